@@ -1,0 +1,21 @@
+"""MLP on scikit-learn's digits. The first run on a new machine: real data, no network.
+
+    jdl train digits_mlp
+
+1,797 images of 8x8 pixels come with scikit-learn; a fifth is held out as the test split and a tenth
+of the rest for validation.
+
+"""
+
+from jdl import Experiment
+from jdl.data import Digits, Scale
+from jdl.models import MLP
+from jdl.optimizers import Adam
+
+experiment = Experiment(
+    model=MLP(widths=(128,)),
+    data=Digits(device_transforms=(Scale(divisor=16.0),)),
+    optimizer=Adam(1e-3),
+    epochs=30,
+    batch_size=32,
+)

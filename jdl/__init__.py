@@ -1,0 +1,47 @@
+"""jdl: deep-learning research on JAX.
+
+One experiment file says what to train; `train` runs it through a pure, compiled update on the
+devices that are there, and leaves a directory from which the result can be reproduced.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from jdl._version import __version__
+
+if TYPE_CHECKING:
+    from jdl.errors import UserError
+    from jdl.experiment import Experiment, load
+    from jdl.loop import fit, open_run, train
+    from jdl.override import override
+    from jdl.run import Run
+
+_HOMES = {
+    "Experiment": "jdl.experiment",
+    "Run": "jdl.run",
+    "UserError": "jdl.errors",
+    "fit": "jdl.loop",
+    "load": "jdl.experiment",
+    "open_run": "jdl.loop",
+    "override": "jdl.override",
+    "train": "jdl.loop",
+}
+
+__all__ = [
+    "Experiment",
+    "Run",
+    "UserError",
+    "__version__",
+    "fit",
+    "load",
+    "open_run",
+    "override",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Loads a public name when it is first used, so that `import jdl` takes no time."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'jdl' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

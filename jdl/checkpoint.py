@@ -1,0 +1,247 @@
+"""Checkpoints: Orbax arrays and one JSON file, vouched for by a manifest that is written last.
+
+A checkpoint is a directory `STEP.N`, N counting the saves of that step. It exists once
+`manifest.json` does, which holds size and SHA-256 of every other file: a save that was cut short
+has none, and damage of any later kind is found before anything is restored. Reading touches
+arrays and JSON only.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import jax
+
+from jdl.errors import UserError
+from jdl.state import TrainState
+from jdl.typing import Json, PyTree
+
+MANIFEST = "manifest.json"
+
+
+class Store:
+    """The checkpoints of one run.
+
+    Args:
+      directory: where they lie.
+      say: told of checkpoints that are passed over.
+    """
+
+    def __init__(self, directory: Path, say: Callable[[str], None] = print) -> None:
+        import orbax.checkpoint as ocp
+
+        logging.getLogger("absl").setLevel(logging.ERROR)
+        self._directory, self._say = directory, say
+        self._writer = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
+        self._args = ocp.args
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._pending: Future[None] | None = None
+
+    def steps(self) -> list[int]:
+        """Steps with a checkpoint, oldest first."""
+        return sorted({step for step, _ in map(_order, self._complete())})
+
+    def save(self, step: int, state: TrainState, meta: Json, keep: Iterable[int]) -> None:
+        """Begins to write a checkpoint; returns once the state may be changed.
+
+        The previous save is waited for first. When this one is complete, those of steps that are
+        not in `keep` are deleted.
+
+        Raises:
+          UserError: the previous one could not be written.
+        """
+        self.wait()
+        path = self._next(step)
+        try:
+            if jax.process_index() == 0:
+                path.mkdir(parents=True)
+            self._writer.save(
+                (path / "state").resolve(), args=self._args.StandardSave(_plain(state))
+            )
+        except Exception as error:
+            raise _unwritten(path, error) from error
+        self._pending = self._thread.submit(self._finish, path, meta, {step, *keep})
+
+    def wait(self) -> None:
+        """Waits until the last save is complete.
+
+        Raises:
+          UserError: it could not be written; earlier ones are untouched.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def restore(self, step: int, like: TrainState) -> tuple[TrainState, Json]:
+        """The checkpoint of a step, verified.
+
+        Args:
+          step: its step.
+          like: shapes, dtypes and shardings of the state.
+
+        Raises:
+          UserError: it is not there or damaged.
+        """
+        paths = [path for path in self._complete() if _order(path)[0] == step]
+        if not paths:
+            raise UserError(f"{self._directory} has no checkpoint of step {step}")
+        if damage := verify(paths[-1]):
+            raise UserError(f"checkpoint {paths[-1].name} is damaged: {damage}")
+        return self._read(paths[-1], like)
+
+    def newest(self, like: TrainState) -> tuple[TrainState, Json] | None:
+        """The newest checkpoint that is whole, or None where none was ever completed.
+
+        Raises:
+          UserError: there are some, and all are damaged.
+        """
+        complete = self._complete()
+        for path in self._all():
+            if path not in complete:
+                self._say(f"checkpoint {path.name} is incomplete (it has no {MANIFEST}): ignored")
+        for path in reversed(complete):
+            damage = verify(path)
+            if not damage:
+                return self._read(path, like)
+            self._say(f"checkpoint {path.name} is damaged, trying the one before: {damage}")
+        if complete:
+            raise UserError(
+                f"every checkpoint in {self._directory} is damaged; move that directory away to "
+                f"start over"
+            )
+        return None
+
+    def close(self) -> None:
+        """Waits for the last save and lets go of the threads."""
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
+            self._writer.close()
+
+    def _read(self, path: Path, like: TrainState) -> tuple[TrainState, Json]:
+        args = self._args.StandardRestore(_plain_like(like))
+        try:
+            plain = self._writer.restore((path / "state").resolve(), args=args)
+        except ValueError as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"checkpoint {path.name} does not fit the model: {reason}") from error
+        state = like.replace(**{**plain, "key": jax.random.wrap_key_data(plain["key"])})
+        return state, json.loads((path / "meta.json").read_text())
+
+    def _finish(self, path: Path, meta: Json, keep: set[int]) -> None:
+        """Completes a checkpoint, then deletes what is no longer wanted; runs in the thread."""
+        try:
+            self._writer.wait_until_finished()
+            if jax.process_index() != 0:
+                return
+            (path / "meta.json").write_text(json.dumps(meta))
+            _write_manifest(path)
+        except Exception as error:
+            raise _unwritten(path, error) from error
+        for other in self._all():
+            stale = _order(other) < _order(path) and _order(other)[0] == _order(path)[0]
+            if other != path and (stale or _order(other)[0] not in keep):
+                # Without its manifest it is no checkpoint any more, should deletion be cut short.
+                (other / MANIFEST).unlink(missing_ok=True)
+                shutil.rmtree(other, ignore_errors=True)
+
+    def _next(self, step: int) -> Path:
+        taken = [_order(path)[1] for path in self._all() if _order(path)[0] == step]
+        return self._directory / f"{step}.{max(taken, default=-1) + 1}"
+
+    def _all(self) -> list[Path]:
+        found = [p for p in self._directory.glob("*.*") if p.name.replace(".", "").isdigit()]
+        return sorted(found, key=_order)
+
+    def _complete(self) -> list[Path]:
+        return [path for path in self._all() if (path / MANIFEST).is_file()]
+
+
+def verify(path: Path) -> str:
+    """What is wrong with a checkpoint directory, naming a file; empty where nothing is."""
+    try:
+        text = (path / MANIFEST).read_text()
+        files = json.loads(text)["files"]
+        if text != _manifest_text(files):
+            return f"{MANIFEST} was changed"
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"{MANIFEST} cannot be read"
+    present = _files(path)
+    for name in sorted({*files, *present}):
+        if name not in present:
+            return f"{name} is missing"
+        if name not in files:
+            return f"{name} does not belong to it"
+        if _entry(path / name) != files[name]:
+            return f"{name} does not match its SHA-256"
+    return ""
+
+
+def _write_manifest(path: Path) -> None:
+    """Vouches for all files of a directory, once they are on the disk."""
+    names = _files(path)
+    for name in names:
+        _fsync(path / name)
+    for directory in {(path / name).parent for name in names} | {path}:
+        _fsync(directory)
+    draft = path / f"{MANIFEST}.tmp"
+    draft.write_text(_manifest_text({name: _entry(path / name) for name in names}))
+    _fsync(draft)
+    draft.rename(path / MANIFEST)
+    _fsync(path)
+    _fsync(path.parent)
+
+
+def _manifest_text(files: Json) -> str:
+    body = json.dumps(files, sort_keys=True)
+    return f'{{"sha256": "{hashlib.sha256(body.encode()).hexdigest()}", "files": {body}}}'
+
+
+def _files(path: Path) -> list[str]:
+    names = [str(file.relative_to(path)) for file in path.rglob("*") if not file.is_dir()]
+    return sorted(name for name in names if name not in (MANIFEST, f"{MANIFEST}.tmp"))
+
+
+def _entry(path: Path) -> Json:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"size": path.stat().st_size, "sha256": digest}
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _order(path: Path) -> tuple[int, int]:
+    step, _, count = path.name.partition(".")
+    return int(step), int(count)
+
+
+def _plain(state: TrainState) -> dict[str, PyTree]:
+    """The state as Orbax takes it: in a dict, the typed key as its numbers."""
+    return {**vars(state), "key": jax.random.key_data(state.key)}
+
+
+def _plain_like(like: TrainState) -> dict[str, PyTree]:
+    data = jax.eval_shape(jax.random.key_data, like.key)
+    sharding = like.step.sharding  # both are whole on every device
+    return {
+        **vars(like),
+        "key": jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=sharding),
+    }
+
+
+def _unwritten(path: Path, error: Exception) -> UserError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return UserError(f"checkpoint {path} could not be written ({reason}); earlier ones are intact")
+

@@ -1,0 +1,99 @@
+"""Data in memory: the user's own arrays, and a small real set that needs no network."""
+
+import hashlib
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jdl.data.base import Data, Example, Source
+from jdl.errors import UserError
+
+
+@dataclass(frozen=True)
+class ArraySource:
+    """Arrays by name with the examples along axis 0, as a `Source`."""
+
+    arrays: Mapping[str, np.ndarray]
+
+    def __post_init__(self) -> None:
+        lengths = {name: len(array) for name, array in self.arrays.items()}
+        if len(set(lengths.values())) != 1:
+            raise UserError(f"arrays of one split differ in length: {lengths}")
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return len(next(iter(self.arrays.values())))
+
+    def __getitem__(self, index: int) -> Example:
+        """The example at `index`."""
+        return {name: array[index] for name, array in self.arrays.items()}
+
+    def digest(self) -> str:
+        """SHA-256 of names, dtypes, shapes and bytes."""
+        digest = hashlib.sha256()
+        for name, array in sorted(self.arrays.items()):
+            digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arrays(Data):
+    """Arrays of the caller: `Arrays({"train": {"image": x, "label": y}, "test": {...}})`."""
+
+    arrays: Mapping[str, Mapping[str, Any]] = field(kw_only=False)  # by split, then by name
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if "train" not in self.arrays:
+            raise UserError(f"arrays need a split 'train' (there are {', '.join(self.arrays)})")
+
+    def load(self) -> dict[str, Source]:
+        """The given splits.
+
+        Raises:
+          UserError: the arrays of a split differ in length.
+        """
+        return {
+            split: ArraySource({name: np.asarray(array) for name, array in arrays.items()})
+            for split, arrays in self.arrays.items()
+        }
+
+    def describe(self) -> str:
+        """`arrays`."""
+        return "arrays"
+
+    def digest(self, source: Source) -> str:
+        """SHA-256 of the arrays of a split."""
+        return source.digest() if isinstance(source, ArraySource) else super().digest(source)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Digits(Data):
+    """1,797 handwritten digits that come with scikit-learn (Alpaydin and Kaynak, 1998).
+
+    `image` is uint8 (8, 8, 1) with values 0 to 16, `label` int32 from 0 to 9.
+    """
+
+    def load(self) -> dict[str, Source]:
+        """One split, `train`."""
+        spec = importlib.util.find_spec("sklearn")
+        if spec is None or spec.origin is None:
+            raise UserError("the digits come with scikit-learn: pip install scikit-learn")
+        # The file that sklearn.datasets.load_digits reads, without two seconds of imports.
+        path = Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz"
+        table = np.loadtxt(path, delimiter=",", dtype=np.uint8)
+        images, labels = table[:, :-1].reshape(-1, 8, 8, 1), table[:, -1].astype(np.int32)
+        return {"train": ArraySource({"image": images, "label": labels})}
+
+    def describe(self) -> str:
+        """`digits`."""
+        return "digits"
+
+    def digest(self, source: Source) -> str:
+        """SHA-256 of the arrays."""
+        return source.digest() if isinstance(source, ArraySource) else super().digest(source)

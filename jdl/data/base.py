@@ -1,0 +1,148 @@
+"""What every data set has in common: named splits of examples, and what is done to each."""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from jdl.errors import UserError, nearest
+from jdl.typing import Batch, Keys
+
+Example = Mapping[str, Any]
+"""One example: arrays, numbers or strings by name."""
+
+Transform = Callable[[Example], Example]
+"""A deterministic function of one example, run on the host, once where the set is resident."""
+
+DeviceTransform = Callable[[Batch, Keys | None], Batch]
+"""A pure function of a batch inside the compiled step; its keys are None outside training."""
+
+
+class Source(Protocol):
+    """Random access to the examples of a split, as `tfds.data_source` gives it."""
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        ...
+
+    def __getitem__(self, index: int, /) -> Example:
+        """The example at `index`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Some examples of a source."""
+
+    source: Source
+    indices: np.ndarray  # (n,) int64
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Example:
+        """The example at `index` of the subset."""
+        return self.source[int(self.indices[index])]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Example]:
+        """Several examples at once, which many sources read faster."""
+        return read_many(self.source, [int(self.indices[i]) for i in indices])
+
+
+def read_many(source: Source, indices: Sequence[int]) -> list[Example]:
+    """The examples at `indices`, in one call where the source offers one."""
+    many = getattr(source, "__getitems__", None)
+    return list(many(indices)) if many else [source[i] for i in indices]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """A data set with its transforms. A subclass says in `load` which splits it has.
+
+    A split that the set lacks is held out of `train` with `split_seed`, whatever the run's seed.
+    """
+
+    transforms: tuple[Transform, ...] = ()  # on the host, example by example
+    device_transforms: tuple[DeviceTransform, ...] = ()  # in the compiled step, batch by batch
+    pipeline: Literal["auto", "resident", "grain"] = "auto"  # auto: resident up to 1 GiB
+    workers: int = 0  # processes that read ahead under grain; 0 reads with threads
+    test_fraction: float = 0.2  # of train held out as test where the set has none; 0: no such split
+    validation_fraction: float = 0.1  # of the rest held out as validation; 0: no such split
+    split_seed: int = 0  # of the held-out splits
+    ordered: bool = False  # hold out the end, not a random part: for series in order of time
+
+    def __post_init__(self) -> None:
+        for name in ("test_fraction", "validation_fraction"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"data.{name} is a share in [0, 1), not {getattr(self, name)}")
+        if self.workers < 0:
+            raise UserError(f"data.workers is a number of processes, not {self.workers}")
+
+    def load(self) -> dict[str, Source]:
+        """The splits that the set itself has, `train` among them."""
+        raise NotImplementedError
+
+    def describe(self) -> str:
+        """The set as `NAME` or `NAME:VERSION`."""
+        raise NotImplementedError
+
+    def splits(self) -> dict[str, Source]:
+        """`train`, `validation` and `test`, held out where the set lacks them.
+
+        Raises:
+          UserError: a split is empty.
+        """
+        splits = dict(self.load())
+        for name, fraction in (
+            ("test", self.test_fraction),
+            ("validation", self.validation_fraction),
+        ):
+            if name not in splits and fraction:
+                splits["train"], splits[name] = self._hold_out(splits["train"], fraction)
+        for name, source in splits.items():
+            if not len(source):
+                raise UserError(f"split {name!r} of {self.describe()} is empty")
+        return splits
+
+    def fingerprint(self, source: Source) -> dict[str, Any]:
+        """Identifies the examples of a split: source, version and SHA-256."""
+        digest = hashlib.sha256()
+        while isinstance(source, Subset):
+            digest.update(np.ascontiguousarray(source.indices).tobytes())
+            source = source.source
+        digest.update(self.digest(source).encode())
+        name, _, version = self.describe().partition(":")
+        return {"source": name, "version": version, "sha256": digest.hexdigest()}
+
+    def digest(self, source: Source) -> str:
+        """SHA-256 of the bytes of one of the set's own splits; every example, unless overridden."""
+        digest = hashlib.sha256()
+        for i in range(len(source)):
+            for name, value in sorted(source[i].items()):
+                array = np.asarray(value)
+                digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
+                digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+    def _hold_out(self, source: Source, fraction: float) -> tuple[Source, Source]:
+        count = len(source)
+        order = np.arange(count)
+        if not self.ordered:
+            order = np.random.default_rng(self.split_seed).permutation(count)
+        cut = count - round(count * fraction)
+        return Subset(source, np.sort(order[:cut])), Subset(source, np.sort(order[cut:]))
+
+
+def pick(splits: Mapping[str, Any], name: str) -> Any:
+    """The split called `name`.
+
+    Raises:
+      UserError: there is no such split; names the nearest.
+    """
+    if name not in splits:
+        known = ", ".join(splits)
+        raise UserError(f"there is no split {name!r} (there are {known}){nearest(name, splits)}")
+    return splits[name]

@@ -1,0 +1,210 @@
+"""From a split to batches: resident in memory, or streamed by Grain.
+
+Both give the same examples in the same order. Position p of training is example
+`permutation(seed, p // n)[p % n]`, so a batch is a function of the step alone: epochs follow one
+another without a gap, every example comes once in each, and a run resumes at any position
+without replaying the ones before. Evaluation goes through a split in order and pads its last
+batch with rows whose `mask` is False.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jdl.data.base import Data, Source, read_many
+from jdl.errors import UserError
+
+RESIDENT_BYTES = 1 << 30
+"""A training split up to this size is kept on the device under `pipeline="auto"`."""
+
+Check = Callable[[Mapping[str, np.ndarray]], None]
+"""Raises a UserError for a batch that cannot be trained on."""
+
+
+@functools.lru_cache(maxsize=4)
+def permutation(seed: int, epoch: int, size: int) -> np.ndarray:
+    """The order of examples in an epoch, (size,) int64."""
+    return np.random.default_rng((seed, epoch)).permutation(size)
+
+
+def order(positions: np.ndarray, size: int, seed: int) -> np.ndarray:
+    """The examples at the given positions of training, int32."""
+    epochs = positions // size
+    indices = np.empty(len(positions), np.int32)
+    for epoch in np.unique(epochs):
+        here = epochs == epoch
+        indices[here] = permutation(seed, int(epoch), size)[positions[here] % size]
+    return indices
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The rows of every global batch that this process reads: all, with one process."""
+
+    index: int = 0
+    count: int = 1
+
+    def rows(self, step: int, batch_size: int) -> np.ndarray:
+        """This process's positions in the batch of `step`."""
+        local = batch_size // self.count
+        return step * batch_size + self.index * local + np.arange(local)
+
+
+@dataclass(frozen=True)
+class Resident:
+    """A split in memory; training batches are gathered from it inside the compiled step."""
+
+    arrays: dict[str, np.ndarray]
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return len(next(iter(self.arrays.values())))
+
+    def rows(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """The examples at `indices` as a batch."""
+        return {name: array[indices] for name, array in self.arrays.items()}
+
+    def feeds(self, start: int, batch_size: int, seed: int, shard: Shard) -> Iterator[Any]:
+        """Endless feeds from step `start`: the indices of each batch, (rows,) int32."""
+        step = start
+        while True:
+            yield order(shard.rows(step, batch_size), len(self), seed)
+            step += 1
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """A split read example by example, ahead of the training, by Grain."""
+
+    source: Source
+    data: Data
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return len(self.source)
+
+    def rows(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """The examples at `indices` as a batch."""
+        return stack([self.example(int(i)) for i in indices], indices)
+
+    def example(self, index: int) -> dict[str, np.ndarray]:
+        """The transformed example at `index`."""
+        return transformed(self.data, self.source[index])
+
+    def feeds(self, start: int, batch_size: int, seed: int, shard: Shard) -> Iterator[Any]:
+        """Endless feeds from step `start`: the batches themselves."""
+        import grain
+
+        size, local = len(self), batch_size // shard.count
+
+        def load(row: int) -> tuple[int, dict[str, np.ndarray]]:
+            step, offset = start + row // local, row % local
+            position = shard.rows(step, batch_size)[offset : offset + 1]
+            index = int(order(position, size, seed)[0])
+            return index, self.example(index)
+
+        def join(rows: list[tuple[int, dict[str, np.ndarray]]]) -> dict[str, np.ndarray]:
+            batch = stack([example for _, example in rows], np.array([i for i, _ in rows]))
+            return {**batch, "mask": np.ones(len(rows), bool)}
+
+        endless = grain.MapDataset.range(2**62).map(load).batch(local, batch_fn=join)
+        if self.data.workers:
+            options = grain.MultiprocessingOptions(num_workers=self.data.workers)
+            return iter(endless.to_iter_dataset().mp_prefetch(options))
+        options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+        return iter(endless.to_iter_dataset(options))
+
+
+Pipeline = Resident | Streamed
+
+
+def read(resident: Mapping[str, jax.Array], feed: Any) -> dict[str, Any]:
+    """The batch that a feed stands for; pure, for use inside the compiled step."""
+    if isinstance(feed, Mapping):
+        return dict(feed)
+    batch = {name: array[feed] for name, array in resident.items()}
+    return {**batch, "mask": jnp.ones(feed.shape, bool)}
+
+
+def batches(
+    pipeline: Pipeline, batch_size: int, shard: Shard, limit: int | None = None
+) -> Iterator[dict[str, np.ndarray]]:
+    """The first `limit` examples of a split (all, by default) in order, the last batch padded.
+
+    Every process gives the same number of batches, each of `batch_size / shard.count` rows.
+    """
+    size = min(len(pipeline), limit or len(pipeline))
+    for step in range(-(-size // batch_size)):
+        positions = shard.rows(step, batch_size)
+        mask = positions < size
+        yield {**pipeline.rows(np.where(mask, positions, 0)), "mask": mask}
+
+
+def open_pipeline(data: Data, source: Source, name: str) -> Pipeline:
+    """Chooses how a split is read, and reads it where it is to be resident.
+
+    Raises:
+      UserError: examples differ in shape, or hold nothing that a model can read.
+    """
+    first = transformed(data, source[0])
+    if not first:
+        raise UserError(f"split {name!r} holds no numbers after the transforms, only text")
+    size = sum(value.nbytes for value in first.values()) * len(source)
+    probe = np.unique(np.linspace(0, len(source) - 1, 8).astype(int))
+    stack([transformed(data, source[int(i)]) for i in probe], probe, name)
+    if data.pipeline == "grain" or (data.pipeline == "auto" and size > RESIDENT_BYTES):
+        return Streamed(source, data)
+    arrays = {k: np.empty((len(source), *v.shape), v.dtype) for k, v in first.items()}
+    chunk = 1024
+    for begin in range(0, len(source), chunk):
+        indices = np.arange(begin, min(begin + chunk, len(source)))
+        examples = [transformed(data, e) for e in read_many(source, indices.tolist())]
+        for key, values in stack(examples, indices, name).items():
+            arrays[key][indices] = values
+    return Resident(arrays)
+
+
+def transformed(data: Data, example: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """An example after the host transforms, numbers only; 64-bit values narrow to 32."""
+    for transform in data.transforms:
+        example = transform(example)
+    arrays = {}
+    for name, value in example.items():
+        array = np.asarray(value)
+        if array.dtype == np.float64:
+            array = array.astype(np.float32)
+        elif array.dtype in (np.int64, np.uint64):
+            array = _narrow(array, name)
+        if array.dtype.kind in "biuf":
+            arrays[name] = array
+    return arrays
+
+
+def stack(
+    examples: list[dict[str, np.ndarray]], indices: np.ndarray, split: str = "train"
+) -> dict[str, np.ndarray]:
+    """Joins examples along a new axis 0.
+
+    Raises:
+      UserError: they differ in shape; names two that do.
+    """
+    for name in examples[0]:
+        for i, example in zip(indices, examples, strict=True):
+            if example[name].shape != examples[0][name].shape:
+                raise UserError(
+                    f"{name!r} has shape {examples[0][name].shape} in example {indices[0]} of "
+                    f"split {split!r} and {example[name].shape} in example {i}: bring all to one "
+                    f"shape in data.transforms, for images with Resize"
+                )
+    return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
+
+
+def _narrow(array: np.ndarray, name: str) -> np.ndarray:
+    if array.size and (array.max() > 2**31 - 1 or array.min() < -(2**31)):
+        raise UserError(f"{name!r} holds {array.flat[0]}, which does not fit into 32 bits")
+    return array.astype(np.int32)

@@ -1,0 +1,406 @@
+"""Writes public data sets in TensorFlow Datasets' prepared layout, without TensorFlow.
+
+The catalogue's own builders of MNIST, CIFAR-10 and Cats vs Dogs decode and encode with TensorFlow.
+Here images arrive encoded and the records are written as array_record, for which TFDS needs none.
+Names, versions, features, splits and the order of the examples are the catalogue's.
+"""
+
+import contextlib
+import hashlib
+import http.client
+import io
+import os
+import shutil
+import ssl
+import tempfile
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
+
+from jdl.data import raw as originals
+from jdl.data.tfds import default_data_dir
+from jdl.errors import UserError, nearest
+
+# What a connection that cannot be made or breaks off raises.
+_BROKEN_OFF = (
+    URLError,
+    http.client.HTTPException,
+    ConnectionError,
+    TimeoutError,
+    ssl.SSLError,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One data set: where its originals are, how they are read, and what becomes of them."""
+
+    # Name in the catalogue of TensorFlow Datasets, or like one.
+    name: str
+    # Version in that catalogue.
+    version: str
+    # Name of the configuration, which is a folder above the version; empty if it has none.
+    config: str = ""
+    # One sentence on what it is and whose.
+    description: str
+    # The originals' home page.
+    homepage: str
+    # Where the originals can be downloaded from.
+    urls: tuple[str, ...]
+    # Gives the features; takes the module `tensorflow_datasets.features`.
+    features: Callable[[Any], dict[str, Any]]
+    # Names of the input's and the target's feature, if it is made for supervised learning.
+    supervised: tuple[str, str] | None
+    # Reads the originals, which lie in the directory given (see `jdl.data.raw`).
+    read: Callable[[Path], originals.Splits]
+    # How many examples each split of the complete data set has.
+    examples: Mapping[str, int]
+
+    @property
+    def path(self) -> Path:
+        """Where in a data directory the prepared data set lies."""
+        return Path(self.name, self.config, self.version)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The names of the originals."""
+        return tuple(_file(url) for url in self.urls)
+
+
+def _idx_urls(site: str) -> tuple[str, ...]:
+    kinds = ("images-idx3-ubyte.gz", "labels-idx1-ubyte.gz")
+    return tuple(f"{site}/{part}-{kind}" for part in ("train", "t10k") for kind in kinds)
+
+
+def _multi30k_urls(site: str) -> tuple[str, ...]:
+    parts = ("train", "val", "test_2016_flickr")
+    return tuple(f"{site}/{part}.{code}.gz" for part in parts for code in ("en", "de"))
+
+
+_FASHION = "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot"
+_CIFAR10 = "airplane,automobile,bird,cat,deer,dog,frog,horse,ship,truck"
+
+RECIPES = (
+    Recipe(
+        name="mnist",
+        version="3.0.1",
+        description="MNIST: handwritten digits (LeCun et al., 1998).",
+        homepage="http://yann.lecun.com/exdb/mnist/",
+        urls=_idx_urls("https://storage.googleapis.com/cvdf-datasets/mnist"),
+        features=lambda f: {
+            "image": f.Image(shape=(28, 28, 1), encoding_format="png"),
+            "label": f.ClassLabel(num_classes=10),
+        },
+        supervised=("image", "label"),
+        read=originals.read_mnist,
+        examples={"train": 60_000, "test": 10_000},
+    ),
+    Recipe(
+        name="fashion_mnist",
+        version="3.0.1",
+        description="Fashion-MNIST: Zalando's article images (Xiao et al., 2017).",
+        homepage="https://github.com/zalandoresearch/fashion-mnist",
+        urls=_idx_urls("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"),
+        features=lambda f: {
+            "image": f.Image(shape=(28, 28, 1), encoding_format="png"),
+            "label": f.ClassLabel(names=_FASHION.split(",")),
+        },
+        supervised=("image", "label"),
+        read=originals.read_mnist,
+        examples={"train": 60_000, "test": 10_000},
+    ),
+    Recipe(
+        name="cifar10",
+        version="3.0.2",
+        description="CIFAR-10: small colour photographs of ten classes (Krizhevsky, 2009).",
+        homepage="https://www.cs.toronto.edu/~kriz/cifar.html",
+        urls=("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",),
+        features=lambda f: {
+            "id": f.Text(),
+            "image": f.Image(shape=(32, 32, 3), encoding_format="png"),
+            "label": f.ClassLabel(names=_CIFAR10.split(",")),
+        },
+        supervised=("image", "label"),
+        read=originals.read_cifar10,
+        examples={"train": 50_000, "test": 10_000},
+    ),
+    Recipe(
+        name="imdb_reviews",
+        version="1.0.0",
+        config="plain_text",
+        description="Large Movie Review Dataset (Maas et al., 2011).",
+        homepage="http://ai.stanford.edu/~amaas/data/sentiment/",
+        urls=("http://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz",),
+        features=lambda f: {"text": f.Text(), "label": f.ClassLabel(names=["neg", "pos"])},
+        supervised=("text", "label"),
+        read=originals.read_imdb,
+        examples={"train": 25_000, "test": 25_000, "unsupervised": 50_000},
+    ),
+    Recipe(
+        name="cats_vs_dogs",
+        version="4.0.1",
+        description="Photographs of cats and dogs, from Asirra (Elson et al., 2007).",
+        homepage="https://www.microsoft.com/en-us/download/details.aspx?id=54765",
+        urls=(
+            "https://download.microsoft.com/download/3/E/1/"
+            "3E1C3F21-ECDB-4869-8368-6DEBA77B919F/kagglecatsanddogs_5340.zip",
+        ),
+        features=lambda f: {
+            "image": f.Image(),
+            "image/filename": f.Text(),
+            "label": f.ClassLabel(names=["cat", "dog"]),
+        },
+        supervised=("image", "label"),
+        read=originals.read_cats_vs_dogs,
+        examples={"train": 23_262},
+    ),
+    Recipe(
+        name="tiny_shakespeare",
+        version="1.0.0",
+        description="40,000 lines of Shakespeare (Karpathy's char-rnn, 2015).",
+        homepage="https://github.com/karpathy/char-rnn",
+        urls=(
+            "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/"
+            "input.txt",
+        ),
+        features=lambda f: {"text": f.Text()},
+        supervised=None,
+        read=originals.read_tiny_shakespeare,
+        examples={"train": 1, "validation": 1, "test": 1},
+    ),
+    Recipe(
+        name="multi30k",
+        version="1.0.0",
+        description="Multi30k, task 1: English and German captions (Elliott et al., 2016).",
+        homepage="https://github.com/multi30k/dataset",
+        urls=_multi30k_urls(
+            "https://raw.githubusercontent.com/multi30k/dataset/master/data/task1/raw"
+        ),
+        features=lambda f: {"en": f.Text(), "de": f.Text()},
+        supervised=None,
+        read=originals.read_multi30k,
+        examples={"train": 29_000, "validation": 1_014, "test": 1_000},
+    ),
+)
+
+
+def prepare(
+    name: str,
+    *,
+    raw: Path | None = None,
+    data_dir: Path | None = None,
+    download: bool = True,
+    overwrite: bool = False,
+    report: Callable[[str], object] = print,
+) -> Path:
+    """Writes a data set so that `tfds.builder_from_directory(...)` reads it.
+
+    The data set appears under its name only when it is complete: a run that is killed leaves
+    nothing but a hidden folder beside it.
+
+    Args:
+      name: a name of `RECIPES`.
+      raw: file or directory with the originals; None to take them from
+        `DATA_DIR/downloads/NAME`, where they are downloaded to if they are not there.
+      data_dir: where prepared data sets lie; by default `$TFDS_DATA_DIR`, or else
+        `~/tensorflow_datasets`.
+      download: whether to download what is missing.
+      overwrite: whether to replace a data set that is already there.
+      report: is told, in a sentence each, what is done.
+
+    Returns:
+      The directory of the data set's version, such as `DATA_DIR/mnist/3.0.1`.
+
+    Raises:
+      UserError: unknown name; originals that are missing, damaged or cannot be downloaded; a
+        directory that cannot be written.
+    """
+    recipe = _recipe(name)
+    root = Path(data_dir or default_data_dir()).expanduser()
+    target = root / recipe.path
+    if target.exists() and not overwrite:
+        if not (target / "dataset_info.json").is_file():
+            raise UserError(f"{target} is there but holds no prepared data set: remove it first")
+        report(f"{target} is already prepared")
+        return target
+    if raw is not None:
+        source = raw.expanduser()
+    else:
+        source = root / "downloads" / recipe.name
+        if download:
+            fetch(recipe.urls, source, known=_checksums(recipe.name), report=report)
+    splits = recipe.read(source)
+    try:
+        counts, skipped = _write(recipe, splits, root)
+    except OSError as error:  # array_record raises RuntimeError if the disk is full
+        reason = getattr(error, "strerror", None) or str(error).split(";")[0]
+        raise UserError(f"cannot write in {root} ({reason})") from error
+    found = ", ".join(f"{split} {count:,}" for split, count in counts.items())
+    report(f"prepared {target}: {found} examples")
+    if skipped:
+        report(f"skipped {skipped:,} damaged examples")
+    if counts != recipe.examples:
+        complete = ", ".join(f"{split} {count:,}" for split, count in recipe.examples.items())
+        report(f"these are not all: the complete data set has {complete}")
+    return target
+
+
+def _recipe(name: str) -> Recipe:
+    names = {recipe.name: recipe for recipe in RECIPES}
+    if name not in names:
+        raise UserError(
+            f"unknown data set {name!r}{nearest(name, names)} (there are {', '.join(names)})"
+        )
+    return names[name]
+
+
+def _write(recipe: Recipe, splits: originals.Splits, root: Path) -> tuple[dict[str, int], int]:
+    """Writes the splits beside where they belong, and then renames.
+
+    Returns:
+      The number of examples in each split, and the number skipped.
+    """
+    target = root / recipe.path
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # TFDS takes no folder for a version whose name begins with a dot.
+    with tempfile.TemporaryDirectory(prefix=".incomplete-", dir=target.parent) as scratch:
+        skipped = Counter()
+        builder = _builder(recipe, splits, Path(scratch), skipped)
+        with contextlib.redirect_stdout(io.StringIO()):  # it would name the scratch directory
+            builder.download_and_prepare()
+        counts = {split: info.num_examples for split, info in builder.info.splits.items()}
+        if recipe.config:
+            default = Path(recipe.name, ".config")
+            shutil.copytree(scratch / default, root / default, dirs_exist_ok=True)
+        if target.exists():
+            target.rename(Path(scratch, "replaced"))
+        Path(builder.data_dir).rename(target)
+    return counts, skipped.total()
+
+
+def _builder(
+    recipe: Recipe, splits: originals.Splits, data_dir: Path, skipped: Counter[str]
+) -> Any:
+    """Returns a TFDS builder that writes the splits, and counts in `skipped` what it leaves out."""
+    import tensorflow_datasets as tfds
+
+    class Prepared(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        """Stands in for the catalogue's builder of the same name."""
+
+        name = recipe.name
+        VERSION = tfds.core.Version(recipe.version)
+        BUILDER_CONFIGS = (
+            [tfds.core.BuilderConfig(name=recipe.config, version=recipe.version)]
+            if recipe.config
+            else []
+        )
+
+        def _info(self) -> Any:
+            return tfds.core.DatasetInfo(
+                builder=self,
+                description=recipe.description,
+                features=tfds.features.FeaturesDict(recipe.features(tfds.features)),
+                supervised_keys=recipe.supervised,
+                homepage=recipe.homepage,
+            )
+
+        def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+            del dl_manager  # the originals are there
+            return {split: self._generate_examples(split) for split in splits}
+
+        def _generate_examples(self, split: str) -> Iterator[tuple[int | str, originals.Example]]:
+            empty = True
+            for key, example in splits[split]:
+                if example is None:
+                    skipped[split] += 1
+                    continue
+                empty = False
+                yield key, example
+            if empty:
+                raise UserError(f"the originals of {recipe.name} hold no examples of {split!r}")
+
+    # TFDS sorts in memory up to 1,000 MiB a split, which all of these data sets stay below; for
+    # more it would need TensorFlow.
+    return Prepared(data_dir=data_dir, file_format="array_record")
+
+
+def fetch(
+    urls: tuple[str, ...],
+    folder: Path,
+    *,
+    known: Mapping[str, Any],
+    report: Callable[[str], object] = print,
+) -> None:
+    """Downloads files that are not in `folder` yet; each appears there only when it is complete.
+
+    Args:
+      urls: addresses, whose last parts name the files.
+      folder: where the files go; made if need be.
+      known: for an address, an object that tells the file's `size` in bytes and its SHA-256,
+        `checksum`; others are only checked for being as long as the server says, and not empty.
+      report: is told what is downloaded.
+
+    Raises:
+      UserError: no connection, a file that is not the one expected, or no permission to write.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write in {folder} ({error.strerror})") from error
+    for url in urls:
+        target = folder / _file(url)
+        if target.is_file():
+            continue
+        report(f"downloading {url}")
+        part = target.with_name(f"{target.name}.{os.getpid()}.part")
+        try:
+            _download(url, part, known.get(url))
+            part.replace(target)
+        except _BROKEN_OFF as error:
+            reason = getattr(error, "reason", error)
+            if isinstance(error, HTTPError):
+                reason = str(error)
+                error.close()  # it is the response, too
+            raise UserError(
+                f"cannot download {url} ({reason}): fetch it yourself and give --from DIR, a "
+                f"directory with {', '.join(_file(url) for url in urls)}"
+            ) from error
+        except OSError as error:
+            raise UserError(f"cannot write in {folder} ({error.strerror})") from error
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def _download(url: str, part: Path, expected: Any) -> None:
+    digest, size = hashlib.sha256(), 0
+    with urllib.request.urlopen(url, timeout=60) as response, part.open("wb") as stream:
+        length = response.headers.get("Content-Length")
+        while block := response.read(1 << 20):
+            digest.update(block)
+            size += stream.write(block)
+    if expected is not None and (size, digest.hexdigest()) != (expected.size, expected.checksum):
+        raise UserError(f"{url} gave a file that is not the original: its SHA-256 differs")
+    if size == 0 or (length is not None and size != int(length)):
+        raise UserError(f"{url} gave only {size} bytes: the download broke off")
+
+
+def _checksums(name: str) -> Mapping[str, Any]:
+    """Returns sizes and SHA-256 by address, from TFDS' own records; empty if it has none."""
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.download import checksums
+
+    package = Path(tfds.__file__).parent
+    records = (
+        package / "url_checksums" / f"{name}.txt",
+        package / "datasets" / name / "checksums.tsv",
+    )
+    return next((checksums.load_url_infos(path) for path in records if path.is_file()), {})
+
+
+def _file(url: str) -> str:
+    return PurePosixPath(urlsplit(url).path).name

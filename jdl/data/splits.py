@@ -1,0 +1,48 @@
+"""The splits of a data set, opened when they are first read and shared by runs on the same data."""
+
+from jdl.data.base import Data, pick
+from jdl.data.pipeline import Pipeline, open_pipeline
+from jdl.typing import Json
+
+
+class Splits:
+    """What a run reads its examples from.
+
+    Args:
+      data: the data set.
+
+    Raises:
+      UserError: the set is missing, or a split is empty.
+    """
+
+    def __init__(self, data: Data) -> None:
+        self._data = data
+        self._sources = data.splits()
+        self._pipelines: dict[str, Pipeline] = {}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The splits that exist."""
+        return tuple(self._sources)
+
+    def count(self, name: str) -> int:
+        """Examples of a split."""
+        return len(pick(self._sources, name))
+
+    def pipeline(self, name: str) -> Pipeline:
+        """How a split is read.
+
+        Raises:
+          UserError: there is no such split, or its examples cannot be batched.
+        """
+        source = pick(self._sources, name)
+        if name not in self._pipelines:
+            self._pipelines[name] = open_pipeline(self._data, source, name)
+        return self._pipelines[name]
+
+    def fingerprints(self) -> dict[str, Json]:
+        """Source, version, count and SHA-256 of each split, by name."""
+        return {
+            name: {**self._data.fingerprint(source), "count": len(source)}
+            for name, source in self._sources.items()
+        }

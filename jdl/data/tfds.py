@@ -1,0 +1,156 @@
+"""TensorFlow Datasets, read from array_record without TensorFlow."""
+
+import functools
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jdl.data.base import Data, Example, Source
+from jdl.errors import UserError, nearest
+
+HASHED_BYTES = 1 << 24
+"""Of a larger file, the fingerprint covers this many bytes of its start and of its end."""
+
+
+def default_data_dir() -> Path:
+    """`TFDS_DATA_DIR` where it is set, else `~/tensorflow_datasets`."""
+    return Path(os.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets")
+
+
+@dataclass(frozen=True)
+class TFDSSource:
+    """A split of a prepared data set; a plain description that worker processes can be sent."""
+
+    directory: Path
+    split: str
+
+    @functools.cached_property
+    def _source(self) -> Any:
+        logging.getLogger("absl").setLevel(logging.ERROR)  # advice about OpenCV
+        import tensorflow_datasets as tfds
+
+        builder = tfds.builder_from_directory(self.directory)
+        return builder.as_data_source(self.split)
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Example:
+        """The decoded example at `index`."""
+        return self._source[index]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Example]:
+        """The decoded examples at `indices`."""
+        return self._source.__getitems__(indices)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves the open files behind."""
+        return {"directory": self.directory, "split": self.split}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TFDS(Data):
+    """A prepared set of the TFDS catalogue: `TFDS("mnist")`, `TFDS("imdb_reviews/plain_text")`.
+
+    Examples hold the features of the catalogue, images decoded to uint8.
+    """
+
+    name: str = field(kw_only=False)  # NAME, NAME/CONFIG or NAME:VERSION
+    data_dir: str | None = None  # where sets lie; None: TFDS_DATA_DIR or ~/tensorflow_datasets
+    download: bool = False  # fetch and prepare the set if it is missing
+
+    def load(self) -> dict[str, Source]:
+        """The splits that the set was prepared with.
+
+        Raises:
+          UserError: the set is not there, or was prepared in a format that needs TensorFlow.
+        """
+        directory = self.directory()
+        info = _read_info(directory)
+        if info.get("fileFormat") != "array_record":
+            root = self.root()
+            out = root.with_name(f"{root.name}_array_record") / directory.relative_to(root)
+            raise UserError(
+                f"{directory} was prepared as {info.get('fileFormat', 'tfrecord')}, which only "
+                f"TensorFlow reads: where that is installed, convert it with `tfds convert_format "
+                f"--dataset_version_dir={directory} --out_file_format=array_record "
+                f"--out_dir={out}`, and name the new place with --data.data-dir"
+            )
+        names = [split["name"] for split in info.get("splits", [])]
+        if "train" not in names:
+            raise UserError(f"{directory} has no split 'train' (it has {', '.join(names)})")
+        kept = [name for name in names if name in ("train", "validation", "test")]
+        return {name: TFDSSource(directory, name) for name in kept}
+
+    def describe(self) -> str:
+        """Name and version, such as `mnist:3.0.1`."""
+        try:
+            return f"{self._stem()}:{self.directory().name}"
+        except UserError:
+            return self.name
+
+    def directory(self) -> Path:
+        """The directory of the prepared version, prepared now if that was asked for.
+
+        Raises:
+          UserError: it is not there; says how to get it.
+        """
+        root = self.root()
+        found = self._find(root)
+        if found is None and self.download:
+            from jdl.data.prepare import prepare
+
+            return prepare(self._stem().split("/")[0], data_dir=root)
+        if found is None:
+            have = sorted(path.name for path in root.glob("*") if path.is_dir())
+            raise UserError(
+                f"data set {self.name!r} is not in {root}{nearest(self._stem(), have)}: name its "
+                f"directory with --data.data-dir or TFDS_DATA_DIR, fetch it with --data.download, "
+                f"or write it with `jdl prepare {self._stem().split('/')[0]} --from RAW`"
+            )
+        return found
+
+    def root(self) -> Path:
+        """Where prepared sets lie."""
+        return Path(self.data_dir).expanduser() if self.data_dir else default_data_dir()
+
+    def digest(self, source: Source) -> str:
+        """SHA-256 over names, sizes and bytes of the split's files (see `HASHED_BYTES`)."""
+        if not isinstance(source, TFDSSource):
+            return super().digest(source)
+        digest = hashlib.sha256()
+        for path in sorted(source.directory.glob(f"*-{source.split}.*")):
+            size = path.stat().st_size
+            digest.update(f"{path.name} {size}".encode())
+            with path.open("rb") as file:
+                digest.update(file.read(HASHED_BYTES))
+                file.seek(max(file.tell(), size - HASHED_BYTES))
+                digest.update(file.read())
+        return digest.hexdigest()
+
+    def _stem(self) -> str:
+        return self.name.split(":")[0]
+
+    def _find(self, root: Path) -> Path | None:
+        stem, _, version = self.name.partition(":")
+        pattern = version or "[0-9]*.[0-9]*.[0-9]*"
+        places = [root / stem, *(root / stem).glob("[!0-9.]*")]
+        found = [p.parent for place in places for p in place.glob(f"{pattern}/dataset_info.json")]
+        return max(found, key=_version, default=None)
+
+
+def _version(directory: Path) -> list[int]:
+    return [int(part) for part in directory.name.split(".") if part.isdigit()]
+
+
+def _read_info(directory: Path) -> dict[str, Any]:
+    try:
+        return json.loads((directory / "dataset_info.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{directory}/dataset_info.json cannot be read: {error}") from error

@@ -1,0 +1,92 @@
+"""What is done to examples: on the host one by one, on the device batch by batch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jdl.errors import UserError
+from jdl.typing import Batch, Keys
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resize:
+    """Host: scales an image (height, width, channels) uint8 to a fixed size, bilinearly."""
+
+    height: int = 150  # pixels
+    width: int = 150  # pixels
+    name: str = "image"  # of the array
+
+    def __post_init__(self) -> None:
+        if self.height < 1 or self.width < 1:
+            raise UserError(f"Resize needs a positive size, not {self.height}x{self.width}")
+
+    def __call__(self, example: Mapping[str, Any]) -> dict[str, Any]:
+        """The example with the image at its new size."""
+        from PIL import Image
+
+        image = np.asarray(example[self.name])
+        grey = image.shape[-1] == 1
+        picture = Image.fromarray(image[..., 0] if grey else image)
+        small = np.asarray(picture.resize((self.width, self.height), Image.Resampling.BILINEAR))
+        return {**example, self.name: small[..., None] if grey else small}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """Device: `(x - offset) / divisor` in float32."""
+
+    divisor: float = 255.0
+    offset: float = 0.0
+    name: str = "image"  # of the array
+
+    def __call__(self, batch: Batch, keys: Keys | None) -> Batch:
+        """The batch with the array scaled."""
+        del keys
+        scaled = (batch[self.name].astype(jnp.float32) - self.offset) / self.divisor
+        return {**batch, self.name: scaled}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomCrop:
+    """Device: shifts an image by up to `padding` pixels each way, filling with zeros.
+
+    The padded crop of He et al. (2016, section 4.2). Leaves evaluation batches alone.
+    """
+
+    padding: int = 4  # pixels
+    name: str = "image"  # of the array (batch, height, width, channels)
+
+    def __call__(self, batch: Batch, keys: Keys | None) -> Batch:
+        """The batch, each image with an offset drawn from its own key."""
+        if keys is None:
+            return batch
+
+        def crop(key: jax.Array, image: jax.Array) -> jax.Array:
+            pad = self.padding
+            offset = jax.random.randint(key, (2,), 0, 2 * pad + 1)
+            padded = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)))
+            return jax.lax.dynamic_slice(padded, (offset[0], offset[1], 0), image.shape)
+
+        return {**batch, self.name: jax.vmap(crop)(keys, batch[self.name])}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomFlip:
+    """Device: mirrors half of the images left to right. Leaves evaluation batches alone."""
+
+    name: str = "image"  # of the array (batch, height, width, channels)
+
+    def __call__(self, batch: Batch, keys: Keys | None) -> Batch:
+        """The batch, each image mirrored or not by its own key."""
+        if keys is None:
+            return batch
+        images = batch[self.name]
+        flip = jax.vmap(jax.random.bernoulli)(keys)
+        return {
+            **batch,
+            self.name: jnp.where(flip[:, None, None, None], images[:, :, ::-1], images),
+        }

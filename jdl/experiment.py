@@ -1,0 +1,234 @@
+"""An experiment says everything about a run; a file holds one, and a directory finds it by name."""
+
+import ast
+import contextlib
+import hashlib
+import importlib.util
+import math
+import re
+import sys
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from jdl.data.base import Data
+from jdl.errors import UserError, nearest
+from jdl.hooks import (
+    Checkpoint,
+    Evaluate,
+    Hook,
+    Progress,
+    RetraceWarning,
+    TensorBoard,
+)
+from jdl.optimizers import Adam, Optimizer
+from jdl.parallel import DataParallel, Strategy
+from jdl.tasks import Classification, Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """What to train, on what, how, and what happens along the way."""
+
+    model: nn.Module  # the network
+    task: Task = Classification()  # what is learned
+    data: Data  # what it is learned from
+    optimizer: Optimizer = Adam(1e-3)  # how parameters change
+    strategy: Strategy = DataParallel()  # how the work is spread over devices
+    hooks: tuple[Hook, ...] = (
+        Progress(),
+        TensorBoard(),
+        Evaluate(),
+        Checkpoint(),
+        RetraceWarning(),
+    )  # what happens between steps, in this order
+    epochs: float | None = None  # passes over the training split; or give steps
+    steps: int | None = None  # optimizer steps; or give epochs
+    batch_size: int = 32  # examples per optimizer step, over all devices
+    accumulate: int = 1  # micro-batches that a batch is computed in; changes memory, not results
+    precision: Literal["fp32", "bf16"] = "fp32"  # of the computation; parameters are fp32
+    steps_per_dispatch: int = 1  # steps in one call to the device; changes speed, not results
+    log_every: int = 100  # steps between training rows, each the mean over its steps
+    stop_after_skipped: int = 10  # skipped non-finite steps in a row that end the run
+    seed: int = 0  # of initial parameters, order of examples, dropout and augmentation
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "accumulate", "steps_per_dispatch", "log_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("epochs", "steps"):
+            value = getattr(self, name)
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                raise UserError(f"{name} must be positive, not {value}")
+        if (self.epochs is None) == (self.steps is None):
+            given = "both" if self.steps is not None else "neither"
+            raise UserError(f"an experiment needs either epochs or steps; {given} were given")
+        if self.batch_size % self.accumulate:
+            raise UserError(
+                f"batch_size {self.batch_size} cannot be split into {self.accumulate} equal "
+                f"micro-batches (accumulate)"
+            )
+        if self.stop_after_skipped < 1:
+            raise UserError(f"stop_after_skipped must be at least 1, not {self.stop_after_skipped}")
+        if self.seed < 0:
+            raise UserError(f"seed must not be negative, but is {self.seed}")
+
+    def total_steps(self, examples: int) -> int:
+        """Steps of the whole run over a training split of this size."""
+        return self.steps or math.ceil((self.epochs or 0) * examples / self.batch_size)
+
+    def compute_model(self) -> nn.Module:
+        """The model, computing in the chosen precision.
+
+        Raises:
+          UserError: bf16 was asked of a model that has no field `dtype`.
+        """
+        if self.precision == "fp32":
+            return self.model
+        if not hasattr(self.model, "dtype"):
+            raise UserError(
+                f"precision bf16 needs a model with a field dtype, which "
+                f"{type(self.model).__name__} has not"
+            )
+        return self.model.clone(dtype=jnp.bfloat16)
+
+
+@dataclass(frozen=True)
+class ExperimentFile:
+    """An experiment with the file that it was read from."""
+
+    name: str
+    experiment: Experiment
+    path: Path
+    siblings: tuple[Path, ...] = ()
+    """Other files of the same folder that it imports."""
+
+
+def load(name: str | Path) -> ExperimentFile:
+    """Reads an experiment.
+
+    The file is run as any Python script; while it loads, its own folder is importable.
+
+    Args:
+      name: a path; or the name of a file in `experiments/` of the working directory, or else of
+        one shipped with the package.
+
+    Raises:
+      UserError: there is no such experiment, or its file fails.
+    """
+    path = find(name)
+    identity = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
+    spec = importlib.util.spec_from_file_location(f"{path.stem}_{identity}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module.__name__] = module
+    with _importable(path.parent) as siblings:
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            del sys.modules[module.__name__]
+            if isinstance(error, UserError):
+                raise UserError(f"{path}: {error}") from error
+            frames = traceback.extract_tb(error.__traceback__)
+            line = next((f.lineno for f in reversed(frames) if f.filename == str(path)), None)
+            line = line or getattr(error, "lineno", None)
+            message = f"{type(error).__name__}: {error}"
+            raise UserError(f"{path}, line {line}: {message}") from error
+    experiment = getattr(module, "experiment", None)
+    if not isinstance(experiment, Experiment):
+        raise UserError(f"{path} defines no `experiment = Experiment(...)`")
+    return ExperimentFile(path.stem, experiment, path, tuple(siblings))
+
+
+def find(name: str | Path) -> Path:
+    """The file of an experiment; see `load`."""
+    path = Path(name)
+    if path.suffix == ".py" or len(path.parts) > 1:
+        if path.is_file():
+            return path
+        raise UserError(f"there is no experiment file {path}")
+    known = available()
+    wanted = str(name).replace("-", "_")
+    if wanted not in known:
+        raise UserError(f"there is no experiment {str(name)!r}{nearest(str(name), known)} "
+                        f"(`jdl list` shows all)")  # fmt: skip
+    return known[wanted]
+
+
+def available() -> dict[str, Path]:
+    """Experiments by name: those of the working directory, then those of the package."""
+    package = Path(__file__).parent
+    # In a wheel the files lie inside the package, in a checkout beside it.
+    shipped = package / "experiments"
+    shipped = shipped if shipped.is_dir() else package.parent / "experiments"
+    found: dict[str, Path] = {}
+    for folder in (Path("experiments"), shipped):
+        for path in sorted(folder.glob("[!_]*.py")):
+            found.setdefault(path.stem, path)
+    return found
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """The result that an experiment's docstring promises."""
+
+    metric: str
+    """Split and name, such as `test accuracy`."""
+    mean: float
+    seeds: int
+    least: float
+    seconds: float
+    machine: str
+
+
+EXPECT = re.compile(
+    r"^Expect: (?P<metric>\w+ \w+) (?P<mean>[\d.]+) \((?P<seeds>\d+) seeds?, "
+    r"(?:min|max) (?P<least>[\d.]+)\), (?P<seconds>[\d.]+) s, (?P<machine>.+)$",
+    re.MULTILINE,
+)
+
+
+def documentation(path: Path) -> str:
+    """The docstring of an experiment file, read without running it."""
+    try:
+        return ast.get_docstring(ast.parse(path.read_text())) or ""
+    except SyntaxError as error:
+        raise UserError(f"{path}, line {error.lineno}: {error.msg}") from error
+
+
+def expectation(path: Path) -> Expectation | None:
+    """The promise in the `Expect:` line of an experiment file, if it has one."""
+    match = EXPECT.search(documentation(path))
+    if match is None:
+        return None
+    return Expectation(
+        metric=match["metric"],
+        mean=float(match["mean"]),
+        seeds=int(match["seeds"]),
+        least=float(match["least"]),
+        seconds=float(match["seconds"]),
+        machine=match["machine"],
+    )
+
+
+@contextlib.contextmanager
+def _importable(folder: Path) -> Iterator[list[Path]]:
+    """Makes a folder importable, lists what was imported from it, and forgets those modules."""
+    folder = folder.resolve()
+    before, imported = set(sys.modules), []
+    sys.path.insert(0, str(folder))
+    try:
+        yield imported
+        for name in set(sys.modules) - before:
+            origin = getattr(sys.modules[name], "__file__", None)
+            if origin and Path(origin).parent == folder and Path(origin).name == f"{name}.py":
+                imported.append(Path(origin))
+                del sys.modules[name]
+    finally:
+        sys.path.remove(str(folder))

@@ -1,0 +1,83 @@
+"""The training rows of `metrics.jsonl`, which every run has."""
+
+from typing import Any
+
+from jdl.errors import UserError
+from jdl.hooks.base import Listener
+from jdl.metrics import compute
+from jdl.typing import Event, Json, Run
+
+
+class Rows(Listener):
+    """Writes the mean of every `log_every` steps, and minds steps that were skipped."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._sums: dict[str, list[float]] = {}
+        self._skipped = 0
+        self._last: tuple[int, float] | None = None
+
+    def __call__(self, event: Event) -> None:
+        """Adds up the step's metrics and writes a row where one is due."""
+        self._mind_skipped(event)
+        for name, metric in event.metrics.items():
+            total, count = self._sums.get(name, (0.0, 0.0))
+            self._sums[name] = [total + float(metric.total), count + float(metric.count)]
+        if self._last is None:
+            self._last = (event.step, event.timing["training_seconds"])
+        if event.step % self._run.experiment.log_every == 0 or event.step == self._run.steps:
+            metrics = {
+                name: metric.replace(total=self._sums[name][0], count=self._sums[name][1])
+                for name, metric in event.metrics.items()
+            }
+            scores = compute(metrics)
+            if not scores["skipped"]:
+                del scores["skipped"]
+            self._sums = {}
+            self._write(event, "train", scores, self._speed(event))
+
+    def state(self) -> Json:
+        """The sums since the last row, as [total, count] by name."""
+        return {"sums": self._sums, "skipped": self._skipped}
+
+    def restore(self, state: Json) -> None:
+        """Takes back the sums."""
+        self._sums, self._skipped = dict(state["sums"]), state["skipped"]
+
+    def _speed(self, event: Event) -> dict[str, float]:
+        """Rates since the last row, without compiling, evaluating and saving."""
+        step, seconds = self._last or (0, 0.0)
+        self._last = (event.step, event.timing["training_seconds"])
+        spent = event.timing["training_seconds"] - seconds
+        if event.step == step or spent <= 0:
+            return dict(event.timing)
+        rate = (event.step - step) / spent
+        items = rate * self._run.experiment.batch_size
+        return {**event.timing, "steps_per_second": rate, "items_per_second": items}
+
+    def _mind_skipped(self, event: Event) -> None:
+        if not event.metrics["skipped"].total:
+            self._skipped = 0
+            return
+        self._skipped += 1
+        size, limit = self._run.experiment.batch_size, self._run.experiment.stop_after_skipped
+        first = (event.step - 1) * size
+        where = {"first_position": first, "last_position": first + size - 1}
+        self._write(event, "skipped", where, dict(event.timing))
+        if self._skipped >= limit:
+            raise UserError(
+                f"loss or gradient was not finite for {limit} steps in a row, up to step "
+                f"{event.step}: the run stops (a smaller learning rate or clipping may help; "
+                f"what was saved is intact)"
+            )
+
+    def _write(self, event: Event, split: str, metrics: Json, timing: dict[str, Any]) -> None:
+        self._run.log(
+            {
+                "step": event.step,
+                "epoch": event.epoch,
+                "split": split,
+                "metrics": metrics,
+                "timing": timing,
+            }
+        )

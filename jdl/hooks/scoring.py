@@ -1,0 +1,218 @@
+"""Hooks that score the model and act on the scores."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from jdl.errors import UserError
+from jdl.hooks.base import Hook, Listener
+from jdl.typing import Event, Json, Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(Hook):
+    """Scores whole splits as training goes on; a split that does not exist is left out."""
+
+    every: int | None = None  # steps between evaluations; None: one epoch
+    splits: tuple[str, ...] = ("validation",)  # which to score; never test
+
+    def __post_init__(self) -> None:
+        if self.every is not None and self.every < 1:
+            raise UserError(f"Evaluate needs every >= 1 steps, not {self.every}")
+        if "test" in self.splits:
+            raise UserError("Evaluate may not read the test split: it is read once, at the end")
+
+    def build(self, run: Run) -> Listener:
+        """See `Hook.build`."""
+        return _Evaluate(run, self.every or run.steps_per_epoch, self.splits)
+
+
+class _Evaluate(Listener):
+    def __init__(self, run: Run, every: int, splits: tuple[str, ...]) -> None:
+        self._run, self._every = run, every
+        self._splits = [split for split in splits if split in run.splits]
+
+    def due(self, step: int) -> bool:
+        return bool(self._splits) and (step % self._every == 0 or step == self._run.steps)
+
+    def __call__(self, event: Event) -> None:
+        if not self.due(event.step):
+            return
+        for split in self._splits:
+            metrics = self._run.evaluate(split, event.state)
+            self._run.log(
+                {
+                    "step": event.step,
+                    "epoch": event.epoch,
+                    "split": split,
+                    "metrics": metrics,
+                    "timing": event.timing,
+                }
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EarlyStopping(Hook):
+    """Stops when a score has not improved for a while, and goes back to the best weights.
+
+    Scores are those that an `Evaluate` before it in the tuple gives (Prechelt, 1998).
+    """
+
+    metric: str = "validation.loss"  # SPLIT.NAME of the score
+    patience: int = 3  # evaluations without improvement that end the run
+    min_delta: float = 0.0  # a smaller change is no improvement
+    mode: Literal["min", "max"] = "min"  # whether lower or higher is better
+
+    def __post_init__(self) -> None:
+        if self.patience < 1:
+            raise UserError(f"EarlyStopping needs patience >= 1, not {self.patience}")
+
+    def build(self, run: Run) -> Listener:
+        """See `Hook.build`."""
+        score = Score.parse(self.metric, self.mode, run)
+        return _EarlyStopping(run, self, score)
+
+
+class _EarlyStopping(Listener):
+    def __init__(self, run: Run, config: EarlyStopping, score: "Score") -> None:
+        self._run, self._config, self._score = run, config, score
+        self._best, self._best_step, self._waited = math.inf, None, 0
+        self._fresh: float | None = None
+
+    def row(self, row: Mapping[str, Any]) -> None:
+        self._fresh = self._score.read(row) if self._score.of(row) else self._fresh
+
+    def __call__(self, event: Event) -> None:
+        if self._fresh is None:
+            return
+        fresh, self._fresh = self._fresh, None
+        if fresh < self._best - self._config.min_delta:
+            self._best, self._best_step, self._waited = fresh, event.step, 0
+            self._run.save()
+            return
+        self._waited += 1
+        if self._waited >= self._config.patience:
+            self._run.stop(
+                f"{self._config.metric} has not improved for {self._waited} evaluations; the best "
+                f"was at step {self._best_step}"
+            )
+
+    def state(self) -> Json:
+        best = None if self._best_step is None else self._best
+        return {"best": best, "best_step": self._best_step, "waited": self._waited}
+
+    def restore(self, state: Json) -> None:
+        self._best = math.inf if state["best"] is None else state["best"]
+        self._best_step, self._waited = state["best_step"], state["waited"]
+
+    def pins(self) -> set[int]:
+        return set() if self._best_step is None else {self._best_step}
+
+    def weights_step(self) -> int | None:
+        return self._best_step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint(Hook):
+    """Saves the run, so that it can go on after any end and its weights can be used.
+
+    The last step is always saved.
+    """
+
+    every: int | None = None  # steps between saves; None: one epoch
+    keep: int = 2  # of the last ones; older ones are deleted
+    best: int = 0  # of the best ones are kept as well
+    metric: str = "validation.loss"  # SPLIT.NAME of the score that says which are best
+    mode: Literal["min", "max"] = "min"  # whether lower or higher is better
+    asynchronous: bool | None = None  # write behind the training; None: only on accelerators
+
+    def __post_init__(self) -> None:
+        if self.every is not None and self.every < 1:
+            raise UserError(f"Checkpoint needs every >= 1 steps, not {self.every}")
+        if self.keep < 1 or self.best < 0:
+            raise UserError(
+                f"Checkpoint needs keep >= 1 and best >= 0, not {self.keep} and {self.best}"
+            )
+
+    def build(self, run: Run) -> Listener:
+        """See `Hook.build`."""
+        score = Score.parse(self.metric, self.mode, run) if self.best else None
+        return _Checkpoint(run, self, self.every or run.steps_per_epoch, score)
+
+
+class _Checkpoint(Listener):
+    def __init__(self, run: Run, config: Checkpoint, every: int, score: "Score | None") -> None:
+        self._run, self._config, self._every, self._score = run, config, every, score
+        self._fresh: float | None = None
+        self._last: list[int] = []
+        self._best: list[tuple[float, int]] = []
+
+    def due(self, step: int) -> bool:
+        return step % self._every == 0
+
+    def row(self, row: Mapping[str, Any]) -> None:
+        if self._score is not None and self._score.of(row):
+            self._fresh = self._score.read(row)
+
+    def __call__(self, event: Event) -> None:
+        if self._fresh is not None:
+            ranked = sorted([*self._best, (self._fresh, event.step)])[: self._config.best]
+            if ranked != self._best:
+                self._run.save()
+            self._best, self._fresh = ranked, None
+        if self.due(event.step):
+            self._last = [*self._last, event.step][-self._config.keep :]
+            self._run.save()
+
+    def state(self) -> Json:
+        return {"last": self._last, "best": self._best}
+
+    def restore(self, state: Json) -> None:
+        self._last = list(state["last"])
+        self._best = [(float(score), step) for score, step in state["best"]]
+
+    def pins(self) -> set[int]:
+        return {*self._last, *(step for _, step in self._best)}
+
+
+@dataclass(frozen=True)
+class Score:
+    """One number of a row, turned so that lower is better."""
+
+    split: str
+    name: str
+    sign: float = field(default=1.0)
+
+    @classmethod
+    def parse(cls, metric: str, mode: str, run: Run) -> "Score":
+        """Reads `SPLIT.NAME`.
+
+        Raises:
+          UserError: it has another form, or the split is not there or not evaluated.
+        """
+        split, _, name = metric.partition(".")
+        if not name:
+            raise UserError(f"a score is written SPLIT.NAME, such as validation.loss, not {metric!r}")
+        hooks = run.experiment.hooks
+        scored = {s for hook in hooks if isinstance(hook, Evaluate) for s in hook.splits}
+        if split not in run.splits or split not in scored:
+            raise UserError(
+                f"{metric} is never scored: that needs a split {split!r} and a hook Evaluate for it"
+            )
+        return cls(split, name, 1.0 if mode == "min" else -1.0)
+
+    def of(self, row: Mapping[str, Any]) -> bool:
+        """Whether a row holds this score."""
+        return row["split"] == self.split and "loss" in row["metrics"]
+
+    def read(self, row: Mapping[str, Any]) -> float:
+        """The score in a row.
+
+        Raises:
+          UserError: the task gives no such metric.
+        """
+        if self.name not in row["metrics"]:
+            known = ", ".join(row["metrics"])
+            raise UserError(f"there is no metric {self.name!r} of {self.split} (there are {known})")
+        return self.sign * row["metrics"][self.name]

@@ -1,0 +1,195 @@
+"""Hooks that show or record a run and change nothing in it."""
+
+import importlib.util
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from jdl.errors import UserError
+from jdl.hooks.base import Hook, Listener
+from jdl.typing import Event, Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress(Hook):
+    """Shows how far the run is: a live line in a terminal, a plain line per row elsewhere."""
+
+    def build(self, run: Run) -> Listener:
+        """See `Hook.build`."""
+        if jax.process_index() != 0:
+            return Listener()
+        return _Progress(run) if sys.stdout.isatty() else _Lines(run)
+
+
+class _Lines(Listener):
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def row(self, row: Mapping[str, Any]) -> None:
+        self._run.say(line(row, self._run.steps))
+
+
+class _Progress(Listener):
+    def __init__(self, run: Run) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.progress import TimeElapsedColumn, TimeRemainingColumn
+
+        self._steps = run.steps
+        self._bar = Progress(
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.description}"),
+        )
+        self._task = self._bar.add_task("compiling", total=run.steps)
+        self._scores: dict[str, str] = {}
+        self._bar.start()
+
+    def __call__(self, event: Event) -> None:
+        self._bar.update(self._task, completed=event.step)
+
+    def row(self, row: Mapping[str, Any]) -> None:
+        self._scores[row["split"]] = line(row, self._steps).split("  ", 1)[1]
+        self._bar.update(self._task, description="  ".join(self._scores.values()))
+
+    def close(self) -> None:
+        self._bar.stop()
+
+
+def line(row: Mapping[str, Any], steps: int) -> str:
+    """A row of `metrics.jsonl` for people: step, scores, speed, time left and compile time."""
+    timing = row["timing"]
+    scores = " ".join(f"{name} {value:.4f}" for name, value in row["metrics"].items())
+    text = f"step {row['step']}/{steps}  {row['split']} {scores}"
+    if row["split"] == "train" and "steps_per_second" in timing:
+        left = (steps - row["step"]) / timing["steps_per_second"]
+        text += (
+            f"  {timing['steps_per_second']:.0f} steps/s {timing['items_per_second']:.0f} items/s"
+            f"  {left:.0f} s left (compiled in {timing['compile_seconds']:.1f} s)"
+        )
+    return text
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorBoard(Hook):
+    """Writes every row as TensorBoard scalars into the run directory."""
+
+    def build(self, run: Run) -> Listener:
+        """See `Hook.build`."""
+        return _TensorBoard(run) if jax.process_index() == 0 else Listener()
+
+
+class _TensorBoard(Listener):
+    def __init__(self, run: Run) -> None:
+        self._run, self._writer = run, None
+
+    def row(self, row: Mapping[str, Any]) -> None:
+        if self._writer is None:
+            from tensorboardX import SummaryWriter
+
+            self._writer = SummaryWriter(str(self._run.workdir), purge_step=row["step"])
+        for name, value in row["metrics"].items():
+            self._writer.add_scalar(f"{row['split']}/{name}", value, row["step"])
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+@dataclass(frozen=True, kw_only=True)
+class WandB(Hook):
+    """Sends every row to Weights & Biases (extra `wandb`)."""
+
+    project: str = "jdl"  # on the server
+
+    def build(self, run: Run) -> Listener:
+        """See `Hook.build`.
+
+        Raises:
+          UserError: the package is missing.
+        """
+        if importlib.util.find_spec("wandb") is None:
+            raise UserError("the hook WandB needs its extra: pip install 'jdl-research[wandb]'")
+        return _WandB(run, self.project) if jax.process_index() == 0 else Listener()
+
+
+class _WandB(Listener):
+    def __init__(self, run: Run, project: str) -> None:
+        import wandb  # pyright: ignore[reportMissingImports]
+
+        name = run.workdir.name
+        self._run = wandb.init(project=project, id=name, resume="allow", dir=str(run.workdir))
+
+    def row(self, row: Mapping[str, Any]) -> None:
+        scores = {f"{row['split']}/{name}": value for name, value in row["metrics"].items()}
+        self._run.log(scores, step=row["step"])
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile(Hook):
+    """Traces some steps with `jax.profiler` into `RUN/profile`, for TensorBoard or Perfetto."""
+
+    start: int = 10  # the first traced step
+    steps: int = 5  # how many are traced
+
+    def __post_init__(self) -> None:
+        if self.start < 1 or self.steps < 1:
+            raise UserError(f"Profile needs start, steps >= 1, not {self.start}, {self.steps}")
+
+    def build(self, run: Run) -> Listener:
+        """See `Hook.build`."""
+        return _Profile(run, self)
+
+
+class _Profile(Listener):
+    def __init__(self, run: Run, config: Profile) -> None:
+        self._run, self._config, self._tracing = run, config, False
+
+    def due(self, step: int) -> bool:
+        # The state of these steps is waited for, so that the trace holds whole steps.
+        return step + 1 == self._config.start or step + 1 == self._config.start + self._config.steps
+
+    def __call__(self, event: Event) -> None:
+        if event.step + 1 == self._config.start:
+            jax.profiler.start_trace(str(self._run.workdir / "profile"))
+            self._tracing = True
+        elif self.due(event.step):
+            self.close()
+
+    def close(self) -> None:
+        if self._tracing:
+            jax.profiler.stop_trace()
+            self._tracing = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetraceWarning(Hook):
+    """Says when the training step is compiled again, which costs far more than a step.
+
+    The cause is nearly always that the arrays of two batches differ in shape.
+    """
+
+    def build(self, run: Run) -> Listener:
+        """See `Hook.build`."""
+        return _RetraceWarning(run)
+
+
+class _RetraceWarning(Listener):
+    def __init__(self, run: Run) -> None:
+        self._run, self._seen = run, 1
+
+    def __call__(self, event: Event) -> None:
+        traces = self._run.traces.get("update", 0)
+        if traces > self._seen:
+            self._seen = traces
+            self._run.say(
+                f"the training step was compiled again before step {event.step} ({traces} times so "
+                f"far): the arrays of its batch have other shapes than before"
+            )

@@ -1,0 +1,86 @@
+"""Ctrl-C and SIGTERM: save and exit with code 75, within five seconds."""
+
+import os
+import signal
+import threading
+import time
+from types import FrameType, TracebackType
+
+EXIT_CODE = 75
+"""EX_TEMPFAIL of sysexits.h: the same command may be given again."""
+
+PATIENCE = 4.0
+"""Seconds after which a process that is stuck, in a compilation say, is ended all the same."""
+
+
+class Interrupted(SystemExit):
+    """The run was asked to end; it exits with code 75 unless it is caught."""
+
+    def __init__(self) -> None:
+        super().__init__(EXIT_CODE)
+
+
+class Interruption:
+    """Notes signals while a run is on.
+
+    Inside the loop, between `begin` and `end`, a signal sets `asked` and the loop sees to the rest.
+    Elsewhere nothing needs saving, and the signal raises `Interrupted` at once.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._looping = self._seen = False
+        self._old: dict[int, object] = {}
+
+    def begin(self) -> None:
+        """From here on a signal only sets `asked`."""
+        self._looping = True
+
+    def end(self) -> None:
+        """From here on a signal raises at once."""
+        self._looping = False
+        if self.asked:
+            raise Interrupted
+
+    def seen(self) -> None:
+        """Says that the run is ending in its own way; it is then given the time that it needs."""
+        self._seen = True
+
+    def __enter__(self) -> "Interruption":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._old[number] = signal.signal(number, self._handle)
+            # The handler runs between bytecodes only. The kernel writes to this pipe at once, so
+            # that a thread can end a process whose main thread is deep inside a compilation.
+            self._read, self._write = os.pipe()
+            os.set_blocking(self._write, False)
+            self._old_wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+            threading.Thread(target=self._watch, daemon=True).start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._old:
+            signal.set_wakeup_fd(self._old_wakeup)
+            for number, handler in self._old.items():
+                signal.signal(number, handler)  # pyright: ignore[reportArgumentType]
+            self._seen = True
+            os.close(self._write)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if not self._looping or self.asked:
+            self._seen = True
+            raise Interrupted
+        self.asked = True
+
+    def _watch(self) -> None:
+        signalled = os.read(self._read, 1)
+        os.close(self._read)
+        if signalled and not self._seen:
+            time.sleep(PATIENCE)
+            if not self._seen:
+                os._exit(EXIT_CODE)

@@ -1,0 +1,40 @@
+"""Normalisation layers."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+def bound_axis(name: str = "data") -> str | None:
+    """The mapped axis `name` inside `pmap` or `shard_map` over it, else None."""
+    try:
+        jax.lax.axis_size(name)
+    except NameError:
+        return None
+    return name
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation over all axes but the last (Ioffe and Szegedy, 2015).
+
+    Statistics are those of the global batch under every strategy: a global `jit` sees the whole
+    batch, and under `pmap` they are averaged over the devices. They are computed in float32.
+    """
+
+    momentum: float = 0.9
+    """Share of the running statistics that is kept at a step."""
+    epsilon: float = 1e-5
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """Normalises `x` (batch, ..., features)."""
+        return nn.BatchNorm(
+            use_running_average=not train,
+            momentum=self.momentum,
+            epsilon=self.epsilon,
+            dtype=self.dtype,
+            axis_name=bound_axis(),
+        )(x)

@@ -1,0 +1,429 @@
+"""The one loop: next batch, place, update, hooks, wait for the step before."""
+
+import contextlib
+import shutil
+import tempfile
+import time
+import weakref
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from jdl import record
+from jdl.checkpoint import Store
+from jdl.data.arrays import Arrays
+from jdl.data.splits import Splits
+from jdl.errors import UserError
+from jdl.experiment import Experiment, ExperimentFile
+from jdl.hooks import Checkpoint
+from jdl.hooks.rows import Rows
+from jdl.interrupt import Interrupted
+from jdl.logging import MetricsLog, cut_rows, write_json
+from jdl.metrics import Metrics
+from jdl.parallel import Single
+from jdl.run import Run
+from jdl.step import update
+from jdl.tasks import Classification, Regression, Task
+from jdl.typing import Event, Json
+
+
+def train(
+    experiment: Experiment,
+    workdir: str | Path | None = None,
+    *,
+    file: ExperimentFile | None = None,
+    overrides: Mapping[str, Json] | None = None,
+    data: Splits | None = None,
+) -> Run:
+    """Trains an experiment, or goes on with it where its directory holds a run.
+
+    Args:
+      experiment: what to train, overrides included.
+      workdir: the run directory; None for a temporary one that goes with the returned run.
+      file: where the experiment comes from, kept in the directory with `overrides`.
+      overrides: what was changed in the experiment of that file, by path.
+      data: the splits of `experiment.data`, where the caller has them open.
+
+    Returns:
+      The finished run. A run that had finished before is returned as it is.
+
+    Raises:
+      UserError: something does not fit, before anything is compiled wherever that can be known;
+        nothing already saved is lost.
+      Interrupted: on SIGTERM or Ctrl-C, after saving.
+    """
+    name = file.name if file else "experiment"
+    temporary = None if workdir else tempfile.mkdtemp(prefix="jdl-")
+    workdir = Path(workdir or temporary or ".")
+    resumed = (workdir / "experiment.json").exists()
+    if resumed:
+        record.check_resumable(workdir, name, experiment)
+        if record.finished(workdir, experiment):
+            return open_run(workdir, experiment, name)
+    with _directory(workdir):
+        run = Run(experiment, name, workdir, data)
+        if temporary:
+            weakref.finalize(run, shutil.rmtree, temporary, ignore_errors=True)
+        with run.interruption:
+            surroundings = record.environment(run.data.fingerprints(), file and file.path)
+            if resumed:
+                _check_surroundings(run, surroundings)
+            if jax.process_index() == 0:
+                (workdir / "result.json").unlink(missing_ok=True)
+                record.mark(workdir, name, experiment, run.steps)
+                record.describe(workdir, file, overrides or {}, surroundings)
+            _Loop(run).go()
+    return run
+
+
+def fit(
+    model: nn.Module,
+    x: Any,
+    y: Any,
+    *,
+    epochs: float = 5,
+    task: Task | None = None,
+    workdir: str | Path | None = None,
+    **settings: Any,
+) -> Run:
+    """Trains a Flax module on two arrays.
+
+    Args:
+      model: takes `x` and gives logits (batch, classes) for integer `y`, real numbers otherwise.
+      x: inputs, (examples, ...).
+      y: targets, (examples,) or (examples, ...).
+      epochs: passes over the data.
+      task: what is learned; by default classification of integers, or regression.
+      workdir: the run directory; None for a temporary one.
+      **settings: further fields of `Experiment`, such as `optimizer` or `batch_size`.
+
+    Returns:
+      The finished run: `run.evaluate("train")`, `run.predict(x)`.
+    """
+    targets = np.asarray(y)
+    if task is None:
+        task = Classification() if np.issubdtype(targets.dtype, np.integer) else Regression()
+    arrays = {task.inputs: np.asarray(x), task.targets: targets}
+    data = Arrays({"train": arrays}, test_fraction=0.0, validation_fraction=0.0)
+    settings.setdefault("strategy", Single())
+    return train(Experiment(model=model, task=task, data=data, epochs=epochs, **settings), workdir)
+
+
+def open_run(workdir: Path, experiment: Experiment, name: str) -> Run:
+    """The run that a directory holds, with its last or best weights, for scoring and prediction.
+
+    Raises:
+      UserError: the directory holds no checkpoint of this experiment.
+    """
+    run = Run(experiment, name, workdir)
+    store = Store(workdir / "checkpoints", run.say)
+    try:
+        found = store.newest(run.compiled.like)
+        if found is None:
+            raise UserError(f"{workdir} holds no checkpoint yet")
+        state, meta = found
+        if meta["weights_step"] not in (None, meta["step"]):
+            state, _ = store.restore(meta["weights_step"], run.compiled.like)
+    finally:
+        store.close()
+    run.state = run.compiled.spread(state)
+    run.result = record.read(workdir, "result.json") or {}
+    return run
+
+
+class _Loop:
+    """Takes one run from where it stands to its end."""
+
+    def __init__(self, run: Run) -> None:
+        self._run, self._experiment = run, run.experiment
+        self._store = Store(run.workdir / "checkpoints", run.say)
+        hooks = [hook.build(run) for hook in run.experiment.hooks]
+        self._listeners = {"0 rows": Rows(run)}
+        self._listeners |= {
+            f"{i + 1} {type(hook).__name__}": listener
+            for i, (hook, listener) in enumerate(zip(run.experiment.hooks, hooks, strict=True))
+        }
+        self._log: MetricsLog | None = None
+        self._begun = time.perf_counter()
+        self._seconds = self._training = 0.0
+        self._saved: int | None = None
+
+    def go(self) -> None:
+        """Restores or begins, trains, and finishes."""
+        run = self._run
+        try:
+            step, pending = self._restore()
+            if jax.process_index() == 0:
+                self._log = MetricsLog(run.workdir / "metrics.jsonl")
+            run.attach(self._log, list(self._listeners.values()))
+            run.interruption.begin()
+            if pending is not None:
+                self._deliver(step, self._metrics(pending), run.state)
+            step = self._train(step)
+            if self._saved != step:
+                self._save(step, self._states())
+            run.interruption.end()
+            self._store.wait()
+            self._finish(step)
+        finally:
+            run.attach(None, [])
+            for listener in self._listeners.values():
+                listener.close()
+            if self._log:
+                self._log.close()
+            self._store.close()
+
+    def _restore(self) -> tuple[int, Json]:
+        """Lays the newest whole checkpoint, or a fresh state, on the devices.
+
+        Returns:
+          The step reached, and the metrics of its event where the hooks have yet to see it.
+        """
+        run = self._run
+        found = self._store.newest(run.compiled.like)
+        if found is None:
+            if jax.process_index() == 0:
+                (run.workdir / "metrics.jsonl").unlink(missing_ok=True)
+            run.state = run.timed(run.compiled.init, jax.random.key(self._experiment.seed))
+            return 0, None
+        state, meta = found
+        run.state = run.compiled.spread(state)
+        for name, listener in self._listeners.items():
+            if name in meta["hooks"] and meta["hooks"][name] is not None:
+                listener.restore(meta["hooks"][name])
+        self._seconds, self._training = meta["seconds"], meta["training_seconds"]
+        run.compile_seconds = meta["compile_seconds"]
+        step, pending = meta["step"], meta["pending"]
+        if jax.process_index() == 0:
+            cut_rows(run.workdir / "metrics.jsonl", step if pending is None else step - 1)
+        run.stop_reason = meta["stopped"] if meta["total_steps"] == run.steps else ""
+        self._saved = step if pending is None else None
+        run.say(f"going on from step {step} of {run.steps}")
+        return step, pending
+
+    def _train(self, step: int) -> int:
+        """Steps until the end or a hook stops it; returns the step reached."""
+        run, size = self._run, self._experiment.batch_size
+        pipeline = run.pipeline("train")
+        feeds = pipeline.feeds(step, size, self._experiment.seed, run.shard)
+        waiting: tuple[int, int, Metrics] | None = None
+        while step < run.steps and not run.stop_reason:
+            begun, compiled = time.perf_counter(), run.compile_seconds
+            count = self._dispatched(step)
+            metrics = self._step(feeds, count)
+            step += count
+            due = self._due(step)
+            if waiting:
+                # Its metrics are there once the step before this one is done: at most two steps
+                # are in flight, and reading them never leaves the device idle.
+                self._tell(*waiting)
+            waiting = (step, count, metrics)
+            asked = self._asked(step)
+            if due or asked:
+                jax.block_until_ready(metrics)
+            self._training += time.perf_counter() - begun - (run.compile_seconds - compiled)
+            if due or asked:
+                self._tell(*waiting, state=run.state if due else None)
+                waiting = None
+            if asked:
+                run.interruption.seen()
+                if self._saved != step:
+                    self._save(step, self._states())
+                self._store.wait()
+                run.say(f"interrupted; saved at step {step}: the same command goes on from there")
+                raise Interrupted
+        if waiting:
+            self._tell(*waiting)
+        return step
+
+    def _step(self, feeds: Iterator[Any], count: int) -> Metrics:
+        """Dispatches the next `count` steps; their metrics are stacked where there are several."""
+        run = self._run
+        if count == 1:
+            feed = run.compiled.put(next(feeds))
+            run.state, metrics = run.timed(run.compiled.update, run.state, feed)
+        else:
+            stacked = jax.tree.map(lambda *each: np.stack(each), *[next(feeds) for _ in range(count)])
+            feed = run.compiled.put_many(stacked)
+            run.state, metrics = run.timed(run.compiled.update_many, run.state, feed)
+        return metrics
+
+    def _dispatched(self, step: int) -> int:
+        """How many steps to dispatch at once; a function of the step alone, for exact resume."""
+        count, end = self._experiment.steps_per_dispatch, self._run.steps
+        aligned = step % count == 0 and step + count <= end
+        free = not any(self._due(between) for between in range(step + 1, step + count))
+        return count if aligned and free else 1
+
+    def _due(self, step: int) -> bool:
+        last = step == self._run.steps
+        return last or any(listener.due(step) for listener in self._listeners.values())
+
+    def _asked(self, step: int) -> bool:
+        """Whether to end now; with several processes, all of them at the same step."""
+        if jax.process_count() == 1:
+            return self._run.interruption.asked
+        from jax.experimental import multihost_utils
+
+        return multihost_utils.reached_preemption_sync_point(step)
+
+    def _tell(self, step: int, count: int, metrics: Metrics, state: Any = None) -> None:
+        """Delivers the events of one dispatch; the state goes with the last."""
+        metrics = jax.device_get(metrics)
+        for i in range(count):
+            one = metrics if count == 1 else jax.tree.map(lambda leaf: leaf[i], metrics)  # noqa: B023
+            self._deliver(step - count + 1 + i, one, state if i == count - 1 else None)
+
+    def _deliver(self, step: int, metrics: Metrics, state: Any) -> None:
+        run = self._run
+        event = Event(
+            step=step,
+            epoch=round(step * self._experiment.batch_size / run.data.count("train"), 6),
+            metrics=metrics,
+            state=state,
+            timing={
+                "seconds": round(self._seconds + time.perf_counter() - self._begun, 4),
+                "training_seconds": round(self._training, 4),
+                "compile_seconds": round(run.compile_seconds, 4),
+            },
+        )
+        before = self._states() if state is not None else {}
+        try:
+            for listener in self._listeners.values():
+                listener(event)
+        except Interrupted:
+            # An evaluation was cut short: the resumed run delivers this event again.
+            run.interruption.seen()
+            pending = {k: [float(m.total), float(m.count)] for k, m in metrics.items()}
+            self._save(step, before, pending)
+            self._store.wait()
+            run.say(f"interrupted; saved at step {step}: the same command goes on from there")
+            raise
+        if run.save_asked:
+            run.save_asked = False
+            if state is None:
+                raise UserError(f"a hook asked for a checkpoint at step {step} and was not due there")
+            self._save(step, self._states())
+
+    def _states(self) -> dict[str, Json]:
+        return {name: listener.state() for name, listener in self._listeners.items()}
+
+    def _save(self, step: int, hooks: Json, pending: Json = None) -> None:
+        run = self._run
+        if self._log:
+            self._log.sync()
+        meta = {
+            "step": step,
+            "position": step * self._experiment.batch_size,
+            "pending": pending,
+            "hooks": hooks,
+            "weights_step": self._weights_step(),
+            "stopped": run.stop_reason,
+            "total_steps": run.steps,
+            "seconds": self._seconds + time.perf_counter() - self._begun,
+            "training_seconds": self._training,
+            "compile_seconds": run.compile_seconds,
+        }
+        pins = set().union(*(listener.pins() for listener in self._listeners.values()))
+        self._store.save(step, run.collected(), meta, pins)
+        self._saved = step if pending is None else None
+        if not self._asynchronous():
+            self._store.wait()
+
+    def _asynchronous(self) -> bool:
+        """Whether saves overlap training: where the device is not the host, unless a hook says."""
+        for hook in self._experiment.hooks:
+            if isinstance(hook, Checkpoint) and hook.asynchronous is not None:
+                return hook.asynchronous
+        return jax.default_backend() != "cpu"
+
+    def _weights_step(self) -> int | None:
+        steps = [listener.weights_step() for listener in self._listeners.values()]
+        return next((step for step in steps if step is not None), None)
+
+    def _metrics(self, pending: Mapping[str, list[float]]) -> Metrics:
+        """Metrics of a step from their sums; their classes are those that the step gives."""
+        run = self._run
+        batch = {k: jax.ShapeDtypeStruct((1, *v.shape[1:]), v.dtype) for k, v in run.batch.items()}
+        like = jax.eval_shape(lambda s, b: update(run.program, s, b)[1], run.compiled.like, batch)
+        return {k: like[k].replace(total=total, count=n) for k, (total, n) in pending.items()}
+
+    def _finish(self, step: int) -> None:
+        """Scores every split once, with the weights that the run ends with."""
+        run, best = self._run, self._weights_step()
+        if run.stop_reason:
+            run.say(f"stopped at step {step}: {run.stop_reason}")
+        if best not in (None, step):
+            run.state = run.compiled.spread(self._store.restore(best, run.compiled.like)[0])
+        order = ("train", "validation", "test")
+        metrics = {split: run.evaluate(split) for split in order if split in run.data.names}
+        speed = step * self._experiment.batch_size / self._training if self._training else 0.0
+        device = jax.devices()[0]
+        run.result = {
+            "experiment": run.name,
+            "step": step,
+            "metrics": metrics,
+            "params_sha256": record.params_sha256(
+                run.evaluation_state(run.collected()).params
+            ),
+            "seconds": round(self._seconds + time.perf_counter() - self._begun, 3),
+            "compile_seconds": round(run.compile_seconds, 3),
+            "items_per_second": round(speed, 1),
+            "device": f"{len(self._experiment.strategy.used())} x {device.device_kind}",
+            "versions": record.versions(),
+        }
+        if jax.process_index() == 0:
+            write_json(run.workdir / "result.json", run.result)
+
+
+@contextlib.contextmanager
+def _directory(workdir: Path) -> Iterator[None]:
+    """Makes a run directory and locks it; leaves nothing behind where no run came of it.
+
+    Raises:
+      UserError: it cannot be written, is locked, or holds something that is no run.
+    """
+    if jax.process_index() != 0:
+        yield
+        return
+    others = [path.name for path in workdir.glob("*")] if workdir.is_dir() else []
+    if others and not (workdir / "experiment.json").exists():
+        raise UserError(f"{workdir} is not empty and holds no run (it holds {others[0]})")
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = contextlib.ExitStack()
+        lock.enter_context(record.locked(workdir))
+    except OSError as error:
+        raise UserError(f"{workdir} cannot be written: {error.strerror}") from error
+    with lock:
+        try:
+            yield
+        finally:
+            if not (workdir / "experiment.json").exists():
+                (workdir / ".lock").unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    workdir.rmdir()
+
+
+def _check_surroundings(run: Run, surroundings: Mapping[str, Any]) -> None:
+    """Refuses other data or a shorter run; says what else keeps it from going on bit for bit.
+
+    Raises:
+      UserError: the data changed, or the run would be shorter.
+    """
+    recorded = record.read(run.workdir, "experiment.json")
+    if run.steps < recorded["total_steps"]:
+        raise UserError(
+            f"{run.workdir} holds a run of {recorded['total_steps']} steps: steps and epochs may "
+            f"only grow, not shrink to {run.steps}"
+        )
+    before = record.read(run.workdir, "environment.json") or surroundings
+    if changed := record.differences(before["data"], surroundings["data"], "data"):
+        raise UserError(f"the data of {run.workdir} changed since it began: {'; '.join(changed)}")
+    for part in ("versions", "devices", "flags"):
+        for difference in record.differences(before[part], surroundings[part], part):
+            run.say(f"going on, but not bit for bit as before: {difference}")

@@ -1,0 +1,69 @@
+"""Metrics as sums that merge by addition.
+
+A metric is a struct whose leaves add: over micro-batches, devices (`lax.psum`) and batches alike.
+Division comes last, in `compute`, so a score is exact under any batching and padding.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jdl.typing import PyTree
+
+
+@flax.struct.dataclass
+class Mean:
+    """A weighted mean: `total` is the sum of the values, `count` the sum of their weights."""
+
+    total: Any
+    count: Any
+
+    @classmethod
+    def of(cls, values: jax.Array, mask: jax.Array) -> "Mean":
+        """The mean of `values` (batch, ...) where `mask`, of the same shape, is True or weighs."""
+        mask = mask.astype(jnp.float32)
+        return cls(jnp.sum(jnp.where(mask > 0, values, 0.0) * mask), jnp.sum(mask))
+
+    def compute(self) -> float:
+        """The value as a Python float."""
+        return float(self.total / self.count)
+
+
+@flax.struct.dataclass
+class Perplexity(Mean):
+    """exp of a mean cross-entropy in nats (Jelinek et al., 1977)."""
+
+    def compute(self) -> float:
+        """The value as a Python float; infinite where exp overflows."""
+        with np.errstate(over="ignore"):
+            return float(np.exp(self.total / self.count))
+
+
+@flax.struct.dataclass
+class RootMean(Mean):
+    """The square root of a mean of squares, as in the root mean squared error."""
+
+    def compute(self) -> float:
+        """The value as a Python float."""
+        return float(np.sqrt(self.total / self.count))
+
+
+Metrics = Mapping[str, Mean]
+
+
+def merge(parts: Iterable[Metrics]) -> Metrics:
+    """Adds metrics of the same structure, in float64 on the host."""
+    total: PyTree = None
+    for part in parts:
+        part = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), part)
+        total = part if total is None else jax.tree.map(np.add, total, part)
+    return total or {}
+
+
+def compute(metrics: Metrics) -> dict[str, float]:
+    """The values of `metrics`, leaving out those that counted nothing."""
+    return {name: metric.compute() for name, metric in metrics.items() if metric.count > 0}

@@ -1,0 +1,34 @@
+"""Multilayer perceptrons."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+class MLP(nn.Module):
+    """Flatten, then dense layers with an activation between them.
+
+    Takes (batch, ...) and gives (batch, outputs) float32.
+    """
+
+    widths: tuple[int, ...] = (128,)  # units of each hidden layer
+    outputs: int = 10  # units of the last layer
+    activation: Callable[[jax.Array], jax.Array] = nn.relu  # between the layers
+    dropout: float = 0.0  # share of the hidden units dropped in training
+    dtype: Any = jnp.float32  # of the computation; parameters are float32
+    kernel_init: Any = nn.initializers.glorot_uniform()  # Glorot and Bengio, 2010
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """Applies the layers."""
+        x = x.reshape(x.shape[0], -1)
+        for width in self.widths:
+            x = nn.Dense(width, dtype=self.dtype, kernel_init=self.kernel_init)(x)
+            x = self.activation(x)
+            x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        return nn.Dense(self.outputs, dtype=self.dtype, kernel_init=self.kernel_init)(x).astype(
+            jnp.float32
+        )

@@ -1,0 +1,46 @@
+"""Optimizers and learning-rate schedules: frozen dataclasses that build Optax transformations."""
+
+from jdl.optimizers.optimizers import (
+    SGD,
+    Adagrad,
+    Adam,
+    AdamW,
+    Lamb,
+    Lion,
+    Muon,
+    Optimizer,
+    RMSprop,
+)
+from jdl.optimizers.schedules import (
+    Constant,
+    Cosine,
+    Exponential,
+    Linear,
+    OneCycle,
+    ReduceOnPlateau,
+    Schedule,
+    Step,
+)
+from jdl.optimizers.transforms import averaged_params, decay_mask
+
+__all__ = [
+    "SGD",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Constant",
+    "Cosine",
+    "Exponential",
+    "Lamb",
+    "Linear",
+    "Lion",
+    "Muon",
+    "OneCycle",
+    "Optimizer",
+    "RMSprop",
+    "ReduceOnPlateau",
+    "Schedule",
+    "Step",
+    "averaged_params",
+    "decay_mask",
+]

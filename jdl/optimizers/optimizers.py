@@ -1,0 +1,357 @@
+"""Optimizers as frozen dataclasses that build Optax transformations."""
+
+import abc
+import math
+from dataclasses import dataclass, field
+
+import jax
+import optax
+
+from jdl.errors import UserError
+from jdl.optimizers.schedules import Constant, Schedule, check
+from jdl.optimizers.transforms import add_penalties, average_weights, decay_mask, matrix_axes
+from jdl.typing import PyTree
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer(abc.ABC):
+    """What all optimizers share.
+
+    In this order: penalties are added to the gradient; it is clipped, by value and then by norm;
+    the method makes a step of it, decoupled weight decay included; the step is scaled by the
+    scheduled learning rate; the new parameters are averaged. Decay and penalties leave alone
+    biases, scales of normalisation layers and whatever has fewer than two dimensions
+    (`decay_mask`). A subclass defines `direction`.
+    """
+
+    learning_rate: float = field(default=1e-3, kw_only=False)
+    """The peak of the schedule."""
+    schedule: Schedule = Constant()
+    """How the learning rate changes over the run."""
+    clip_norm: float | None = None
+    """Largest Euclidean norm of the whole gradient (Pascanu et al., 2013); none: no limit."""
+    clip_value: float | None = None
+    """Largest absolute value of a gradient's element; none: no limit."""
+    weight_decay: float = 0.0
+    """Decoupled decay (Loshchilov and Hutter, 2019): each step subtracts rate * this * weight."""
+    l1: float = 0.0
+    """Penalty on the sum of the weights' absolute values, part of the loss's gradient."""
+    l2: float = 0.0
+    """Penalty on the sum of the weights' squares, without 1/2, as in Keras."""
+    average: float | None = None
+    """Decay of a moving average of the parameters, which evaluation then uses; none: no average."""
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "weight_decay", "l1", "l2"):
+            check(self, name, 0 <= getattr(self, name) < math.inf, "finite and at least 0")
+        for name in ("clip_norm", "clip_value"):
+            limit = getattr(self, name)
+            check(self, name, limit is None or 0 < limit < math.inf, "finite and above 0, or None")
+        valid = self.average is None or 0 < self.average < 1
+        check(self, "average", valid, "above 0 and below 1, or None")
+        is_schedule = isinstance(self.schedule, Schedule)
+        check(self, "schedule", is_schedule, "a schedule such as Cosine(warmup=0.1)")
+
+    @abc.abstractmethod
+    def direction(self, add_decay: optax.GradientTransformation) -> optax.GradientTransformation:
+        """The method itself: gradients in, steps of unit learning rate out (not yet negated).
+
+        Args:
+          add_decay: adds weight_decay * weight to a step; placed where the method wants it.
+        """
+
+    def rate(self, steps: int) -> optax.Schedule:
+        """The scheduled learning rate by optimizer steps taken, in a run of `steps`."""
+        if steps < 1:
+            raise UserError(f"a schedule needs at least one optimizer step; the run has {steps}")
+        return self.schedule.build(self.learning_rate, steps)
+
+    def build(self, steps: int) -> optax.GradientTransformationExtraArgs:
+        """The Optax transformation for a run.
+
+        Args:
+          steps: optimizer steps in the whole run, at least 1; micro-batches do not count.
+
+        Returns:
+          A transformation whose state holds arrays only, in a structure that does not change.
+          Call `update(gradients, state, params, value=loss)` with the mean loss of the batch,
+          a float32 scalar, which `ReduceOnPlateau` needs and all else ignores.
+
+        Raises:
+          UserError: `steps` is below 1.
+        """
+        none = optax.identity()
+        return optax.chain(
+            add_penalties(self.l1, self.l2),
+            none if self.clip_value is None else optax.clip(self.clip_value),
+            none if self.clip_norm is None else optax.clip_by_global_norm(self.clip_norm),
+            self.direction(optax.add_decayed_weights(self.weight_decay, decay_mask)),
+            optax.scale_by_learning_rate(self.rate(steps)),
+            self.schedule.feedback(),
+            none if self.average is None else average_weights(self.average),
+        )
+
+
+def _check_decays(optimizer: Optimizer, *names: str) -> None:
+    """Raises a UserError unless each named field is at least 0 and below 1."""
+    for name in names:
+        check(optimizer, name, 0 <= getattr(optimizer, name) < 1, "at least 0 and below 1")
+
+
+def _check_positive(optimizer: Optimizer, *names: str) -> None:
+    """Raises a UserError unless each named field is finite and above 0."""
+    for name in names:
+        check(optimizer, name, 0 < getattr(optimizer, name) < math.inf, "finite and above 0")
+
+
+def _momentum(momentum: float, nesterov: bool) -> optax.GradientTransformation:
+    """The trace v = momentum * v + g, or nothing where `momentum` is 0."""
+    return optax.trace(momentum, nesterov) if momentum else optax.identity()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SGD(Optimizer):
+    """Stochastic gradient descent, with momentum (Polyak, 1964; Sutskever et al., 2013)."""
+
+    learning_rate: float = field(default=0.01, kw_only=False)
+    """The peak of the schedule."""
+    momentum: float = 0.0
+    """Share of the last step's velocity that is kept: v = momentum * v + g, w -= rate * v."""
+    nesterov: bool = False
+    """Nesterov's look-ahead: w -= rate * (momentum * v + g). Needs momentum."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_decays(self, "momentum")
+        check(self, "nesterov", not self.nesterov or self.momentum > 0, "False without momentum")
+
+    def direction(self, add_decay: optax.GradientTransformation) -> optax.GradientTransformation:
+        """As in `Optimizer.direction`."""
+        return optax.chain(_momentum(self.momentum, self.nesterov), add_decay)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RMSprop(Optimizer):
+    """RMSprop (Tieleman and Hinton, 2012, lecture 6e), with Optax's defaults.
+
+    As in PyTorch, momentum gathers the scaled gradients before the learning rate; Optax's alias
+    and Keras gather them after it, which differs only while a schedule changes the rate.
+    """
+
+    decay: float = 0.9
+    """Share of the mean square gradient that is kept at a step."""
+    eps: float = 1e-8
+    """Added to the mean square, under the root."""
+    centered: bool = False
+    """Divide by the standard deviation of the gradient (Graves, 2013) instead."""
+    momentum: float = 0.0
+    """Share of the last step's velocity that is kept."""
+    nesterov: bool = False
+    """Nesterov's look-ahead. Needs momentum."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_decays(self, "decay", "momentum")
+        _check_positive(self, "eps")
+        check(self, "nesterov", not self.nesterov or self.momentum > 0, "False without momentum")
+
+    def direction(self, add_decay: optax.GradientTransformation) -> optax.GradientTransformation:
+        """As in `Optimizer.direction`."""
+        scale = optax.scale_by_stddev if self.centered else optax.scale_by_rms
+        momentum = _momentum(self.momentum, self.nesterov)
+        return optax.chain(scale(self.decay, self.eps), momentum, add_decay)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adagrad(Optimizer):
+    """Adagrad (Duchi et al., 2011), with Optax's defaults and PyTorch's learning rate."""
+
+    learning_rate: float = field(default=0.01, kw_only=False)
+    """The peak of the schedule."""
+    initial_accumulator: float = 0.1
+    """What the sum of squared gradients starts at, at least 0."""
+    eps: float = 1e-7
+    """Added to the sum, under the root."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        valid = 0 <= self.initial_accumulator < math.inf
+        check(self, "initial_accumulator", valid, "finite and at least 0")
+        _check_positive(self, "eps")
+
+    def direction(self, add_decay: optax.GradientTransformation) -> optax.GradientTransformation:
+        """As in `Optimizer.direction`."""
+        return optax.chain(optax.scale_by_rss(self.initial_accumulator, self.eps), add_decay)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adam(Optimizer):
+    """Adam (Kingma and Ba, 2015, algorithm 1), with the paper's defaults."""
+
+    b1: float = 0.9
+    """Share of the mean gradient that is kept at a step."""
+    b2: float = 0.999
+    """Share of the mean square gradient that is kept at a step."""
+    eps: float = 1e-8
+    """Added to the root mean square."""
+    nesterov: bool = False
+    """Nesterov's look-ahead: NAdam (Dozat, 2016)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_decays(self, "b1", "b2")
+        _check_positive(self, "eps")
+
+    def direction(self, add_decay: optax.GradientTransformation) -> optax.GradientTransformation:
+        """As in `Optimizer.direction`."""
+        adam = optax.scale_by_adam(self.b1, self.b2, self.eps, nesterov=self.nesterov)
+        return optax.chain(adam, add_decay)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamW(Optimizer):
+    """Adam with decoupled weight decay (Loshchilov and Hutter, 2019), with Optax's defaults."""
+
+    weight_decay: float = 1e-4
+    """Decoupled decay: each step subtracts rate * this * weight."""
+    b1: float = 0.9
+    """Share of the mean gradient that is kept at a step."""
+    b2: float = 0.999
+    """Share of the mean square gradient that is kept at a step."""
+    eps: float = 1e-8
+    """Added to the root mean square."""
+    nesterov: bool = False
+    """Nesterov's look-ahead: NAdamW."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_decays(self, "b1", "b2")
+        _check_positive(self, "eps")
+
+    def direction(self, add_decay: optax.GradientTransformation) -> optax.GradientTransformation:
+        """As in `Optimizer.direction`."""
+        adam = optax.scale_by_adam(self.b1, self.b2, self.eps, nesterov=self.nesterov)
+        return optax.chain(adam, add_decay)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lamb(Optimizer):
+    """LAMB for large batches (You et al., 2020, algorithm 2), with the paper's decay for BERT.
+
+    As in the authors' code, what has no weight decay has no layer-wise scaling either.
+    """
+
+    weight_decay: float = 0.01
+    """Decoupled decay, inside the layer-wise scaling."""
+    b1: float = 0.9
+    """Share of the mean gradient that is kept at a step."""
+    b2: float = 0.999
+    """Share of the mean square gradient that is kept at a step."""
+    eps: float = 1e-6
+    """Added to the root mean square."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_decays(self, "b1", "b2")
+        _check_positive(self, "eps")
+
+    def direction(self, add_decay: optax.GradientTransformation) -> optax.GradientTransformation:
+        """As in `Optimizer.direction`."""
+        adam = optax.scale_by_adam(self.b1, self.b2, self.eps)
+        return optax.chain(adam, add_decay, optax.masked(optax.scale_by_trust_ratio(), decay_mask))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lion(Optimizer):
+    """Lion (Chen et al., 2023, algorithm 2), with Optax's defaults.
+
+    The paper advises a learning rate 3 to 10 times smaller than AdamW's and a weight decay larger
+    by as much.
+    """
+
+    learning_rate: float = field(default=1e-4, kw_only=False)
+    """The peak of the schedule."""
+    weight_decay: float = 1e-3
+    """Decoupled decay: each step subtracts rate * this * weight."""
+    b1: float = 0.9
+    """Share of the momentum in the sign that is stepped along."""
+    b2: float = 0.99
+    """Share of the momentum that is kept at a step."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_decays(self, "b1", "b2")
+
+    def direction(self, add_decay: optax.GradientTransformation) -> optax.GradientTransformation:
+        """As in `Optimizer.direction`."""
+        return optax.chain(optax.scale_by_lion(self.b1, self.b2), add_decay)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Muon(Optimizer):
+    """Muon (Jordan, 2024) for the kernels of hidden layers, Adam for all else.
+
+    Muon orthogonalises the momentum of a matrix. Its updates are scaled to the size of Adam's and
+    decayed as in "Muon is scalable for LLM training" (Liu et al., 2025, equation 4), so that one
+    learning rate and one weight decay, those that suit AdamW, serve both.
+
+    Muon takes each leaf named `kernel` of two or more dimensions. The last axis holds the outputs
+    and the axes before it, a convolution's window included, are the inputs; in `query`, `key` and
+    `value` layers of three axes the first holds the inputs, the others the outputs of all heads.
+    (A kernel that `nn.scan` has stacked would be misread.) Adam takes biases, scales, embeddings
+    (`embedding` of `nn.Embed`), other bare parameters, and each kernel below a module that
+    `adam_names` names. Output layers belong to Adam, but carry no sign of being one: name a
+    model's output layer here, unless it is called `head` or `logits`.
+    """
+
+    weight_decay: float = 0.1
+    """Decoupled decay: each step subtracts rate * this * weight."""
+    beta: float = 0.95
+    """Share of Muon's momentum that is kept at a step."""
+    nesterov: bool = True
+    """Nesterov's look-ahead in Muon's momentum."""
+    ns_steps: int = 5
+    """Newton-Schulz iterations, at least 1."""
+    rms: float | None = 0.2
+    """Root mean square of Muon's updates; none: Jordan's scale, which wants a rate near 0.02."""
+    b1: float = 0.9
+    """Adam's share of the mean gradient that is kept at a step."""
+    b2: float = 0.999
+    """Adam's share of the mean square gradient that is kept at a step."""
+    eps: float = 1e-8
+    """Added to Adam's root mean square and to Muon's norms."""
+    adam_names: tuple[str, ...] = ("embed", "embedding", "head", "logits")
+    """Names of modules (exact, such as Dense_2) whose kernels are left to Adam."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_decays(self, "beta", "b1", "b2")
+        _check_positive(self, "eps")
+        check(self, "ns_steps", self.ns_steps >= 1, "at least 1")
+        check(
+            self, "rms", self.rms is None or 0 < self.rms < math.inf, "finite and above 0, or None"
+        )
+
+    def direction(self, add_decay: optax.GradientTransformation) -> optax.GradientTransformation:
+        """As in `Optimizer.direction`."""
+
+        def axes(params: PyTree) -> PyTree:
+            return matrix_axes(params, self.adam_names)
+
+        def labels(params: PyTree) -> PyTree:
+            return jax.tree.map(
+                lambda _, found: "adam" if found is None else "muon", params, axes(params)
+            )
+
+        muon = optax.contrib.muon(
+            -1.0,  # undoes Optax's negation: the learning rate comes after the decay, below
+            ns_steps=self.ns_steps,
+            beta=self.beta,
+            eps=self.eps,
+            nesterov=self.nesterov,
+            consistent_rms=self.rms,
+            muon_weight_dimension_numbers=axes,
+        )
+        # Optax's own Adam for the rest would be NAdam, since it is given the same `nesterov`.
+        adam = optax.scale_by_adam(self.b1, self.b2, self.eps)
+        return optax.chain(optax.partition({"muon": muon, "adam": adam}, labels), add_decay)

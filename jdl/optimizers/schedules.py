@@ -1,0 +1,230 @@
+"""Learning-rate schedules over the optimizer steps of a run.
+
+Lengths are fractions of the run, so that a schedule stays right when the run is made longer; ends
+are fractions of the peak, so that it stays right when the learning rate is searched.
+"""
+
+import abc
+import math
+from collections import Counter
+from dataclasses import dataclass
+
+import optax
+
+from jdl.errors import UserError
+
+
+def check(owner: object, name: str, valid: bool, allowed: str) -> None:
+    """Raises a UserError that names the field, what is allowed and the value, unless `valid`."""
+    if not valid:
+        value = getattr(owner, name)
+        raise UserError(f"{type(owner).__name__}.{name} must be {allowed}; it is {value!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule(abc.ABC):
+    """The learning rate as a function of the optimizer steps taken so far."""
+
+    warmup: float = 0.0
+    """Fraction of the run, at least 0 and below 1, in which the rate rises linearly from 0."""
+
+    def __post_init__(self) -> None:
+        check(self, "warmup", 0 <= self.warmup < 1, "a fraction of the run, at least 0 and below 1")
+
+    @abc.abstractmethod
+    def build(self, peak: float, steps: int) -> optax.Schedule:
+        """The rate at a step.
+
+        Args:
+          peak: the highest learning rate.
+          steps: optimizer steps in the whole run, at least 1.
+
+        Returns:
+          A function from the steps taken so far, 0 before the first, to the learning rate.
+        """
+
+    def feedback(self) -> optax.GradientTransformation:
+        """A transformation that scales the finished updates by what it sees of the loss."""
+        return optax.identity()
+
+    def warmup_steps(self, steps: int) -> int:
+        """Steps of warm-up in a run of `steps`; at least one step is left after them."""
+        return min(round(self.warmup * steps), steps - 1)
+
+
+def warm_up(peak: float, steps: int, then: optax.Schedule) -> optax.Schedule:
+    """Rises linearly from 0 to `peak` in `steps` (Goyal et al., 2017, §2.2), then follows `then`.
+
+    `then` counts its own steps, from 0 at the end of the warm-up.
+    """
+    if steps == 0:
+        return then
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, steps), then], [steps])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Constant(Schedule):
+    """The peak throughout, after the warm-up."""
+
+    def build(self, peak: float, steps: int) -> optax.Schedule:
+        """As in `Schedule.build`."""
+        return warm_up(peak, self.warmup_steps(steps), optax.constant_schedule(peak))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step(Schedule):
+    """Multiplied by `factor` at given points of the run.
+
+    The defaults are those of ResNet on CIFAR-10, at 32k and 48k of 64k steps (He et al., 2016,
+    §4.2); `at=(1/3, 2/3)` gives ImageNet's every 30 of 90 epochs.
+    """
+
+    at: tuple[float, ...] = (0.5, 0.75)
+    """Where the rate drops, as fractions of the whole run (warm-up included), increasing."""
+    factor: float = 0.1
+    """What the rate is multiplied by at each drop, above 0 and at most 1."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        ordered = all(a < b for a, b in zip((self.warmup, *self.at), (*self.at, 1.0), strict=True))
+        check(self, "at", ordered, "increasing fractions of the run, above the warm-up and below 1")
+        check(self, "factor", 0 < self.factor <= 1, "above 0 and at most 1")
+
+    def build(self, peak: float, steps: int) -> optax.Schedule:
+        """As in `Schedule.build`; drops that fall on one step of a short run are all taken."""
+        start = self.warmup_steps(steps)
+        drops = Counter(max(round(point * steps) - start, 0) for point in self.at)
+        scales = {boundary: self.factor**count for boundary, count in drops.items()}
+        return warm_up(peak, start, optax.piecewise_constant_schedule(peak, scales))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exponential(Schedule):
+    """Falls by the same ratio at every step, from the peak to `end` times the peak.
+
+    "Times 0.97 every 2.4 epochs" in a run of 350 epochs is `end=0.97 ** (350 / 2.4)`.
+    """
+
+    end: float = 0.01
+    """The rate after the last step, as a fraction of the peak: above 0 and at most 1."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self, "end", 0 < self.end <= 1, "a fraction of the peak, above 0 and at most 1")
+
+    def build(self, peak: float, steps: int) -> optax.Schedule:
+        """As in `Schedule.build`."""
+        start = self.warmup_steps(steps)
+        return warm_up(peak, start, optax.exponential_decay(peak, steps - start, self.end))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Linear(Schedule):
+    """Falls along a straight line from the peak to `end` times the peak.
+
+    With `warmup=0.01` this is how BERT was trained (Devlin et al., 2019, appendix A.2).
+    """
+
+    end: float = 0.0
+    """The rate after the last step, as a fraction of the peak: from 0 to 1."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self, "end", 0 <= self.end <= 1, "a fraction of the peak, from 0 to 1")
+
+    def build(self, peak: float, steps: int) -> optax.Schedule:
+        """As in `Schedule.build`."""
+        start = self.warmup_steps(steps)
+        return warm_up(peak, start, optax.linear_schedule(peak, self.end * peak, steps - start))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cosine(Schedule):
+    """Falls along half a cosine from the peak to `end` times the peak.
+
+    Loshchilov and Hutter, 2017 (SGDR), equation 5, without restarts.
+    """
+
+    end: float = 0.0
+    """The rate after the last step, as a fraction of the peak: from 0 to 1."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self, "end", 0 <= self.end <= 1, "a fraction of the peak, from 0 to 1")
+
+    def build(self, peak: float, steps: int) -> optax.Schedule:
+        """As in `Schedule.build`."""
+        start = self.warmup_steps(steps)
+        return warm_up(peak, start, optax.cosine_decay_schedule(peak, steps - start, self.end))
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneCycle(Schedule):
+    """Up and down again along half cosines: the 1cycle policy (Smith and Topin, 2018).
+
+    Momentum is not cycled. Defaults and shape are those of Optax, PyTorch and fastai.
+    """
+
+    warmup: float = 0.3
+    """Fraction of the run, at least 0 and below 1, in which the rate rises to the peak."""
+    div_factor: float = 25.0
+    """The peak over the rate at the first step, at least 1."""
+    final_div_factor: float = 1e4
+    """The rate at the first step over the rate after the last, at least 1."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("div_factor", "final_div_factor"):
+            check(self, name, 1 <= getattr(self, name) < math.inf, "finite and at least 1")
+
+    def build(self, peak: float, steps: int) -> optax.Schedule:
+        """As in `Schedule.build`."""
+        return optax.cosine_onecycle_schedule(
+            steps, peak, self.warmup, self.div_factor, self.final_div_factor
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReduceOnPlateau(Schedule):
+    """Multiplied by `factor` whenever the training loss has stopped falling.
+
+    The loss is that of the batches trained on, averaged over `accumulation_size` optimizer steps
+    (`optax.contrib.reduce_on_plateau`); the other defaults are Optax's.
+    """
+
+    factor: float = 0.1
+    """What the rate is multiplied by on a plateau, above 0 and below 1."""
+    patience: int = 10
+    """Averages in a row without improvement after which the rate falls, at least 1."""
+    cooldown: int = 0
+    """Averages after a fall that are not counted against the patience."""
+    accumulation_size: int = 100
+    """Optimizer steps whose losses make one average, at least 1."""
+    min_scale: float = 0.0
+    """The lowest rate, as a fraction of the peak: from 0 to 1."""
+    rtol: float = 1e-4
+    """Relative fall of the average that counts as an improvement, above 0 and at most 1."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self, "factor", 0 < self.factor < 1, "above 0 and below 1")
+        check(self, "patience", self.patience >= 1, "at least 1")
+        check(self, "cooldown", self.cooldown >= 0, "at least 0")
+        check(self, "accumulation_size", self.accumulation_size >= 1, "at least 1")
+        check(self, "min_scale", 0 <= self.min_scale <= 1, "a fraction of the peak, from 0 to 1")
+        check(self, "rtol", 0 < self.rtol <= 1, "above 0 and at most 1")
+
+    def build(self, peak: float, steps: int) -> optax.Schedule:
+        """As in `Schedule.build`, before any plateau."""
+        return warm_up(peak, self.warmup_steps(steps), optax.constant_schedule(peak))
+
+    def feedback(self) -> optax.GradientTransformation:
+        """Scales the updates; its `update` needs `value=`, the mean loss of the batch."""
+        return optax.contrib.reduce_on_plateau(
+            factor=self.factor,
+            patience=self.patience,
+            rtol=self.rtol,
+            cooldown=self.cooldown,
+            accumulation_size=self.accumulation_size,
+            min_scale=self.min_scale,
+        )

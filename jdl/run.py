@@ -1,0 +1,235 @@
+"""A run: an experiment with its data, its compiled steps, its state and its directory."""
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jdl import metrics as metrics_lib
+from jdl.data.pipeline import Pipeline, Resident, Shard, batches, read, stack, transformed
+from jdl.data.splits import Splits
+from jdl.errors import UserError
+from jdl.experiment import Experiment
+from jdl.interrupt import Interrupted, Interruption
+from jdl.logging import MetricsLog
+from jdl.optimizers import averaged_params
+from jdl.state import TrainState
+from jdl.step import Program, init, predict
+from jdl.typing import Json
+
+
+class Run:
+    """A trained or training model; `jdl.train` makes one.
+
+    Attributes:
+      experiment: what is trained, overrides included.
+      name: of the experiment.
+      workdir: the run directory.
+      steps: batches that the whole run consumes.
+      steps_per_epoch: batches to one pass over the training split, rounded up.
+      batch: shapes and dtypes of a training batch before the device transforms.
+      state: the state on the devices; after training with the weights that it ended with.
+      result: what `result.json` holds, once the run is finished.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        name: str,
+        workdir: Path,
+        data: Splits | None = None,
+    ) -> None:
+        """Opens the data, unless it is open already, and prepares the compiled steps.
+
+        Raises:
+          UserError: data, model, task and devices do not fit together.
+        """
+        self.experiment, self.name, self.workdir = experiment, name, workdir
+        self.result: dict[str, Json] = {}
+        self.state: Any = None
+        self.data = data or Splits(experiment.data)
+        self.compile_seconds = 0.0
+        self.interruption = Interruption()
+        self.save_asked = False
+        self.stop_reason = ""
+        self._log: MetricsLog | None = None
+        self._listeners: list[Any] = []
+        self._checked: set[str] = set()
+        self._prepare()
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits that exist, without the test split."""
+        return tuple(name for name in self.data.names if name != "test")
+
+    @property
+    def traces(self) -> Mapping[str, int]:
+        """How often each compiled function was traced, by name."""
+        return self.compiled.traces
+
+    def evaluate(self, split: str = "test", state: Any = None) -> dict[str, float]:
+        """Scores a whole split, each example counted once.
+
+        Args:
+          split: `train`, `validation` or `test`.
+          state: the state to score, with averaged weights where the optimizer keeps them; by
+            default the run's own.
+
+        Returns:
+          Metrics by name.
+
+        Raises:
+          UserError: there is no such split.
+        """
+        pipeline = self.pipeline(split)
+        state = self.evaluation_state(self.state if state is None else state)
+        size, parts, last = self.experiment.batch_size, [], None
+        for batch in batches(pipeline, size, self.shard):
+            scores = self.timed(self.compiled.evaluate, state, self.compiled.put(batch))
+            if last is not None:
+                parts.append(jax.device_get(last))
+            last = scores
+            if self.interruption.asked and jax.process_count() == 1:
+                raise Interrupted
+        return metrics_lib.compute(metrics_lib.merge([*parts, jax.device_get(last)]))
+
+    def predict(self, x: Any) -> Any:
+        """Predicts from raw inputs, which take the way through the experiment's transforms.
+
+        Args:
+          x: inputs with the examples along axis 0, as the data set holds them before any
+            transform; or a dict of such arrays by name.
+
+        Returns:
+          The task's prediction for each example, as NumPy (see the task's `predict`).
+        """
+        arrays = x if isinstance(x, Mapping) else {self.experiment.task.inputs: np.asarray(x)}
+        count = len(next(iter(arrays.values())))
+        if not count:
+            raise UserError("there is nothing to predict: the input has no examples")
+        data, size = self.experiment.data, self.experiment.batch_size
+        indices = np.arange(count)
+        rows = [transformed(data, {k: v[i] for k, v in arrays.items()}) for i in indices]
+        inputs = stack(rows, indices, "input")
+        state = self.evaluation_state(self.state)
+        parts = []
+        for begin in range(0, count, size):
+            index = np.minimum(np.arange(begin, begin + size), count - 1)
+            batch = {name: array[index] for name, array in inputs.items()}
+            batch["mask"] = np.arange(begin, begin + size) < count
+            output = jax.device_get(self.compiled.predict(state, self.compiled.put(batch)))
+            parts.append(jax.tree.map(lambda leaf: leaf[: min(size, count - begin)], output))  # noqa: B023
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+
+    def collected(self) -> TrainState:
+        """The state as one global TrainState that does not depend on the strategy."""
+        return self.compiled.collect(self.state)
+
+    def evaluation_state(self, state: Any) -> Any:
+        """The state with averaged weights in place of the last where the optimizer keeps them."""
+        return state.replace(params=averaged_params(state.opt_state, state.params))
+
+    def pipeline(self, split: str) -> Pipeline:
+        """How a split is read; what is resident is looked over once.
+
+        Raises:
+          UserError: there is no such split, or it holds what cannot be learned from.
+        """
+        pipeline = self.data.pipeline(split)
+        if split not in self._checked and isinstance(pipeline, Resident):
+            arrays = pipeline.arrays
+            self.experiment.task.check(arrays, self.outputs(arrays), f"split {split!r}")
+            self._checked.add(split)
+        return pipeline
+
+    def outputs(self, arrays: Mapping[str, np.ndarray]) -> Any:
+        """Shape and dtype of the prediction for one batch.
+
+        Raises:
+          UserError: the model cannot take such a batch.
+        """
+        size = self.experiment.batch_size
+        batch = {k: jax.ShapeDtypeStruct((size, *v.shape[1:]), v.dtype) for k, v in arrays.items()}
+        batch["mask"] = jax.ShapeDtypeStruct((size,), bool)
+
+        def guess(key: jax.Array, batch: Any) -> Any:
+            return predict(self.program, init(self.program, key, batch), batch)
+
+        try:
+            return jax.eval_shape(guess, jax.random.key(0), batch)
+        except KeyError as error:
+            known = ", ".join(map(repr, sorted(arrays)))
+            raise UserError(
+                f"the data has no array {error} (it has {known}): name the arrays with "
+                f"task.inputs and task.targets"
+            ) from error
+        except (TypeError, ValueError, AssertionError) as error:
+            shapes = {name: value.shape[1:] for name, value in arrays.items()}
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UserError(
+                f"the model cannot take examples of shapes {shapes}: {reason}"
+            ) from error
+
+    def timed(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Calls a compiled function; a call that had to compile adds to `compile_seconds`."""
+        before, start = sum(self.traces.values()), time.perf_counter()
+        result = function(*args)
+        if sum(self.traces.values()) > before:
+            self.compile_seconds += time.perf_counter() - start
+        return result
+
+    def log(self, row: Mapping[str, Json]) -> None:
+        """Appends a row to `metrics.jsonl` and tells every hook."""
+        if self._log is not None:
+            self._log.append(row)
+        for listener in self._listeners:
+            listener.row(row)
+
+    def say(self, text: str) -> None:
+        """Prints a line for the user, on the first process only."""
+        if jax.process_index() == 0:
+            print(text, flush=True)
+
+    def save(self) -> None:
+        """Asks for a checkpoint once all hooks have seen this event."""
+        self.save_asked = True
+
+    def stop(self, reason: str) -> None:
+        """Ends the loop after this step."""
+        self.stop_reason = self.stop_reason or reason
+
+    def attach(self, log: MetricsLog | None, listeners: list[Any]) -> None:
+        """Connects what rows are told to."""
+        self._log, self._listeners = log, listeners
+
+    def _prepare(self) -> None:
+        experiment = self.experiment
+        self.shard = Shard(jax.process_index(), jax.process_count())
+        count = len(experiment.strategy.used())
+        if experiment.batch_size // experiment.accumulate % count:
+            micro = " of a micro-batch" if experiment.accumulate > 1 else ""
+            raise UserError(
+                f"batch_size: {experiment.batch_size // experiment.accumulate} examples{micro} "
+                f"cannot be shared out evenly over {count} devices"
+            )
+        examples = self.data.count("train")
+        self.steps = experiment.total_steps(examples)
+        self.steps_per_epoch = max(1, -(-examples // experiment.batch_size))
+        self.program = Program(
+            experiment.compute_model(),
+            experiment.task,
+            experiment.optimizer.build(self.steps),
+            experiment.data.device_transforms,
+            experiment.accumulate,
+        )
+        pipeline = self.pipeline("train")
+        feed = next(pipeline.feeds(0, experiment.batch_size, experiment.seed, self.shard))
+        resident = pipeline.arrays if isinstance(pipeline, Resident) else {}
+        if not resident:
+            arrays = {name: value for name, value in feed.items() if name != "mask"}
+            experiment.task.check(arrays, self.outputs(arrays), "split 'train'")
+        self.compiled = experiment.strategy.compile(self.program, resident, feed)
+        self.batch = jax.eval_shape(read, resident, feed)

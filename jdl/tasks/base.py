@@ -1,0 +1,133 @@
+"""What is learned: a task turns a model and a batch into gradients and scores."""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from jdl.errors import UserError
+from jdl.metrics import Metrics
+from jdl.state import TrainState
+from jdl.typing import Batch, Key, PyTree
+
+
+def forward(
+    model: nn.Module,
+    params: PyTree,
+    collections: Mapping[str, PyTree],
+    *inputs: Any,
+    train: bool,
+    key: Key | None = None,
+) -> tuple[Any, dict[str, PyTree]]:
+    """Applies a Flax module.
+
+    Args:
+      model: its `__call__` may take `train: bool`; a module that does not is applied alike in
+        training and evaluation.
+      params: the trainable variables.
+      collections: the other variables; those that change in training are returned.
+      *inputs: positional inputs of the module.
+      train: whether dropout is on and running statistics move.
+      key: source of the `dropout` stream, needed only where `train`.
+
+    Returns:
+      The module's output and the collections after the call.
+    """
+    named = {"train": train} if "train" in inspect.signature(type(model).__call__).parameters else {}
+    rngs = {"dropout": key} if train and key is not None else None
+    variables = {"params": params, **collections}
+    if not train:
+        return model.apply(variables, *inputs, **named), dict(collections)
+    output, changed = model.apply(
+        variables, *inputs, **named, rngs=rngs, mutable=list(collections) or ["batch_stats"]
+    )
+    return output, {**collections, **changed}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A learning problem as pure functions over the arrays of a batch.
+
+    A subclass defines `loss`, `evaluate` and `predict`; a game, whose players descend different
+    losses, defines `gradient` instead of `loss`.
+    """
+
+    inputs: str = "image"  # name of the model's input in a batch
+    targets: str = "label"  # name of what is to be predicted
+
+    def init(self, model: nn.Module, key: Key, batch: Batch) -> dict[str, PyTree]:
+        """The model's variables, `params` and any further collections, for inputs like `batch`."""
+        named = (
+            {"train": False} if "train" in inspect.signature(type(model).__call__).parameters else {}
+        )
+        return dict(model.init(key, batch[self.inputs], **named))
+
+    def loss(
+        self,
+        model: nn.Module,
+        params: PyTree,
+        state: TrainState,
+        batch: Batch,
+        key: Key,
+    ) -> tuple[jax.Array, jax.Array, dict[str, PyTree], Metrics]:
+        """The training loss of one batch, kept as a total and a weight.
+
+        Returns:
+          total: the loss summed over all unmasked elements, a float32 scalar.
+          weight: how many elements that were (examples, tokens), a float32 scalar.
+          collections: the model's collections after this batch.
+          metrics: mergeable metrics of this batch.
+        """
+        raise NotImplementedError
+
+    def gradient(
+        self, model: nn.Module, state: TrainState, batch: Batch, key: Key
+    ) -> tuple[PyTree, PyTree, dict[str, PyTree], Metrics]:
+        """The gradient field: what the optimizer is given, before division by the weight.
+
+        Returns:
+          gradients: of the total, shaped like `state.params`.
+          weight: a scalar, or a tree of scalars that is a prefix of `gradients` (one per player).
+          collections, metrics: as in `loss`.
+        """
+
+        def total(params: PyTree) -> tuple[jax.Array, Any]:
+            value, *rest = self.loss(model, params, state, batch, key)
+            return value, rest
+
+        gradients, (weight, collections, metrics) = jax.grad(total, has_aux=True)(state.params)
+        return gradients, weight, collections, metrics
+
+    def evaluate(self, model: nn.Module, state: TrainState, batch: Batch) -> Metrics:
+        """Mergeable metrics of one batch; rows whose `mask` is False never count."""
+        raise NotImplementedError
+
+    def predict(self, model: nn.Module, state: TrainState, batch: Batch) -> Any:
+        """The prediction for each row of `batch[self.inputs]`."""
+        raise NotImplementedError
+
+    def check(self, batch: Mapping[str, np.ndarray], outputs: Any, where: str) -> None:
+        """Looks over a batch on the host before it is trained on.
+
+        Args:
+          batch: NumPy arrays with the examples along axis 0.
+          outputs: shape and dtype of the model's output for the batch.
+          where: how an error names the place, such as `split 'train'`.
+
+        Raises:
+          UserError: an array is missing, or holds a value that cannot be learned from.
+        """
+        for name in (self.inputs, self.targets):
+            if name not in batch:
+                raise UserError(
+                    f"{where} has no array {name!r} (it has {', '.join(map(repr, sorted(batch)))}): "
+                    f"name the arrays with task.inputs and task.targets"
+                )
+            values = np.asarray(batch[name])
+            if np.issubdtype(values.dtype, np.inexact) and not np.isfinite(values).all():
+                row = int(np.argwhere(~np.isfinite(values.reshape(len(values), -1)).all(1))[0, 0])
+                raise UserError(f"{where}: {name!r} holds NaN or infinity at row {row}")

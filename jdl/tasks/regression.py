@@ -1,0 +1,71 @@
+"""Regression: real numbers per example."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jdl.errors import UserError
+from jdl.metrics import Mean, Metrics, RootMean
+from jdl.state import TrainState
+from jdl.tasks.base import Task, forward
+from jdl.typing import Batch, Key, PyTree
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regression(Task):
+    """Mean squared error between outputs and targets, (batch,) or (batch, ...).
+
+    An output of shape (batch, 1) fits targets of shape (batch,). Metrics: `loss` (mean squared
+    error), `rmse` and `mae`, each a mean over examples and target elements.
+    """
+
+    def loss(
+        self, model: nn.Module, params: PyTree, state: TrainState, batch: Batch, key: Key
+    ) -> tuple[jax.Array, jax.Array, dict[str, PyTree], Metrics]:
+        """See `Task.loss`; the weight is the number of unmasked target elements."""
+        output, collections = forward(
+            model, params, state.collections, batch[self.inputs], train=True, key=key
+        )
+        metrics = self._metrics(output, batch)
+        return metrics["loss"].total, metrics["loss"].count, collections, metrics
+
+    def evaluate(self, model: nn.Module, state: TrainState, batch: Batch) -> Metrics:
+        """`loss`, `rmse` and `mae`."""
+        output, _ = forward(
+            model, state.params, state.collections, batch[self.inputs], train=False
+        )
+        return self._metrics(output, batch)
+
+    def predict(self, model: nn.Module, state: TrainState, batch: Batch) -> jax.Array:
+        """The model's output in float32, with the shape that the model gives it."""
+        output, _ = forward(
+            model, state.params, state.collections, batch[self.inputs], train=False
+        )
+        return output.astype(jnp.float32)
+
+    def check(self, batch: Mapping[str, np.ndarray], outputs: Any, where: str) -> None:
+        """Also raises where outputs and targets differ in shape."""
+        super().check(batch, outputs, where)
+        shape = np.shape(batch[self.targets])[1:]
+        if outputs.shape[1:] not in (shape, (*shape, 1)):
+            raise UserError(
+                f"{where}: the model's outputs have shape {outputs.shape[1:]} per example, "
+                f"the targets {self.targets!r} {shape}"
+            )
+
+    def _metrics(self, output: jax.Array, batch: Batch) -> dict[str, Mean]:
+        targets = batch[self.targets].astype(jnp.float32)
+        error = output.astype(jnp.float32).reshape(targets.shape) - targets
+        mask = batch["mask"].reshape((-1,) + (1,) * (targets.ndim - 1))
+        mask = jnp.broadcast_to(mask, targets.shape)
+        squared = Mean.of(jnp.square(error), mask)
+        return {
+            "loss": squared,
+            "rmse": RootMean(squared.total, squared.count),
+            "mae": Mean.of(jnp.abs(error), mask),
+        }
