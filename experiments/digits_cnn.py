@@ -1,6 +1,6 @@
 """CNN on scikit-learn's digits: two convolutions, batch norm, dropout and random shifts.
 
-    jdl train digits_cnn
+jdl train digits_cnn
 
 """
 

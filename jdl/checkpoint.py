@@ -6,6 +6,7 @@ has none, and damage of any later kind is found before anything is restored. Rea
 arrays and JSON only.
 """
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -131,7 +132,9 @@ class Store:
         except ValueError as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"checkpoint {path.name} does not fit the model: {reason}") from error
-        state = like.replace(**{**plain, "key": jax.random.wrap_key_data(plain["key"])})
+        state = dataclasses.replace(
+            like, **{**plain, "key": jax.random.wrap_key_data(plain["key"])}
+        )
         return state, json.loads((path / "meta.json").read_text())
 
     def _finish(self, path: Path, meta: Json, keep: set[int]) -> None:
@@ -244,4 +247,3 @@ def _plain_like(like: TrainState) -> dict[str, PyTree]:
 def _unwritten(path: Path, error: Exception) -> UserError:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return UserError(f"checkpoint {path} could not be written ({reason}); earlier ones are intact")
-

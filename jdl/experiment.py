@@ -47,8 +47,8 @@ class Experiment:
         Checkpoint(),
         RetraceWarning(),
     )  # what happens between steps, in this order
-    epochs: float | None = None  # passes over the training split; or give steps
-    steps: int | None = None  # optimizer steps; or give epochs
+    epochs: float | None = None  # passes over the training split
+    steps: int | None = None  # optimizer steps; where given, they count and epochs do not
     batch_size: int = 32  # examples per optimizer step, over all devices
     accumulate: int = 1  # micro-batches that a batch is computed in; changes memory, not results
     precision: Literal["fp32", "bf16"] = "fp32"  # of the computation; parameters are fp32
@@ -65,9 +65,8 @@ class Experiment:
             value = getattr(self, name)
             if value is not None and not (value > 0 and math.isfinite(value)):
                 raise UserError(f"{name} must be positive, not {value}")
-        if (self.epochs is None) == (self.steps is None):
-            given = "both" if self.steps is not None else "neither"
-            raise UserError(f"an experiment needs either epochs or steps; {given} were given")
+        if self.epochs is None and self.steps is None:
+            raise UserError("an experiment needs epochs or steps; neither was given")
         if self.batch_size % self.accumulate:
             raise UserError(
                 f"batch_size {self.batch_size} cannot be split into {self.accumulate} equal "

@@ -247,7 +247,9 @@ class _Loop:
             feed = run.compiled.put(next(feeds))
             run.state, metrics = run.timed(run.compiled.update, run.state, feed)
         else:
-            stacked = jax.tree.map(lambda *each: np.stack(each), *[next(feeds) for _ in range(count)])
+            stacked = jax.tree.map(
+                lambda *each: np.stack(each), *[next(feeds) for _ in range(count)]
+            )
             feed = run.compiled.put_many(stacked)
             run.state, metrics = run.timed(run.compiled.update_many, run.state, feed)
         return metrics
@@ -306,7 +308,9 @@ class _Loop:
         if run.save_asked:
             run.save_asked = False
             if state is None:
-                raise UserError(f"a hook asked for a checkpoint at step {step} and was not due there")
+                raise UserError(
+                    f"a hook asked for a checkpoint at step {step} and was not due there"
+                )
             self._save(step, self._states())
 
     def _states(self) -> dict[str, Json]:
@@ -367,9 +371,7 @@ class _Loop:
             "experiment": run.name,
             "step": step,
             "metrics": metrics,
-            "params_sha256": record.params_sha256(
-                run.evaluation_state(run.collected()).params
-            ),
+            "params_sha256": record.params_sha256(run.evaluation_state(run.collected()).params),
             "seconds": round(self._seconds + time.perf_counter() - self._begun, 3),
             "compile_seconds": round(run.compile_seconds, 3),
             "items_per_second": round(speed, 1),

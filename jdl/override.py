@@ -1,4 +1,4 @@
-"""Changing a nest of frozen dataclasses by dotted paths, in Python and on the command line alike."""
+"""Changing a nest of frozen dataclasses by dotted paths, in Python as on the command line."""
 
 import contextlib
 import dataclasses
@@ -53,13 +53,17 @@ def flatten(config: Any, path: str = "") -> dict[str, Json]:
         items = {f"{path}.{index}": value for index, value in enumerate(config)}
     else:
         return {path: _json(config)}
-    return {key: leaf for below, value in items.items() for key, leaf in flatten(value, below).items()}
+    return {
+        key: leaf for below, value in items.items() for key, leaf in flatten(value, below).items()
+    }
 
 
 def fields(config: Any) -> list[dataclasses.Field[Any]]:
     """The fields of a dataclass that a user sets: of a Flax module, without `parent` and `name`."""
     hidden = ("parent", "name") if isinstance(config, nn.Module) else ()
-    return [field for field in dataclasses.fields(config) if field.init and field.name not in hidden]
+    return [
+        field for field in dataclasses.fields(config) if field.init and field.name not in hidden
+    ]
 
 
 def paths(config: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
@@ -87,7 +91,7 @@ def paths(config: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
 
 def choices(annotation: Any) -> dict[str, type]:
     """Our dataclasses that a field of this type may hold, by their names on the command line."""
-    bases = [kind for kind in _members(annotation) if dataclasses.is_dataclass(kind)]
+    bases: list[type] = [kind for kind in _members(annotation) if dataclasses.is_dataclass(kind)]
     found: dict[str, type] = {}
     queue = list(bases)
     while queue:
@@ -135,8 +139,10 @@ def _set(config: Any, parts: list[str], value: Any, path: str, below: Mapping[st
             return _replace(config, name, (*old[:index], new, *old[index + 1 :]))
     else:
         raise UserError(f"{path}: {type(config).__name__} {config!r} has no field {name!r}")
-    new = _set(old, rest, value, path, below) if rest else _convert(
-        annotation, old, value, path, below
+    new = (
+        _set(old, rest, value, path, below)
+        if rest
+        else _convert(annotation, old, value, path, below)
     )
     return _replace(config, name, new)
 
@@ -239,7 +245,7 @@ def _tokens(value: Any) -> list[str]:
     return [str(value)]
 
 
-def _members(annotation: Any) -> list[Any]:
+def _members(annotation: Any) -> list[type]:
     """The classes of a union, or the one class of a plain annotation."""
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         return [kind for part in typing.get_args(annotation) for kind in _members(part)]
@@ -276,6 +282,8 @@ def _json(value: Any) -> Json:
         import hashlib
 
         array = np.ascontiguousarray(value)
-        return f"{array.dtype}{list(array.shape)} sha256:{hashlib.sha256(array).hexdigest()}"
+        return (
+            f"{array.dtype}{list(array.shape)} sha256:{hashlib.sha256(array.tobytes()).hexdigest()}"
+        )
     name = getattr(value, "__qualname__", getattr(value, "__name__", None))
     return f"{value.__module__}.{name}" if callable(value) and name else str(value)

@@ -67,7 +67,7 @@ class Strategy:
         if self.devices is not None and self.devices < 1:
             raise UserError(f"strategy.devices is a number of devices, not {self.devices}")
 
-    def used(self) -> list[jax.Device]:
+    def used(self) -> list[Any]:
         """The devices of this run, over all processes.
 
         Raises:
@@ -148,7 +148,7 @@ class Strategy:
 class Single(Strategy):
     """One device, the first."""
 
-    def used(self) -> list[jax.Device]:
+    def used(self) -> list[Any]:
         """The first device of this process."""
         if self.devices not in (None, 1) or jax.process_count() > 1:
             raise UserError("the strategy single runs on one device of one process")
@@ -300,15 +300,13 @@ def _assemble(sharding: NamedSharding, array: np.ndarray) -> jax.Array:
     return jax.make_array_from_process_local_data(sharding, np.asarray(array))
 
 
-def _mesh(devices: list[jax.Device], shape: tuple[int, int, int]) -> Mesh:
+def _mesh(devices: list[Any], shape: tuple[int, int, int]) -> Mesh:
     return jax.make_mesh(
         shape, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3, devices=devices
     )
 
 
-def _counted(
-    traces: dict[str, int], name: str, function: Callable[..., Any]
-) -> Callable[..., Any]:
+def _counted(traces: dict[str, int], name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """Counts how often JAX traces a function, which it does once per set of shapes."""
 
     def counted(*args: Any) -> Any:
@@ -320,5 +318,3 @@ def _counted(
 
 def _second(function: Callable[[Any], Any], pair: tuple[Any, Any]) -> tuple[Any, Any]:
     return pair[0], function(pair[1])
-
-

@@ -183,9 +183,7 @@ def locked(workdir: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            raise UserError(
-                f"{workdir} is in use by another run ({file.read().strip()})"
-            ) from None
+            raise UserError(f"{workdir} is in use by another run ({file.read().strip()})") from None
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}")
         file.flush()

@@ -1,5 +1,6 @@
 """One training step, one evaluation, one prediction: pure functions, compiled in `parallel`."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -94,8 +95,8 @@ def update(
     params, collections, opt_state = jax.lax.cond(finite, step, skip)
     metrics = jax.tree.map(lambda leaf: jnp.where(finite, leaf, 0), dict(metrics))
     metrics["skipped"] = Mean(1.0 - finite, jnp.ones(()))
-    state = state.replace(
-        step=state.step + 1, params=params, collections=collections, opt_state=opt_state
+    state = dataclasses.replace(
+        state, step=state.step + 1, params=params, collections=collections, opt_state=opt_state
     )
     return state, metrics
 
@@ -137,7 +138,7 @@ def _accumulated(
         part = jax.tree.map(lambda x: x[index], micro)
         gradients, weight, collections, metrics = task.gradient(
             model,
-            state.replace(collections=collections),
+            dataclasses.replace(state, collections=collections),
             part,
             jax.random.fold_in(key, index),
         )

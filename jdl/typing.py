@@ -17,7 +17,7 @@ Keys = jax.Array
 """One typed PRNG key per example, shape (batch,)."""
 
 Batch = Mapping[str, Any]
-"""Arrays by name with the examples along axis 0; `mask` (batch,) is False where a row is padding."""
+"""Arrays by name, examples along axis 0; `mask` (batch,) is False where a row is padding."""
 
 Json = Any
 """What `json.dumps` writes and `json.loads` gives back unchanged."""

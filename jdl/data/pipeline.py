@@ -8,7 +8,7 @@ batch with rows whose `mask` is False.
 """
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,7 +108,7 @@ class Streamed:
             index = int(order(position, size, seed)[0])
             return index, self.example(index)
 
-        def join(rows: list[tuple[int, dict[str, np.ndarray]]]) -> dict[str, np.ndarray]:
+        def join(rows: Sequence[tuple[int, dict[str, np.ndarray]]]) -> dict[str, np.ndarray]:
             batch = stack([example for _, example in rows], np.array([i for i, _ in rows]))
             return {**batch, "mask": np.ones(len(rows), bool)}
 

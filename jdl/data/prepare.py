@@ -237,7 +237,7 @@ def prepare(
     splits = recipe.read(source)
     try:
         counts, skipped = _write(recipe, splits, root)
-    except OSError as error:  # array_record raises RuntimeError if the disk is full
+    except (OSError, RuntimeError) as error:  # array_record raises RuntimeError if the disk is full
         reason = getattr(error, "strerror", None) or str(error).split(";")[0]
         raise UserError(f"cannot write in {root} ({reason})") from error
     found = ", ".join(f"{split} {count:,}" for split, count in counts.items())

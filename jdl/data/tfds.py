@@ -35,7 +35,7 @@ class TFDSSource:
         import tensorflow_datasets as tfds
 
         builder = tfds.builder_from_directory(self.directory)
-        return builder.as_data_source(self.split)
+        return builder.as_data_source(split=self.split)
 
     def __len__(self) -> int:
         """Number of examples."""
@@ -108,12 +108,7 @@ class TFDS(Data):
 
             return prepare(self._stem().split("/")[0], data_dir=root)
         if found is None:
-            have = sorted(path.name for path in root.glob("*") if path.is_dir())
-            raise UserError(
-                f"data set {self.name!r} is not in {root}{nearest(self._stem(), have)}: name its "
-                f"directory with --data.data-dir or TFDS_DATA_DIR, fetch it with --data.download, "
-                f"or write it with `jdl prepare {self._stem().split('/')[0]} --from RAW`"
-            )
+            raise UserError(self._missing(root))
         return found
 
     def root(self) -> Path:
@@ -133,6 +128,19 @@ class TFDS(Data):
                 file.seek(max(file.tell(), size - HASHED_BYTES))
                 digest.update(file.read())
         return digest.hexdigest()
+
+    def _missing(self, root: Path) -> str:
+        from jdl.data.prepare import RECIPES
+
+        name, writable = self._stem().split("/")[0], {recipe.name for recipe in RECIPES}
+        where = "name its directory with --data.data-dir or TFDS_DATA_DIR"
+        if name in writable:
+            get = f"fetch it with --data.download, or write it with `jdl prepare {name} --from RAW`"
+            return f"data set {self.name!r} is not in {root}: {where}, {get}"
+        have = {path.name for path in root.glob("*") if path.is_dir()}
+        get = "or prepare it as array_record with the command `tfds build`"
+        hint = nearest(name, have | writable)
+        return f"data set {self.name!r} is not in {root}{hint} ({where}, {get})"
 
     def _stem(self) -> str:
         return self.name.split(":")[0]

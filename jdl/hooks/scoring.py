@@ -193,7 +193,9 @@ class Score:
         """
         split, _, name = metric.partition(".")
         if not name:
-            raise UserError(f"a score is written SPLIT.NAME, such as validation.loss, not {metric!r}")
+            raise UserError(
+                f"a score is written SPLIT.NAME, such as validation.loss, not {metric!r}"
+            )
         hooks = run.experiment.hooks
         scored = {s for hook in hooks if isinstance(hook, Evaluate) for s in hook.splits}
         if split not in run.splits or split not in scored:

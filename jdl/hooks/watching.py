@@ -34,8 +34,14 @@ class _Lines(Listener):
 
 class _Progress(Listener):
     def __init__(self, run: Run) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-        from rich.progress import TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
 
         self._steps = run.steps
         self._bar = Progress(

@@ -37,7 +37,7 @@ def forward(
     Returns:
       The module's output and the collections after the call.
     """
-    named = {"train": train} if "train" in inspect.signature(type(model).__call__).parameters else {}
+    named = _mode(model, train)
     rngs = {"dropout": key} if train and key is not None else None
     variables = {"params": params, **collections}
     if not train:
@@ -46,6 +46,12 @@ def forward(
         variables, *inputs, **named, rngs=rngs, mutable=list(collections) or ["batch_stats"]
     )
     return output, {**collections, **changed}
+
+
+def _mode(model: nn.Module, train: bool) -> Any:
+    """The argument `train`, where the module's `__call__` takes it."""
+    parameters = inspect.signature(type(model).__call__).parameters
+    return {"train": train} if "train" in parameters else {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +68,9 @@ class Task:
     def init(self, model: nn.Module, key: Key, batch: Batch) -> dict[str, PyTree]:
         """The model's variables, `params` and any further collections, for inputs like `batch`."""
         named = (
-            {"train": False} if "train" in inspect.signature(type(model).__call__).parameters else {}
+            {"train": False}
+            if "train" in inspect.signature(type(model).__call__).parameters
+            else {}
         )
         return dict(model.init(key, batch[self.inputs], **named))
 
@@ -123,9 +131,10 @@ class Task:
         """
         for name in (self.inputs, self.targets):
             if name not in batch:
+                known = ", ".join(map(repr, sorted(batch)))
                 raise UserError(
-                    f"{where} has no array {name!r} (it has {', '.join(map(repr, sorted(batch)))}): "
-                    f"name the arrays with task.inputs and task.targets"
+                    f"{where} has no array {name!r} (it has {known}): name the arrays with "
+                    f"task.inputs and task.targets"
                 )
             values = np.asarray(batch[name])
             if np.issubdtype(values.dtype, np.inexact) and not np.isfinite(values).all():

@@ -46,16 +46,12 @@ class Classification(Task):
 
     def evaluate(self, model: nn.Module, state: TrainState, batch: Batch) -> Metrics:
         """`loss` and `accuracy`."""
-        logits, _ = forward(
-            model, state.params, state.collections, batch[self.inputs], train=False
-        )
+        logits, _ = forward(model, state.params, state.collections, batch[self.inputs], train=False)
         return self._metrics(logits, batch)
 
     def predict(self, model: nn.Module, state: TrainState, batch: Batch) -> jax.Array:
         """Class probabilities, (batch, classes) float32."""
-        logits, _ = forward(
-            model, state.params, state.collections, batch[self.inputs], train=False
-        )
+        logits, _ = forward(model, state.params, state.collections, batch[self.inputs], train=False)
         return jax.nn.softmax(logits.astype(jnp.float32))
 
     def check(self, batch: Mapping[str, np.ndarray], outputs: Any, where: str) -> None:

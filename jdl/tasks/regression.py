@@ -36,16 +36,12 @@ class Regression(Task):
 
     def evaluate(self, model: nn.Module, state: TrainState, batch: Batch) -> Metrics:
         """`loss`, `rmse` and `mae`."""
-        output, _ = forward(
-            model, state.params, state.collections, batch[self.inputs], train=False
-        )
+        output, _ = forward(model, state.params, state.collections, batch[self.inputs], train=False)
         return self._metrics(output, batch)
 
     def predict(self, model: nn.Module, state: TrainState, batch: Batch) -> jax.Array:
         """The model's output in float32, with the shape that the model gives it."""
-        output, _ = forward(
-            model, state.params, state.collections, batch[self.inputs], train=False
-        )
+        output, _ = forward(model, state.params, state.collections, batch[self.inputs], train=False)
         return output.astype(jnp.float32)
 
     def check(self, batch: Mapping[str, np.ndarray], outputs: Any, where: str) -> None:

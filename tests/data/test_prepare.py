@@ -128,10 +128,9 @@ REVIEWS = {
 
 
 def jpeg(size=(30, 20), mode="RGB"):
-    shape = {"RGB": (3,), "L": (), "CMYK": (4,)}[mode]
-    image = Image.fromarray(GENERATOR.integers(0, 256, (*size, *shape), dtype=np.uint8), mode)
+    pixels = GENERATOR.bytes(size[0] * size[1] * len(mode))
     stream = io.BytesIO()
-    image.save(stream, "jpeg")
+    Image.frombytes(mode, size, pixels).save(stream, "jpeg")
     return stream.getvalue()
 
 

@@ -1,0 +1,22 @@
+"""CNN on MNIST: the network and data of `mnist_mlp`, with two convolutions before it.
+
+    TFDS_DATA_DIR=DIR jdl train mnist_cnn --seeds 3
+
+LeCun et al. (1998) is the idea; batch norm, dropout and a cosine schedule are today's practice.
+
+"""
+
+import dataclasses
+
+from mnist_mlp import experiment as mlp
+
+from jdl.models import CNN
+from jdl.optimizers import AdamW, Cosine
+
+experiment = dataclasses.replace(
+    mlp,
+    model=CNN(channels=(32, 64), dense=(128,), batch_norm=True, dropout=0.5),
+    optimizer=AdamW(2e-3, schedule=Cosine(warmup=0.1), weight_decay=1e-3),
+    batch_size=128,
+    log_every=100,
+)

@@ -1,0 +1,74 @@
+"""The same experiment with several seeds, and what its results are on average."""
+
+import dataclasses
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jdl.data.splits import Splits
+from jdl.errors import UserError
+from jdl.experiment import Experiment, ExperimentFile
+from jdl.logging import write_json
+from jdl.loop import train
+from jdl.typing import Json
+
+
+def train_seeds(
+    experiment: Experiment,
+    count: int,
+    workdir: Path,
+    *,
+    file: ExperimentFile | None = None,
+    overrides: Mapping[str, Json] | None = None,
+) -> dict[str, Json]:
+    """Trains with `count` seeds from the experiment's own upward, one run directory each.
+
+    Args:
+      experiment: what to train.
+      count: how many seeds.
+      workdir: gets `seed-0`, `seed-1` ... and `summary.json`.
+      file: where the experiment comes from.
+      overrides: what was changed in it.
+
+    Returns:
+      What `summary.json` holds: `mean`, `std` (of the sample), `min`, `max` and `n` of each metric
+      of each split, and the seconds of a run.
+    """
+    if count < 1:
+        raise UserError(f"seeds must be at least 1, not {count}")
+    seeds = range(experiment.seed, experiment.seed + count)
+    data, results = Splits(experiment.data), []
+    for seed in seeds:
+        one = dataclasses.replace(experiment, seed=seed)
+        changes = {**(overrides or {}), "seed": seed}
+        run = train(one, workdir / f"seed-{seed}", file=file, overrides=changes, data=data)
+        results.append(run.result)
+    splits = results[0]["metrics"]
+    summary = {
+        "experiment": results[0]["experiment"],
+        "seeds": list(seeds),
+        "metrics": {
+            split: {
+                name: spread([result["metrics"][split][name] for result in results])
+                for name in metrics
+            }
+            for split, metrics in splits.items()
+        },
+        "seconds": spread([result["seconds"] for result in results]),
+        "device": results[0]["device"],
+        "versions": results[0]["versions"],
+    }
+    write_json(workdir / "summary.json", summary)
+    return summary
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Mean, sample standard deviation, extremes and count."""
+    return {
+        "mean": statistics.fmean(values),
+        "std": statistics.stdev(values) if len(values) > 1 else 0.0,
+        "min": min(values),
+        "max": max(values),
+        "n": len(values),
+    }
