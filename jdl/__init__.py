@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from jdl.errors import UserError
     from jdl.experiment import Experiment, load
     from jdl.loop import fit, open_run, train
-    from jdl.override import override
+    from jdl.overrides import override
     from jdl.run import Run
 
 _HOMES = {
@@ -23,7 +23,7 @@ _HOMES = {
     "fit": "jdl.loop",
     "load": "jdl.experiment",
     "open_run": "jdl.loop",
-    "override": "jdl.override",
+    "override": "jdl.overrides",
     "train": "jdl.loop",
 }
 

@@ -65,7 +65,7 @@ def train(
         process: which this is, from 0.
     """
     from jdl.experiment import load
-    from jdl.override import override
+    from jdl.overrides import override
 
     if distributed or coordinator:
         if workdir is None:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from jdl.override import choices, describe, flatten, paths
+from jdl.overrides import choices, describe, flatten, paths
 
 
 def field_lines(config: Any) -> Iterator[str]:

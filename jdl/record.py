@@ -20,7 +20,7 @@ from jdl._version import __version__
 from jdl.errors import UserError
 from jdl.experiment import Experiment, ExperimentFile
 from jdl.logging import write_json
-from jdl.override import flatten
+from jdl.overrides import flatten
 from jdl.parallel import path_name
 from jdl.typing import Json, PyTree
 

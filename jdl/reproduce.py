@@ -17,7 +17,7 @@ from jdl.experiment import (
     load,
 )
 from jdl.loop import train
-from jdl.override import flatten, override
+from jdl.overrides import flatten, override
 from jdl.seeds import train_seeds
 from jdl.typing import Json
 

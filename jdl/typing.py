@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 
@@ -39,6 +39,7 @@ class Event:
     """Seconds since training began, compile seconds, steps and items per second."""
 
 
+@runtime_checkable
 class Run(Protocol):
     """What a hook sees of the run that it serves."""
 

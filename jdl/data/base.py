@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -20,6 +20,7 @@ DeviceTransform = Callable[[Batch, Keys | None], Batch]
 """A pure function of a batch inside the compiled step; its keys are None outside training."""
 
 
+@runtime_checkable
 class Source(Protocol):
     """Random access to the examples of a split, as `tfds.data_source` gives it."""
 

@@ -34,8 +34,8 @@ class TFDSSource:
         logging.getLogger("absl").setLevel(logging.ERROR)  # advice about OpenCV
         import tensorflow_datasets as tfds
 
-        builder = tfds.builder_from_directory(self.directory)
-        return builder.as_data_source(split=self.split)
+        builder: Any = tfds.builder_from_directory(self.directory)
+        return builder.as_data_source(self.split)
 
     def __len__(self) -> int:
         """Number of examples."""

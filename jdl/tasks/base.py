@@ -67,12 +67,8 @@ class Task:
 
     def init(self, model: nn.Module, key: Key, batch: Batch) -> dict[str, PyTree]:
         """The model's variables, `params` and any further collections, for inputs like `batch`."""
-        named = (
-            {"train": False}
-            if "train" in inspect.signature(type(model).__call__).parameters
-            else {}
-        )
-        return dict(model.init(key, batch[self.inputs], **named))
+        mode: Any = _mode(model, False)
+        return dict(model.init(key, batch[self.inputs], **mode))
 
     def loss(
         self,
