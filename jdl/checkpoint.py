@@ -17,6 +17,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from jdl.errors import UserError
 from jdl.state import TrainState
@@ -69,7 +71,7 @@ class Store:
         self._pending = self._thread.submit(self._finish, path, meta, {step, *keep})
 
     def wait(self) -> None:
-        """Waits until the last save is complete.
+        """Waits until the last save is complete, on all processes.
 
         Raises:
           UserError: it could not be written; earlier ones are untouched.
@@ -77,6 +79,8 @@ class Store:
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
+            if jax.process_count() > 1:
+                multihost_utils.sync_global_devices("checkpoint")
 
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, Json]:
         """The checkpoint of a step, verified.
@@ -120,7 +124,8 @@ class Store:
     def close(self) -> None:
         """Waits for the last save and lets go of the threads."""
         try:
-            self.wait()
+            if self._pending is not None:
+                self._pending.result()
         finally:
             self._thread.shutdown()
             self._writer.close()
@@ -156,7 +161,10 @@ class Store:
 
     def _next(self, step: int) -> Path:
         taken = [_order(path)[1] for path in self._all() if _order(path)[0] == step]
-        return self._directory / f"{step}.{max(taken, default=-1) + 1}"
+        count = max(taken, default=-1) + 1
+        if jax.process_count() > 1:
+            count = int(multihost_utils.broadcast_one_to_all(np.int32(count)))
+        return self._directory / f"{step}.{count}"
 
     def _all(self) -> list[Path]:
         found = [p for p in self._directory.glob("*.*") if p.name.replace(".", "").isdigit()]

@@ -25,10 +25,14 @@ class Interruption:
 
     Inside the loop, between `begin` and `end`, a signal sets `asked` and the loop sees to the rest.
     Elsewhere nothing needs saving, and the signal raises `Interrupted` at once.
+
+    Args:
+      shared: leave signals to JAX, which has all processes of a run agree on a step to end at.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, shared: bool = False) -> None:
         self.asked = False
+        self._shared = shared
         self._looping = self._seen = False
         self._old: dict[int, object] = {}
 
@@ -47,7 +51,7 @@ class Interruption:
         self._seen = True
 
     def __enter__(self) -> "Interruption":
-        if threading.current_thread() is threading.main_thread():
+        if threading.current_thread() is threading.main_thread() and not self._shared:
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._old[number] = signal.signal(number, self._handle)
             # The handler runs between bytecodes only. The kernel writes to this pipe at once, so

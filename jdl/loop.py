@@ -207,9 +207,8 @@ class _Loop:
 
     def _train(self, step: int) -> int:
         """Steps until the end or a hook stops it; returns the step reached."""
-        run, size = self._run, self._experiment.batch_size
-        pipeline = run.pipeline("train")
-        feeds = pipeline.feeds(step, size, self._experiment.seed, run.shard)
+        run = self._run
+        feeds = run.feeds(step)
         waiting: tuple[int, int, Metrics] | None = None
         while step < run.steps and not run.stop_reason:
             begun, compiled = time.perf_counter(), run.compile_seconds

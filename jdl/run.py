@@ -1,7 +1,7 @@
 """A run: an experiment with its data, its compiled steps, its state and its directory."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ class Run:
         self.state: Any = None
         self.data = data or Splits(experiment.data)
         self.compile_seconds = 0.0
-        self.interruption = Interruption()
+        self.interruption = Interruption(shared=jax.process_count() > 1)
         self.save_asked = False
         self.stop_reason = ""
         self._log: MetricsLog | None = None
@@ -92,7 +92,7 @@ class Run:
             if last is not None:
                 parts.append(jax.device_get(last))
             last = scores
-            if self.interruption.asked and jax.process_count() == 1:
+            if self.interruption.asked:
                 raise Interrupted
         return metrics_lib.compute(metrics_lib.merge([*parts, jax.device_get(last)]))
 
@@ -140,10 +140,19 @@ class Run:
         """
         pipeline = self.data.pipeline(split)
         if split not in self._checked and isinstance(pipeline, Resident):
-            arrays = pipeline.arrays
-            self.experiment.task.check(arrays, self.outputs(arrays), f"split {split!r}")
+            prediction = self.outputs(pipeline.arrays)
+            self.experiment.task.check(pipeline.arrays, prediction, f"split {split!r}")
             self._checked.add(split)
         return pipeline
+
+    def feeds(self, start: int) -> Iterator[Any]:
+        """Training feeds from a step on; streamed batches are looked over one by one."""
+        experiment = self.experiment
+        pipeline = self.pipeline("train")
+        for feed in pipeline.feeds(start, experiment.batch_size, experiment.seed, self.shard):
+            if isinstance(feed, Mapping):
+                experiment.task.check(feed, self.prediction, "a batch of split 'train'")
+            yield feed
 
     def outputs(self, arrays: Mapping[str, np.ndarray]) -> Any:
         """Shape and dtype of the prediction for one batch.
@@ -226,10 +235,8 @@ class Run:
             experiment.accumulate,
         )
         pipeline = self.pipeline("train")
-        feed = next(pipeline.feeds(0, experiment.batch_size, experiment.seed, self.shard))
+        self.prediction = self.outputs(pipeline.rows(np.zeros(1, int)))
         resident = pipeline.arrays if isinstance(pipeline, Resident) else {}
-        if not resident:
-            arrays = {name: value for name, value in feed.items() if name != "mask"}
-            experiment.task.check(arrays, self.outputs(arrays), "split 'train'")
+        feed = next(self.feeds(0))
         self.compiled = experiment.strategy.compile(self.program, resident, feed)
         self.batch = jax.eval_shape(read, resident, feed)

@@ -104,9 +104,7 @@ class TFDS(Data):
         root = self.root()
         found = self._find(root)
         if found is None and self.download:
-            from jdl.data.prepare import prepare
-
-            return prepare(self._stem().split("/")[0], data_dir=root)
+            return self._download(root)
         if found is None:
             raise UserError(self._missing(root))
         return found
@@ -128,6 +126,23 @@ class TFDS(Data):
                 file.seek(max(file.tell(), size - HASHED_BYTES))
                 digest.update(file.read())
         return digest.hexdigest()
+
+    def _download(self, root: Path) -> Path:
+        """Prepares the set: ours without TensorFlow, the others by the catalogue's own builder."""
+        from jdl.data.prepare import RECIPES, prepare
+
+        name = self._stem().split("/")[0]
+        if name in {recipe.name for recipe in RECIPES}:
+            return prepare(name, data_dir=root)
+        import tensorflow_datasets as tfds
+
+        try:
+            builder = tfds.builder(self.name, data_dir=root, file_format="array_record")
+            builder.download_and_prepare()
+        except Exception as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UserError(f"data set {self.name!r} could not be prepared: {reason}") from error
+        return Path(builder.data_dir)
 
     def _missing(self, root: Path) -> str:
         from jdl.data.prepare import RECIPES
