@@ -199,9 +199,9 @@ class Pmap(Strategy):
         """As in `Strategy.compile`; every array gains an axis 0 over devices."""
         devices, traces = self.used(), {}
         local = [device for device in devices if device.process_index == jax.process_index()]
-        mesh = Mesh(np.array(devices), ("data",))
-        each = NamedSharding(mesh, P("data"))
-        whole = NamedSharding(mesh, P())
+        # pmap takes and gives what this process holds; a collected state spans all processes.
+        each = NamedSharding(Mesh(np.array(local), ("data",)), P("data"))
+        whole = NamedSharding(Mesh(np.array(devices), ("data",)), P())
         start = _initializer(program, resident, feed)
         like = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole),
@@ -213,9 +213,7 @@ class Pmap(Strategy):
             if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
                 return jax.random.wrap_key_data(copies(jax.random.key_data(leaf)))
             parts = [jax.device_put(np.asarray(leaf)[None], device) for device in local]
-            return jax.make_array_from_single_device_arrays(
-                (len(devices), *leaf.shape), each, parts
-            )
+            return jax.make_array_from_single_device_arrays((len(local), *leaf.shape), each, parts)
 
         def merged(leaf: jax.Array) -> jax.Array:
             """One array that is whole on every device, from its copies."""

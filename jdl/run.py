@@ -110,6 +110,8 @@ class Run:
         count = len(next(iter(arrays.values())))
         if not count:
             raise UserError("there is nothing to predict: the input has no examples")
+        if jax.process_count() > 1:
+            raise UserError("predict runs in one process: open the run directory in one")
         data, size = self.experiment.data, self.experiment.batch_size
         indices = np.arange(count)
         rows = [transformed(data, {k: v[i] for k, v in arrays.items()}) for i in indices]

@@ -1,7 +1,7 @@
 """Gradient transformations that Optax lacks, and the rules for which parameters they touch."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ def decay_mask(params: PyTree) -> PyTree:
     keeps them in more than one dimension) and all leaves with fewer than two dimensions.
     """
 
-    def decays(path: jax.tree_util.KeyPath, leaf: jax.Array) -> bool:
+    def decays(path: jax.tree_util.KeyPath, leaf: Any) -> bool:
         return leaf.ndim >= 2 and _parts(path)[-1] not in ("bias", "scale")
 
     return jax.tree_util.tree_map_with_path(decays, params)
@@ -45,7 +45,7 @@ def add_penalties(l1: float, l2: float) -> optax.GradientTransformation:
 class WeightAverage(NamedTuple):
     """State of `average_weights`."""
 
-    steps: jax.Array  # parameters averaged so far, int32 scalar
+    steps: Any  # updates averaged so far, int32 scalar (an array, or in its place a shape)
     mean: PyTree  # the average, shaped like the parameters
 
 
@@ -116,7 +116,7 @@ def matrix_axes(params: PyTree, adam_names: tuple[str, ...]) -> PyTree:
     See `jdl.optimizers.Muon` for the rule.
     """
 
-    def axes(path: jax.tree_util.KeyPath, leaf: jax.Array) -> MuonDimensionNumbers | None:
+    def axes(path: jax.tree_util.KeyPath, leaf: Any) -> MuonDimensionNumbers | None:
         parts = _parts(path)
         if leaf.ndim < 2 or parts[-1] != "kernel" or set(parts) & set(adam_names):
             return None
