@@ -19,7 +19,7 @@ from jdl.data.arrays import Arrays
 from jdl.data.splits import Splits
 from jdl.errors import UserError
 from jdl.experiment import Experiment, ExperimentFile
-from jdl.hooks import Checkpoint
+from jdl.hooks import Checkpoint, Listener
 from jdl.hooks.rows import Rows
 from jdl.interrupt import Interrupted
 from jdl.logging import MetricsLog, cut_rows, write_json
@@ -141,12 +141,7 @@ class _Loop:
     def __init__(self, run: Run) -> None:
         self._run, self._experiment = run, run.experiment
         self._store = Store(run.workdir / "checkpoints", run.say)
-        hooks = [hook.build(run) for hook in run.experiment.hooks]
-        self._listeners = {"0 rows": Rows(run)}
-        self._listeners |= {
-            f"{i + 1} {type(hook).__name__}": listener
-            for i, (hook, listener) in enumerate(zip(run.experiment.hooks, hooks, strict=True))
-        }
+        self._listeners: dict[str, Listener] = {"Rows 0": Rows(run)}
         self._log: MetricsLog | None = None
         self._begun = time.perf_counter()
         self._seconds = self._training = 0.0
@@ -156,6 +151,11 @@ class _Loop:
         """Restores or begins, trains, and finishes."""
         run = self._run
         try:
+            for hook in self._experiment.hooks:
+                # Named by kind and count, so that hooks may be added between runs.
+                kind = type(hook).__name__
+                count = sum(name.split()[0] == kind for name in self._listeners)
+                self._listeners[f"{kind} {count}"] = hook.build(run)
             step, pending = self._restore()
             if jax.process_index() == 0:
                 self._log = MetricsLog(run.workdir / "metrics.jsonl")

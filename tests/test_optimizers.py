@@ -106,18 +106,15 @@ def descend(optimizer, loss, params, steps):
     "optimizer",
     [
         SGD(0.1),
-        SGD(0.02, momentum=0.9),
         SGD(0.02, momentum=0.9, nesterov=True),
         RMSprop(0.05, schedule=Cosine()),
         RMSprop(0.01, momentum=0.9, centered=True, schedule=Cosine()),
         Adagrad(0.5),
         Adam(0.05, schedule=OneCycle()),
-        Adam(0.05, nesterov=True, schedule=Linear()),
         AdamW(0.05, weight_decay=0.0, schedule=Exponential(end=1e-3)),
         Lamb(0.05, weight_decay=0.0, schedule=Cosine(warmup=0.1)),
         Lion(0.05, weight_decay=0.0, schedule=Linear()),
         Muon(0.1, weight_decay=0.0, schedule=Cosine()),
-        Muon(0.02, weight_decay=0.0, rms=None, schedule=Cosine()),
     ],
     ids=lambda optimizer: type(optimizer).__name__,
 )
@@ -351,6 +348,9 @@ def cosine(share):
          lambda t: t / 10 if t < 10 else 0.1 + 0.9 * cosine((t - 10) / 30)),
         (OneCycle(), lambda t: 0.04 + 0.96 * (1 - cosine(t / 12)) if t < 12
          else 4e-6 + (1 - 4e-6) * cosine((t - 12) / 28)),
+        (OneCycle(warmup=0.5, div_factor=10.0, final_div_factor=2.0),
+         lambda t: 0.1 + 0.9 * (1 - cosine(t / 20)) if t < 20
+         else 0.05 + 0.95 * cosine((t - 20) / 20)),
         (ReduceOnPlateau(warmup=0.25), lambda t: min(t / 10, 1)),
     ],
 )  # fmt: skip
@@ -507,7 +507,7 @@ def test_clipping_by_value_comes_after_penalties_and_before_the_norm():
 @pytest.mark.parametrize("decay", [0.5, 0.9999])
 def test_the_average_equals_the_debiased_recursion(decay):
     params = {"kernel": jnp.asarray(values(0, 3, 2)), "bias": jnp.asarray(values(1, 2))}
-    gradients = [{"kernel": values(s, 3, 2), "bias": values(-s % 99, 2)} for s in range(2, 12)]
+    gradients = [{"kernel": values(s, 3, 2), "bias": values(s + 20, 2)} for s in range(2, 12)]
     optimizer = SGD(0.3, average=decay)
     trajectory, state = run(optimizer, params, gradients)
     for name in params:
@@ -658,7 +658,10 @@ def test_orbax_restores_the_state_as_it_was(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, restored, state)
 
 
-not_a_schedule: Any = "cosine"
+def with_a_name_for_a_schedule():
+    optimizer = SGD()  # set behind the type checks that the tests run under
+    object.__setattr__(optimizer, "schedule", "cosine")
+    optimizer.__post_init__()
 
 
 @pytest.mark.parametrize(
@@ -686,7 +689,7 @@ not_a_schedule: Any = "cosine"
         (lambda: SGD(clip_value=-1.0), r"SGD\.clip_value must be"),
         (lambda: SGD(average=1.0), r"SGD\.average must be above 0 and below 1, or None; it is 1"),
         (
-            lambda: SGD(schedule=not_a_schedule),
+            with_a_name_for_a_schedule,
             r"SGD\.schedule must be a schedule such as .*'cosine'",
         ),
         (lambda: Cosine(warmup=1.0), r"Cosine\.warmup must be a fraction of the run.*; it is 1\.0"),

@@ -42,4 +42,4 @@ class CNN(nn.Module):
         for width in self.dense:
             x = nn.relu(nn.Dense(width, dtype=self.dtype)(x))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return nn.Dense(self.outputs, dtype=self.dtype)(x).astype(jnp.float32)
+        return nn.Dense(self.outputs, dtype=self.dtype, name="logits")(x).astype(jnp.float32)

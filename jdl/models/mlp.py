@@ -29,6 +29,5 @@ class MLP(nn.Module):
             x = nn.Dense(width, dtype=self.dtype, kernel_init=self.kernel_init)(x)
             x = self.activation(x)
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return nn.Dense(self.outputs, dtype=self.dtype, kernel_init=self.kernel_init)(x).astype(
-            jnp.float32
-        )
+        last = nn.Dense(self.outputs, dtype=self.dtype, kernel_init=self.kernel_init, name="logits")
+        return last(x).astype(jnp.float32)
