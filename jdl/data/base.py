@@ -1,8 +1,10 @@
 """What every data set has in common: named splits of examples, and what is done to each."""
 
 import hashlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -147,3 +149,8 @@ def pick(splits: Mapping[str, Any], name: str) -> Any:
         known = ", ".join(splits)
         raise UserError(f"there is no split {name!r} (there are {known}){nearest(name, splits)}")
     return splits[name]
+
+
+def default_data_dir() -> Path:
+    """`TFDS_DATA_DIR` where it is set, else `~/tensorflow_datasets`."""
+    return Path(os.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets")

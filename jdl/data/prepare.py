@@ -6,34 +6,19 @@ Names, versions, features, splits and the order of the examples are the catalogu
 """
 
 import contextlib
-import hashlib
-import http.client
 import io
-import os
 import shutil
-import ssl
 import tempfile
-import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError, URLError
-from urllib.parse import urlsplit
 
 from jdl.data import raw as originals
-from jdl.data.tfds import default_data_dir
+from jdl.data.base import default_data_dir
+from jdl.data.download import checksums, fetch, file_name
 from jdl.errors import UserError, nearest
-
-# What a connection that cannot be made or breaks off raises.
-_BROKEN_OFF = (
-    URLError,
-    http.client.HTTPException,
-    ConnectionError,
-    TimeoutError,
-    ssl.SSLError,
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +54,7 @@ class Recipe:
     @property
     def files(self) -> tuple[str, ...]:
         """The names of the originals."""
-        return tuple(_file(url) for url in self.urls)
+        return tuple(file_name(url) for url in self.urls)
 
 
 def _idx_urls(site: str) -> tuple[str, ...]:
@@ -233,7 +218,7 @@ def prepare(
     else:
         source = root / "downloads" / recipe.name
         if download:
-            fetch(recipe.urls, source, known=_checksums(recipe.name), report=report)
+            fetch(recipe.urls, source, known=checksums(recipe.name), report=report)
     splits = recipe.read(source)
     try:
         counts, skipped = _write(recipe, splits, root)
@@ -327,80 +312,3 @@ def _builder(
     # TFDS sorts in memory up to 1,000 MiB a split, which all of these data sets stay below; for
     # more it would need TensorFlow.
     return Prepared(data_dir=data_dir, file_format="array_record")
-
-
-def fetch(
-    urls: tuple[str, ...],
-    folder: Path,
-    *,
-    known: Mapping[str, Any],
-    report: Callable[[str], object] = print,
-) -> None:
-    """Downloads files that are not in `folder` yet; each appears there only when it is complete.
-
-    Args:
-      urls: addresses, whose last parts name the files.
-      folder: where the files go; made if need be.
-      known: for an address, an object that tells the file's `size` in bytes and its SHA-256,
-        `checksum`; others are only checked for being as long as the server says, and not empty.
-      report: is told what is downloaded.
-
-    Raises:
-      UserError: no connection, a file that is not the one expected, or no permission to write.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write in {folder} ({error.strerror})") from error
-    for url in urls:
-        target = folder / _file(url)
-        if target.is_file():
-            continue
-        report(f"downloading {url}")
-        part = target.with_name(f"{target.name}.{os.getpid()}.part")
-        try:
-            _download(url, part, known.get(url))
-            part.replace(target)
-        except _BROKEN_OFF as error:
-            reason = getattr(error, "reason", error)
-            if isinstance(error, HTTPError):
-                reason = str(error)
-                error.close()  # it is the response, too
-            raise UserError(
-                f"cannot download {url} ({reason}): fetch it yourself and give --from DIR, a "
-                f"directory with {', '.join(_file(url) for url in urls)}"
-            ) from error
-        except OSError as error:
-            raise UserError(f"cannot write in {folder} ({error.strerror})") from error
-        finally:
-            part.unlink(missing_ok=True)
-
-
-def _download(url: str, part: Path, expected: Any) -> None:
-    digest, size = hashlib.sha256(), 0
-    with urllib.request.urlopen(url, timeout=60) as response, part.open("wb") as stream:
-        length = response.headers.get("Content-Length")
-        while block := response.read(1 << 20):
-            digest.update(block)
-            size += stream.write(block)
-    if expected is not None and (size, digest.hexdigest()) != (expected.size, expected.checksum):
-        raise UserError(f"{url} gave a file that is not the original: its SHA-256 differs")
-    if size == 0 or (length is not None and size != int(length)):
-        raise UserError(f"{url} gave only {size} bytes: the download broke off")
-
-
-def _checksums(name: str) -> Mapping[str, Any]:
-    """Returns sizes and SHA-256 by address, from TFDS' own records; empty if it has none."""
-    import tensorflow_datasets as tfds
-    from tensorflow_datasets.core.download import checksums
-
-    package = Path(tfds.__file__).parent
-    records = (
-        package / "url_checksums" / f"{name}.txt",
-        package / "datasets" / name / "checksums.tsv",
-    )
-    return next((checksums.load_url_infos(path) for path in records if path.is_file()), {})
-
-
-def _file(url: str) -> str:
-    return PurePosixPath(urlsplit(url).path).name

@@ -7,42 +7,24 @@ by them. An example of `None` stands for one that is damaged and to be skipped.
 Nothing is unpickled, and archives are read member by member in memory: nothing is extracted.
 """
 
-import gzip
 import io
 import itertools
 import math
-import posixpath
 import re
 import struct
-import tarfile
 import warnings
-import zipfile
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from jdl.data.archives import files, locate, members, read_text, read_whole
 from jdl.errors import UserError
 
 Example = dict[str, Any]
 Splits = dict[str, Iterator[tuple[int | str, Example | None]]]
-
-# No file within the originals comes near this: a longer one is a decompression bomb.
-LARGEST_BYTES = 256 << 20
-
-# What truncated, damaged or unreadable files raise (RuntimeError: an encrypted zip member).
-_DAMAGE = (
-    OSError,
-    EOFError,
-    RuntimeError,
-    ValueError,
-    zlib.error,
-    tarfile.TarError,
-    zipfile.BadZipFile,
-)
 
 
 def read_mnist(raw: Path) -> Splits:
@@ -60,7 +42,7 @@ def read_mnist(raw: Path) -> Splits:
     parts = {"train": "train", "test": "t10k"}
     kinds = ("images-idx3-ubyte", "labels-idx1-ubyte")
     names = [f"{part}-{kind}" for part in parts.values() for kind in kinds]
-    paths = _files(raw, names)
+    paths = files(raw, names)
     return {
         split: _idx_examples(*(paths[f"{part}-{kind}"] for kind in kinds))
         for split, part in parts.items()
@@ -76,12 +58,12 @@ def _idx_examples(images_path: Path, labels_path: Path) -> Iterator[tuple[int, E
             f"{images_path} holds {len(images)} images but {labels_path} {len(labels)} labels"
         )
     for index, (image, label) in enumerate(zip(images, labels, strict=True)):
-        yield index, {"image": _png(image), "label": _class(label, labels_path)}
+        yield index, {"image": _png(image), "label": _class(int(label), labels_path)}
 
 
 def _idx(path: Path, *, ndim: int) -> np.ndarray:
     """Returns the uint8 array of `ndim` dimensions in an idx file (LeCun's format)."""
-    data = _read(path)
+    data = read_whole(path)
     head = 4 + 4 * ndim
     if len(data) < head or data[:4] != bytes((0, 0, 8, ndim)):
         raise UserError(f"{path} does not begin like an idx file of bytes in {ndim} dimensions")
@@ -116,13 +98,13 @@ def read_cifar10(raw: Path) -> Splits:
             f"{raw} holds the pickled Python version of CIFAR-10, and nothing is ever unpickled "
             "here; give the binary version, cifar-10-binary.tar.gz"
         )
-    source = _locate(raw, "cifar-10-binary.tar.gz", folder, inside="test_batch.bin")
+    source = locate(raw, "cifar-10-binary.tar.gz", folder, inside="test_batch.bin")
     names = {
         "train": [f"data_batch_{number}.bin" for number in range(1, 6)],
         "test": ["test_batch.bin"],
     }
     pattern = re.compile(rf"{folder}/(\w+\.bin)")
-    batches = {match[1]: data for match, data in _members(source, folder, pattern)}
+    batches = {match[1]: data for match, data in members(source, folder, pattern)}
     missing = [name for name in itertools.chain(*names.values()) if name not in batches]
     if missing:
         raise UserError(f"{source} lacks {', '.join(f'{folder}/{name}' for name in missing)}")
@@ -143,7 +125,7 @@ def _cifar_examples(
             )
         for record in np.frombuffer(data, np.uint8).reshape(-1, 3073):
             key, image = next(index), record[1:].reshape(3, 32, 32).transpose(1, 2, 0)
-            label = _class(record[0], source)
+            label = _class(int(record[0]), source)
             yield key, {"id": f"{split}_{key:05d}", "image": _png(image), "label": label}
 
 
@@ -159,7 +141,7 @@ def read_imdb(raw: Path) -> Splits:
     Raises:
       UserError: neither is there, or the archive is damaged.
     """
-    source = _locate(raw, "aclImdb_v1.tar.gz", "aclImdb", inside="train")
+    source = locate(raw, "aclImdb_v1.tar.gz", "aclImdb", inside="train")
     return {
         "train": _reviews(source, r"aclImdb/train/(neg|pos)/[^/]+\.txt"),
         "test": _reviews(source, r"aclImdb/test/(neg|pos)/[^/]+\.txt"),
@@ -168,7 +150,7 @@ def read_imdb(raw: Path) -> Splits:
 
 
 def _reviews(source: Path, pattern: str) -> Iterator[tuple[str, Example]]:
-    for match, data in _members(source, "aclImdb", re.compile(pattern)):
+    for match, data in members(source, "aclImdb", re.compile(pattern)):
         yield match[0], {"text": data.strip(), "label": -1 if match[1] == "unsup" else match[1]}
 
 
@@ -184,13 +166,13 @@ def read_cats_vs_dogs(raw: Path) -> Splits:
     Raises:
       UserError: neither is there, or the archive is damaged.
     """
-    source = _locate(raw, "kagglecatsanddogs_5340.zip", "PetImages", inside="Cat")
+    source = locate(raw, "kagglecatsanddogs_5340.zip", "PetImages", inside="Cat")
     return {"train": _pets(source)}
 
 
 def _pets(source: Path) -> Iterator[tuple[str, Example | None]]:
     pattern = re.compile(r"PetImages/(Cat|Dog)/\d+\.jpg")
-    for match, data in _members(source, "PetImages", pattern):
+    for match, data in members(source, "PetImages", pattern):
         # The catalogue peeks into the zip member, which shows 512 bytes: so it drops 1,738.
         image = _checked(data) if b"JFIF" in data[:512] else None
         example = {"image": image, "image/filename": match[0], "label": match[1].lower()}
@@ -223,8 +205,8 @@ def read_tiny_shakespeare(raw: Path) -> Splits:
     Raises:
       UserError: the file is missing or not UTF-8.
     """
-    path = raw if raw.is_file() else _files(raw, ["input.txt"])["input.txt"]
-    text = _text(path)
+    path = raw if raw.is_file() else files(raw, ["input.txt"])["input.txt"]
+    text = read_text(path)
     first = int(len(text) * 0.9)
     second = first + int((len(text) - first) * 0.5)
     parts = {"train": text[:first], "validation": text[first:second], "test": text[second:]}
@@ -244,7 +226,7 @@ def read_multi30k(raw: Path) -> Splits:
       UserError: a file is missing or damaged, or two that belong together differ in length.
     """
     parts = {"train": "train", "validation": "val", "test": "test_2016_flickr"}
-    paths = _files(raw, [f"{part}.{code}" for part in parts.values() for code in ("en", "de")])
+    paths = files(raw, [f"{part}.{code}" for part in parts.values() for code in ("en", "de")])
     return {
         split: _pairs(paths[f"{part}.en"], paths[f"{part}.de"]) for split, part in parts.items()
     }
@@ -260,116 +242,8 @@ def _pairs(english: Path, german: Path) -> Iterator[tuple[int, Example]]:
 
 def _lines(path: Path) -> list[str]:
     # Not splitlines, which also cuts at characters that may stand within a sentence.
-    text = _text(path)
+    text = read_text(path)
     return text.removesuffix("\n").split("\n") if text else []
-
-
-def _files(raw: Path, names: Sequence[str]) -> dict[str, Path]:
-    """Returns where each of `names` lies in the directory `raw`, plain or as `.gz`."""
-    found = {
-        name: path for name in names for path in (raw / f"{name}.gz", raw / name) if path.is_file()
-    }
-    missing = [name for name in names if name not in found]
-    if missing:
-        what = "lacks" if raw.is_dir() else "is no directory that holds"
-        raise UserError(f"{raw} {what} {', '.join(missing)} (each may end in .gz)")
-    return found
-
-
-def _locate(raw: Path, archive: str, folder: str, *, inside: str) -> Path:
-    """Returns the archive, or the extracted folder (known by what is `inside`), at or in `raw`."""
-    if raw.is_file():
-        return raw
-    if (raw / inside).exists():
-        return raw
-    for path in (raw / archive, raw / folder):
-        if path.exists():
-            return path
-    what = "holds neither" if raw.is_dir() else "does not exist: give"
-    raise UserError(f"{raw} {what} {archive} {'nor' if raw.is_dir() else 'or'} a folder {folder}")
-
-
-def _members(
-    source: Path, folder: str, pattern: re.Pattern[str]
-) -> Iterator[tuple[re.Match[str], bytes]]:
-    """Yields the names that match fully, and the contents, from an archive or an extracted folder.
-
-    Args:
-      source: tar or zip file, or a directory, whose names then count as lying in `folder`.
-      folder: name of the archive's top folder.
-      pattern: what a name, with `/` between its parts, must match.
-
-    Raises:
-      UserError: the archive is damaged.
-    """
-    try:
-        for name, stream in _streams(source, folder, pattern):
-            match = pattern.fullmatch(name)
-            if match:
-                yield match, _bounded(stream, source)
-    except _DAMAGE as error:
-        raise _damaged(source, error) from error
-
-
-def _streams(
-    source: Path, folder: str, pattern: re.Pattern[str]
-) -> Iterator[tuple[str, IO[bytes]]]:
-    """Yields the names that match `pattern`, and an open stream for each."""
-    if source.is_dir():
-        for path in sorted(source.rglob("*")):
-            name = f"{folder}/{path.relative_to(source).as_posix()}"
-            if pattern.fullmatch(name):
-                with path.open("rb") as stream:
-                    yield name, stream
-    elif zipfile.is_zipfile(source):
-        with zipfile.ZipFile(source) as archive:
-            for entry in archive.infolist():
-                name = posixpath.normpath(entry.filename)
-                if pattern.fullmatch(name):
-                    with archive.open(entry) as stream:
-                        yield name, stream
-    else:
-        with tarfile.open(source) as archive:
-            for entry in archive:
-                name = posixpath.normpath(entry.name)
-                if entry.isfile() and pattern.fullmatch(name):
-                    stream = archive.extractfile(entry)
-                    assert stream is not None  # as it is a file
-                    yield name, stream
-            # tarfile takes a damaged header for the end; gzip's checksum lies behind the last byte.
-            while archive.fileobj is not None and archive.fileobj.read(1 << 20):
-                pass
-
-
-def _read(path: Path) -> bytes:
-    """Returns a file's bytes, unzipped if they are gzipped, whatever it is called."""
-    try:
-        with path.open("rb") as stream:
-            if stream.peek(2)[:2] != b"\x1f\x8b":
-                return _bounded(stream, path)
-            with gzip.open(stream) as unzipped:
-                return _bounded(unzipped, path)
-    except _DAMAGE as error:
-        raise _damaged(path, error) from error
-
-
-def _text(path: Path) -> str:
-    try:
-        return _read(path).decode()
-    except UnicodeDecodeError as error:
-        raise _damaged(path, error) from error
-
-
-def _bounded(stream: Any, path: Path) -> bytes:
-    data = stream.read(LARGEST_BYTES + 1)
-    if len(data) > LARGEST_BYTES:
-        raise UserError(f"{path} is not the original: a file in it passes {LARGEST_BYTES} bytes")
-    return data
-
-
-def _damaged(path: Path, error: BaseException) -> UserError:
-    reason = next(iter(str(error).splitlines()), type(error).__name__)  # some have several lines
-    return UserError(f"{path} is truncated, damaged or unreadable ({reason.rstrip(':')})")
 
 
 def _class(label: int, path: Path) -> int:

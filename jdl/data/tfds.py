@@ -4,22 +4,16 @@ import functools
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jdl.data.base import Data, Example, Source
+from jdl.data.base import Data, Example, Source, default_data_dir
 from jdl.errors import UserError, nearest
 
 HASHED_BYTES = 1 << 24
 """Of a larger file, the fingerprint covers this many bytes of its start and of its end."""
-
-
-def default_data_dir() -> Path:
-    """`TFDS_DATA_DIR` where it is set, else `~/tensorflow_datasets`."""
-    return Path(os.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets")
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 import jdl.data.prepare
-from jdl.data.prepare import RECIPES, fetch, prepare
+from jdl.data.download import checksums, fetch
+from jdl.data.prepare import RECIPES, prepare
 from jdl.errors import UserError
 
 GENERATOR = np.random.default_rng(0)
@@ -540,7 +541,7 @@ def test_damaged_texts(tmp_path):
 
 
 def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("jdl.data.raw.LARGEST_BYTES", 10_000)
+    monkeypatch.setattr("jdl.data.archives.LARGEST_BYTES", 10_000)
     (tmp_path / "input.txt").write_bytes(gzip.compress(bytes(20_000)))
     with pytest.raises(UserError, match="a file in it passes 10000 bytes"):
         prepare("tiny_shakespeare", raw=tmp_path, data_dir=tmp_path)
@@ -688,7 +689,7 @@ def test_a_download_is_checked(tmp_path, site):
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
 def test_the_catalogue_knows_what_is_downloaded(recipe):
-    known = jdl.data.prepare._checksums(recipe.name)
+    known = checksums(recipe.name)
     if recipe.name == "multi30k":  # not in the catalogue
         assert known == {}
     else:

@@ -1,0 +1,139 @@
+"""Reading files and archives that may be damaged, or made to do damage.
+
+Archives are read member by member in memory: nothing is extracted, so no name in them can matter.
+"""
+
+import gzip
+import posixpath
+import re
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from jdl.errors import UserError
+
+# No file within the originals comes near this: a longer one is a decompression bomb.
+LARGEST_BYTES = 256 << 20
+
+# What truncated, damaged or unreadable files raise (RuntimeError: an encrypted zip member).
+DAMAGE = (
+    OSError,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    zlib.error,
+    tarfile.TarError,
+    zipfile.BadZipFile,
+)
+
+
+def files(raw: Path, names: Sequence[str]) -> dict[str, Path]:
+    """Returns where each of `names` lies in the directory `raw`, plain or as `.gz`."""
+    found = {
+        name: path for name in names for path in (raw / f"{name}.gz", raw / name) if path.is_file()
+    }
+    missing = [name for name in names if name not in found]
+    if missing:
+        what = "lacks" if raw.is_dir() else "is no directory that holds"
+        raise UserError(f"{raw} {what} {', '.join(missing)} (each may end in .gz)")
+    return found
+
+
+def locate(raw: Path, archive: str, folder: str, *, inside: str) -> Path:
+    """Returns the archive, or the extracted folder (known by what is `inside`), at or in `raw`."""
+    if raw.is_file():
+        return raw
+    if (raw / inside).exists():
+        return raw
+    for path in (raw / archive, raw / folder):
+        if path.exists():
+            return path
+    what = "holds neither" if raw.is_dir() else "does not exist: give"
+    raise UserError(f"{raw} {what} {archive} {'nor' if raw.is_dir() else 'or'} a folder {folder}")
+
+
+def members(
+    source: Path, folder: str, pattern: re.Pattern[str]
+) -> Iterator[tuple[re.Match[str], bytes]]:
+    """Yields the names that match fully, and the contents, from an archive or an extracted folder.
+
+    Args:
+      source: tar or zip file, or a directory, whose names then count as lying in `folder`.
+      folder: name of the archive's top folder.
+      pattern: what a name, with `/` between its parts, must match.
+
+    Raises:
+      UserError: the archive is damaged.
+    """
+    try:
+        for name, stream in streams(source, folder, pattern):
+            match = pattern.fullmatch(name)
+            if match:
+                yield match, bounded(stream, source)
+    except DAMAGE as error:
+        raise damaged(source, error) from error
+
+
+def streams(source: Path, folder: str, pattern: re.Pattern[str]) -> Iterator[tuple[str, IO[bytes]]]:
+    """Yields the names that match `pattern`, and an open stream for each."""
+    if source.is_dir():
+        for path in sorted(source.rglob("*")):
+            name = f"{folder}/{path.relative_to(source).as_posix()}"
+            if pattern.fullmatch(name):
+                with path.open("rb") as stream:
+                    yield name, stream
+    elif zipfile.is_zipfile(source):
+        with zipfile.ZipFile(source) as archive:
+            for entry in archive.infolist():
+                name = posixpath.normpath(entry.filename)
+                if pattern.fullmatch(name):
+                    with archive.open(entry) as stream:
+                        yield name, stream
+    else:
+        with tarfile.open(source) as archive:
+            for entry in archive:
+                name = posixpath.normpath(entry.name)
+                if entry.isfile() and pattern.fullmatch(name):
+                    stream = archive.extractfile(entry)
+                    assert stream is not None  # as it is a file
+                    yield name, stream
+            # tarfile takes a damaged header for the end; gzip's checksum lies behind the last byte.
+            while archive.fileobj is not None and archive.fileobj.read(1 << 20):
+                pass
+
+
+def read_whole(path: Path) -> bytes:
+    """Returns a file's bytes, unzipped if they are gzipped, whatever it is called."""
+    try:
+        with path.open("rb") as stream:
+            if stream.peek(2)[:2] != b"\x1f\x8b":
+                return bounded(stream, path)
+            with gzip.open(stream) as unzipped:
+                return bounded(unzipped, path)
+    except DAMAGE as error:
+        raise damaged(path, error) from error
+
+
+def read_text(path: Path) -> str:
+    """The text of a file, in UTF-8."""
+    try:
+        return read_whole(path).decode()
+    except UnicodeDecodeError as error:
+        raise damaged(path, error) from error
+
+
+def bounded(stream: Any, path: Path) -> bytes:
+    """The rest of a stream, unless it is longer than any original."""
+    data = stream.read(LARGEST_BYTES + 1)
+    if len(data) > LARGEST_BYTES:
+        raise UserError(f"{path} is not the original: a file in it passes {LARGEST_BYTES} bytes")
+    return data
+
+
+def damaged(path: Path, error: BaseException) -> UserError:
+    """What to say of a file that cannot be read."""
+    reason = next(iter(str(error).splitlines()), type(error).__name__)  # some have several lines
+    return UserError(f"{path} is truncated, damaged or unreadable ({reason.rstrip(':')})")
