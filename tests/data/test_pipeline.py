@@ -1,0 +1,282 @@
+"""Both pipelines: the same examples in the same order, each once an epoch, from any position."""
+
+import dataclasses
+from collections import Counter
+from dataclasses import dataclass, field
+from itertools import islice
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jdl
+from jdl.data import Arrays, RandomFlip
+from jdl.data.base import Data
+from jdl.data.pipeline import Resident, Shard, Streamed, batches, open_pipeline, read
+from jdl.errors import UserError
+from jdl.models import MLP
+from jdl.optimizers import SGD
+
+COUNT, SIZE = 23, 5  # neither divides the other
+ALONE = Shard()
+
+
+def opened(pipeline, arrays=None, name="train", **options):
+    """A pipeline over examples whose label is their number."""
+    numbers = np.arange(COUNT)
+    arrays = arrays or {"image": np.stack([numbers, numbers**2], 1) / 4, "label": numbers}
+    data = Arrays({"train": arrays}, pipeline=pipeline, **options)
+    return open_pipeline(data, data.load()["train"], name)
+
+
+def take(pipeline, steps, start=0, size=SIZE, seed=0, shard=ALONE):
+    """The batches of some steps as NumPy arrays by name."""
+    feeds = pipeline.feeds(start, size, seed, shard)
+    resident = {}
+    if isinstance(pipeline, Resident):
+        resident = {name: jnp.asarray(array) for name, array in pipeline.arrays.items()}
+    return [
+        {name: np.asarray(array) for name, array in read(resident, feed).items()}
+        for feed in islice(feeds, steps)
+    ]
+
+
+def labels(*args, **options):
+    return np.concatenate([batch["label"] for batch in take(*args, **options)])
+
+
+def same(first, second):
+    return len(first) == len(second) and all(
+        a.keys() == b.keys()
+        and all(a[k].dtype == b[k].dtype and np.array_equal(a[k], b[k]) for k in a)
+        for a, b in zip(first, second, strict=True)
+    )
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_grain_gives_what_the_resident_set_gives(workers):
+    transforms = (lambda example: {**example, "image": example["image"] * 2},)
+    resident = take(opened("resident", transforms=transforms), 12, start=2, seed=3)
+    streamed = opened("grain", transforms=transforms, workers=workers)
+    assert isinstance(streamed, Streamed)
+    assert same(take(streamed, 12, start=2, seed=3), resident)
+    assert set(resident[0]) == {"image", "label", "mask"}
+    for batch in resident:
+        assert batch["mask"].all()
+        assert batch["image"].dtype == np.float32
+        assert batch["label"].dtype == np.int32
+        numbers = batch["label"].astype(np.float32)
+        np.testing.assert_array_equal(batch["image"], np.stack([numbers, numbers**2], 1) / 2)
+
+
+def test_a_worker_process_knows_the_functions_of_an_experiment_file(tmp_path):
+    (tmp_path / "helper.py").write_text("def double(x):\n    return 2 * x\n")
+    (tmp_path / "own.py").write_text(
+        """
+import numpy as np
+from helper import double
+from jdl import Experiment
+from jdl.data import Arrays
+from jdl.models import MLP
+
+
+def enlarge(example):
+    return {**example, "image": double(example["image"])}
+
+
+numbers = np.arange(9)
+data = Arrays(
+    {"train": {"image": numbers / 4, "label": numbers}}, pipeline="grain", transforms=(enlarge,)
+)
+experiment = Experiment(model=MLP(), data=data, steps=1)
+"""
+    )
+    data = jdl.load(tmp_path / "own.py").experiment.data
+    here, there = (
+        open_pipeline(one, one.load()["train"], "train")
+        for one in (data, dataclasses.replace(data, workers=1))
+    )
+    batches_here = take(here, 3)
+    assert batches_here[0]["image"].tolist() == (batches_here[0]["label"] / 2).tolist()
+    assert same(take(there, 3), batches_here)
+
+
+@pytest.mark.parametrize("kind", ["resident", "grain"])
+@pytest.mark.parametrize("size", [1, SIZE, COUNT, 2 * COUNT + 1])
+def test_each_epoch_holds_every_example_once_in_an_order_of_its_own(kind, size):
+    epochs = 4
+    seen = labels(opened(kind), -(-epochs * COUNT // size), size=size)
+    orders = [tuple(seen[COUNT * epoch : COUNT * (epoch + 1)]) for epoch in range(epochs)]
+    assert all(sorted(order) == list(range(COUNT)) for order in orders)
+    assert len({*orders, tuple(range(COUNT))}) == epochs + 1
+
+
+@pytest.mark.parametrize("kind", ["resident", "grain"])
+def test_the_order_is_the_seed_s(kind):
+    first, again, other = (labels(opened(kind), 9, seed=seed) for seed in (0, 0, 1))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first[:COUNT], other[:COUNT])
+
+
+def test_every_place_in_an_epoch_is_equally_likely_for_every_example():
+    pipeline = opened("resident", {"label": np.arange(4)})
+    counts = np.zeros((4, 4))
+    for numbers in islice(pipeline.feeds(0, 4, 0, ALONE), 4000):
+        counts[np.arange(4), numbers] += 1
+    # Chi-square with 9 degrees of freedom: above 27.9 in one of a thousand seeds.
+    assert ((counts - 1000) ** 2 / 1000).sum() < 27.9
+
+
+@pytest.mark.parametrize("kind", ["resident", "grain"])
+def test_starting_at_a_step_skips_the_batches_before(kind):
+    pipeline = opened(kind)
+    whole = take(pipeline, 14)
+    for start in (0, 1, 4, 5, 11):
+        assert same(take(pipeline, 3, start=start), whole[start : start + 3])
+
+
+def test_a_far_position_is_reached_without_the_way_there():
+    start = 10**9
+    batch = take(opened("grain"), 1, start=start)
+    assert same(batch, take(opened("resident"), 1, start=start))
+    near = labels(opened("resident"), 2 * COUNT, start=start - start % COUNT)
+    assert Counter(near.tolist()) == Counter(dict.fromkeys(range(COUNT), 2 * SIZE))
+
+
+@pytest.mark.parametrize("kind", ["resident", "grain"])
+@pytest.mark.parametrize("count", [2, 3])
+def test_processes_share_out_every_batch(kind, count):
+    pipeline, size = opened(kind), 6
+    whole = take(pipeline, 7, start=1, size=size)
+    parts = [take(pipeline, 7, start=1, size=size, shard=Shard(i, count)) for i in range(count)]
+    assert all(len(batch["label"]) == size // count for part in parts for batch in part)
+    joined = [
+        {name: np.concatenate([part[name] for part in step]) for name in step[0]}
+        for step in zip(*parts, strict=True)
+    ]
+    assert same(joined, whole)
+
+
+@pytest.mark.parametrize("kind", ["resident", "grain"])
+@pytest.mark.parametrize("size", [2, 6, COUNT + 1, 60])
+@pytest.mark.parametrize("count", [1, 2])
+def test_evaluation_covers_every_example_once(kind, size, count):
+    pipeline = opened(kind)
+    parts = [list(batches(pipeline, size, Shard(i, count))) for i in range(count)]
+    assert {len(part) for part in parts} == {-(-COUNT // size)}
+    rows = [batch for step in zip(*parts, strict=True) for batch in step]
+    assert all(len(value) == size // count for batch in rows for value in batch.values())
+    mask = np.concatenate([batch["mask"] for batch in rows])
+    numbers = np.concatenate([batch["label"] for batch in rows])
+    assert mask.dtype == bool
+    assert numbers[mask].tolist() == list(range(COUNT))
+    assert set(numbers[~mask].tolist()) <= set(range(COUNT))  # padding is made of real rows
+
+
+def test_evaluation_of_the_first_examples_only():
+    found = list(batches(opened("resident"), 4, ALONE, limit=6))
+    assert np.concatenate([b["label"][b["mask"]] for b in found]).tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_auto_keeps_in_memory_what_fits(monkeypatch):
+    size = COUNT * (2 * 4 + 4)  # two float32 and an int32 an example
+    for limit, kind in ((size, Resident), (size - 1, Streamed)):
+        monkeypatch.setattr("jdl.data.pipeline.RESIDENT_BYTES", limit)
+        assert isinstance(opened("auto"), kind)
+        assert isinstance(opened("resident"), Resident)
+        assert isinstance(opened("grain"), Streamed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counting(Data):
+    """Counts how often each example is read."""
+
+    reads: Counter = field(default_factory=Counter)
+
+    def load(self):
+        return {"train": self}
+
+    def describe(self):
+        return "counting"
+
+    def __len__(self):
+        return 5000
+
+    def __getitem__(self, index):
+        self.reads[index] += 1
+        return {"label": np.int64(index)}
+
+
+def test_a_streamed_set_is_read_only_as_it_is_needed():
+    data = Counting(pipeline="grain")
+    pipeline = open_pipeline(data, data.load()["train"], "train")
+    assert data.reads.total() < 20
+    before = data.reads.total()
+    assert len(labels(pipeline, 3, size=4)) == 12
+    assert data.reads.total() - before < 200  # some are read ahead
+
+
+def test_a_resident_set_is_read_once():
+    data = Counting(pipeline="resident")
+    pipeline = open_pipeline(data, data.load()["train"], "train")
+    assert set(data.reads) == set(range(5000))
+    before = data.reads.total()
+    assert before < 5020  # and a few to look at shapes
+    assert len(labels(pipeline, 3, size=4)) == 12
+    assert data.reads.total() == before
+
+
+@pytest.mark.parametrize("kind", ["resident", "grain"])
+def test_text_is_left_out_and_wide_numbers_narrow(kind):
+    arrays = {
+        "text": np.array([b"a", b"bc"]),
+        "real": np.array([0.5, 2.0]),
+        "big": np.array([2**31 - 1, -(2**31)]),
+        "small": np.array([1, 2], np.uint8),
+        "flag": np.array([True, False]),
+    }
+    (batch,) = batches(opened(kind, arrays), 2, ALONE)
+    kinds = {name: value.dtype.name for name, value in batch.items()}
+    assert kinds == {
+        "real": "float32",
+        "big": "int32",
+        "small": "uint8",
+        "flag": "bool",
+        "mask": "bool",
+    }
+    assert batch["big"].tolist() == [2**31 - 1, -(2**31)]
+
+
+def test_numbers_that_do_not_narrow_are_named():
+    arrays = {"label": np.array([[1, 2], [3, 2**40]])}
+    with pytest.raises(UserError, match=f"'label' holds {2**40}, which does not fit"):
+        opened("resident", arrays)
+
+
+def test_only_text_is_nothing_to_read():
+    with pytest.raises(UserError, match="split 'train' holds no numbers"):
+        opened("resident", {"text": np.array(["a", "b"])})
+
+
+def test_a_run_under_grain_equals_one_on_the_resident_set(tmp_path):
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (60, 4, 4, 1), dtype=np.uint8)
+    arrays = {"image": images, "label": (images[:, 0, 0, 0] > 127).astype(np.int64)}
+    runs = {}
+    for kind in ("resident", "grain"):
+        experiment = jdl.Experiment(
+            model=MLP(widths=(), outputs=2),
+            data=Arrays(
+                {"train": arrays},
+                pipeline=kind,
+                transforms=(lambda example: {**example, "image": example["image"] / 256},),
+                device_transforms=(RandomFlip(),),
+            ),
+            optimizer=SGD(0.1),
+            steps=7,
+            batch_size=SIZE * 2,
+            hooks=(),
+        )
+        runs[kind] = jdl.train(experiment, tmp_path / kind).result
+    assert runs["grain"]["params_sha256"] == runs["resident"]["params_sha256"]
+    assert runs["grain"]["metrics"] == runs["resident"]["metrics"]

@@ -1,0 +1,355 @@
+"""Bad input: one sentence, before anything is compiled wherever that can be known."""
+
+import dataclasses
+import errno
+import json
+import os
+import resource
+from dataclasses import dataclass
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+import jdl
+import jdl.logging
+import jdl.parallel
+from jdl import UserError
+from jdl.__main__ import main
+from jdl.data import TFDS, Arrays, Resize, Scale
+from jdl.data.pipeline import Shard, open_pipeline
+from jdl.hooks import Checkpoint, EarlyStopping, Evaluate, Hook, Listener
+from jdl.models import CNN, MLP
+from jdl.optimizers import SGD
+from jdl.tasks import Classification, Regression
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory):
+    """Compiles each program only when a test of this file first meets it."""
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    compilation_cache.reset_cache()
+    yield
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(autouse=True)
+def traced(monkeypatch):
+    """Grows with every compilation of the training step."""
+    found, update = [], jdl.parallel.update
+
+    def spy(*args, **options):
+        found.append(args)
+        return update(*args, **options)
+
+    monkeypatch.setattr("jdl.parallel.update", spy)
+    return found
+
+
+def examples(count=40):
+    generator = np.random.default_rng(0)
+    image = generator.normal(size=(count, 4))
+    return {"image": image, "label": (image[:, 0] > 0).astype(np.int64)}
+
+
+def altered(name, index, value):
+    arrays = examples()
+    arrays[name][index] = value
+    return arrays
+
+
+def arrays(train=None, **options):
+    """A set of which nothing is held out, unless that is asked for."""
+    whole = {"test_fraction": 0.0, "validation_fraction": 0.0}
+    return Arrays({"train": train or examples()}, **whole | options)
+
+
+def experiment(**changes):
+    usual = {"model": MLP(widths=(3,), outputs=2), "data": arrays(), "optimizer": SGD(0.1)}
+    usual |= {"steps": 6, "batch_size": 8, "log_every": 2, "hooks": ()}
+    return jdl.Experiment(**usual | changes)
+
+
+def pictures(odd, **options):
+    """Images of 6x6 pixels, but for one."""
+    image = np.empty(40, object)
+    image[:] = [np.zeros((6, 9 if i == odd else 6, 1), np.uint8) for i in range(40)]
+    return arrays({"image": image, "label": np.arange(40) % 2}, **options)
+
+
+class Flat(nn.Module):
+    """Gives one number per example and no axis of classes."""
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(1)(x)[:, 0]
+
+
+class Indexing(nn.Module):
+    """Counts on an axis that is not there."""
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(x.shape[3])(x)
+
+
+FILE = """
+import numpy as np
+from jdl import Experiment
+from jdl.data import Arrays
+from jdl.hooks import Checkpoint
+from jdl.models import MLP
+
+image = np.random.default_rng(0).normal(size=(40, 4))
+experiment = Experiment(
+    model=MLP(widths=(3,), outputs=2),
+    data=Arrays({"train": {"image": image, "label": (image[:, 0] > 0).astype(int)}}),
+    steps=6,
+    batch_size=8,
+    log_every=2,
+    hooks=(Checkpoint(every=2),),
+)
+"""
+
+NAN, INFINITE = float("nan"), float("inf")
+
+KNOWN_BEFORE = {
+    "batch over two devices": ({"batch_size": 33}, "batch_size: 33 .* evenly over 2 devices"),
+    "micro-batch over two devices": (
+        {"batch_size": 12, "accumulate": 4},
+        "batch_size: 3 examples of a micro-batch cannot be shared out evenly over 2 devices",
+    ),
+    "unknown set": ({"data": TFDS("minst", data_dir="/nowhere")}, "did you mean 'mnist'"),
+    "empty split": ({"data": arrays({k: v[:0] for k, v in examples().items()})}, "'train' .*empty"),
+    "sizes, resident": ({"data": pictures(odd=17)}, "example 17: .*with Resize"),
+    "sizes, grain": ({"data": pictures(odd=39, pipeline="grain")}, "example 39: .*with Resize"),
+    "ragged": (
+        {"data": arrays({"image": [[1.0], [1.0, 2.0]] * 9, "label": [0, 1] * 9})},
+        "'?image'? .*shape",
+    ),
+    "label too large": (
+        {"data": arrays(altered("label", 33, 2))},
+        r"split 'train': label 2 at row 33 is outside 0\.\.1",
+    ),
+    "negative label": ({"data": arrays(altered("label", 0, -1))}, "label -1 at row 0 is outside"),
+    "label of another split": (
+        {"data": Arrays({"train": examples(), "validation": altered("label", 5, 7)})},
+        "split 'validation': label 7 at row 5",
+    ),
+    "float labels": (
+        {"data": arrays(examples() | {"label": examples()["image"][:, 0]})},
+        "'label' has .*float32, where classification needs one integer",
+    ),
+    "labels of two axes": (
+        {"data": arrays(examples() | {"label": np.zeros((40, 2), int)})},
+        r"'label' has shape \(40, 2\)",
+    ),
+    "labels of text": (
+        {"data": arrays(examples() | {"label": np.array(["cat", "dog"] * 20)})},
+        "has no array 'label' .*task.inputs and task.targets",
+    ),
+    "nan": ({"data": arrays(altered("image", (31, 2), NAN))}, "'train': 'image' .*row 31"),
+    "infinity": ({"data": arrays(altered("image", (0, 0), INFINITE))}, "NaN or infinity at row 0"),
+    "nan, grain": (
+        {"data": arrays(altered("image", slice(None), NAN), pipeline="grain")},
+        "'train': 'image' holds NaN",
+    ),
+    "nan of another split": (
+        {"data": Arrays({"train": examples(), "validation": altered("image", 3, NAN)})},
+        "'validation': 'image' .*row 3",
+    ),
+    "nan in targets": (
+        {
+            "data": arrays(examples() | {"label": np.full(40, NAN)}),
+            "task": Regression(),
+            "model": Flat(),
+        },
+        "'label' holds NaN",
+    ),
+    "no such array": (
+        {"task": Classification(inputs="picture")},
+        "no array 'picture' .*'image', 'label'.*task.inputs",
+    ),
+    "convolution of vectors": ({"model": CNN()}, r"cannot take examples of shapes .*\(4,\)"),
+    "an axis too few": ({"model": Indexing()}, r"cannot take examples of shapes .*\(4,\)"),
+    "no logits": ({"model": Flat()}, r"output has shape \(8,\), .* needs logits"),
+    "other targets": (
+        {"task": Regression(), "model": MLP(outputs=3)},
+        r"outputs have shape \(3,\) per example, the targets 'label' \(\)",
+    ),
+    "stopping on nothing": ({"hooks": (EarlyStopping(),)}, "validation.loss is never scored"),
+    "evaluating nothing": ({"hooks": (Evaluate(splits=("trian",)),)}, "trian.*'train'"),
+    "devices that are not there": (
+        {"strategy": jdl.parallel.DataParallel(devices=4)},
+        "asks for 4 devices and there are 2",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", KNOWN_BEFORE)
+def test_what_can_be_known_is_said_before_compiling(case, tmp_path, traced):
+    changes, message = KNOWN_BEFORE[case]
+    with pytest.raises(UserError, match=message) as caught:
+        jdl.train(experiment(**changes), tmp_path / "run")
+    assert len(str(caught.value).splitlines()) == 1
+    assert traced == []
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_cases_above_are_good_but_for_one_thing(tmp_path, traced):
+    resized = pictures(odd=17, transforms=(Resize(height=4, width=4),))
+    for data in (arrays(), resized):
+        run = jdl.train(experiment(data=data, steps=1))
+        assert run.result["step"] == 1
+    assert len(traced) == 2
+
+
+LATE = {
+    "nan": ("image", NAN, "NaN"),
+    "label too large": ("label", 2, r"label 2 .*outside 0\.\.1"),
+    "negative label": ("label", -1, r"label -1 .*outside 0\.\.1"),
+}
+
+
+@pytest.mark.parametrize("case", LATE)
+def test_what_only_the_stream_shows_is_said_then(case, tmp_path):
+    name, value, message = LATE[case]
+    data = arrays()
+    resident = open_pipeline(data, data.load()["train"], "train")
+    early = next(resident.feeds(0, 8, 0, Shard()))
+    late = int(np.setdiff1d(np.arange(40), early)[0])
+    data = arrays(altered(name, late, value), pipeline="grain")
+    with pytest.raises(UserError, match=message) as caught:
+        jdl.train(experiment(data=data), tmp_path / "run")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_images_of_several_sizes_in_a_stream(tmp_path, workers):
+    data = pictures(odd=17, pipeline="grain", workers=workers)  # not among those probed before
+    with pytest.raises(UserError, match=r"\(6, 9, 1\) in example .*: .*with Resize") as caught:
+        jdl.train(experiment(data=data), tmp_path / "run")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_what_only_the_device_shows_ends_the_run(tmp_path):
+    data = arrays(device_transforms=(Scale(divisor=0.0),))
+    with pytest.raises(UserError, match="not finite for 4 steps in a row, up to step 4") as caught:
+        jdl.train(experiment(data=data, stop_after_skipped=4, log_every=1), tmp_path / "run")
+    assert len(str(caught.value).splitlines()) == 1
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    skipped = [row for row in rows if row["split"] == "skipped"]
+    assert [row["metrics"] for row in skipped] == [
+        {"first_position": 8 * step, "last_position": 8 * step + 7} for step in range(4)
+    ]
+
+
+def refuse(number):
+    def refused(*args, **options):
+        raise OSError(number, os.strerror(number), "the file")
+
+    return refused
+
+
+@pytest.mark.parametrize("what", ["mkdir", "open"])
+def test_a_disk_that_cannot_be_written(tmp_path, monkeypatch, traced, what):
+    monkeypatch.setattr(Path, what, refuse(errno.EROFS))
+    with pytest.raises(UserError, match="run cannot be written: Read-only file system") as caught:
+        jdl.train(experiment(), tmp_path / "run")
+    assert len(str(caught.value).splitlines()) == 1
+    assert traced == []
+
+
+def test_a_directory_that_may_not_be_written(tmp_path, traced):
+    (tmp_path / "locked").mkdir(mode=0o555)
+    if os.access(tmp_path / "locked", os.W_OK):
+        pytest.skip("this user may write anywhere")
+    with pytest.raises(UserError, match="locked/run cannot be written: Permission denied"):
+        jdl.train(experiment(), tmp_path / "locked" / "run")
+    assert traced == []
+
+
+def test_a_directory_of_something_else(tmp_path, traced):
+    (tmp_path / "thesis.tex").write_text("four years of work")
+    with pytest.raises(UserError, match=r"is not empty and holds no run \(it holds thesis.tex\)"):
+        jdl.train(experiment(), tmp_path)
+    for workdir in (tmp_path / "thesis.tex", tmp_path / "thesis.tex" / "run"):
+        with pytest.raises(UserError, match=r"cannot be written: (File exists|Not a directory)"):
+            jdl.train(experiment(), workdir)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+    assert (tmp_path / "thesis.tex").read_text() == "four years of work"
+    assert traced == []
+
+
+@dataclass(frozen=True, kw_only=True)
+class FullDisk(Hook):
+    """Lets no file grow beyond some bytes, from a step on."""
+
+    step: int
+    size: int
+
+    def build(self, run):
+        return _FullDisk(self)
+
+
+class _FullDisk(Listener):
+    def __init__(self, config):
+        self._config, self._limits = config, resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def __call__(self, event):
+        if event.step == self._config.step:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self._config.size, self._limits[1]))
+
+    def close(self):
+        resource.setrlimit(resource.RLIMIT_FSIZE, self._limits)
+
+
+def test_a_disk_full_of_checkpoints(tmp_path):
+    wide = experiment(model=MLP(widths=(300,), outputs=2), hooks=(Checkpoint(every=2),))
+    whole = jdl.train(wide, tmp_path / "whole").result
+    full = dataclasses.replace(wide, hooks=(FullDisk(step=4, size=4000), *wide.hooks))
+    with pytest.raises(UserError, match=r"could not be written .*; earlier .* intact") as caught:
+        jdl.train(full, tmp_path / "run")
+    assert len(str(caught.value).splitlines()) == 1
+    assert not (tmp_path / "run/result.json").exists()
+    check_that_it_goes_on(wide, tmp_path / "run", whole)
+
+
+def test_a_disk_full_of_metrics(tmp_path, monkeypatch, capsys):
+    (tmp_path / "clouds.py").write_text(FILE)
+    whole = jdl.train(jdl.load(tmp_path / "clouds.py").experiment, tmp_path / "whole").result
+    append = jdl.logging.MetricsLog.append
+
+    def full(self, row):
+        if row["step"] == 4:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        append(self, row)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("jdl.logging.MetricsLog.append", full)
+        code = main(["train", str(tmp_path / "clouds.py"), "--workdir", str(tmp_path / "run")])
+    assert code not in (0, None)
+    (sentence,) = capsys.readouterr().err.splitlines()
+    assert "No space left on device" in sentence
+    assert "what was saved is intact" in sentence
+    file = jdl.load(tmp_path / "clouds.py")
+    check_that_it_goes_on(file.experiment, tmp_path / "run", whole, file=file)
+
+
+def check_that_it_goes_on(experiment, workdir, whole, **options):
+    """The next run goes on from the checkpoint of step 2 and ends as if nothing had happened."""
+    kept = [
+        path for path in (workdir / "checkpoints").iterdir() if (path / "manifest.json").exists()
+    ]
+    assert [path.name.split(".")[0] for path in kept] == ["2"]
+    run = jdl.train(experiment, workdir, **options)
+    assert run.result["params_sha256"] == whole["params_sha256"]
+    assert run.result["metrics"] == whole["metrics"]
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if row["split"] == "train"] == [2, 4, 6]

@@ -1,0 +1,67 @@
+"""Every example in the guides runs, and the API pages cover the package."""
+
+import re
+import shlex
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from jdl.__main__ import main
+
+ROOT = Path(__file__).parents[1]
+PAGES = ROOT / "docs" / "pages"
+GUIDES = sorted((PAGES / "guides").glob("*.md"))
+BLOCK = re.compile(
+    r'^```(?P<kind>\w+)(?: title="(?P<title>[^"]+)")?\n(?P<text>.*?)^```$', re.M | re.S
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cheap_compilation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Compiles without optimizing, and once: the guides run a few small programs many times."""
+    cheap = {
+        "jax_disable_most_optimizations": True,
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    before = {name: jax.config.values[name] for name in cheap}
+    _configure(cheap)
+    yield
+    _configure(before)
+
+
+def _configure(options: dict[str, Any]) -> None:
+    for name, value in options.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.stem)
+def test_every_example_of_a_guide_runs(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    module = types.ModuleType(f"guide_{page.stem}")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    text = page.read_text()
+    ran = 0
+    for block in BLOCK.finditer(text):
+        if block["kind"] == "python":
+            if block["title"]:
+                Path(block["title"]).write_text(block["text"])
+            # Blank lines before it, so that a traceback names the line of the page.
+            before = "\n" * text.count("\n", 0, block.start("text"))
+            exec(compile(before + block["text"], page, "exec"), vars(module))
+            ran += 1
+        elif block["kind"] == "bash":
+            for line in block["text"].replace("\\\n", " ").splitlines():
+                command, *arguments = shlex.split(line, comments=True)
+                assert command == "jdl", "what is no jdl command is fenced as console"
+                assert main(arguments) == 0, line
+    assert ran

@@ -1,0 +1,339 @@
+"""SIGTERM and Ctrl-C, sent to real processes: code 75 within five seconds, and nothing lost."""
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import jdl
+from jdl.__main__ import main
+from jdl.data import Arrays
+from jdl.hooks import Checkpoint, Evaluate, Hook, Listener
+from jdl.models import MLP
+from jdl.optimizers import SGD
+from jdl.parallel import Single
+from jdl.run import Run
+
+EXPERIMENT = '''
+"""Says "ready" and becomes slow at the place that the environment names."""
+import os
+import time
+from dataclasses import dataclass
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from jdl import Experiment
+from jdl.data import Arrays
+from jdl.hooks import Checkpoint, Evaluate, Hook, Listener, Progress
+from jdl.optimizers import SGD
+from jdl.parallel import Single
+
+place = os.environ.get("SLOW_PLACE")
+evaluating = False
+
+
+def slow(where, seconds=60):
+    if place == where:
+        print("ready", flush=True)
+        time.sleep(seconds)
+
+
+slow("load")
+
+
+class Net(nn.Module):
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        slow("first trace")
+        if train:
+            slow("update trace")
+        if train and place == "step":
+            shape = jax.ShapeDtypeStruct((), x.dtype)
+            x = x + jax.pure_callback(wait, shape, jax.lax.stop_gradient(x.sum()))
+        return nn.Dense(3)(x)
+
+
+def wait(x):
+    slow("step")
+    return np.zeros_like(x)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Announce(Hook):
+    at: int = 7
+
+    def build(self, run):
+        return Announcing(self.at)
+
+
+class Announcing(Listener):
+    def __init__(self, at):
+        self.at = at
+
+    def due(self, step):
+        return step == self.at
+
+    def __call__(self, event):
+        global evaluating
+        if place == "training":
+            time.sleep(0.1)
+        if event.step == self.at:
+            slow("training", 0)
+            slow("hook")
+            slow("evaluation", 0)
+            evaluating = place == "evaluation"
+
+
+def read(example):
+    if evaluating:
+        time.sleep(0.05)
+    return example
+
+
+values = np.random.default_rng(0)
+x = values.normal(size=(80, 6)).astype(np.float32)
+arrays = {"image": x, "label": np.digitize(x[:, 0], [-0.5, 0.5])}
+experiment = Experiment(
+    model=Net(),
+    data=Arrays(
+        {"train": arrays}, transforms=(read,), pipeline="grain", validation_fraction=0.4
+    ),
+    optimizer=SGD(0.1, momentum=0.9),
+    strategy=Single(),
+    hooks=(Announce(), Evaluate(every=7), Checkpoint(every=10), Progress()),
+    steps=24,
+    batch_size=4,
+    log_every=1,
+)
+'''
+
+
+def load_script():
+    path = Path(__file__).with_name("kill_resume.py")
+    spec = importlib.util.spec_from_file_location("kill_resume", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["kill_resume"] = module  # its dataclasses look themselves up there
+    spec.loader.exec_module(module)
+    return module
+
+
+kill_resume = load_script()
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("experiment") / "slow.py"
+    path.write_text(EXPERIMENT)
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(file):
+    """The run never stopped."""
+    workdir = file.with_name("whole")
+    assert main(["train", str(file), "--workdir", str(workdir)]) == 0
+    return workdir
+
+
+class Command:
+    """The command in a process of its own, slow at one place."""
+
+    def __init__(self, file, workdir, place):
+        words = [sys.executable, "-m", "jdl", "train", str(file), "--workdir", str(workdir)]
+        self.process = subprocess.Popen(
+            words,
+            env={**os.environ, "SLOW_PLACE": place},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.said = ""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+    def wait_until_ready(self):
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.said += line
+            if line == "ready\n":
+                return
+        pytest.fail(f"it ended too early: {self.said}")
+
+    def wait_until_it_maps(self, library):
+        while self.process.poll() is None:
+            if library in Path(f"/proc/{self.process.pid}/maps").read_text():
+                return
+            time.sleep(0.01)
+        pytest.fail("it ended too early")
+
+    def end(self, number):
+        """Sends a signal; returns the exit code and the seconds that it took to come."""
+        begun = time.perf_counter()
+        self.process.send_signal(number)
+        code = self.process.wait(timeout=30)
+        seconds = time.perf_counter() - begun
+        assert self.process.stdout is not None
+        self.said += self.process.stdout.read()
+        return code, seconds
+
+
+def last_row(workdir):
+    return max(row["step"] for row in kill_resume.rows(workdir))
+
+
+@pytest.mark.parametrize(
+    ("place", "number"),
+    [("training", signal.SIGTERM), ("evaluation", signal.SIGINT)],
+)
+def test_it_saves_exits_and_goes_on_exactly(place, number, file, whole, tmp_path, capsys):
+    with Command(file, tmp_path / "run", place) as command:
+        command.wait_until_ready()
+        time.sleep(0.3)
+        code, seconds = command.end(number)
+    assert code == 75, command.said
+    assert seconds < 5
+    assert "Traceback" not in command.said
+    saved = kill_resume.checkpoints(tmp_path / "run")[-1]
+    if place == "training":
+        assert 7 < saved < 24
+        assert saved == last_row(tmp_path / "run"), "no step was lost"
+    else:
+        assert saved == 7, "at the step that was being evaluated"
+    assert f"saved at step {saved}" in command.said
+    assert main(["train", str(file), "--workdir", str(tmp_path / "run")]) == 0
+    assert f"going on from step {saved} of 24" in capsys.readouterr().out
+    assert kill_resume.differences(whole, tmp_path / "run") == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_while_it_imports(number, file, tmp_path):
+    with Command(file, tmp_path / "run", "") as command:
+        command.wait_until_it_maps("jaxlib")
+        code, seconds = command.end(number)
+    assert code == 75, command.said
+    assert seconds < 5
+    assert "Traceback" not in command.said
+
+
+@pytest.mark.parametrize(
+    ("place", "number"),
+    [
+        ("load", signal.SIGINT),
+        ("first trace", signal.SIGINT),
+        ("update trace", signal.SIGTERM),
+    ],
+)
+def test_while_it_starts_up(place, number, file, tmp_path):
+    with Command(file, tmp_path / "run", place) as command:
+        command.wait_until_ready()
+        code, seconds = command.end(number)
+    assert code == 75, command.said
+    assert seconds < 5
+    assert "Traceback" not in command.said
+
+
+@pytest.mark.parametrize("place", ["hook", "step"])
+def test_a_second_signal_ends_it_at_once(place, file, tmp_path):
+    with Command(file, tmp_path / "run", place) as command:
+        command.wait_until_ready()
+        command.process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        assert command.process.poll() is None, "the first waits for the step to end"
+        code, seconds = command.end(signal.SIGINT)
+    assert code == 75, command.said
+    assert seconds < 2
+    assert "Traceback" not in command.said
+
+
+def make_experiment(**changes):
+    x = np.eye(8, dtype=np.float32)
+    arrays = {"image": x, "label": np.arange(8) % 2}
+    settings = {
+        "model": MLP(widths=(), outputs=2),
+        "data": Arrays({"train": arrays, "validation": arrays, "test": arrays}),
+        "optimizer": SGD(0.1),
+        "strategy": Single(),
+        "hooks": (Evaluate(every=2), Checkpoint(every=2)),
+        "steps": 5,
+        "batch_size": 4,
+        **changes,
+    }
+    return jdl.Experiment(**settings)
+
+
+def test_while_the_finished_run_is_scored(tmp_path, monkeypatch):
+    real = Run.evaluate
+
+    def evaluate(self, split="test", state=None):
+        if split == "test":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, split, state)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Run, "evaluate", evaluate)
+        with pytest.raises(SystemExit) as ended:
+            jdl.train(make_experiment(), tmp_path / "run")
+    assert ended.value.code == 75
+    assert not (tmp_path / "run" / "result.json").exists()
+    run = jdl.train(make_experiment(), tmp_path / "run")
+    assert run.result["step"] == 5
+    jdl.train(make_experiment(), tmp_path / "whole")
+    assert kill_resume.differences(tmp_path / "whole", tmp_path / "run") == []
+
+
+def handlers():
+    wakeup = signal.set_wakeup_fd(-1)
+    signal.set_wakeup_fd(wakeup)
+    return signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT), wakeup
+
+
+class Stumble(Hook):
+    def build(self, run):
+        return Stumbling()
+
+
+class Stumbling(Listener):
+    def __call__(self, event):
+        raise RuntimeError("a hook's own mistake")
+
+
+def test_signals_are_given_back_however_the_run_ends(tmp_path):
+    before = handlers()
+    jdl.train(make_experiment(steps=1), tmp_path / "one")
+    assert handlers() == before
+    with pytest.raises(RuntimeError, match="own mistake"):
+        jdl.train(make_experiment(hooks=(Stumble(),)), tmp_path / "two")
+    assert handlers() == before
+
+
+def test_a_run_in_another_thread_leaves_signals_alone(tmp_path):
+    before, results = handlers(), []
+
+    def work():
+        results.append(jdl.train(make_experiment(steps=1), tmp_path / "run").result["step"])
+        results.append(handlers_of_main == before)
+
+    thread = threading.Thread(target=work)
+    handlers_of_main = handlers()
+    thread.start()
+    thread.join()
+    assert results == [1, True]
+    assert handlers() == before

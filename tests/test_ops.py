@@ -1,0 +1,88 @@
+"""Pooling equals Flax's, in values and, where no two elements tie, in gradients."""
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jdl.ops import max_pool
+
+CASES = [
+    # shape, window
+    ((2, 4, 4, 3), (2, 2)),
+    ((1, 7, 5, 2), (2, 2)),
+    ((3, 8, 9, 1), (3, 2)),
+    ((2, 11, 10, 2), (3, 4)),
+    ((1, 3, 2, 5), (1, 1)),
+    ((2, 1, 6, 1), (1, 3)),
+    ((2, 3, 3, 2), (3, 3)),
+]
+
+
+def distinct(shape, seed=0):
+    """Numbers of which no two are equal, negative ones among them."""
+    order = np.random.default_rng(seed).permutation(np.prod(shape))
+    return (order - order.size // 2).reshape(shape).astype(np.float32) / 8
+
+
+@pytest.mark.parametrize(("shape", "window"), CASES)
+def test_max_pool_and_its_gradient_are_flaxs(shape, window):
+    def flaxs(x):
+        return nn.max_pool(x, window, window)
+
+    @jax.jit
+    def both(x, cotangent):
+        pairs = [jax.vjp(pool, x) for pool in (flaxs, lambda x: max_pool(x, window))]
+        return [(pooled, pull(cotangent)[0]) for pooled, pull in pairs]
+
+    size = (shape[0], shape[1] // window[0], shape[2] // window[1], shape[3])
+    theirs, ours = both(distinct(shape), distinct(size, seed=1))
+    chex.assert_shape(ours[0], size)
+    chex.assert_trees_all_equal(ours, theirs)
+    assert np.abs(ours[1]).sum() > 0
+
+
+def test_the_window_is_two_by_two_unless_said_otherwise():
+    x = distinct((2, 5, 6, 1))
+    np.testing.assert_array_equal(max_pool(jnp.asarray(x)), max_pool(jnp.asarray(x), (2, 2)))
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.int32, jnp.uint8])
+def test_max_pool_keeps_the_type(dtype):
+    x = jnp.asarray(np.random.default_rng(0).permutation(48).reshape(1, 6, 8, 1), dtype)
+    pooled = max_pool(x)
+    assert pooled.dtype == dtype
+    expected = np.asarray(x, np.int32).reshape(1, 3, 2, 4, 2, 1).max((2, 4))
+    np.testing.assert_array_equal(np.asarray(pooled, np.int32), expected)
+
+
+def test_elements_that_tie_share_the_gradient_and_others_have_none():
+    x = jnp.asarray([[5.0, 5, 1, 2], [5, 0, 3, 3]]).reshape(1, 2, 4, 1)
+    cotangent = jnp.asarray([8.0, 6.0]).reshape(1, 1, 2, 1)
+    gradient = np.asarray(jax.vjp(max_pool, x)[1](cotangent)[0]).reshape(2, 4)
+    assert gradient[:, :2].sum() == 8
+    assert gradient[:, 2:].sum() == 6
+    np.testing.assert_array_equal(
+        gradient > 0, [[True, True, False, False], [True, False, True, True]]
+    )
+    np.testing.assert_array_equal(gradient[1, 2:], [3, 3])
+
+
+def test_pixels_beyond_the_last_whole_window_are_left_out():
+    x = distinct((1, 5, 7, 1))
+    x[:, 4:] = x[:, :, 6:] = 1e6
+    gradient = jax.grad(lambda x: max_pool(x).sum())(jnp.asarray(x))
+    assert max_pool(jnp.asarray(x)).max() < 1e6
+    assert not gradient[:, 4:].any()
+    assert not gradient[:, :, 6:].any()
+    assert gradient.sum() == 6
+
+
+def test_max_pool_has_forward_derivatives_too():
+    x, direction = jnp.asarray(distinct((1, 4, 4, 1))), jnp.asarray(distinct((1, 4, 4, 1), 2))
+    _, slope = jax.jvp(max_pool, (x,), (direction,))
+    step = 2.0**-8  # smaller than any gap between elements, and exact in binary
+    ahead = max_pool(x + step * direction)
+    np.testing.assert_array_equal(slope, (ahead - max_pool(x)) / step)
