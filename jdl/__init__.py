@@ -12,19 +12,19 @@ from jdl._version import __version__
 if TYPE_CHECKING:
     from jdl.errors import UserError
     from jdl.experiment import Experiment, load
-    from jdl.loop import fit, open_run, train
     from jdl.overrides import override
     from jdl.run import Run
+    from jdl.training import fit, open_run, train
 
 _HOMES = {
     "Experiment": "jdl.experiment",
     "Run": "jdl.run",
     "UserError": "jdl.errors",
-    "fit": "jdl.loop",
+    "fit": "jdl.training",
     "load": "jdl.experiment",
-    "open_run": "jdl.loop",
+    "open_run": "jdl.training",
     "override": "jdl.overrides",
-    "train": "jdl.loop",
+    "train": "jdl.training",
 }
 
 __all__ = [

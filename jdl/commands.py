@@ -53,7 +53,7 @@ def train(
     changed = override(file.experiment, changes or {})
     workdir = workdir or _dated(Path("runs") / file.name)
     if seeds is None:
-        from jdl.loop import train
+        from jdl.training import train
 
         run = train(changed, workdir, file=file, overrides=changes)
         for split, metrics in run.result["metrics"].items():
@@ -82,8 +82,8 @@ def evaluate(
         split: train, validation or test.
         experiment: an experiment file of your own to use instead of the directory's.
     """
-    from jdl.loop import open_run
     from jdl.reproduce import read_run
+    from jdl.training import open_run
 
     recorded = read_run(directory, experiment)
     run = open_run(directory, recorded.experiment, recorded.file.name)

@@ -16,9 +16,9 @@ from jdl.experiment import (
     expectation,
     load,
 )
-from jdl.loop import train
 from jdl.overrides import flatten, override
 from jdl.seeds import train_seeds
+from jdl.training import train
 from jdl.typing import Json
 
 

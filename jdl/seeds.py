@@ -10,7 +10,7 @@ from jdl.data.splits import Splits
 from jdl.errors import UserError
 from jdl.experiment import Experiment, ExperimentFile
 from jdl.logging import write_json
-from jdl.loop import train
+from jdl.training import train
 from jdl.typing import Json
 
 

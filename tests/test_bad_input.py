@@ -120,52 +120,67 @@ experiment = Experiment(
 NAN, INFINITE = float("nan"), float("inf")
 
 KNOWN_BEFORE = {
-    "batch over two devices": ({"batch_size": 33}, "batch_size: 33 .* evenly over 2 devices"),
+    "batch over two devices": (
+        lambda: {"batch_size": 33},
+        "batch_size: 33 .* evenly over 2 devices",
+    ),
     "micro-batch over two devices": (
-        {"batch_size": 12, "accumulate": 4},
+        lambda: {"batch_size": 12, "accumulate": 4},
         "batch_size: 3 examples of a micro-batch cannot be shared out evenly over 2 devices",
     ),
-    "unknown set": ({"data": TFDS("minst", data_dir="/nowhere")}, "did you mean 'mnist'"),
-    "empty split": ({"data": arrays({k: v[:0] for k, v in examples().items()})}, "'train' .*empty"),
-    "sizes, resident": ({"data": pictures(odd=17)}, "example 17: .*with Resize"),
-    "sizes, grain": ({"data": pictures(odd=39, pipeline="grain")}, "example 39: .*with Resize"),
+    "unknown set": (lambda: {"data": TFDS("minst", data_dir="/nowhere")}, "did you mean 'mnist'"),
+    "empty split": (
+        lambda: {"data": arrays({k: v[:0] for k, v in examples().items()})},
+        "'train' .*empty",
+    ),
+    "sizes, resident": (lambda: {"data": pictures(odd=17)}, "example 17: .*with Resize"),
+    "sizes, grain": (
+        lambda: {"data": pictures(odd=39, pipeline="grain")},
+        "example 39: .*with Resize",
+    ),
     "ragged": (
-        {"data": arrays({"image": [[1.0], [1.0, 2.0]] * 9, "label": [0, 1] * 9})},
+        lambda: {"data": arrays({"image": [[1.0], [1.0, 2.0]] * 9, "label": [0, 1] * 9})},
         "'?image'? .*shape",
     ),
     "label too large": (
-        {"data": arrays(altered("label", 33, 2))},
+        lambda: {"data": arrays(altered("label", 33, 2))},
         r"split 'train': label 2 at row 33 is outside 0\.\.1",
     ),
-    "negative label": ({"data": arrays(altered("label", 0, -1))}, "label -1 at row 0 is outside"),
+    "negative label": (
+        lambda: {"data": arrays(altered("label", 0, -1))},
+        "label -1 at row 0 is outside",
+    ),
     "label of another split": (
-        {"data": Arrays({"train": examples(), "validation": altered("label", 5, 7)})},
+        lambda: {"data": Arrays({"train": examples(), "validation": altered("label", 5, 7)})},
         "split 'validation': label 7 at row 5",
     ),
     "float labels": (
-        {"data": arrays(examples() | {"label": examples()["image"][:, 0]})},
+        lambda: {"data": arrays(examples() | {"label": examples()["image"][:, 0]})},
         "'label' has .*float32, where classification needs one integer",
     ),
     "labels of two axes": (
-        {"data": arrays(examples() | {"label": np.zeros((40, 2), int)})},
+        lambda: {"data": arrays(examples() | {"label": np.zeros((40, 2), int)})},
         r"'label' has shape \(40, 2\)",
     ),
     "labels of text": (
-        {"data": arrays(examples() | {"label": np.array(["cat", "dog"] * 20)})},
+        lambda: {"data": arrays(examples() | {"label": np.array(["cat", "dog"] * 20)})},
         "has no array 'label' .*task.inputs and task.targets",
     ),
-    "nan": ({"data": arrays(altered("image", (31, 2), NAN))}, "'train': 'image' .*row 31"),
-    "infinity": ({"data": arrays(altered("image", (0, 0), INFINITE))}, "NaN or infinity at row 0"),
+    "nan": (lambda: {"data": arrays(altered("image", (31, 2), NAN))}, "'train': 'image' .*row 31"),
+    "infinity": (
+        lambda: {"data": arrays(altered("image", (0, 0), INFINITE))},
+        "NaN or infinity at row 0",
+    ),
     "nan, grain": (
-        {"data": arrays(altered("image", slice(None), NAN), pipeline="grain")},
+        lambda: {"data": arrays(altered("image", slice(None), NAN), pipeline="grain")},
         "'train': 'image' holds NaN",
     ),
     "nan of another split": (
-        {"data": Arrays({"train": examples(), "validation": altered("image", 3, NAN)})},
+        lambda: {"data": Arrays({"train": examples(), "validation": altered("image", 3, NAN)})},
         "'validation': 'image' .*row 3",
     ),
     "nan in targets": (
-        {
+        lambda: {
             "data": arrays(examples() | {"label": np.full(40, NAN)}),
             "task": Regression(),
             "model": Flat(),
@@ -173,20 +188,26 @@ KNOWN_BEFORE = {
         "'label' holds NaN",
     ),
     "no such array": (
-        {"task": Classification(inputs="picture")},
+        lambda: {"task": Classification(inputs="picture")},
         "no array 'picture' .*'image', 'label'.*task.inputs",
     ),
-    "convolution of vectors": ({"model": CNN()}, r"cannot take examples of shapes .*\(4,\)"),
-    "an axis too few": ({"model": Indexing()}, r"cannot take examples of shapes .*\(4,\)"),
-    "no logits": ({"model": Flat()}, r"output has shape \(8,\), .* needs logits"),
+    "convolution of vectors": (
+        lambda: {"model": CNN()},
+        r"cannot take examples of shapes .*\(4,\)",
+    ),
+    "an axis too few": (lambda: {"model": Indexing()}, r"cannot take examples of shapes .*\(4,\)"),
+    "no logits": (lambda: {"model": Flat()}, r"output has shape \(8,\), .* needs logits"),
     "other targets": (
-        {"task": Regression(), "model": MLP(outputs=3)},
+        lambda: {"task": Regression(), "model": MLP(outputs=3)},
         r"outputs have shape \(3,\) per example, the targets 'label' \(\)",
     ),
-    "stopping on nothing": ({"hooks": (EarlyStopping(),)}, "validation.loss is never scored"),
-    "evaluating nothing": ({"hooks": (Evaluate(splits=("trian",)),)}, "trian.*'train'"),
+    "stopping on nothing": (
+        lambda: {"hooks": (EarlyStopping(),)},
+        "validation.loss is never scored",
+    ),
+    "evaluating nothing": (lambda: {"hooks": (Evaluate(splits=("trian",)),)}, "trian.*'train'"),
     "devices that are not there": (
-        {"strategy": jdl.parallel.DataParallel(devices=4)},
+        lambda: {"strategy": jdl.parallel.DataParallel(devices=4)},
         "asks for 4 devices and there are 2",
     ),
 }
@@ -196,7 +217,7 @@ KNOWN_BEFORE = {
 def test_what_can_be_known_is_said_before_compiling(case, tmp_path, traced):
     changes, message = KNOWN_BEFORE[case]
     with pytest.raises(UserError, match=message) as caught:
-        jdl.train(experiment(**changes), tmp_path / "run")
+        jdl.train(experiment(**changes()), tmp_path / "run")
     assert len(str(caught.value).splitlines()) == 1
     assert traced == []
     assert not (tmp_path / "run").exists()

@@ -1,7 +1,9 @@
 """Every example in the guides runs, and the API pages cover the package."""
 
+import os
 import re
 import shlex
+import subprocess
 import sys
 import types
 from collections.abc import Iterator
@@ -65,3 +67,26 @@ def test_every_example_of_a_guide_runs(
                 assert command == "jdl", "what is no jdl command is fenced as console"
                 assert main(arguments) == 0, line
     assert ran
+
+
+def test_the_api_pages_show_every_public_module_once() -> None:
+    shown = [
+        name
+        for page in (PAGES / "api").glob("*.md")
+        for name in re.findall(r"^::: (\S+)$", page.read_text(), re.M)
+    ]
+    modules = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in (ROOT / "jdl").rglob("*.py")
+        if not path.name.startswith("_")
+    ]
+    assert sorted(shown) == sorted(modules)
+
+
+def test_the_pages_are_built_without_a_warning(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet"]
+    command += ["--config-file", str(ROOT / "docs" / "mkdocs.yml"), "--site-dir", str(tmp_path)]
+    quiet = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, env=quiet, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Trains an experiment" in (tmp_path / "api" / "training.html").read_text()

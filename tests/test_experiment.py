@@ -169,6 +169,32 @@ def test_a_file_s_own_folder_is_importable_while_it_loads(tmp_path):
     assert not {"base", "deep"} & set(sys.modules)
 
 
+def test_a_model_of_an_imported_file_can_be_overridden(tmp_path):
+    (tmp_path / "model.py").write_text(
+        """
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import flax.linen as nn
+
+
+class Own(nn.Module):
+    width: int = 4
+    activation: Callable = nn.relu
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(10)(self.activation(nn.Dense(self.width)(x.reshape(len(x), -1))))
+"""
+    )
+    text = "from model import Own\n" + FILE.replace("MLP()", "Own()")
+    loaded = load(write(tmp_path / "own.py", text)).experiment
+    changes = {"model.width": "7", "model.activation": "flax.linen.tanh"}
+    model = jdl.override(loaded, changes).model
+    assert (model.width, model.activation) == (7, nn.tanh)
+
+
 def test_a_file_that_fails_leaves_no_trace(tmp_path):
     write(tmp_path / "a/base.py", seed=1)
     write(tmp_path / "a/own.py", "from base import experiment\n\nraise ValueError('too late')\n")

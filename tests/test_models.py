@@ -110,7 +110,7 @@ def test_parameter_counts_are_the_closed_forms():
     "model",
     [
         MLP((32,), 3),
-        CNN(channels=(8,), dense=(16,), outputs=3),
+        CNN(channels=(8,), dense=(), outputs=3),
         CNN(channels=(8,), dense=(16,), outputs=3, batch_norm=True),
     ],
     ids=["mlp", "cnn", "normed cnn"],

@@ -1,0 +1,178 @@
+"""Training, from Python: an experiment, or a module and two arrays."""
+
+import contextlib
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from jdl import record
+from jdl.checkpoint import Store
+from jdl.data.arrays import Arrays
+from jdl.data.splits import Splits
+from jdl.errors import UserError
+from jdl.experiment import Experiment, ExperimentFile
+from jdl.loop import Loop
+from jdl.parallel import Single
+from jdl.run import Run
+from jdl.tasks import Classification, Regression, Task
+from jdl.typing import Json
+
+
+def train(
+    experiment: Experiment,
+    workdir: str | Path | None = None,
+    *,
+    file: ExperimentFile | None = None,
+    overrides: Mapping[str, Json] | None = None,
+    data: Splits | None = None,
+) -> Run:
+    """Trains an experiment, or goes on with it where its directory holds a run.
+
+    Args:
+      experiment: what to train, overrides included.
+      workdir: the run directory; None for a temporary one that goes with the returned run.
+      file: where the experiment comes from, kept in the directory with `overrides`.
+      overrides: what was changed in the experiment of that file, by path.
+      data: the splits of `experiment.data`, where the caller has them open.
+
+    Returns:
+      The finished run. A run that had finished before is returned as it is.
+
+    Raises:
+      UserError: something does not fit, before anything is compiled wherever that can be known;
+        nothing already saved is lost.
+      Interrupted: on SIGTERM or Ctrl-C, after saving.
+    """
+    name = file.name if file else "experiment"
+    temporary = None if workdir else tempfile.mkdtemp(prefix="jdl-")
+    workdir = Path(workdir or temporary or ".")
+    resumed = (workdir / "experiment.json").exists()
+    if resumed:
+        record.check_resumable(workdir, name, experiment)
+        if record.finished(workdir, experiment):
+            return open_run(workdir, experiment, name)
+    with _directory(workdir):
+        run = Run(experiment, name, workdir, data)
+        if temporary:
+            weakref.finalize(run, shutil.rmtree, temporary, ignore_errors=True)
+        with run.interruption:
+            surroundings = record.environment(run.data.fingerprints(), file and file.path)
+            if resumed:
+                _check_surroundings(run, surroundings)
+            if jax.process_index() == 0:
+                (workdir / "result.json").unlink(missing_ok=True)
+                record.mark(workdir, name, experiment, run.steps)
+                record.describe(workdir, file, overrides or {}, surroundings)
+            Loop(run).go()
+    return run
+
+
+def fit(
+    model: nn.Module,
+    x: Any,
+    y: Any,
+    *,
+    epochs: float = 5,
+    task: Task | None = None,
+    workdir: str | Path | None = None,
+    **settings: Any,
+) -> Run:
+    """Trains a Flax module on two arrays.
+
+    Args:
+      model: takes `x` and gives logits (batch, classes) for integer `y`, real numbers otherwise.
+      x: inputs, (examples, ...).
+      y: targets, (examples,) or (examples, ...).
+      epochs: passes over the data.
+      task: what is learned; by default classification of integers, or regression.
+      workdir: the run directory; None for a temporary one.
+      **settings: further fields of `Experiment`, such as `optimizer` or `batch_size`.
+
+    Returns:
+      The finished run: `run.evaluate("train")`, `run.predict(x)`.
+    """
+    targets = np.asarray(y)
+    if task is None:
+        task = Classification() if np.issubdtype(targets.dtype, np.integer) else Regression()
+    arrays = {task.inputs: np.asarray(x), task.targets: targets}
+    data = Arrays({"train": arrays}, test_fraction=0.0, validation_fraction=0.0)
+    settings.setdefault("strategy", Single())
+    return train(Experiment(model=model, task=task, data=data, epochs=epochs, **settings), workdir)
+
+
+def open_run(workdir: Path, experiment: Experiment, name: str) -> Run:
+    """The run that a directory holds, with its last or best weights, for scoring and prediction.
+
+    Raises:
+      UserError: the directory holds no checkpoint of this experiment.
+    """
+    run = Run(experiment, name, workdir)
+    store = Store(workdir / "checkpoints", run.say)
+    try:
+        found = store.newest(run.compiled.like)
+        if found is None:
+            raise UserError(f"{workdir} holds no checkpoint yet")
+        state, meta = found
+        if meta["weights_step"] not in (None, meta["step"]):
+            state, _ = store.restore(meta["weights_step"], run.compiled.like)
+    finally:
+        store.close()
+    run.state = run.compiled.spread(state)
+    run.result = record.read(workdir, "result.json") or {}
+    return run
+
+
+@contextlib.contextmanager
+def _directory(workdir: Path) -> Iterator[None]:
+    """Makes a run directory and locks it; leaves nothing behind where no run came of it.
+
+    Raises:
+      UserError: it cannot be written, is locked, or holds something that is no run.
+    """
+    if jax.process_index() != 0:
+        yield
+        return
+    others = [path.name for path in workdir.glob("*")] if workdir.is_dir() else []
+    if others and not (workdir / "experiment.json").exists():
+        raise UserError(f"{workdir} is not empty and holds no run (it holds {others[0]})")
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = contextlib.ExitStack()
+        lock.enter_context(record.locked(workdir))
+    except OSError as error:
+        raise UserError(f"{workdir} cannot be written: {error.strerror}") from error
+    with lock:
+        try:
+            yield
+        finally:
+            if not (workdir / "experiment.json").exists():
+                (workdir / ".lock").unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    workdir.rmdir()
+
+
+def _check_surroundings(run: Run, surroundings: Mapping[str, Any]) -> None:
+    """Refuses other data or a shorter run; says what else keeps it from going on bit for bit.
+
+    Raises:
+      UserError: the data changed, or the run would be shorter.
+    """
+    recorded = record.read(run.workdir, "experiment.json")
+    if run.steps < recorded["total_steps"]:
+        raise UserError(
+            f"{run.workdir} holds a run of {recorded['total_steps']} steps: steps and epochs may "
+            f"only grow, not shrink to {run.steps}"
+        )
+    before = record.read(run.workdir, "environment.json") or surroundings
+    if changed := record.differences(before["data"], surroundings["data"], "data"):
+        raise UserError(f"the data of {run.workdir} changed since it began: {'; '.join(changed)}")
+    for part in ("versions", "devices", "flags"):
+        for difference in record.differences(before[part], surroundings[part], part):
+            run.say(f"going on, but not bit for bit as before: {difference}")
