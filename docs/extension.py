@@ -9,6 +9,7 @@ import io
 import re
 import textwrap
 import tokenize
+from pathlib import Path
 from typing import Any
 
 import griffe
@@ -62,6 +63,7 @@ def _comment(field: griffe.Attribute) -> str:
     behind = [token.string for token in tokens if token.type == tokenize.COMMENT]
     if behind:
         return behind[-1].lstrip("# ")
+    assert isinstance(field.filepath, Path)
     lines = field.lines_collection[field.filepath]
     above: list[str] = []
     for line in reversed(lines[: (field.lineno or 1) - 1]):

@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args[0] == "--version":
             print(f"jdl {__version__}")
             return 0
-        with Interruption():
+        with Interruption(hard=True):
             return _call(args[0], args[1:]) or 0
     except UserError as error:
         print(f"jdl: {error}", file=sys.stderr)
@@ -76,11 +76,26 @@ def _call(command: str, args: list[str]) -> int | None:
         if asks and args[0] not in asks:
             _show_fields(args[0])
             return 0
+        _check_roots(changes, own)
         return _parsed(command, function, mine, changes=changes)
     if changes:
         name = next(iter(changes))
         raise UserError(f"jdl {command} has no option --{name}{nearest(name, own)}")
     return _parsed(command, function, mine)
+
+
+def _check_roots(changes: dict[str, Any], own: set[str]) -> None:
+    """Refuses a flag that neither the command nor an experiment has, naming the nearest of both."""
+    import dataclasses
+
+    from jdl.experiment import Experiment
+
+    known = {field.name for field in dataclasses.fields(Experiment)}
+    for path in changes:
+        root = path.split(".")[0]
+        if root not in known:
+            hint = nearest(root, [*known, *own])
+            raise UserError(f"neither `jdl train` nor an experiment has a field {root!r}{hint}")
 
 
 def _separate(args: list[str], own: set[str]) -> tuple[list[str], dict[str, Any]]:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -38,7 +39,9 @@ class Store:
     def __init__(self, directory: Path, say: Callable[[str], None] = print) -> None:
         import orbax.checkpoint as ocp
 
-        logging.getLogger("absl").setLevel(logging.ERROR)
+        logging.getLogger("absl").setLevel(
+            logging.CRITICAL
+        )  # errors are raised here, in a sentence
         self._directory, self._say = directory, say
         self._writer = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
         self._args = ocp.args
@@ -133,6 +136,12 @@ class Store:
     def _read(self, path: Path, like: TrainState) -> tuple[TrainState, Json]:
         args = self._args.StandardRestore(_plain_like(like))
         try:
+            meta = json.loads((path / "meta.json").read_text())
+            if not isinstance(meta, dict):
+                raise ValueError("meta.json holds no object")
+        except (OSError, ValueError, RecursionError) as error:
+            raise UserError(f"checkpoint {path.name} cannot be read: {error}") from error
+        try:
             plain = self._writer.restore((path / "state").resolve(), args=args)
         except ValueError as error:
             reason = str(error).splitlines()[0]
@@ -140,7 +149,7 @@ class Store:
         state = dataclasses.replace(
             like, **{**plain, "key": jax.random.wrap_key_data(plain["key"])}
         )
-        return state, json.loads((path / "meta.json").read_text())
+        return state, meta
 
     def _finish(self, path: Path, meta: Json, keep: set[int]) -> None:
         """Completes a checkpoint, then deletes what is no longer wanted; runs in the thread."""
@@ -167,7 +176,11 @@ class Store:
         return self._directory / f"{step}.{count}"
 
     def _all(self) -> list[Path]:
-        found = [p for p in self._directory.glob("*.*") if p.name.replace(".", "").isdigit()]
+        found = [
+            path
+            for path in self._directory.glob("*.*")
+            if re.fullmatch(r"\d+\.\d+", path.name) and not path.is_symlink()
+        ]
         return sorted(found, key=_order)
 
     def _complete(self) -> list[Path]:
@@ -189,6 +202,8 @@ def verify(path: Path) -> str:
             return f"{name} is missing"
         if name not in files:
             return f"{name} does not belong to it"
+        if (path / name).is_symlink():
+            return f"{name} is a link"
         if _entry(path / name) != files[name]:
             return f"{name} does not match its SHA-256"
     return ""
@@ -215,7 +230,11 @@ def _manifest_text(files: Json) -> str:
 
 
 def _files(path: Path) -> list[str]:
-    names = [str(file.relative_to(path)) for file in path.rglob("*") if not file.is_dir()]
+    """Every file below a directory but its manifest; links count as files and are not followed."""
+    names = []
+    for folder, folders, files in os.walk(path):
+        links = [name for name in folders if (Path(folder) / name).is_symlink()]
+        names += [str((Path(folder) / name).relative_to(path)) for name in [*files, *links]]
     return sorted(name for name in names if name not in (MANIFEST, f"{MANIFEST}.tmp"))
 
 

@@ -13,7 +13,7 @@ from jdl.errors import UserError
 
 
 def train(
-    experiment: Positional[str],
+    experiment: Annotated[Positional[str], arg(metavar="EXPERIMENT")],
     /,
     workdir: Path | None = None,
     seeds: int | None = None,
@@ -71,7 +71,10 @@ def train(
 
 
 def evaluate(
-    directory: Positional[Path], /, split: str = "test", experiment: Path | None = None
+    directory: Annotated[Positional[Path], arg(metavar="DIR")],
+    /,
+    split: str = "test",
+    experiment: Path | None = None,
 ) -> None:
     """Score a run on a whole split, with the weights that it ended with.
 
@@ -91,7 +94,7 @@ def evaluate(
 
 
 def reproduce(
-    directory: Positional[Path | None] = None,
+    directory: Annotated[Positional[Path | None], arg(metavar="DIR")] = None,
     /,
     all: bool = False,
     workdir: Path | None = None,
@@ -158,7 +161,7 @@ def list_experiments() -> None:
 
 
 def prepare(
-    name: Positional[str],
+    name: Annotated[Positional[str], arg(metavar="NAME")],
     /,
     from_: Annotated[Path | None, arg(name="from")] = None,
     data_dir: Path | None = None,

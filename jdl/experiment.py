@@ -135,9 +135,9 @@ def load(name: str | Path) -> ExperimentFile:
             if isinstance(error, UserError):
                 raise UserError(f"{path}: {error}") from error
             frames = traceback.extract_tb(error.__traceback__)
-            line = next((f.lineno for f in reversed(frames) if f.filename == str(path)), None)
-            line = line or getattr(error, "lineno", None)
-            message = f"{type(error).__name__}: {error}"
+            here = [f.lineno for f in frames if Path(f.filename).resolve() == path.resolve()]
+            line = here[-1] if here else getattr(error, "lineno", None)
+            message = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
             raise UserError(f"{path}, line {line}: {message}") from error
     experiment = getattr(module, "experiment", None)
     if not isinstance(experiment, Experiment):
@@ -218,16 +218,28 @@ def expectation(path: Path) -> Expectation | None:
 
 @contextlib.contextmanager
 def _importable(folder: Path) -> Iterator[list[Path]]:
-    """Makes a folder importable, lists what was imported from it, and forgets those modules."""
+    """Makes a folder importable and lists what was imported from it.
+
+    Those modules stay until the next load, since the types in their annotations are looked up
+    there; then they go, since another folder may hold files of the same names.
+    """
     folder = folder.resolve()
-    before, imported = set(sys.modules), []
+    for name in [
+        name for name, module in sys.modules.items() if hasattr(module, "__jdl_sibling__")
+    ]:
+        del sys.modules[name]
+    before, imported, done = set(sys.modules), [], False
     sys.path.insert(0, str(folder))
     try:
         yield imported
-        for name in set(sys.modules) - before:
-            origin = getattr(sys.modules[name], "__file__", None)
-            if origin and Path(origin).parent == folder and Path(origin).name == f"{name}.py":
-                imported.append(Path(origin))
-                del sys.modules[name]
+        done = True
     finally:
         sys.path.remove(str(folder))
+        for name in set(sys.modules) - before:
+            origin = getattr(sys.modules[name], "__file__", None)
+            if not origin or Path(origin) != folder / f"{name}.py":
+                continue
+            imported.append(Path(origin))
+            sys.modules[name].__dict__["__jdl_sibling__"] = True
+            if not done:
+                del sys.modules[name]

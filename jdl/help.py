@@ -41,7 +41,7 @@ def field_doc(kind: type, name: str) -> str:
         if found and "# " in found["rest"]:
             return found["rest"].split("# ", 1)[1].strip()
         # A default over several lines carries its comment on the closing one.
-        closing = re.search(rf"^    {name}\s*:.*?^    \)  # (?P<doc>.*)$", source, re.M | re.S)
+        closing = re.search(rf"^    {name}\s*:.*?^    \)  # (?P<doc>[^\n]*)$", source, re.M | re.S)
         return closing["doc"].strip() if closing else ""
     return ""
 

@@ -3,8 +3,8 @@
 import os
 import signal
 import threading
-import time
 from types import FrameType, TracebackType
+from typing import Any
 
 EXIT_CODE = 75
 """EX_TEMPFAIL of sysexits.h: the same command may be given again."""
@@ -28,13 +28,15 @@ class Interruption:
 
     Args:
       shared: leave signals to JAX, which has all processes of a run agree on a step to end at.
+      hard: end the process at once, without unwinding; for the command line, outside of a run.
     """
 
-    def __init__(self, shared: bool = False) -> None:
-        self.asked = False
-        self._shared = shared
-        self._looping = self._seen = False
-        self._old: dict[int, object] = {}
+    def __init__(self, shared: bool = False, hard: bool = False) -> None:
+        self.asked = self.again = False
+        self._shared, self._hard = shared, hard
+        self._looping = False
+        self._over = threading.Event()
+        self._old: dict[int, Any] = {}
 
     def begin(self) -> None:
         """From here on a signal only sets `asked`."""
@@ -48,18 +50,23 @@ class Interruption:
 
     def seen(self) -> None:
         """Says that the run is ending in its own way; it is then given the time that it needs."""
-        self._seen = True
+        self._over.set()
 
     def __enter__(self) -> "Interruption":
-        if threading.current_thread() is threading.main_thread() and not self._shared:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._old[number] = signal.signal(number, self._handle)
-            # The handler runs between bytecodes only. The kernel writes to this pipe at once, so
-            # that a thread can end a process whose main thread is deep inside a compilation.
-            self._read, self._write = os.pipe()
-            os.set_blocking(self._write, False)
-            self._old_wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
-            threading.Thread(target=self._watch, daemon=True).start()
+        if threading.current_thread() is not threading.main_thread():
+            return self
+        if self._shared:
+            self._old[signal.SIGINT] = signal.signal(signal.SIGINT, _as_sigterm)
+            return self
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._old[number] = signal.signal(number, self._handle)
+        # The handler runs between bytecodes only. The kernel writes to this pipe at once, so
+        # that a thread can end a process whose main thread is deep inside a compilation.
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._write, False)
+        self._old_wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
         return self
 
     def __exit__(
@@ -68,23 +75,33 @@ class Interruption:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._old:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)  # pyright: ignore[reportArgumentType]
+        if self._old and not self._shared:
             signal.set_wakeup_fd(self._old_wakeup)
-            for number, handler in self._old.items():
-                signal.signal(number, handler)  # pyright: ignore[reportArgumentType]
-            self._seen = True
+            self._over.set()
             os.close(self._write)
+            self._thread.join()
+            os.close(self._read)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if not self._looping or self.asked:
-            self._seen = True
+        if self._hard:
+            os._exit(EXIT_CODE)
+        if self.asked or not self._looping:
+            self.again = self.asked
+            self._over.set()
+            before = self._old[number]
+            if self.again and callable(before):
+                before(number, frame)
             raise Interrupted
         self.asked = True
 
     def _watch(self) -> None:
         signalled = os.read(self._read, 1)
-        os.close(self._read)
-        if signalled and not self._seen:
-            time.sleep(PATIENCE)
-            if not self._seen:
-                os._exit(EXIT_CODE)
+        if signalled and not self._over.wait(PATIENCE):
+            os._exit(EXIT_CODE)
+
+
+def _as_sigterm(number: int, frame: FrameType | None) -> None:
+    """Ctrl-C on one of several processes: JAX tells the others of a SIGTERM, not of this."""
+    os.kill(os.getpid(), signal.SIGTERM)

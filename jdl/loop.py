@@ -31,6 +31,11 @@ class Loop:
         self._run, self._experiment = run, run.experiment
         self._store = Store(run.workdir / "checkpoints", run.say)
         self._listeners: dict[str, Listener] = {"Rows 0": Rows(run)}
+        for hook in run.experiment.hooks:
+            # Named by kind and count, so that hooks may be added between runs.
+            kind = type(hook).__name__
+            count = sum(name.split()[0] == kind for name in self._listeners)
+            self._listeners[f"{kind} {count}"] = hook.build(run)
         self._log: MetricsLog | None = None
         self._begun = time.perf_counter()
         self._seconds = self._training = 0.0
@@ -40,15 +45,12 @@ class Loop:
         """Restores or begins, trains, and finishes."""
         run = self._run
         try:
-            for hook in self._experiment.hooks:
-                # Named by kind and count, so that hooks may be added between runs.
-                kind = type(hook).__name__
-                count = sum(name.split()[0] == kind for name in self._listeners)
-                self._listeners[f"{kind} {count}"] = hook.build(run)
             step, pending = self._restore()
             if jax.process_index() == 0:
                 self._log = MetricsLog(run.workdir / "metrics.jsonl")
             run.attach(self._log, list(self._listeners.values()))
+            for listener in self._listeners.values():
+                listener.begin()
             run.interruption.begin()
             if pending is not None:
                 self._deliver(step, self._metrics(pending), run.state)
@@ -104,6 +106,7 @@ class Loop:
             count = self._dispatched(step)
             metrics = self._step(feeds, count)
             step += count
+            run.dispatched = step
             due = self._due(step)
             if waiting:
                 # Its metrics are there once the step before this one is done: at most two steps
@@ -165,7 +168,7 @@ class Loop:
         """Delivers the events of one dispatch; the state goes with the last."""
         metrics = jax.device_get(metrics)
         for i in range(count):
-            one = metrics if count == 1 else jax.tree.map(lambda leaf: leaf[i], metrics)  # noqa: B023
+            one = jax.tree.map(lambda leaf: float(leaf if count == 1 else leaf[i]), metrics)  # noqa: B023
             self._deliver(step - count + 1 + i, one, state if i == count - 1 else None)
 
     def _deliver(self, step: int, metrics: Metrics, state: Any) -> None:
@@ -186,6 +189,8 @@ class Loop:
             for listener in self._listeners.values():
                 listener(event)
         except Interrupted:
+            if run.interruption.again:
+                raise
             # An evaluation was cut short: the resumed run delivers this event again.
             run.interruption.seen()
             pending = {k: [float(m.total), float(m.count)] for k, m in metrics.items()}
@@ -193,12 +198,12 @@ class Loop:
             self._store.wait()
             run.say(f"interrupted; saved at step {step}: the same command goes on from there")
             raise
+        if state is None and (run.save_asked or run.stop_reason):
+            raise UserError(
+                f"a hook asked to save or to stop at step {step}, where its `due` did not say so"
+            )
         if run.save_asked:
             run.save_asked = False
-            if state is None:
-                raise UserError(
-                    f"a hook asked for a checkpoint at step {step} and was not due there"
-                )
             self._save(step, self._states())
 
     def _states(self) -> dict[str, Json]:
@@ -240,8 +245,9 @@ class Loop:
     def _metrics(self, pending: Mapping[str, list[float]]) -> Metrics:
         """Metrics of a step from their sums; their classes are those that the step gives."""
         run = self._run
-        batch = {k: jax.ShapeDtypeStruct((1, *v.shape[1:]), v.dtype) for k, v in run.batch.items()}
-        like = jax.eval_shape(lambda s, b: update(run.program, s, b)[1], run.compiled.like, batch)
+        like = jax.eval_shape(
+            lambda state, batch: update(run.program, state, batch)[1], run.compiled.like, run.batch
+        )
         return {k: like[k].replace(total=total, count=n) for k, (total, n) in pending.items()}
 
     def _finish(self, step: int) -> None:

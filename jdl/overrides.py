@@ -32,11 +32,8 @@ def override(config: T, changes: Mapping[str, Any]) -> T:
     Raises:
       UserError: no such path, or a value of the wrong type or out of range.
     """
-    named = {path.replace("-", "_"): value for path, value in changes.items()}
-    for path in sorted(named, key=lambda path: path.count(".")):
-        below = {key[len(path) + 1 :]: v for key, v in named.items() if key.startswith(f"{path}.")}
-        config = _set(config, path.split("."), named[path], path, below)
-    return config
+    named = {tuple(path.replace("-", "_").split(".")): value for path, value in changes.items()}
+    return _changed(config, named, "")
 
 
 def flatten(config: Any, path: str = "") -> dict[str, Json]:
@@ -119,58 +116,87 @@ def describe(annotation: Any) -> str:
     return str(annotation).replace("typing.", "").replace("collections.abc.", "")
 
 
-def _set(config: Any, parts: list[str], value: Any, path: str, below: Mapping[str, Any]) -> Any:
-    name, rest = parts[0], parts[1:]
-    if isinstance(config, (tuple, list)):
-        if not name.isdigit() or int(name) >= len(config):
-            raise UserError(f"{path}: {name!r} is no index into {len(config)} elements")
-        old, annotation = config[int(name)], _element(None, tuple(config), int(name))
-    elif dataclasses.is_dataclass(config):
-        known = [field.name for field in fields(config)]
-        if name not in known:
-            hint = nearest(name, known) or f" (it has {', '.join(known)})"
-            raise UserError(f"{path}: {type(config).__name__} has no field {name!r}{hint}")
-        old, annotation = getattr(config, name), _hints(type(config))[name]
-        if rest and isinstance(old, tuple) and rest[0].isdigit() and len(rest) == 1:
-            index = int(rest[0])
-            if index >= len(old):
-                raise UserError(f"{path}: {name} has {len(old)} elements, 0 to {len(old) - 1}")
-            new = _convert(_element(annotation, old, index), old[index], value, path, below)
-            return _replace(config, name, (*old[:index], new, *old[index + 1 :]))
-    else:
-        raise UserError(f"{path}: {type(config).__name__} {config!r} has no field {name!r}")
-    new = (
-        _set(old, rest, value, path, below)
-        if rest
-        else _convert(annotation, old, value, path, below)
-    )
-    return _replace(config, name, new)
+def _changed(config: Any, changes: Mapping[tuple[str, ...], Any], path: str) -> Any:
+    """A copy with all changes made at once, so that their order does not matter."""
+    new: dict[str, Any] = {}
+    for name in dict.fromkeys(parts[0] for parts in changes):
+        full = f"{path}.{name}" if path else name
+        annotation, value = _child(config, name, full)
+        below = {parts[1:]: v for parts, v in changes.items() if parts[0] == name and parts[1:]}
+        if (name,) in changes:
+            value = _convert(annotation, value, changes[(name,)], full, below)
+        if isinstance(value, tuple) and _element_kind(annotation) is not None:
+            direct = {p: v for p, v in below.items() if len(p) == 1}
+            for part, given in direct.items():
+                index = _index(value, part[0], f"{full}.{part[0]}")
+                kind = _element(annotation, value, index)
+                nested = {p[1:]: v for p, v in below.items() if p[0] == part[0] and p[1:]}
+                item = _convert(kind, value[index], given, f"{full}.{part[0]}", nested)
+                value = (*value[:index], item, *value[index + 1 :])
+            below = {p: v for p, v in below.items() if len(p) > 1}
+        new[name] = _changed(value, below, full) if below else value
+    return _replace(config, new)
 
 
-def _replace(config: Any, name: str, new: Any) -> Any:
+def _child(config: Any, name: str, path: str) -> tuple[Any, Any]:
+    """Annotation and present value of a field, or of an element of a tuple."""
     if isinstance(config, (tuple, list)):
-        return type(config)(new if i == int(name) else old for i, old in enumerate(config))
+        index = _index(config, name, path)
+        return _element(None, tuple(config), index), config[index]
+    if not dataclasses.is_dataclass(config) or isinstance(config, type):
+        raise UserError(f"{path}: a value of type {type(config).__name__} has no field {name!r}")
+    known = [field.name for field in fields(config)]
+    if name not in known:
+        hint = nearest(name, known) or f" (it has {', '.join(known)})"
+        raise UserError(f"{path}: {type(config).__name__} has no field {name!r}{hint}")
+    return _hints(type(config))[name], getattr(config, name)
+
+
+def _index(values: Sequence[Any], name: str, path: str) -> int:
+    if not name.isdigit() or int(name) >= len(values):
+        raise UserError(f"{path}: {name!r} is no index into {len(values)} elements")
+    return int(name)
+
+
+def _replace(config: Any, new: Mapping[str, Any]) -> Any:
+    if isinstance(config, (tuple, list)):
+        return type(config)(new.get(str(i), old) for i, old in enumerate(config))
     if isinstance(config, nn.Module):
-        return config.clone(**{name: new})
-    return dataclasses.replace(config, **{name: new})
+        return config.clone(**new)
+    return dataclasses.replace(config, **new)
 
 
-def _convert(annotation: Any, old: Any, value: Any, path: str, below: Mapping[str, Any]) -> Any:
+def _convert(
+    annotation: Any, old: Any, value: Any, path: str, below: Mapping[tuple[str, ...], Any]
+) -> Any:
     """`value`, or what its text means, as the annotation wants it."""
-    kinds = choices(annotation)
+    kinds, members = choices(annotation), tuple(_members(annotation))
+    element = _element_kind(annotation)
+    function = Callable in (typing.get_origin(annotation), annotation) or (
+        callable(old) and not dataclasses.is_dataclass(old)
+    )
+    if isinstance(value, (tuple, list)) and element is not None:
+        if not value:
+            return ()
+        if any(not isinstance(item, (str, int, float, bool)) for item in value):
+            items = enumerate(value)
+            return tuple(_convert(element, None, v, f"{path}.{i}", {}) for i, v in items)
+    if isinstance(value, type) and not (function or annotation is Any):
+        raise UserError(f"{path}: {value.__name__} is a class, not one of its instances")
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        if kinds and not isinstance(value, tuple(_members(annotation))):
-            raise UserError(f"{path}: {type(value).__name__} is not one of {', '.join(kinds)}")
+        if not (function or annotation is Any or isinstance(value, members)):
+            raise UserError(f"{path}: {type(value).__name__} is not of type {describe(annotation)}")
         return value
     if callable(value):
+        if not (function or annotation is Any):
+            raise UserError(f"{path}: a function is not of type {describe(annotation)}")
         return value
     tokens = _tokens(value)
-    element = _element(annotation, (), 0) if typing.get_origin(annotation) is tuple else None
     if kinds and tokens != ["None"]:
         return _named(kinds, old, tokens, path, below)
     if element is not None and (named := choices(element)):
         return tuple(_named(named, None, [token], path, {}) for token in tokens)
-    if Callable in (typing.get_origin(annotation), annotation) or callable(old):
+    if function:
         return _imported(tokens, path)
     if annotation is Any:
         annotation = type(old) if old is not None else str
@@ -178,7 +204,11 @@ def _convert(annotation: Any, old: Any, value: Any, path: str, below: Mapping[st
 
 
 def _named(
-    kinds: Mapping[str, type], old: Any, tokens: list[str], path: str, below: Mapping[str, Any]
+    kinds: Mapping[str, type],
+    old: Any,
+    tokens: list[str],
+    path: str,
+    below: Mapping[tuple[str, ...], Any],
 ) -> Any:
     """An instance of the class that a name stands for, with the fields it cannot do without."""
     name = " ".join(tokens)
@@ -193,11 +223,9 @@ def _named(
     needed = {}
     for field in fields(wanted):
         if field.default is field.default_factory is dataclasses.MISSING:
-            if field.name in below:
-                hint = _hints(wanted)[field.name]
-                needed[field.name] = _convert(
-                    hint, None, below[field.name], f"{path}.{field.name}", {}
-                )
+            if (field.name,) in below:
+                hint, given = _hints(wanted)[field.name], below[(field.name,)]
+                needed[field.name] = _convert(hint, None, given, f"{path}.{field.name}", {})
             elif hasattr(old, field.name):
                 needed[field.name] = getattr(old, field.name)
             else:
@@ -229,12 +257,16 @@ def _imported(tokens: list[str], path: str) -> Any:
     """The function that a dotted name such as `flax.linen.gelu` stands for."""
     module, _, name = " ".join(tokens).rpartition(".")
     try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError):
+        found = None
+    dtype = hasattr(found, "dtype")  # jax.numpy.bfloat16 is a class, and meant
+    if not callable(found) or (isinstance(found, type) and not dtype):
         shown = " ".join(tokens)
         raise UserError(
             f"{path}: {shown!r} is no function; write its full name, such as flax.linen.gelu"
-        ) from error
+        )
+    return found
 
 
 def _tokens(value: Any) -> list[str]:
@@ -253,6 +285,12 @@ def _members(annotation: Any) -> list[type]:
         return _members(typing.get_args(annotation)[0])
     origin = typing.get_origin(annotation) or annotation
     return [origin] if isinstance(origin, type) else []
+
+
+def _element_kind(annotation: Any) -> Any:
+    """The type of the elements of an annotated tuple of any length; None for other types."""
+    args = typing.get_args(annotation) if typing.get_origin(annotation) is tuple else ()
+    return args[0] if len(args) == 2 and args[1] is Ellipsis else None
 
 
 def _element(annotation: Any, values: tuple[Any, ...], index: int) -> Any:

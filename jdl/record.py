@@ -79,7 +79,7 @@ def params_sha256(params: PyTree) -> str:
     digest = hashlib.sha256()
     for path, leaf in sorted(leaves.items()):
         array = to_host(leaf)
-        array = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<")))
+        array = np.asarray(array, array.dtype.newbyteorder("<"), order="C")
         digest.update(f"{path} {array.dtype.name} {list(array.shape)} ".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()

@@ -80,10 +80,11 @@ class Comparison:
     def within(self, tolerance: float) -> bool:
         """Whether this counts as reproduced.
 
-        Bit for bit, or, where versions, devices or flags differ, with all metrics this close.
+        All metrics must be this close; and the parameters equal bit for bit, unless versions,
+        devices or flags differ.
         """
         close = all(abs(new - old) <= tolerance for old, new in self.metrics.values())
-        return self.equal or (bool(self.surroundings) and close)
+        return close and (self.equal or bool(self.surroundings))
 
 
 def reproduce(workdir: Path, target: Path, path: Path | None = None) -> Comparison:

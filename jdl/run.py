@@ -1,5 +1,7 @@
 """A run: an experiment with its data, its compiled steps, its state and its directory."""
 
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -32,6 +34,7 @@ class Run:
       steps_per_epoch: batches to one pass over the training split, rounded up.
       batch: shapes and dtypes of a training batch before the device transforms.
       state: the state on the devices; after training with the weights that it ended with.
+      dispatched: the last step that was given to the devices.
       result: what `result.json` holds, once the run is finished.
     """
 
@@ -55,6 +58,7 @@ class Run:
         self.interruption = Interruption(shared=jax.process_count() > 1)
         self.save_asked = False
         self.stop_reason = ""
+        self.dispatched = 0
         self._log: MetricsLog | None = None
         self._listeners: list[Any] = []
         self._checked: set[str] = set()
@@ -177,7 +181,9 @@ class Run:
                 f"the data has no array {error} (it has {known}): name the arrays with "
                 f"task.inputs and task.targets"
             ) from error
-        except (TypeError, ValueError, AssertionError) as error:
+        except UserError:
+            raise
+        except Exception as error:
             shapes = {name: value.shape[1:] for name, value in arrays.items()}
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(
@@ -201,8 +207,12 @@ class Run:
 
     def say(self, text: str) -> None:
         """Prints a line for the user, on the first process only."""
-        if jax.process_index() == 0:
+        if jax.process_index() != 0:
+            return
+        try:
             print(text, flush=True)
+        except BrokenPipeError:
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - whoever read has gone; we go on
 
     def save(self) -> None:
         """Asks for a checkpoint once all hooks have seen this event."""

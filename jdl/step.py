@@ -52,7 +52,8 @@ def update(
 
     Totals and weights are summed over micro-batches and devices before the one division, so the
     gradient is that of the whole batch however it is split. Where it is not finite, parameters,
-    collections and optimizer state stay as they are and only `step` advances.
+    collections and optimizer state stay as they are and only `step` advances; so too where
+    every row is masked.
 
     Args:
       program: what to compute.
@@ -92,7 +93,8 @@ def update(
     def skip() -> tuple[PyTree, PyTree, PyTree]:
         return state.params, state.collections, state.opt_state
 
-    params, collections, opt_state = jax.lax.cond(finite, step, skip)
+    counted = jnp.stack([jnp.any(leaf > 0) for leaf in jax.tree.leaves(weight)]).any()
+    params, collections, opt_state = jax.lax.cond(finite & counted, step, skip)
     metrics = jax.tree.map(lambda leaf: jnp.where(finite, leaf, 0), dict(metrics))
     metrics["skipped"] = Mean(1.0 - finite, jnp.ones(()))
     state = dataclasses.replace(

@@ -63,6 +63,9 @@ def train(
         if temporary:
             weakref.finalize(run, shutil.rmtree, temporary, ignore_errors=True)
         with run.interruption:
+            for split in run.splits:
+                run.pipeline(split)  # what is wrong with it is said before anything is compiled
+            loop = Loop(run)
             surroundings = record.environment(run.data.fingerprints(), file and file.path)
             if resumed:
                 _check_surroundings(run, surroundings)
@@ -70,7 +73,7 @@ def train(
                 (workdir / "result.json").unlink(missing_ok=True)
                 record.mark(workdir, name, experiment, run.steps)
                 record.describe(workdir, file, overrides or {}, surroundings)
-            Loop(run).go()
+            loop.go()
     return run
 
 
@@ -139,7 +142,9 @@ def _directory(workdir: Path) -> Iterator[None]:
     if jax.process_index() != 0:
         yield
         return
-    others = [path.name for path in workdir.glob("*")] if workdir.is_dir() else []
+    ours = (".lock", ".experiment.json.tmp")  # left by a run that ended before it was one
+    found = list(workdir.glob("*")) if workdir.is_dir() else []
+    others = [path.name for path in found if path.name not in ours]
     if others and not (workdir / "experiment.json").exists():
         raise UserError(f"{workdir} is not empty and holds no run (it holds {others[0]})")
     try:

@@ -32,11 +32,11 @@ class Event:
     epoch: float
     """Passes over the training split so far."""
     metrics: Mapping[str, Any]
-    """This step's mergeable metrics on the host (`jdl.metrics`)."""
+    """This step's mergeable metrics as Python floats (`jdl.metrics`)."""
     state: Any = None
     """The TrainState, at steps for which the hook's `due` said True; else None."""
     timing: Mapping[str, float]
-    """Seconds since training began, compile seconds, steps and items per second."""
+    """`seconds` since training began, `training_seconds` of these, and `compile_seconds`."""
 
 
 @runtime_checkable
@@ -84,6 +84,9 @@ class Run(Protocol):
     def traces(self) -> Mapping[str, int]:
         """How often each compiled function was traced, by name."""
         ...
+
+    dispatched: int
+    """The last step that was given to the devices, one or more ahead of a late event."""
 
     def save(self) -> None:
         """Asks for a checkpoint once all hooks have seen this event, which must carry the state."""

@@ -407,12 +407,12 @@ def test_several_seeds(command, clouds, tmp_path):
 
 def test_an_imported_neighbour_is_kept_with_the_run(command, tmp_path):
     results = []
-    for folder, width in (("a", 4), ("b", 3)):
+    for folder, distance in (("a", 3), ("b", 4)):
         (tmp_path / folder).mkdir()
-        (tmp_path / folder / "base.py").write_text(CLOUDS.replace("(5,)", f"({width},)"))
+        (tmp_path / folder / "base.py").write_text(CLOUDS.replace("2 *", f"{distance} *"))
         (tmp_path / folder / "own.py").write_text('"""Own."""\n\nfrom base import experiment\n')
         workdir = tmp_path / f"run-{folder}"
-        assert command("train", f"{folder}/own.py", "--workdir", workdir, "--steps", "2")[0] == 0
+        assert command("train", f"{folder}/own.py", "--workdir", workdir, *FLAGS)[0] == 0
         assert (workdir / "base.py").read_bytes() == (tmp_path / folder / "base.py").read_bytes()
         (tmp_path / folder / "base.py").unlink()
         results.append(read(workdir / "result.json")["metrics"]["test"])
@@ -420,6 +420,7 @@ def test_an_imported_neighbour_is_kept_with_the_run(command, tmp_path):
         code, out, _ = command("evaluate", tmp_path / f"run-{folder}")
         assert code == 0
         assert json.loads(out) == {"split": "test", **result}
+    assert results[0] != results[1]
 
 
 def test_a_file_with_a_mistake(command, tmp_path):

@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,6 +43,7 @@ def _configure(options: dict[str, Any]) -> None:
     for name, value in options.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()
+    jax.clear_caches()
 
 
 @pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.stem)
@@ -90,3 +92,14 @@ def test_the_pages_are_built_without_a_warning(tmp_path: Path) -> None:
     done = subprocess.run(command, env=quiet, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert "Trains an experiment" in (tmp_path / "api" / "training.html").read_text()
+
+
+def test_contributing_draws_the_layers_that_are_held() -> None:
+    held = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    drawn = re.findall(r"^    (\w+(?: \| \w+)*)", _section("Who imports whom"), re.M)
+    assert drawn == held["contracts"][0]["layers"]
+
+
+def _section(title: str) -> str:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    return text.split(f"## {title}\n")[1].split("\n## ")[0]

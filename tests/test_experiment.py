@@ -35,7 +35,7 @@ def experiment(**changes):
     return jdl.Experiment(**{"model": MLP(), "data": Digits(), "epochs": 1} | changes)
 
 
-def write(path, text=FILE, seed=0):
+def write(path, text=FILE, seed: int | str = 0):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text.replace("SEED", str(seed)))
     return path

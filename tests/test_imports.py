@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import jdl
-from jdl.data import TFDS, Subset
+from jdl.data import TFDS, Source, Subset
 from jdl.data.base import Data
 from jdl.data.prepare import prepare
 from jdl.errors import UserError
@@ -85,7 +85,7 @@ class Few(Data):
 
     whole: Data
 
-    def load(self):
+    def load(self) -> dict[str, Source]:
         splits = self.whole.splits()
         return {name: Subset(s, np.arange(min(12, len(s)))) for name, s in splits.items()}
 
@@ -108,7 +108,7 @@ def tiny(tmp_path_factory):
 
 def found(data, tiny):
     """The data of an experiment where they can be had: tiny, or the real ones."""
-    places = [data]
+    places, reason = [data], ""
     if isinstance(data, TFDS):
         places = [dataclasses.replace(data, data_dir=str(root)) for root in (tiny, SHARED)]
     for place in places:
@@ -121,6 +121,15 @@ def found(data, tiny):
     return pytest.skip(reason)
 
 
+@pytest.fixture
+def quick_compilation():
+    """Compiles in half the time what is to take a step or two."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.py")), ids=lambda p: p.stem)
 def test_an_experiment_takes_a_step(path, tiny, tmp_path):
     experiment = jdl.load(path).experiment

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 
 import chex
 import flax.linen as nn
@@ -14,7 +13,8 @@ import pytest
 import jdl
 from jdl import step as step_lib
 from jdl.data import Arrays
-from jdl.hooks import Checkpoint, Evaluate
+from jdl.hooks import Checkpoint, Evaluate, Hook, Listener
+from jdl.logging import read_rows
 from jdl.metrics import Mean
 from jdl.models import MLP
 from jdl.optimizers import SGD, Adam
@@ -279,32 +279,68 @@ def test_each_player_of_a_game_is_divided_by_its_own_weight(accumulate):
     assert metrics["skipped"].total == idle_metrics["skipped"].total == 0
 
 
+def watched(count, ahead):
+    """A strategy and a hook that note how many steps the device is ahead of the hooks."""
+    dispatched = [0]
+
+    @dataclasses.dataclass(frozen=True)
+    class Watched(Single):
+        def compile(self, program, resident, feed):
+            steps = super().compile(program, resident, feed)
+
+            def noted(function, many):
+                def call(state, feed):
+                    dispatched[0] += many
+                    return function(state, feed)
+
+                return call
+
+            one, many = noted(steps.update, 1), noted(steps.update_many, count)
+            return dataclasses.replace(steps, update=one, update_many=many)
+
+    class Watcher(Listener):
+        def __call__(self, event):
+            ahead.append(dispatched[0] - event.step)
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Watch(Hook):
+        def build(self, run):
+            return Watcher()
+
+    return Watched(), Watch()
+
+
 def test_training_rows_and_parameters_do_not_depend_on_steps_per_dispatch(tmp_path):
     rng = np.random.default_rng(0)
     arrays = {"image": rng.normal(size=(50, 5)), "label": rng.integers(0, 3, 50)}
-    experiment = jdl.Experiment(
-        model=MLP(widths=(8,), outputs=3, dropout=0.3),
-        data=Arrays({"train": arrays}, test_fraction=0.0),
-        optimizer=SGD(0.05),
-        strategy=Single(),
-        hooks=(Evaluate(every=7), Checkpoint(every=9)),
-        steps=20,
-        batch_size=8,
-        log_every=3,
-    )
-    found = []
+    data = Arrays({"train": arrays}, test_fraction=0.0)
+    found = {}
     for count in (1, 3):
-        workdir = tmp_path / str(count)
-        run = jdl.train(dataclasses.replace(experiment, steps_per_dispatch=count), workdir)
-        rows = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
-        found.append((list(rows), run.collected().params, run.traces.get("update_many", 0)))
-    (one_rows, one_params, none), (many_rows, many_params, some) = found
-    assert (none, some) == (0, 1)
+        ahead = []
+        strategy, watch = watched(count, ahead)
+        experiment = jdl.Experiment(
+            model=MLP(widths=(8,), outputs=3, dropout=0.3),
+            data=data,
+            optimizer=SGD(0.05),
+            strategy=strategy,
+            hooks=(Evaluate(every=7), Checkpoint(every=9), watch),
+            steps=20,
+            batch_size=8,
+            log_every=3,
+            steps_per_dispatch=count,
+        )
+        run = jdl.train(experiment, tmp_path / str(count))
+        found[count] = read_rows(tmp_path / str(count) / "metrics.jsonl"), run.collected().params
+        assert bool(run.traces.get("update_many")) == (count > 1)
+        # Metrics are fetched one dispatch late, and never later.
+        assert len(ahead) == 20
+        assert max(ahead) == 2 * count - 1
+    (one_rows, one_params), (many_rows, many_params) = found.values()
     assert [row["step"] for row in one_rows if row["split"] == "train"] == [*range(3, 20, 3), 20]
     assert [row["step"] for row in one_rows if row["split"] == "validation"] == [7, 14, 20]
     chex.assert_trees_all_close(one_params, many_params, atol=1e-6)
     for one, many in zip(one_rows, many_rows, strict=True):
         assert one["metrics"] == pytest.approx(many["metrics"], rel=1e-5)
-        assert [one[k] for k in ("step", "epoch", "split")] == [
-            many[k] for k in ("step", "epoch", "split")
+        assert [one[name] for name in ("step", "epoch", "split")] == [
+            many[name] for name in ("step", "epoch", "split")
         ]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jdl.data.base import Data, Example, Source
+from jdl.data.base import Data, Example, Source, add_array
 from jdl.errors import UserError
 
 
@@ -36,8 +36,8 @@ class ArraySource:
         """SHA-256 of names, dtypes, shapes and bytes."""
         digest = hashlib.sha256()
         for name, array in sorted(self.arrays.items()):
-            digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
-            digest.update(np.ascontiguousarray(array).tobytes())
+            digest.update(name.encode())
+            add_array(digest, array)
         return digest.hexdigest()
 
 
@@ -58,10 +58,13 @@ class Arrays(Data):
         Raises:
           UserError: the arrays of a split differ in length.
         """
-        return {
-            split: ArraySource({name: np.asarray(array) for name, array in arrays.items()})
-            for split, arrays in self.arrays.items()
-        }
+        try:
+            return {
+                split: ArraySource({name: np.asarray(array) for name, array in arrays.items()})
+                for split, arrays in self.arrays.items()
+            }
+        except ValueError as error:
+            raise UserError(f"the examples of one array differ in shape: {error}") from error
 
     def describe(self) -> str:
         """`arrays`."""

@@ -125,9 +125,8 @@ class Data:
         digest = hashlib.sha256()
         for i in range(len(source)):
             for name, value in sorted(source[i].items()):
-                array = np.asarray(value)
-                digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
-                digest.update(np.ascontiguousarray(array).tobytes())
+                digest.update(name.encode())
+                add_array(digest, np.asarray(value))
         return digest.hexdigest()
 
     def _hold_out(self, source: Source, fraction: float) -> tuple[Source, Source]:
@@ -149,6 +148,21 @@ def pick(splits: Mapping[str, Any], name: str) -> Any:
         known = ", ".join(splits)
         raise UserError(f"there is no split {name!r} (there are {known}){nearest(name, splits)}")
     return splits[name]
+
+
+def add_array(digest: Any, array: np.ndarray) -> None:
+    """Adds dtype, shape and contents of an array to a hash; of objects, what they hold."""
+    digest.update(f" {array.dtype.str} {array.shape}".encode())
+    if array.dtype.kind != "O":
+        digest.update(array.tobytes())
+        return
+    for item in array.flat:
+        if isinstance(item, bytes):
+            digest.update(item)
+        elif isinstance(item, str) or item is None:
+            digest.update(repr(item).encode())
+        else:
+            add_array(digest, np.asarray(item))
 
 
 def default_data_dir() -> Path:

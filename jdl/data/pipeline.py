@@ -8,6 +8,8 @@ batch with rows whose `mask` is False.
 """
 
 import functools
+import importlib.machinery
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -114,6 +116,7 @@ class Streamed:
 
         endless = grain.MapDataset.range(2**62).map(load).batch(local, batch_fn=join)
         if self.data.workers:
+            _send_by_value(self.data, *self.data.transforms, self.source)
             options = grain.MultiprocessingOptions(num_workers=self.data.workers)
             return iter(endless.to_iter_dataset().mp_prefetch(options))
         options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
@@ -205,6 +208,21 @@ def stack(
 
 
 def _narrow(array: np.ndarray, name: str) -> np.ndarray:
-    if array.size and (array.max() > 2**31 - 1 or array.min() < -(2**31)):
-        raise UserError(f"{name!r} holds {array.flat[0]}, which does not fit into 32 bits")
+    for extreme in (array.max(), array.min()) if array.size else ():
+        if not -(2**31) <= extreme < 2**31:
+            raise UserError(f"{name!r} holds {extreme}, which does not fit into 32 bits")
     return array.astype(np.int32)
+
+
+def _send_by_value(*objects: Any) -> None:
+    """Lets worker processes have what the experiment file defines, which they cannot import."""
+    import cloudpickle
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # Grain reads flags that only an absl program parses
+    for each in objects:
+        name = getattr(each, "__module__", "")
+        if name in sys.modules and name != "__main__" and "." not in name:
+            if importlib.machinery.PathFinder.find_spec(name) is None:
+                cloudpickle.register_pickle_by_value(sys.modules[name])

@@ -98,7 +98,12 @@ class TFDS(Data):
         root = self.root()
         found = self._find(root)
         if found is None and self.download:
-            return self._download(root)
+            prepared = self._download(root)
+            found = self._find(root)
+            if found is None:
+                raise UserError(
+                    f"{self.name!r} cannot be had: what can be prepared is {prepared.name}"
+                )
         if found is None:
             raise UserError(self._missing(root))
         return found

@@ -39,8 +39,8 @@ class Resize:
 class Scale:
     """Device: `(x - offset) / divisor` in float32."""
 
-    divisor: float = 255.0
-    offset: float = 0.0
+    divisor: float = 255.0  # what is divided by, after the subtraction
+    offset: float = 0.0  # what is subtracted first
     name: str = "image"  # of the array
 
     def __call__(self, batch: Batch, keys: Keys | None) -> Batch:

@@ -14,6 +14,9 @@ class Listener:
     if it had never stopped.
     """
 
+    def begin(self) -> None:
+        """Told once, before the first step."""
+
     def due(self, step: int) -> bool:
         """Whether the event of this step must carry the state; the loop then waits for it."""
         del step

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from jdl.errors import UserError
+from jdl.errors import UserError, nearest
 from jdl.hooks.base import Hook, Listener
 from jdl.typing import Event, Json, Run
 
@@ -24,7 +24,16 @@ class Evaluate(Hook):
             raise UserError("Evaluate may not read the test split: it is read once, at the end")
 
     def build(self, run: Run) -> Listener:
-        """See `Hook.build`."""
+        """See `Hook.build`.
+
+        Raises:
+          UserError: there is no split of such a name, save for `validation`, which may be missing.
+        """
+        for split in self.splits:
+            if split not in (*run.splits, "validation"):
+                known = ", ".join(run.splits)
+                hint = nearest(split, run.splits)
+                raise UserError(f"Evaluate: no split {split!r} (there are {known}){hint}")
         return _Evaluate(run, self.every or run.steps_per_epoch, self.splits)
 
 
@@ -70,14 +79,16 @@ class EarlyStopping(Hook):
 
     def build(self, run: Run) -> Listener:
         """See `Hook.build`."""
-        score = Score.parse(self.metric, self.mode, run)
+        score = Score.parse(self.metric, self.mode, run, self)
         return _EarlyStopping(run, self, score)
 
 
 class _EarlyStopping(Listener):
     def __init__(self, run: Run, config: EarlyStopping, score: "Score") -> None:
         self._run, self._config, self._score = run, config, score
-        self._best, self._best_step, self._waited = math.inf, None, 0
+        self._best = math.inf
+        self._best_step: int | None = None
+        self._waited = 0
         self._fresh: float | None = None
 
     def row(self, row: Mapping[str, Any]) -> None:
@@ -137,7 +148,7 @@ class Checkpoint(Hook):
 
     def build(self, run: Run) -> Listener:
         """See `Hook.build`."""
-        score = Score.parse(self.metric, self.mode, run) if self.best else None
+        score = Score.parse(self.metric, self.mode, run, self) if self.best else None
         return _Checkpoint(run, self, self.every or run.steps_per_epoch, score)
 
 
@@ -185,28 +196,28 @@ class Score:
     sign: float = field(default=1.0)
 
     @classmethod
-    def parse(cls, metric: str, mode: str, run: Run) -> "Score":
+    def parse(cls, metric: str, mode: str, run: Run, hook: Hook) -> "Score":
         """Reads `SPLIT.NAME`.
 
         Raises:
-          UserError: it has another form, or the split is not there or not evaluated.
+          UserError: it has another form, or no `Evaluate` before the hook scores that split.
         """
         split, _, name = metric.partition(".")
         if not name:
-            raise UserError(
-                f"a score is written SPLIT.NAME, such as validation.loss, not {metric!r}"
-            )
+            raise UserError(f"a score is written SPLIT.NAME, as validation.loss, not {metric!r}")
         hooks = run.experiment.hooks
-        scored = {s for hook in hooks if isinstance(hook, Evaluate) for s in hook.splits}
+        before = hooks[: hooks.index(hook)]
+        scored = {s for each in before if isinstance(each, Evaluate) for s in each.splits}
         if split not in run.splits or split not in scored:
             raise UserError(
-                f"{metric} is never scored: that needs a split {split!r} and a hook Evaluate for it"
+                f"{metric} is never scored: that needs a split {split!r}, and among the hooks an "
+                f"Evaluate of it before {type(hook).__name__}"
             )
         return cls(split, name, 1.0 if mode == "min" else -1.0)
 
     def of(self, row: Mapping[str, Any]) -> bool:
         """Whether a row holds this score."""
-        return row["split"] == self.split and "loss" in row["metrics"]
+        return row["split"] == self.split
 
     def read(self, row: Mapping[str, Any]) -> float:
         """The score in a row.
@@ -217,4 +228,5 @@ class Score:
         if self.name not in row["metrics"]:
             known = ", ".join(row["metrics"])
             raise UserError(f"there is no metric {self.name!r} of {self.split} (there are {known})")
-        return self.sign * row["metrics"][self.name]
+        score = self.sign * row["metrics"][self.name]
+        return math.inf if math.isnan(score) else score

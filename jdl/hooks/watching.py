@@ -53,6 +53,8 @@ class _Progress(Listener):
         )
         self._task = self._bar.add_task("compiling", total=run.steps)
         self._scores: dict[str, str] = {}
+
+    def begin(self) -> None:
         self._bar.start()
 
     def __call__(self, event: Event) -> None:
@@ -158,16 +160,23 @@ class _Profile(Listener):
     def __init__(self, run: Run, config: Profile) -> None:
         self._run, self._config, self._tracing = run, config, False
 
+    def begin(self) -> None:
+        if self._config.start == 1:
+            self._start()
+
     def due(self, step: int) -> bool:
         # The state of these steps is waited for, so that the trace holds whole steps.
         return step + 1 == self._config.start or step + 1 == self._config.start + self._config.steps
 
     def __call__(self, event: Event) -> None:
         if event.step + 1 == self._config.start:
-            jax.profiler.start_trace(str(self._run.workdir / "profile"))
-            self._tracing = True
+            self._start()
         elif self.due(event.step):
             self.close()
+
+    def _start(self) -> None:
+        jax.profiler.start_trace(str(self._run.workdir / "profile"))
+        self._tracing = True
 
     def close(self) -> None:
         if self._tracing:
@@ -196,6 +205,6 @@ class _RetraceWarning(Listener):
         if traces > self._seen:
             self._seen = traces
             self._run.say(
-                f"the training step was compiled again before step {event.step} ({traces} times so "
+                f"the training step was compiled again for step {self._run.dispatched} ({traces} times so "
                 f"far): the arrays of its batch have other shapes than before"
             )

@@ -23,10 +23,9 @@ class BatchNorm(nn.Module):
     batch, and under `pmap` they are averaged over the devices. They are computed in float32.
     """
 
-    momentum: float = 0.9
-    """Share of the running statistics that is kept at a step."""
-    epsilon: float = 1e-5
-    dtype: Any = jnp.float32
+    momentum: float = 0.9  # share of the running statistics that is kept at a step
+    epsilon: float = 1e-5  # added to the variance
+    dtype: Any = jnp.float32  # of the result; statistics are float32
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import jdl
-from jdl.data import Arrays, RandomFlip
+from jdl.data import Arrays, RandomFlip, Source
 from jdl.data.base import Data
 from jdl.data.pipeline import Resident, Shard, Streamed, batches, open_pipeline, read
 from jdl.errors import UserError
@@ -193,7 +193,7 @@ class Counting(Data):
 
     reads: Counter = field(default_factory=Counter)
 
-    def load(self):
+    def load(self) -> dict[str, Source]:
         return {"train": self}
 
     def describe(self):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from jdl.data import Arrays, Digits
+from jdl.data import Arrays, Digits, Source
 from jdl.data.arrays import ArraySource
 from jdl.data.base import Data
 from jdl.data.splits import Splits
@@ -148,7 +148,7 @@ class Listed(Data):
 
     arrays: dict
 
-    def load(self):
+    def load(self) -> dict[str, Source]:
         count = len(self.arrays["label"])
         rows = [{name: a[i] for name, a in self.arrays.items()} for i in range(count)]
         return {"train": rows}

@@ -173,17 +173,16 @@ def test_a_run_needs_neither_tensorflow_nor_a_network(root, tmp_path):
 
 def test_a_missing_set_is_an_error_within_five_seconds(tmp_path):
     command = [sys.executable, "-m", "jdl", "train", "mnist_mlp", "--workdir", tmp_path / "run"]
-    seconds = []
-    for _ in range(3):  # other work on the machine may slow down the first
+    seconds, done = [], None
+    while len(seconds) < 3 and min(seconds, default=5) >= 5:  # the machine may be busy
         begun = time.perf_counter()
         environment = os.environ | {"TFDS_DATA_DIR": str(tmp_path)}
         done = subprocess.run(
             command, env=environment, capture_output=True, text=True, timeout=60, check=False
         )
         seconds.append(time.perf_counter() - begun)
-        if seconds[-1] < 5:
-            break
     assert min(seconds) < 5
+    assert done is not None
     assert done.returncode not in (0, None)
     assert done.stdout == ""
     (sentence,) = done.stderr.splitlines()
