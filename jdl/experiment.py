@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Literal
 
 import flax.linen as nn
@@ -27,6 +28,7 @@ from jdl.hooks import (
     TensorBoard,
 )
 from jdl.optimizers import Adam, Optimizer
+from jdl.overrides import FILE_MODULE
 from jdl.parallel import DataParallel, Strategy
 from jdl.tasks import Classification, Task
 
@@ -121,13 +123,13 @@ def load(name: str | Path) -> ExperimentFile:
       UserError: there is no such experiment, or its file fails.
     """
     path = find(name)
-    identity = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
-    spec = importlib.util.spec_from_file_location(f"{path.stem}_{identity}", path)
+    identity = FILE_MODULE + hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
+    spec = importlib.util.spec_from_file_location(identity, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[module.__name__] = module
-    with _importable(path.parent) as siblings:
+    with _importable(path.parent, identity) as siblings:
         try:
             spec.loader.exec_module(module)
         except Exception as error:
@@ -217,17 +219,13 @@ def expectation(path: Path) -> Expectation | None:
 
 
 @contextlib.contextmanager
-def _importable(folder: Path) -> Iterator[list[Path]]:
+def _importable(folder: Path, identity: str) -> Iterator[list[Path]]:
     """Makes a folder importable and lists what was imported from it.
 
-    Those modules stay until the next load, since the types in their annotations are looked up
-    there; then they go, since another folder may hold files of the same names.
+    Those modules are then known by names of their own, since another folder may hold files that
+    are called the same.
     """
     folder = folder.resolve()
-    for name in [
-        name for name, module in sys.modules.items() if hasattr(module, "__jdl_sibling__")
-    ]:
-        del sys.modules[name]
     before, imported, done = set(sys.modules), [], False
     sys.path.insert(0, str(folder))
     try:
@@ -237,9 +235,18 @@ def _importable(folder: Path) -> Iterator[list[Path]]:
         sys.path.remove(str(folder))
         for name in set(sys.modules) - before:
             origin = getattr(sys.modules[name], "__file__", None)
-            if not origin or Path(origin) != folder / f"{name}.py":
-                continue
-            imported.append(Path(origin))
-            sys.modules[name].__dict__["__jdl_sibling__"] = True
-            if not done:
-                del sys.modules[name]
+            if origin and Path(origin) == folder / f"{name}.py":
+                imported.append(Path(origin))
+                module = sys.modules.pop(name)
+                if done:
+                    _rename(module, f"{identity}_{name}")
+
+
+def _rename(module: ModuleType, name: str) -> None:
+    """Registers a module and what it defines under another name."""
+    for value in vars(module).values():
+        if getattr(value, "__module__", None) == module.__name__:
+            with contextlib.suppress(AttributeError, TypeError):
+                value.__module__ = name
+    module.__name__ = name
+    sys.modules[name] = module

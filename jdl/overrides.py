@@ -19,6 +19,9 @@ from jdl.typing import Json
 
 T = TypeVar("T")
 
+FILE_MODULE = "jdl_file_"
+"""How the names of modules begin that stand for experiment files; the rest depends on the path."""
+
 
 def override(config: T, changes: Mapping[str, Any]) -> T:
     """A copy of `config` with some of its nested fields replaced.
@@ -121,14 +124,15 @@ def _changed(config: Any, changes: Mapping[tuple[str, ...], Any], path: str) -> 
     new: dict[str, Any] = {}
     for name in dict.fromkeys(parts[0] for parts in changes):
         full = f"{path}.{name}" if path else name
-        annotation, value = _child(config, name, full)
+        whole = next(".".join(parts) for parts in changes if parts[0] == name)
+        annotation, value = _child(config, name, f"{path}.{whole}" if path else whole)
         below = {parts[1:]: v for parts, v in changes.items() if parts[0] == name and parts[1:]}
         if (name,) in changes:
             value = _convert(annotation, value, changes[(name,)], full, below)
         if isinstance(value, tuple) and _element_kind(annotation) is not None:
             direct = {p: v for p, v in below.items() if len(p) == 1}
             for part, given in direct.items():
-                index = _index(value, part[0], f"{full}.{part[0]}")
+                index = _index(value, part[0], f"{full}.{'.'.join(part)}")
                 kind = _element(annotation, value, index)
                 nested = {p[1:]: v for p, v in below.items() if p[0] == part[0] and p[1:]}
                 item = _convert(kind, value[index], given, f"{full}.{part[0]}", nested)
@@ -154,7 +158,7 @@ def _child(config: Any, name: str, path: str) -> tuple[Any, Any]:
 
 def _index(values: Sequence[Any], name: str, path: str) -> int:
     if not name.isdigit() or int(name) >= len(values):
-        raise UserError(f"{path}: {name!r} is no index into {len(values)} elements")
+        raise UserError(f"{path}: {name!r} is not the index of one of {len(values)} elements")
     return int(name)
 
 
@@ -324,4 +328,6 @@ def _json(value: Any) -> Json:
             f"{array.dtype}{list(array.shape)} sha256:{hashlib.sha256(array.tobytes()).hexdigest()}"
         )
     name = getattr(value, "__qualname__", getattr(value, "__name__", None))
-    return f"{value.__module__}.{name}" if callable(value) and name else str(value)
+    if not (callable(value) and name):
+        return str(value)
+    return name if value.__module__.startswith(FILE_MODULE) else f"{value.__module__}.{name}"

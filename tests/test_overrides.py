@@ -226,7 +226,7 @@ def test_flatten_names_every_leaf_as_json():
         ("optimizer", 5),
         ("strategy", SGD()),
         ("hooks", SGD()),
-        ("hooks", (SGD(),)),
+        ("hooks.0", SGD()),
         ("hooks.0", Adam()),
         ("data.device_transforms.0", "jdl.data.RandomFlip"),
         ("data.device_transforms.0", "7"),

@@ -58,13 +58,10 @@ class Arrays(Data):
         Raises:
           UserError: the arrays of a split differ in length.
         """
-        try:
-            return {
-                split: ArraySource({name: np.asarray(array) for name, array in arrays.items()})
-                for split, arrays in self.arrays.items()
-            }
-        except ValueError as error:
-            raise UserError(f"the examples of one array differ in shape: {error}") from error
+        return {
+            split: ArraySource({name: _array(name, values) for name, values in arrays.items()})
+            for split, arrays in self.arrays.items()
+        }
 
     def describe(self) -> str:
         """`arrays`."""
@@ -73,6 +70,13 @@ class Arrays(Data):
     def digest(self, source: Source) -> str:
         """SHA-256 of the arrays of a split."""
         return source.digest() if isinstance(source, ArraySource) else super().digest(source)
+
+
+def _array(name: str, values: Any) -> np.ndarray:
+    try:
+        return np.asarray(values)
+    except ValueError as error:
+        raise UserError(f"the examples of {name!r} differ in shape") from error
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -223,6 +223,6 @@ def _send_by_value(*objects: Any) -> None:
         flags.FLAGS.mark_as_parsed()  # Grain reads flags that only an absl program parses
     for each in objects:
         name = getattr(each, "__module__", "")
-        if name in sys.modules and name != "__main__" and "." not in name:
-            if importlib.machinery.PathFinder.find_spec(name) is None:
-                cloudpickle.register_pickle_by_value(sys.modules[name])
+        known = not name or name == "__main__" or "." in name or name not in sys.modules
+        if not known and importlib.machinery.PathFinder.find_spec(name) is None:
+            cloudpickle.register_pickle_by_value(sys.modules[name])

@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import re
+import resource
 import shlex
 import shutil
 import socket
@@ -12,7 +13,6 @@ import struct
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 
 import numpy as np
@@ -173,16 +173,18 @@ def test_a_run_needs_neither_tensorflow_nor_a_network(root, tmp_path):
 
 def test_a_missing_set_is_an_error_within_five_seconds(tmp_path):
     command = [sys.executable, "-m", "jdl", "train", "mnist_mlp", "--workdir", tmp_path / "run"]
-    seconds, done = [], None
-    while len(seconds) < 3 and min(seconds, default=5) >= 5:  # the machine may be busy
-        begun = time.perf_counter()
-        environment = os.environ | {"TFDS_DATA_DIR": str(tmp_path)}
-        done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=60, check=False
-        )
-        seconds.append(time.perf_counter() - begun)
-    assert min(seconds) < 5
-    assert done is not None
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        command,
+        env=os.environ | {"TFDS_DATA_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    # Of the processor: other work on the machine does not count. Nothing is waited for.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 5
     assert done.returncode not in (0, None)
     assert done.stdout == ""
     (sentence,) = done.stderr.splitlines()
@@ -197,7 +199,8 @@ def test_nothing_is_downloaded_unless_asked_for(tmp_path, no_network, monkeypatc
 
     def spy(name, **options):
         asked.append((name, options["data_dir"]))
-        return root / "mnist" / "3.0.1"
+        shutil.copytree(root / name, options["data_dir"] / name)
+        return options["data_dir"] / name / "3.0.1"
 
     monkeypatch.setattr("jdl.data.prepare.prepare", spy)
     for name in ("mnist", "mnist:3.0.1", "imdb_reviews/plain_text", "food101"):
@@ -210,8 +213,12 @@ def test_nothing_is_downloaded_unless_asked_for(tmp_path, no_network, monkeypatc
 
 
 def test_a_version_that_cannot_be_had_is_not_silently_another(root, tmp_path, monkeypatch):
-    monkeypatch.setattr("jdl.data.prepare.prepare", lambda *_, **__: root / "mnist/3.0.1")
-    with pytest.raises(UserError, match=r"2\.0\.0"):
+    def other(name, **options):
+        shutil.copytree(root / name, options["data_dir"] / name)
+        return options["data_dir"] / name / "3.0.1"
+
+    monkeypatch.setattr("jdl.data.prepare.prepare", other)
+    with pytest.raises(UserError, match=r"'mnist:2\.0\.0' cannot be had.* 3\.0\.1"):
         TFDS("mnist:2.0.0", data_dir=str(tmp_path), download=True).splits()
 
 
