@@ -28,9 +28,9 @@ from jdl.hooks import (
     TensorBoard,
 )
 from jdl.optimizers import Adam, Optimizer
-from jdl.overrides import FILE_MODULE
 from jdl.parallel import DataParallel, Strategy
 from jdl.tasks import Classification, Task
+from jdl.typing import FILE_MODULE
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,12 +15,10 @@ import flax.linen as nn
 import numpy as np
 
 from jdl.errors import UserError, nearest
-from jdl.typing import Json
+from jdl.typing import FILE_MODULE, Json
 
 T = TypeVar("T")
 
-FILE_MODULE = "jdl_file_"
-"""How the names of modules begin that stand for experiment files; the rest depends on the path."""
 
 
 def override(config: T, changes: Mapping[str, Any]) -> T:
@@ -324,6 +322,9 @@ def _json(value: Any) -> Json:
         import hashlib
 
         array = np.ascontiguousarray(value)
+        if array.dtype.hasobject:  # whose bytes are addresses
+            text = str([_json(item) for item in array.flat])
+            return f"object{list(array.shape)} sha256:{hashlib.sha256(text.encode()).hexdigest()}"
         return (
             f"{array.dtype}{list(array.shape)} sha256:{hashlib.sha256(array.tobytes()).hexdigest()}"
         )

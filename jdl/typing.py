@@ -19,6 +19,9 @@ Keys = jax.Array
 Batch = Mapping[str, Any]
 """Arrays by name, examples along axis 0; `mask` (batch,) is False where a row is padding."""
 
+FILE_MODULE = "jdl_file_"
+"""How the names of modules begin that stand for experiment files; the rest depends on the path."""
+
 Json = Any
 """What `json.dumps` writes and `json.loads` gives back unchanged."""
 

@@ -398,7 +398,7 @@ class FakeRun:
     """What a listener asks of its run, without a run."""
 
     steps, steps_per_epoch, splits = 1000, 10, ("train", "validation")
-    workdir, traces = Path("nowhere"), {}
+    workdir, traces, dispatched = Path("nowhere"), {}, 0
 
     def __init__(self):
         self.saves = self.stops = 0

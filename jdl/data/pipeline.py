@@ -20,6 +20,7 @@ import numpy as np
 
 from jdl.data.base import Data, Source, read_many
 from jdl.errors import UserError
+from jdl.typing import FILE_MODULE
 
 RESIDENT_BYTES = 1 << 30
 """A training split up to this size is kept on the device under `pipeline="auto"`."""
@@ -221,6 +222,9 @@ def _send_by_value(*objects: Any) -> None:
 
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # Grain reads flags that only an absl program parses
+    for name, module in list(sys.modules.items()):
+        if name.startswith(FILE_MODULE):  # an experiment file, or one that it imports
+            cloudpickle.register_pickle_by_value(module)
     for each in objects:
         name = getattr(each, "__module__", "")
         known = not name or name == "__main__" or "." in name or name not in sys.modules

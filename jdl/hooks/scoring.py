@@ -206,7 +206,7 @@ class Score:
         if not name:
             raise UserError(f"a score is written SPLIT.NAME, as validation.loss, not {metric!r}")
         hooks = run.experiment.hooks
-        before = hooks[: hooks.index(hook)]
+        before = hooks[: hooks.index(hook)] if hook in hooks else hooks
         scored = {s for each in before if isinstance(each, Evaluate) for s in each.splits}
         if split not in run.splits or split not in scored:
             raise UserError(
