@@ -71,7 +71,8 @@ class Store:
             )
         except Exception as error:
             raise _unwritten(path, error) from error
-        self._pending = self._thread.submit(self._finish, path, meta, {step, *keep})
+        # As text, since what the hooks gave may change while the thread writes.
+        self._pending = self._thread.submit(self._finish, path, json.dumps(meta), {step, *keep})
 
     def wait(self) -> None:
         """Waits until the last save is complete, on all processes.
@@ -143,21 +144,21 @@ class Store:
             raise UserError(f"checkpoint {path.name} cannot be read: {error}") from error
         try:
             plain = self._writer.restore((path / "state").resolve(), args=args)
-        except ValueError as error:
-            reason = str(error).splitlines()[0]
+        except Exception as error:  # whatever tensorstore and Orbax make of foreign contents
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(f"checkpoint {path.name} does not fit the model: {reason}") from error
         state = dataclasses.replace(
             like, **{**plain, "key": jax.random.wrap_key_data(plain["key"])}
         )
         return state, meta
 
-    def _finish(self, path: Path, meta: Json, keep: set[int]) -> None:
+    def _finish(self, path: Path, meta: str, keep: set[int]) -> None:
         """Completes a checkpoint, then deletes what is no longer wanted; runs in the thread."""
         try:
             self._writer.wait_until_finished()
             if jax.process_index() != 0:
                 return
-            (path / "meta.json").write_text(json.dumps(meta))
+            (path / "meta.json").write_text(meta)
             _write_manifest(path)
         except Exception as error:
             raise _unwritten(path, error) from error

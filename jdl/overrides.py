@@ -20,7 +20,6 @@ from jdl.typing import FILE_MODULE, Json
 T = TypeVar("T")
 
 
-
 def override(config: T, changes: Mapping[str, Any]) -> T:
     """A copy of `config` with some of its nested fields replaced.
 

@@ -38,7 +38,7 @@ class Rows(Listener):
 
     def state(self) -> Json:
         """The sums since the last row, as [total, count] by name."""
-        return {"sums": self._sums, "skipped": self._skipped}
+        return {"sums": dict(self._sums), "skipped": self._skipped}
 
     def restore(self, state: Json) -> None:
         """Takes back the sums."""
