@@ -400,9 +400,9 @@ class FakeRun:
     steps, steps_per_epoch, splits = 1000, 10, ("train", "validation")
     workdir, traces, dispatched = Path("nowhere"), {}, 0
 
-    def __init__(self):
+    def __init__(self, hook):
         self.saves = self.stops = 0
-        self.experiment = make_experiment(Evaluate())
+        self.experiment = make_experiment(Evaluate(), hook)
 
     def save(self):
         self.saves += 1
@@ -421,7 +421,7 @@ def drive(hook, scores, resume_at=()):
 
     At some steps it is made anew from its state, as in a resumed run.
     """
-    run = FakeRun()
+    run = FakeRun(hook)
     listener, saved, stopped = hook.build(run), [], None
     for step, value in enumerate(scores, 1):
         run.saves = 0

@@ -269,7 +269,32 @@ class _Seen(Listener):
         self._steps[event.step] = (event.epoch, values)
 
 
-@pytest.mark.parametrize("changes", [{}, {"accumulate": 2}])
+@dataclass(frozen=True, kw_only=True)
+class Listing(Hook):
+    """Keeps the steps that it was told of, in a list that it gives away as its state."""
+
+    def build(self, run):
+        return _Listing()
+
+
+class _Listing(Listener):
+    def __init__(self):
+        self._steps = []
+
+    def __call__(self, event):
+        self._steps.append(event.step)
+
+    def state(self):
+        return self._steps
+
+    def restore(self, state):
+        self._steps = state
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"accumulate": 2, "hooks": (Listing(), Evaluate(every=3), Checkpoint(every=4))}],
+)
 def test_an_event_that_an_evaluation_was_cut_short_in_is_delivered_again(changes, plain, tmp_path):
     experiment = make_experiment(**changes)
     with pytest.raises(SystemExit):
