@@ -1,5 +1,6 @@
 """The one loop: next batch, place, update, hooks, wait for the step before."""
 
+import json
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -207,7 +208,8 @@ class Loop:
             self._save(step, self._states())
 
     def _states(self) -> dict[str, Json]:
-        return {name: listener.state() for name, listener in self._listeners.items()}
+        states = {name: listener.state() for name, listener in self._listeners.items()}
+        return json.loads(json.dumps(states))  # a copy: what a listener gave may change later
 
     def _save(self, step: int, hooks: Json, pending: Json = None) -> None:
         run = self._run

@@ -95,6 +95,7 @@ def descend(strategy, feeds, program=MAIN):
     state, losses = lay(steps, fresh(program)), []
     for one in feeds:
         state, metrics = steps.update(state, steps.put(one))
+        assert metrics["loss"].count == metrics["accuracy"].count == one["mask"].sum()
         losses.append(float(metrics["loss"].total / metrics["loss"].count))
     return losses, host(steps.collect(state))
 
@@ -175,6 +176,25 @@ def test_batch_statistics_are_those_of_the_global_batch(strategy):
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
     chex.assert_trees_all_close(state.params, last.params, atol=1e-5)
     chex.assert_trees_all_close(state.collections, last.collections, atol=1e-5)
+
+
+class Remembering(nn.Module):
+    """Keeps the mean of the last batch in a collection, with no word about devices."""
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        mean = self.variable("seen", "mean", lambda: jnp.zeros(x.shape[1:]))
+        if train:
+            mean.value = x.mean(0)
+        return nn.Dense(3)(x.reshape(len(x), -1))
+
+
+@over(TWO)
+def test_collections_are_averaged_over_the_devices(strategy):
+    compute = dataclasses.replace(LINEAR, model=Remembering())
+    _, state = descend(strategy, [feed(1)], compute)
+    expected = feed(1)["image"].mean(0)
+    np.testing.assert_allclose(state.collections["seen"]["mean"], expected, atol=1e-6)
 
 
 @over(TWO)
