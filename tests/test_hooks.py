@@ -77,6 +77,7 @@ class Watch(Hook):
 class _Watch(Listener):
     def __call__(self, event):
         CALLS.append(("event", event.step, event))
+        CALLS.append(("profiler of threads", event.step, threading.getprofile()))
 
     def close(self):
         CALLS.append(("close",))
@@ -309,6 +310,13 @@ def test_a_profile_holds_the_chosen_steps(watched, tmp_path):
     hooks = (Profile(start=3, steps=99),)
     jdl.train(make_experiment(*hooks, steps=4, strategy=Spied()), tmp_path / "last")
     assert traced_steps(tmp_path / "last") == {"step-3", "step-4"}
+
+
+def test_a_profile_lets_threads_be(watched):
+    # Under a profiler of Python code CPython now and then fails to start a thread ("Cannot install
+    # a profile function"); Orbax then leaves out what that thread was to write, and says nothing.
+    profilers = [call[2] for call in watched[2] if call[0] == "profiler of threads"]
+    assert profilers == [None] * 18
 
 
 def test_progress_draws_in_a_terminal(tmp_path, monkeypatch):
