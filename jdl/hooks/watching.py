@@ -175,7 +175,10 @@ class _Profile(Listener):
             self.close()
 
     def _start(self) -> None:
-        jax.profiler.start_trace(str(self._run.workdir / "profile"))
+        options = jax.profiler.ProfileOptions()
+        # Tracing Python too can keep CPython from starting the threads with which Orbax writes.
+        options.python_tracer_level = 0
+        jax.profiler.start_trace(str(self._run.workdir / "profile"), profiler_options=options)
         self._tracing = True
 
     def close(self) -> None:
