@@ -87,15 +87,24 @@ def paths(config: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
 
 
 def choices(annotation: Any) -> dict[str, type]:
-    """Our dataclasses that a field of this type may hold, by their names on the command line."""
-    bases: list[type] = [kind for kind in _members(annotation) if dataclasses.is_dataclass(kind)]
+    """Our dataclasses that a field of this type may hold, by their names on the command line.
+
+    For a Flax module these are the models, of `jdl.models` and of the experiment's own file.
+    """
+    members = _members(annotation)
+    if nn.Module in members:
+        importlib.import_module("jdl.models")  # so that its classes are there to be found
+    bases: list[type] = [
+        kind for kind in members if kind is nn.Module or dataclasses.is_dataclass(kind)
+    ]
     found: dict[str, type] = {}
     queue = list(bases)
     while queue:
         kind = queue.pop(0)
         queue += kind.__subclasses__()
         abstract = kind in bases and kind.__subclasses__()
-        if not abstract and not kind.__module__.startswith("flax."):
+        part = kind.__module__.startswith(("flax.", "jdl.layers."))
+        if not abstract and not part:
             found[snake(kind.__name__)] = kind
     return found
 

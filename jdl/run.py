@@ -92,6 +92,7 @@ class Run:
         state = self.evaluation_state(self.state if state is None else state)
         size, parts, last = self.experiment.batch_size, [], None
         for batch in batches(pipeline, size, self.shard):
+            self._look_over(pipeline, batch, split)
             scores = self.timed(self.compiled.evaluate, state, self.compiled.put(batch))
             if last is not None:
                 parts.append(jax.device_get(last))
@@ -153,11 +154,10 @@ class Run:
 
     def feeds(self, start: int) -> Iterator[Any]:
         """Training feeds from a step on; streamed batches are looked over one by one."""
-        experiment = self.experiment
+        size, seed = self.experiment.batch_size, self.experiment.seed
         pipeline = self.pipeline("train")
-        for feed in pipeline.feeds(start, experiment.batch_size, experiment.seed, self.shard):
-            if isinstance(feed, Mapping):
-                experiment.task.check(feed, self.prediction, "a batch of split 'train'")
+        for feed in pipeline.feeds(start, size, seed, self.shard):
+            self._look_over(pipeline, feed, "train")
             yield feed
 
     def outputs(self, arrays: Mapping[str, np.ndarray]) -> Any:
@@ -226,6 +226,11 @@ class Run:
         """Connects what rows are told to."""
         self._log, self._listeners = log, listeners
 
+    def _look_over(self, pipeline: Pipeline, batch: Any, split: str) -> None:
+        """Checks a streamed batch; what is resident was looked over as a whole."""
+        if not isinstance(pipeline, Resident):
+            self.experiment.task.check(batch, self.prediction, f"a batch of split {split!r}")
+
     def _prepare(self) -> None:
         experiment = self.experiment
         self.shard = Shard(jax.process_index(), jax.process_count())
@@ -249,6 +254,7 @@ class Run:
         pipeline = self.pipeline("train")
         self.prediction = self.outputs(pipeline.rows(np.zeros(1, int)))
         resident = pipeline.arrays if isinstance(pipeline, Resident) else {}
-        feed = next(self.feeds(0))
+        feed = pipeline.feed(0, experiment.batch_size, experiment.seed, self.shard)
+        self._look_over(pipeline, feed, "train")
         self.compiled = experiment.strategy.compile(self.program, resident, feed)
         self.batch = jax.eval_shape(read, resident, feed)

@@ -247,6 +247,15 @@ def test_what_only_the_stream_shows_is_said_then(case, tmp_path):
     assert len(str(caught.value).splitlines()) == 1
 
 
+@pytest.mark.parametrize("case", LATE)
+def test_a_streamed_split_is_looked_over_where_it_is_scored(case, tmp_path):
+    name, value, message = LATE[case]
+    sets = {"train": examples(), "validation": altered(name, 17, value)}
+    with pytest.raises(UserError, match="a batch of split 'validation'.*" + message) as caught:
+        jdl.train(experiment(data=Arrays(sets, pipeline="grain")), tmp_path / "run")
+    assert len(str(caught.value).splitlines()) == 1
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_images_of_several_sizes_in_a_stream(tmp_path, workers):
     data = pictures(odd=17, pipeline="grain", workers=workers)  # not among those probed before

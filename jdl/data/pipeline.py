@@ -9,6 +9,7 @@ batch with rows whose `mask` is False.
 
 import functools
 import importlib.machinery
+import itertools
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -72,12 +73,14 @@ class Resident:
         """The examples at `indices` as a batch."""
         return {name: array[indices] for name, array in self.arrays.items()}
 
+    def feed(self, step: int, batch_size: int, seed: int, shard: Shard) -> np.ndarray:
+        """What the compiled step of `step` is given: the indices of its batch, (rows,) int32."""
+        return order(shard.rows(step, batch_size), len(self), seed)
+
     def feeds(self, start: int, batch_size: int, seed: int, shard: Shard) -> Iterator[Any]:
-        """Endless feeds from step `start`: the indices of each batch, (rows,) int32."""
-        step = start
-        while True:
-            yield order(shard.rows(step, batch_size), len(self), seed)
-            step += 1
+        """Endless feeds from step `start`."""
+        for step in itertools.count(start):
+            yield self.feed(step, batch_size, seed, shard)
 
 
 @dataclass(frozen=True)
@@ -99,8 +102,13 @@ class Streamed:
         """The transformed example at `index`."""
         return transformed(self.data, self.source[index])
 
+    def feed(self, step: int, batch_size: int, seed: int, shard: Shard) -> dict[str, np.ndarray]:
+        """What the compiled step of `step` is given: its batch itself."""
+        batch = self.rows(order(shard.rows(step, batch_size), len(self), seed))
+        return {**batch, "mask": np.ones(batch_size // shard.count, bool)}
+
     def feeds(self, start: int, batch_size: int, seed: int, shard: Shard) -> Iterator[Any]:
-        """Endless feeds from step `start`: the batches themselves."""
+        """Endless feeds from step `start`, read ahead."""
         import grain
 
         size, local = len(self), batch_size // shard.count
