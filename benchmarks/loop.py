@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import tyro
 from tyro.conf import Positional
 
@@ -23,7 +24,7 @@ from jdl.run import Run
 def bare(run: Run, steps: int) -> float:
     """Steps per second of the compiled step alone, two of them in flight as in the loop."""
     state = run.compiled.init(jax.random.key(0))
-    feed = run.compiled.put(next(run.feeds(0)))
+    feed = jax.tree.map(jnp.asarray, run.compiled.put(next(run.feeds(0))))
     state, last = run.compiled.update(state, feed)
     jax.block_until_ready(state)
     begun = time.perf_counter()

@@ -19,5 +19,6 @@ experiment = dataclasses.replace(
     model=CNN(channels=(16, 32), dense=(128,), batch_norm=True, dropout=0.3),
     optimizer=AdamW(2e-3, schedule=Cosine(warmup=0.1), weight_decay=1e-3),
     batch_size=128,
+    steps_per_dispatch=1,
     log_every=100,
 )

@@ -15,7 +15,7 @@ from jdl.hooks import Checkpoint, Listener
 from jdl.hooks.rows import Rows
 from jdl.interrupt import Interrupted
 from jdl.logging import MetricsLog, cut_rows, write_json
-from jdl.metrics import Metrics
+from jdl.metrics import Metrics, Packed
 from jdl.run import Run
 from jdl.step import update
 from jdl.typing import Event, Json
@@ -101,7 +101,7 @@ class Loop:
         """Steps until the end or a hook stops it; returns the step reached."""
         run = self._run
         feeds = run.feeds(step)
-        waiting: tuple[int, int, Metrics] | None = None
+        waiting: tuple[int, int, Packed] | None = None
         while step < run.steps and not run.stop_reason:
             begun, compiled = time.perf_counter(), run.compile_seconds
             count = self._dispatched(step)
@@ -132,8 +132,8 @@ class Loop:
             self._tell(*waiting)
         return step
 
-    def _step(self, feeds: Iterator[Any], count: int) -> Metrics:
-        """Dispatches the next `count` steps; their metrics are stacked where there are several."""
+    def _step(self, feeds: Iterator[Any], count: int) -> Packed:
+        """Dispatches the next `count` steps."""
         run = self._run
         if count == 1:
             feed = run.compiled.put(next(feeds))
@@ -165,12 +165,10 @@ class Loop:
 
         return multihost_utils.reached_preemption_sync_point(step)
 
-    def _tell(self, step: int, count: int, metrics: Metrics, state: Any = None) -> None:
+    def _tell(self, step: int, count: int, metrics: Packed, state: Any = None) -> None:
         """Delivers the events of one dispatch; the state goes with the last."""
-        metrics = jax.device_get(metrics)
-        for i in range(count):
-            one = jax.tree.map(lambda leaf: float(leaf if count == 1 else leaf[i]), metrics)  # noqa: B023
-            self._deliver(step - count + 1 + i, one, state if i == count - 1 else None)
+        for at, one in enumerate(metrics.unpack(), start=step - count + 1):
+            self._deliver(at, one, state if at == step else None)
 
     def _deliver(self, step: int, metrics: Metrics, state: Any) -> None:
         run = self._run

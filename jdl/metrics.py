@@ -1,6 +1,6 @@
 """Metrics as sums that merge by addition.
 
-A metric is a struct whose leaves add: over micro-batches, devices (`lax.psum`) and batches alike.
+A metric is a `total` and a `count` that add: over micro-batches, devices (`lax.psum`) and batches.
 Division comes last, in `compute`, so a score is exact under any batching and padding.
 """
 
@@ -53,6 +53,30 @@ class RootMean(Mean):
 
 
 Metrics = Mapping[str, Mean]
+
+
+@flax.struct.dataclass
+class Packed:
+    """Metrics of a step, or of several, in one array that the host fetches at once.
+
+    Attributes:
+      values: (leaves,) or (steps, leaves) float32.
+      structure: how the leaves make metrics.
+    """
+
+    values: jax.Array
+    structure: Any = flax.struct.field(pytree_node=False)
+
+    @classmethod
+    def of(cls, metrics: Metrics) -> "Packed":
+        """Packs the metrics of one step, inside the compiled step."""
+        leaves, structure = jax.tree.flatten(dict(metrics))
+        return cls(jnp.stack(leaves).astype(jnp.float32), structure)
+
+    def unpack(self) -> list[Metrics]:
+        """The metrics of each step with Python floats; waits until they are there."""
+        rows = np.asarray(self.values, np.float64).reshape(-1, self.structure.num_leaves)
+        return [self.structure.unflatten(row) for row in rows.tolist()]
 
 
 def merge(parts: Iterable[Metrics]) -> Metrics:

@@ -150,7 +150,8 @@ def test_an_experiment_takes_a_step(path, tiny, tmp_path):
     before = jax.device_get(run.compiled.collect(state))
     feeds = run.feeds(0)
     for _ in range(2):  # the first may be one of warming up, at a rate of zero
-        state, metrics = run.compiled.update(state, run.compiled.put(next(feeds)))
+        state, packed = run.compiled.update(state, run.compiled.put(next(feeds)))
+        (metrics,) = packed.unpack()
         assert float(metrics["skipped"].total) == 0
         assert np.isfinite(metrics["loss"].compute())
     after = jax.device_get(run.compiled.collect(state))

@@ -38,6 +38,9 @@ def permutation(seed: int, epoch: int, size: int) -> np.ndarray:
 
 def order(positions: np.ndarray, size: int, seed: int) -> np.ndarray:
     """The examples at the given positions of training, int32."""
+    epoch, begin = divmod(int(positions[0]), size)
+    if begin + positions[-1] - positions[0] < size:  # nearly always: all in one epoch
+        return permutation(seed, epoch, size)[positions - epoch * size].astype(np.int32)
     epochs = positions // size
     indices = np.empty(len(positions), np.int32)
     for epoch in np.unique(epochs):
