@@ -7,12 +7,14 @@ arrays and JSON only.
 """
 
 import dataclasses
+import gc
 import hashlib
 import json
 import logging
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -142,11 +144,14 @@ class Store:
                 raise ValueError("meta.json holds no object")
         except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"checkpoint {path.name} cannot be read: {error}") from error
+        plain, reason = None, ""
         try:
             plain = self._writer.restore((path / "state").resolve(), args=args)
         except Exception as error:  # whatever tensorstore and Orbax make of foreign contents
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(f"checkpoint {path.name} does not fit the model: {reason}") from error
+        if plain is None:
+            _drop_reads()
+            raise UserError(f"checkpoint {path.name} does not fit the model: {reason}")
         state = dataclasses.replace(
             like, **{**plain, "key": jax.random.wrap_key_data(plain["key"])}
         )
@@ -186,6 +191,15 @@ class Store:
 
     def _complete(self) -> list[Path]:
         return [path for path in self._all() if (path / MANIFEST).is_file()]
+
+
+def _drop_reads() -> None:
+    """Frees the reads that a failed restore left unfinished; each would complain as it ends."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        gc.collect()
+    finally:
+        sys.unraisablehook = hook
 
 
 def verify(path: Path) -> str:
