@@ -9,7 +9,9 @@ from beartype import BeartypeConf
 from beartype.claw import beartype_package
 
 # Checks every annotated argument and result of the package while it is tested; not of the state,
-# in whose place JAX puts shapes, shardings and None while it maps over trees.
+# in whose place JAX puts shapes, shardings and None while it maps over trees, nor of operations
+# with gradients of their own, which it would wrap.
 beartype_package(
-    "jdl", conf=BeartypeConf(is_pep484_tower=True, claw_skip_package_names=("jdl.state",))
+    "jdl",
+    conf=BeartypeConf(is_pep484_tower=True, claw_skip_package_names=("jdl.state", "jdl.ops")),
 )

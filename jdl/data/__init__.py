@@ -2,12 +2,14 @@
 
 from jdl.data.arrays import Arrays, Digits
 from jdl.data.base import Data, Source, Subset
+from jdl.data.text import Characters, Words
 from jdl.data.tfds import TFDS
 from jdl.data.transforms import RandomCrop, RandomFlip, Resize, Scale
 
 __all__ = [
     "TFDS",
     "Arrays",
+    "Characters",
     "Data",
     "Digits",
     "RandomCrop",
@@ -16,4 +18,5 @@ __all__ = [
     "Scale",
     "Source",
     "Subset",
+    "Words",
 ]

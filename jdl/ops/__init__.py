@@ -1,5 +1,20 @@
-"""Pure functions where the plain formulation is slow."""
+"""Operations with gradients of their own where XLA's are slow; equal to their plain definition."""
 
+from jdl.ops.activation import gelu
+from jdl.ops.attention import attention
+from jdl.ops.cross_entropy import linear_cross_entropy
+from jdl.ops.embedding import embedding
 from jdl.ops.pooling import max_pool
+from jdl.ops.recurrence import gru, gru_step, lstm, lstm_step
 
-__all__ = ["max_pool"]
+__all__ = [
+    "attention",
+    "embedding",
+    "gelu",
+    "gru",
+    "gru_step",
+    "linear_cross_entropy",
+    "lstm",
+    "lstm_step",
+    "max_pool",
+]

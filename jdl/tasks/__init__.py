@@ -1,7 +1,16 @@
 """Learning problems: what is minimised, measured and predicted."""
 
 from jdl.tasks.base import Task, forward
+from jdl.tasks.binary import BinaryClassification
 from jdl.tasks.classification import Classification
+from jdl.tasks.language import LanguageModeling
 from jdl.tasks.regression import Regression
 
-__all__ = ["Classification", "Regression", "Task", "forward"]
+__all__ = [
+    "BinaryClassification",
+    "Classification",
+    "LanguageModeling",
+    "Regression",
+    "Task",
+    "forward",
+]

@@ -1,0 +1,165 @@
+"""How much work a function asks for: floating-point operations and the least memory traffic.
+
+`Compiled.cost_analysis` counts the body of a scan once, whatever its length; here the traced
+function itself is walked, so a recurrent network's count is that of all its steps.
+"""
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend import core
+
+# Primitives that may hold matrix products that cannot be read from their parameters.
+OPAQUE = re.compile(r"dot|matmul|attention|rnn|pallas|ffi_call|custom_call|hi_primitive|exported")
+JAXPRS = (core.Jaxpr, core.ClosedJaxpr)  # one class since JAX 0.11
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """The work of one call, on all devices together."""
+
+    # Operations of matrix products and convolutions, two per multiply-add.
+    flops: int
+    # Bytes of all inputs and outputs, each moved once.
+    bytes: int
+
+
+def count(function: Callable[..., Any], *args: Any) -> Cost:
+    """Traces `function` on `args` and returns what one call costs; nothing is computed.
+
+    `flops` follows the convention of the model FLOPs utilisation (Chowdhery et al. 2022, "PaLM",
+    appendix B): matrix products and convolutions alone, two operations per multiply-add, whatever
+    the dtype. Taps of a convolution that fall on padding or between dilated inputs are left out. A
+    scan counts as often as it is long, a condition as its most expensive branch, and
+    rematerialised or unused products count like any other, since the function is taken as traced.
+
+    `bytes` is a lower bound: what must be read and written if everything between stays on the
+    chip. Arrays that `function` closes over are inputs too; a PRNG key counts as its key data.
+
+    Args:
+        function: of positional arguments, jitted or not.
+        *args: pytrees of arrays or of `jax.ShapeDtypeStruct`s.
+
+    Raises:
+        ValueError: if a product stands in a while loop, whose length is not known before it runs,
+            or in a primitive that hides its products, such as a Pallas kernel.
+    """
+    jaxpr = jax.make_jaxpr(function)(*args)
+    constants = [jax.typeof(constant) for constant in _constants(jaxpr).values()]
+    moved = sum(
+        math.prod(aval.shape) * aval.dtype.itemsize
+        for aval in (*constants, *jaxpr.in_avals, *jaxpr.out_avals)
+    )
+    return Cost(flops=_flops(jaxpr), bytes=moved)
+
+
+def _held(params: dict[str, Any]) -> list[Any]:
+    """The programs among a primitive's parameters, wherever they stand."""
+    return [leaf for leaf in jax.tree.leaves(params) if isinstance(leaf, JAXPRS)]
+
+
+def _constants(jaxpr: Any) -> dict[int, Any]:
+    """The arrays that a program or one within it closes over, by identity: each is read once."""
+    found = {id(constant): constant for constant in getattr(jaxpr, "consts", ())}
+    for equation in jaxpr.eqns:
+        for inner in _held(equation.params):
+            found |= _constants(inner)
+    return found
+
+
+def _flops(jaxpr: Any) -> int:
+    """The operations of a `Jaxpr` or a `ClosedJaxpr`."""
+    return sum(_flops_of_equation(equation) for equation in jaxpr.eqns)
+
+
+def _flops_of_equation(equation: core.JaxprEqn) -> int:
+    name, params = equation.primitive.name, equation.params
+    if name == "dot_general":
+        return _flops_of_dot(equation)
+    if name == "conv_general_dilated":
+        return _flops_of_conv(equation)
+    if name == "custom_linear_solve":  # also holds the product with the matrix, which is not run
+        return _flops(params["jaxprs"].solve)
+    if OPAQUE.search(name):
+        raise ValueError(
+            f"the matrix products inside {name!r} cannot be counted: count a version of the "
+            "function that is written with jax.numpy"
+        )
+    inner = [_flops(jaxpr) for jaxpr in _held(params)]
+    if name == "cond":
+        return max(inner)
+    if name == "while" and any(inner):
+        raise ValueError(
+            "a matrix product or convolution stands in a while loop, whose length is unknown: "
+            "use jax.lax.scan, or jax.lax.fori_loop with constant bounds"
+        )
+    return _repeats(name, params) * sum(inner)
+
+
+def _repeats(name: str, params: dict[str, Any]) -> int:
+    """How often what a primitive holds is run in one call."""
+    if name == "scan":
+        return params["length"]
+    if name == "shard_map":  # holds the program of one device
+        shape = params["mesh"].shape
+        return math.prod(shape[axis] for axis in params.get("newly_manual_axes", shape))
+    return 1
+
+
+def _shape(variable: Any) -> tuple[int, ...]:
+    return variable.aval.shape
+
+
+def _flops_of_dot(equation: core.JaxprEqn) -> int:
+    (contracted, _), _ = equation.params["dimension_numbers"]
+    left = _shape(equation.invars[0])
+    terms = math.prod(left[axis] for axis in contracted)
+    return 2 * math.prod(_shape(equation.outvars[0])) * terms
+
+
+def _flops_of_conv(equation: core.JaxprEqn) -> int:
+    """Both kinds of groups are in the shapes: the kernel holds the input features of one group."""
+    params, numbers = equation.params, equation.params["dimension_numbers"]
+    variables = (*equation.invars, *equation.outvars)
+    specs = (numbers.lhs_spec, numbers.rhs_spec, numbers.out_spec)
+    inputs, kernel, (batch, features, *outputs) = (
+        [_shape(variable)[axis] for axis in spec]
+        for variable, spec in zip(variables, specs, strict=True)
+    )
+    spatial = zip(
+        inputs[2:],
+        kernel[2:],
+        outputs,
+        params["window_strides"],
+        params["padding"],
+        params["lhs_dilation"],
+        params["rhs_dilation"],
+        strict=True,
+    )
+    return 2 * batch * features * kernel[1] * math.prod(_hits(*one) for one in spatial)
+
+
+def _hits(
+    size: int,
+    kernel: int,
+    outputs: int,
+    stride: int,
+    padding: tuple[int, int],
+    lhs_dilation: int,
+    rhs_dilation: int,
+) -> int:
+    """The pairs of an output position and a kernel tap, in one dimension, that meet an input."""
+    # Either may be the long one: in a weight gradient the kernel is as long as the signal.
+    (few, step), (many, stretch) = sorted([(outputs, stride), (kernel, rhs_dilation)])
+    line = np.arange(many) * stretch - padding[0]
+    hits = 0
+    for at in range(few):
+        place = line + at * step
+        inside = (place >= 0) & (place < size * lhs_dilation) & (place % lhs_dilation == 0)
+        hits += int(np.count_nonzero(inside))
+    return hits

@@ -1,0 +1,146 @@
+"""jdl itself: the step that `jdl train` compiles, on a batch that lies on the device."""
+
+import dataclasses
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import jdl
+from benchmarks.trainer import Case, first_batch
+from benchmarks.workloads import Workload
+from jdl.optimizers import Optimizer
+from jdl.parallel import Steps
+from jdl.state import TrainState
+from jdl.step import Program, transform
+
+
+def make_case(workload: Workload, dtype: str, threads: int) -> Case:
+    """A workload with the initial weights that every implementation begins from."""
+    experiment = workload.load(dtype)
+    arrays = workload.examples(200 * workload.batch if workload.loop else None)
+    program = make_program(experiment)
+    batch = {name: array[: workload.batch] for name, array in arrays.items()}
+    state = compile_steps(experiment, program, batch).init(jax.random.key(0))
+    leaves = jax.tree_util.tree_flatten_with_path(state.params)[0]
+    optimizer: Any = experiment.optimizer
+    return Case(
+        name=workload.name,
+        model={f.name: getattr(experiment.model, f.name) for f in _plain(experiment.model)},
+        params={_name(path): np.asarray(leaf) for path, leaf in leaves},
+        arrays=arrays,
+        batch=workload.batch,
+        dtype=dtype,
+        loop=workload.loop,
+        threads=threads,
+        rate=optimizer.learning_rate,
+        eps=optimizer.eps,
+    )
+
+
+def make_program(experiment: jdl.Experiment) -> Program:
+    """What `jdl train` compiles for an experiment of constant learning rate."""
+    optimizer: Optimizer = experiment.optimizer
+    return Program(
+        experiment.compute_model(),
+        experiment.task,
+        optimizer.build(1),
+        experiment.data.device_transforms,
+        experiment.accumulate,
+    )
+
+
+def compile_steps(experiment: jdl.Experiment, program: Program, batch: dict[str, Any]) -> Steps:
+    """The compiled steps for batches like this one."""
+    mask = np.ones(experiment.batch_size, bool)
+    return experiment.strategy.compile(program, {}, {**batch, "mask": mask})
+
+
+class Bare:
+    """The compiled step on one batch."""
+
+    def __init__(self, experiment: jdl.Experiment, case: Case) -> None:
+        batch = {**first_batch(case), "mask": np.ones(case.batch, bool)}
+        self._program = make_program(experiment)
+        self._steps = compile_steps(experiment, self._program, first_batch(case))
+        self._batch = jax.tree.map(jnp.asarray, self._steps.put(batch))
+        self._state = self._fresh()
+
+    def gradient(self) -> tuple[float, float]:
+        """See `Trainer.gradient`."""
+
+        @jax.jit
+        def measure(state: TrainState, batch: Any) -> tuple[jax.Array, jax.Array]:
+            program, key = self._program, jax.random.key(0)
+            gradients, weight, _, metrics = program.task.gradient(
+                program.model, state, transform(program, batch, None), key
+            )
+            norm = optax.tree.norm(gradients) / weight
+            return metrics["loss"].total / metrics["loss"].count, norm
+
+        loss, norm = measure(self._state, self._batch)
+        return float(loss), float(norm)
+
+    def curve(self, steps: int) -> list[float]:
+        """See `Trainer.curve`."""
+        state, losses = self._fresh(), []
+        for _ in range(steps):
+            state, packed = self._steps.update(state, self._batch)
+            losses.append(packed.unpack()[0]["loss"].compute())
+        return losses
+
+    def run(self, steps: int) -> float:
+        """See `Trainer.run`."""
+        begun = time.perf_counter()
+        for _ in range(steps):
+            self._state, _ = self._steps.update(self._state, self._batch)
+        jax.block_until_ready(self._state.params)
+        return time.perf_counter() - begun
+
+    def _fresh(self) -> Any:
+        return self._steps.init(jax.random.key(0))
+
+
+class Loop(Bare):
+    """`jdl.train` as a user calls it, without hooks."""
+
+    def __init__(self, experiment: jdl.Experiment, case: Case) -> None:
+        super().__init__(experiment, case)
+        from jdl.data import Arrays
+        from jdl.data.splits import Splits
+
+        data = Arrays(
+            {"train": case.arrays},
+            device_transforms=experiment.data.device_transforms,
+            test_fraction=0.0,
+            validation_fraction=0.0,
+        )
+        self._experiment = dataclasses.replace(experiment, data=data, hooks=())
+        self._data = Splits(data)
+
+    def run(self, steps: int) -> float:
+        """See `Trainer.run`; what `jdl.train` itself says that training took."""
+        experiment = dataclasses.replace(self._experiment, steps=steps, log_every=steps)
+        with tempfile.TemporaryDirectory() as folder:
+            result = jdl.train(experiment, Path(folder) / "run", data=self._data).result
+        return steps * experiment.batch_size / result["items_per_second"]
+
+
+def build(workload: Workload, case: Case) -> Bare:
+    """The trainer of a workload."""
+    return (Loop if case.loop else Bare)(workload.load(case.dtype), case)
+
+
+def _plain(model: Any) -> list[Any]:
+    kept = (int, float, str, bool, tuple)
+    fields = (f for f in dataclasses.fields(model) if f.name not in ("parent", "name"))
+    return [f for f in fields if isinstance(getattr(model, f.name), kept)]
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".")

@@ -1,0 +1,1 @@
+"""The same workloads in other frameworks, each as its own users write it."""

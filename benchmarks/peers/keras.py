@@ -1,0 +1,245 @@
+"""Keras 3 on JAX: a functional model, its stateless step jitted, or `fit` for a whole loop."""
+
+import os
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.trainer import Case, Trainer, first_batch
+from jdl.errors import UserError
+
+os.environ.setdefault("KERAS_BACKEND", "jax")
+
+import keras
+from keras import layers
+
+if keras.backend.backend() != "jax":
+    raise UserError(
+        f"Keras runs on {keras.backend.backend()!r} here, where the comparison needs JAX: "
+        "set KERAS_BACKEND=jax"
+    )
+
+VERSION = keras.__version__
+
+GATES = (0, 1, 3, 2)
+"""Places in jdl's LSTM of Keras' gates: input, forget, candidate, output."""
+
+
+@keras.saving.register_keras_serializable("jdl")
+class Positions(layers.Layer):
+    """Adds a trained vector to each position of (batch, time, width)."""
+
+    def build(self, shape: Any) -> None:
+        """Makes the table."""
+        self.table = self.add_weight(shape=shape[1:], name="table")
+
+    def call(self, x: jax.Array) -> jax.Array:
+        """(batch, time, width) to the same."""
+        return x + self.table
+
+
+def mlp(model: dict[str, Any], shape: tuple[int, ...], dtype: str) -> keras.Model:
+    """Dense layers with relu between; uint8 images (batch, ...) to logits (batch, outputs)."""
+    image = keras.Input(shape, dtype="uint8")
+    x = layers.Flatten(dtype="float32")(layers.Rescaling(1 / 255, dtype="float32")(image))
+    for i, width in enumerate(model["widths"]):
+        x = layers.Dense(width, activation="relu", dtype=dtype, name=f"Dense_{i}")(x)
+    return keras.Model(image, layers.Dense(model["outputs"], dtype=dtype, name="logits")(x))
+
+
+def cnn(model: dict[str, Any], shape: tuple[int, ...], dtype: str) -> keras.Model:
+    """Convolutions, each with relu and a pool, then dense layers; uint8 images to logits."""
+    image = keras.Input(shape, dtype="uint8")
+    x = layers.Rescaling(1 / 255, dtype="float32")(image)
+    options = {"padding": model["padding"].lower(), "activation": "relu", "dtype": dtype}
+    for i, channels in enumerate(model["channels"]):
+        x = layers.Conv2D(channels, 3, **options, name=f"Conv_{i}")(x)
+        x = layers.MaxPooling2D(dtype=dtype)(x)
+    x = layers.Flatten(dtype=dtype)(x)
+    for i, width in enumerate(model["dense"]):
+        x = layers.Dense(width, activation="relu", dtype=dtype, name=f"Dense_{i}")(x)
+    return keras.Model(image, layers.Dense(model["outputs"], dtype=dtype, name="logits")(x))
+
+
+def lstm(model: dict[str, Any], shape: tuple[int, ...], dtype: str) -> keras.Model:
+    """Embedding, LSTM, and a dense layer on its last state; tokens (batch, time) to logits."""
+    tokens = keras.Input(shape, dtype="int32")
+    embed = layers.Embedding(model["vocabulary"], model["features"], dtype=dtype, name="Embed_0")
+    x = layers.LSTM(model["units"], dtype=dtype, name="LSTM_0")(embed(tokens))
+    return keras.Model(tokens, layers.Dense(model["outputs"], dtype=dtype, name="logits")(x))
+
+
+def transformer(model: dict[str, Any], shape: tuple[int, ...], dtype: str) -> keras.Model:
+    """A decoder with tied embeddings; tokens (batch, time) to logits (..., vocabulary)."""
+    width, heads = model["width"], model["heads"]
+    tokens = keras.Input(shape, dtype="int32")
+    embed = layers.ReversibleEmbedding(model["vocabulary"], width, dtype=dtype, name="tokens")
+    x = Positions(dtype=dtype, name="positions")(embed(tokens))
+    for i in range(model["layers"]):
+        name = f"block_{i}."
+        y = layers.LayerNormalization(epsilon=1e-5, dtype=dtype, name=name + "norm1")(x)
+        attention = layers.MultiHeadAttention(
+            heads, width // heads, dtype=dtype, name=name + "attention"
+        )
+        x = x + attention(y, y, use_causal_mask=True)
+        y = layers.LayerNormalization(epsilon=1e-5, dtype=dtype, name=name + "norm2")(x)
+        y = layers.Dense(4 * width, dtype=dtype, name=name + "inner")(y)
+        y = keras.ops.gelu(y, approximate=True)
+        x = x + layers.Dense(width, dtype=dtype, name=name + "outer")(y)
+    x = layers.LayerNormalization(epsilon=1e-5, dtype=dtype, name="norm")(x)
+    return keras.Model(tokens, embed(x, reverse=True))
+
+
+MODELS = {"mlp": mlp, "cnn": cnn, "lstm": lstm, "transformer": transformer}
+
+
+class Bare:
+    """A jitted stateless step on one batch, as in Keras' guide to loops written in JAX."""
+
+    def __init__(self, case: Case) -> None:
+        x, y = _pair(case, first_batch(case))
+        policy = {"fp32": "float32", "bf16": "mixed_bfloat16"}[case.dtype]
+        self._case = case
+        self._model = MODELS[case.name](case.model, x.shape[1:], policy)
+        weights = _convert(case)
+        for variable in self._model.trainable_variables:
+            variable.assign(weights[variable.path.replace("/", ".")])
+        self._optimizer = keras.optimizers.Adam(case.rate, epsilon=case.eps)
+        self._optimizer.build(self._model.trainable_variables)
+        losses = keras.losses
+        one = case.model.get("outputs") == 1
+        kind = losses.BinaryCrossentropy if one else losses.SparseCategoricalCrossentropy
+        self._criterion = kind(from_logits=True)
+        parts = (self._model.trainable_variables, self._model.non_trainable_variables)
+        variables = (*parts, self._optimizer.variables)
+        self._initial = jax.tree.map(lambda variable: np.array(variable.value), variables)
+        self._batch = jax.device_put((x, y))
+        self._step = jax.jit(self._train_step, donate_argnums=0)
+        self._warm()
+
+    def gradient(self) -> tuple[float, float]:
+        """See `Trainer.gradient`."""
+        trained, rest, _ = self._initial
+        function = jax.jit(jax.value_and_grad(self._loss, has_aux=True))
+        (loss, _), gradients = function(trained, rest, *self._batch)
+        return float(loss), float(sum(jnp.vdot(g, g) for g in gradients) ** 0.5)
+
+    def curve(self, steps: int) -> list[float]:
+        """See `Trainer.curve`."""
+        state, losses = self._fresh(), []
+        for _ in range(steps):
+            loss, state = self._step(state, *self._batch)
+            losses.append(float(loss))
+        return losses
+
+    def run(self, steps: int) -> float:
+        """See `Trainer.run`."""
+        begun = time.perf_counter()
+        for _ in range(steps):
+            _, self._state = self._step(self._state, *self._batch)
+        jax.block_until_ready(self._state)
+        return time.perf_counter() - begun
+
+    def _warm(self) -> None:
+        self._state = self._fresh()
+        self.run(2)
+
+    def _fresh(self) -> Any:
+        return jax.tree.map(jnp.array, self._initial)  # copies: the step overwrites its state
+
+    def _loss(self, trained: Any, rest: Any, x: Any, y: Any) -> tuple[jax.Array, Any]:
+        logits, rest = self._model.stateless_call(trained, rest, x, training=True)
+        return self._criterion(y, logits), rest
+
+    def _train_step(self, state: Any, x: Any, y: Any) -> tuple[jax.Array, Any]:
+        trained, rest, moments = state
+        function = jax.value_and_grad(self._loss, has_aux=True)
+        (loss, rest), gradients = function(trained, rest, x, y)
+        trained, moments = self._optimizer.stateless_apply(moments, gradients, trained)
+        return loss, (trained, rest, moments)
+
+
+class Clock(keras.callbacks.Callback):
+    """Seconds from the first to the last step of `fit`."""
+
+    seconds = 0.0
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Everything is compiled and the data set stands ready."""
+        self.begun = time.perf_counter()
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """The last epoch's mean loss has been fetched."""
+        self.seconds = time.perf_counter() - self.begun
+
+
+class Loop(Bare):
+    """`fit` on arrays in memory."""
+
+    def run(self, steps: int) -> float:
+        """See `Trainer.run`; what is left of whole epochs is a shorter `fit`."""
+        epochs, rest = divmod(steps, len(self._data[0]) // self._case.batch)
+        seconds = self._fit(epochs=epochs) if epochs else 0.0
+        return seconds + (self._fit(steps_per_epoch=rest) if rest else 0.0)
+
+    def _warm(self) -> None:
+        self._data = _pair(self._case, self._case.arrays)
+        self._model.compile(optimizer=self._optimizer, loss=self._criterion)
+        self._fit(steps_per_epoch=2)
+
+    def _fit(self, **options: int) -> float:
+        clock = Clock()
+        self._model.fit(
+            *self._data, batch_size=self._case.batch, verbose=0, callbacks=[clock], **options
+        )
+        return clock.seconds
+
+
+def build(case: Case, variant: str) -> Trainer:
+    """The trainer of a workload.
+
+    Raises:
+      UserError: for a variant other than `default`.
+    """
+    if variant != "default":
+        raise UserError(f"keras has the variant 'default' only, not {variant!r}")
+    return (Loop if case.loop else Bare)(case)
+
+
+def _pair(case: Case, arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs and targets."""
+    if case.name == "transformer":
+        return arrays["tokens"][:, :-1], arrays["tokens"][:, 1:]
+    return arrays["tokens" if case.name == "lstm" else "image"], arrays["label"]
+
+
+def _convert(case: Case) -> dict[str, np.ndarray]:
+    """jdl's weights under Keras' names and in its layout."""
+    weights: dict[str, np.ndarray] = {}
+    for path, array in case.params.items():
+        place, _, leaf = path.rpartition(".")
+        if place == "LSTM_0":
+            leaf = "recurrent_kernel" if leaf == "recurrent" else leaf
+            parts = np.split(array, 4, axis=-1)
+            weights[f"LSTM_0.lstm_cell.{leaf}"] = np.concatenate([parts[i] for i in GATES], -1)
+        elif ".attention." in path:
+            weights |= _heads(path, array, case.model["heads"])
+        elif "norm" in place:
+            weights[f"{place}.{'gamma' if leaf == 'scale' else 'beta'}"] = array
+        else:
+            renamed = {"embedding": f"{place}.embeddings", "positions": "positions.table"}
+            weights[renamed.get(leaf, path)] = array
+    return weights
+
+
+def _heads(path: str, array: np.ndarray, heads: int) -> dict[str, np.ndarray]:
+    """Splits query, key and value, and the width of each into heads."""
+    place, layer, leaf = path.rsplit(".", 2)
+    if layer == "output":
+        shape = (heads, -1, array.shape[-1]) if leaf == "kernel" else array.shape
+        return {f"{place}.attention_output.{leaf}": array.reshape(shape)}
+    parts = (part.reshape(*part.shape[:-1], heads, -1) for part in np.split(array, 3, axis=-1))
+    return {f"{place}.{n}.{leaf}": p for n, p in zip(("query", "key", "value"), parts, strict=True)}

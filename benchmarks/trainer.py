@@ -1,0 +1,61 @@
+"""What an implementation of a workload offers to be measured by."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Case:
+    """One workload as every implementation gets it.
+
+    Attributes:
+      name: of the workload: `mlp`, `cnn`, `lstm` or `transformer`.
+      model: fields of jdl's model, such as `layers` and `heads`.
+      params: initial weights by path, joined by dots, as jdl's model has them.
+      arrays: a batch by name, or for `loop` the whole data set, as it is before any transform.
+      batch: examples of a step.
+      dtype: of the computation, `fp32` or `bf16`; parameters and Adam's moments are fp32.
+      loop: whether a step also fetches its batch from the data set.
+      threads: that computation may use.
+      rate: learning rate of Adam.
+      eps: added to the root mean square in Adam.
+    """
+
+    name: str
+    model: dict[str, Any]
+    params: dict[str, np.ndarray]
+    arrays: dict[str, np.ndarray]
+    batch: int
+    dtype: str
+    loop: bool
+    threads: int
+    rate: float = 1e-4
+    eps: float = 1e-7
+
+
+class Trainer(Protocol):
+    """A workload in one framework; made by its module's `build(case)`."""
+
+    def gradient(self) -> tuple[float, float]:
+        """Mean loss and global gradient norm of the first batch at the initial weights."""
+        ...
+
+    def curve(self, steps: int) -> list[float]:
+        """Mean losses of successive steps, all on the first batch, from the initial weights."""
+        ...
+
+    def run(self, steps: int) -> float:
+        """Takes steps on the first batch, or under `loop` on batch after batch of the data set.
+
+        Returns:
+          Seconds that they took, the wait for the last included, compiling and making batches
+          ready for the device not.
+        """
+        ...
+
+
+def first_batch(case: Case) -> dict[str, np.ndarray]:
+    """The first examples, as many as a batch has."""
+    return {name: array[: case.batch] for name, array in case.arrays.items()}

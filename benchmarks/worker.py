@@ -1,0 +1,180 @@
+"""A process that holds one implementation of one workload and does what it is told.
+
+It reads requests as JSON lines from standard input and answers each with one on standard output;
+whatever a framework prints goes to standard error.
+"""
+
+import dataclasses
+import importlib
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.trainer import Case, Trainer
+from benchmarks.workloads import Workload, workloads
+
+
+def main() -> None:
+    """Serves requests until standard input ends."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    serve = Server().answer
+    for line in sys.stdin:
+        begun = time.perf_counter()
+        try:
+            reply: dict[str, Any] = {"value": serve(**json.loads(line))}
+        except Exception as error:
+            text = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reply = {"error": f"{type(error).__name__}: {text}"}
+        reply["seconds"] = time.perf_counter() - begun
+        print(json.dumps(reply), file=answers, flush=True)
+
+
+class Server:
+    """What requests act on."""
+
+    def __init__(self) -> None:
+        self._trainer: Trainer | None = None
+        self._module: Any = None
+
+    def answer(self, do: str, **arguments: Any) -> Any:
+        """Does one thing."""
+        known: dict[str, Callable[..., Any]] = {
+            "describe": describe,
+            "make": make,
+            "load": self.load,
+            "ceilings": ceilings,
+            "cost": cost,
+            "peak": self.peak,
+        }
+        if do in known:
+            return known[do](**arguments)
+        assert self._trainer is not None
+        return getattr(self._trainer, do)(**arguments)
+
+    def load(self, implementation: str, folder: str, **chosen: Any) -> str:
+        """Builds a trainer; returns the version of its framework."""
+        framework, _, variant = implementation.partition("-")
+        case = read_case(Path(folder))
+        if framework == "jdl":
+            import jax
+
+            from benchmarks import ours
+
+            self._trainer = ours.build(pick(**chosen), case)
+            return jax.__version__
+        self._module = importlib.import_module(f"benchmarks.peers.{framework}")
+        self._trainer = self._module.build(case, variant or "default")
+        return str(self._module.VERSION)
+
+    def peak(self) -> int:
+        """Most bytes that were in use: of the accelerator, else of the process."""
+        jax, torch = sys.modules.get("jax"), sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_available():
+            return int(torch.cuda.max_memory_allocated())
+        stats = jax.devices()[0].memory_stats() if jax is not None else None
+        if stats and "peak_bytes_in_use" in stats:
+            return int(stats["peak_bytes_in_use"])
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def pick(name: str, size: str) -> Workload:
+    """The workload of this name and size."""
+    every = (*workloads(False), *workloads(True))
+    return next(w for w in every if (w.name, w.size) == (name, size))
+
+
+def describe() -> dict[str, Any]:
+    """The machine and the versions that jdl runs with."""
+    import jax
+
+    from jdl import record
+
+    device = jax.devices()[0]
+    return {
+        "platform": device.platform,
+        "device": processor() if device.platform == "cpu" else device.device_kind,
+        "cores": len(os.sched_getaffinity(0)),
+        "versions": record.versions(),
+        "flags": os.environ.get("XLA_FLAGS", ""),
+    }
+
+
+def processor() -> str:
+    """The processor's name and how many of its cores there are."""
+    names = [x for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x]
+    return f"{len(os.sched_getaffinity(0))} cores of {names[0].partition(':')[2].strip()}"
+
+
+def make(folder: str, dtype: str, threads: int, **chosen: Any) -> None:
+    """Writes the case that every implementation reads."""
+    from benchmarks import ours
+
+    case = ours.make_case(pick(**chosen), dtype, threads)
+    plain = dataclasses.asdict(case)
+    arrays = {f"{part}/{k}": v for part in ("params", "arrays") for k, v in plain.pop(part).items()}
+    np.savez(Path(folder) / "case.npz", **arrays)
+    (Path(folder) / "case.json").write_text(json.dumps(plain))
+
+
+def read_case(folder: Path) -> Case:
+    """Reads what `make` wrote."""
+    plain = json.loads((folder / "case.json").read_text())
+    parts: dict[str, dict[str, np.ndarray]] = {"params": {}, "arrays": {}}
+    with np.load(folder / "case.npz") as arrays:
+        for name in arrays:
+            part, _, path = name.partition("/")
+            parts[part][path] = arrays[name]
+    return Case(**plain, params=parts["params"], arrays=parts["arrays"])
+
+
+def cost(folder: str) -> dict[str, int]:
+    """Operations and least traffic of a training step, from the plain definition in Flax."""
+    import jax
+
+    from benchmarks import flops
+    from benchmarks.peers.flax import loss_function
+
+    function, params, batch = loss_function(read_case(Path(folder)))
+    counted = flops.count(jax.value_and_grad(function), params, batch)
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
+    given = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(batch))
+    # Parameters and both moments of Adam are read and written once, the batch is read.
+    return {"flops": counted.flops, "bytes": 6 * size + given}
+
+
+def ceilings(dtype: str) -> dict[str, float]:
+    """What this machine reaches on a large matrix product and on a large copy, right now."""
+    import jax
+    import jax.numpy as jnp
+
+    large = jax.default_backend() != "cpu"
+    side, length = (8192, 1 << 28) if large else (2048, 1 << 25)
+    kind = jnp.bfloat16 if dtype == "bf16" else jnp.float32
+    a = jax.random.normal(jax.random.key(0), (side, side), kind)
+    x = jax.random.normal(jax.random.key(1), (length,))
+
+    def best(function: Callable[[Any], Any], given: Any) -> float:
+        compiled, taken = jax.jit(function), []
+        jax.block_until_ready(compiled(given))
+        for _ in range(5):
+            begun = time.perf_counter()
+            jax.block_until_ready(compiled(given))
+            taken.append(time.perf_counter() - begun)
+        return min(taken)
+
+    return {
+        "flops": 2 * side**3 / best(lambda a: a @ a, a),
+        "bandwidth": 2 * x.nbytes / best(lambda x: x + 1, x),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""What is timed: experiments of this repository at stated sizes, on random data."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import jdl
+
+Arrays = dict[str, np.ndarray]
+
+EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
+
+ADAM = {"optimizer": "adam", "optimizer.learning_rate": 1e-4, "optimizer.eps": 1e-7}
+"""What every implementation optimises with; an experiment's own schedule is left out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """An experiment at one size."""
+
+    name: str  # what the command line calls it
+    size: str  # distinguishes sizes of one workload
+    experiment: str  # the file in `experiments/` whose step is timed
+    changes: Mapping[str, Any] = field(default_factory=dict)  # to the experiment, by path
+    batch: int  # examples of a step
+    tokens: int = 0  # of an example; 0 where it has none
+    loop: bool = False  # time the whole training loop, not the bare step
+    draw: Callable[[np.random.Generator, int], Arrays]  # random examples, never zeros
+
+    def load(self, dtype: str) -> jdl.Experiment:
+        """The experiment at this size, with the optimizer that all implementations share."""
+        file = jdl.load(EXPERIMENTS / f"{self.experiment}.py")
+        changes = {**self.changes, **ADAM, "batch_size": self.batch, "precision": dtype}
+        return jdl.override(file.experiment, changes)
+
+    def examples(self, count: int | None = None) -> Arrays:
+        """Random examples, one batch by default; the same for every implementation."""
+        return self.draw(np.random.default_rng(0), count or self.batch)
+
+
+def _images(*shape: int, classes: int) -> Callable[[np.random.Generator, int], Arrays]:
+    def draw(rng: np.random.Generator, count: int) -> Arrays:
+        image = rng.integers(0, 256, (count, *shape), np.uint8)
+        return {"image": image, "label": rng.integers(0, classes, count, np.int32)}
+
+    return draw
+
+
+def _reviews(vocabulary: int, length: int) -> Callable[[np.random.Generator, int], Arrays]:
+    def draw(rng: np.random.Generator, count: int) -> Arrays:
+        tokens = rng.integers(1, vocabulary, (count, length), np.int32)
+        return {"tokens": tokens, "label": rng.integers(0, 2, count, np.int32)}
+
+    return draw
+
+
+def _text(vocabulary: int, length: int) -> Callable[[np.random.Generator, int], Arrays]:
+    def draw(rng: np.random.Generator, count: int) -> Arrays:
+        return {"tokens": rng.integers(0, vocabulary, (count, length + 1), np.int32)}
+
+    return draw
+
+
+def gpt(
+    size: str,
+    *,
+    layers: int,
+    width: int,
+    context: int,
+    batch: int,
+    heads: int,
+    vocabulary: int = 65,
+) -> Workload:
+    """A GPT of any size."""
+    shape = {"layers": layers, "width": width, "context": context, "heads": heads}
+    return Workload(
+        name="transformer",
+        size=size,
+        experiment="shakespeare_char_gpt",
+        changes={f"model.{k}": v for k, v in {**shape, "vocabulary": vocabulary}.items()},
+        batch=batch,
+        tokens=context,
+        draw=_text(vocabulary, context),
+    )
+
+
+def lstm(batch: int = 128, length: int = 200, width: int = 128) -> Workload:
+    """The IMDb LSTM of any size."""
+    return Workload(
+        name="lstm",
+        size=f"T={length}, {width}",
+        experiment="imdb_lstm",
+        changes={"model.features": width, "model.units": width},
+        batch=batch,
+        tokens=length,
+        draw=_reviews(10_000, length),
+    )
+
+
+def cnn(batch: int = 32) -> Workload:
+    """The cats and dogs CNN."""
+    return Workload(
+        name="cnn",
+        size="150x150x3",
+        experiment="cats_vs_dogs_cnn",
+        batch=batch,
+        draw=_images(150, 150, 3, classes=2),
+    )
+
+
+def mlp(batch: int = 32) -> Workload:
+    """The MNIST MLP, with its training loop."""
+    return Workload(
+        name="mlp",
+        size="784-128-10, loop",
+        experiment="mnist_mlp",
+        batch=batch,
+        loop=True,
+        draw=_images(28, 28, 1, classes=10),
+    )
+
+
+def workloads(accelerator: bool) -> tuple[Workload, ...]:
+    """All workloads, at the sizes for this kind of machine."""
+    if accelerator:
+        large = {"layers": 12, "width": 768, "context": 1024, "heads": 12, "vocabulary": 50_304}
+        return mlp(), cnn(256), lstm(), gpt("GPT-2 124M", batch=32, **large)
+    tiny = gpt("tiny", layers=4, width=128, context=64, batch=12, heads=4)
+    small = gpt("small", layers=6, width=384, context=256, batch=8, heads=6)
+    return mlp(), cnn(), lstm(), tiny, small

@@ -1,0 +1,29 @@
+"""LSTM on IMDb reviews: Embedding of 10,000 words, LSTM 128, Dense 1.
+
+    TFDS_DATA_DIR=DIR jdl train imdb_lstm
+
+The last 200 words of each review, ranked by frequency on the training text, as in Keras' example.
+"""
+
+from jdl import Experiment
+from jdl.data import TFDS, Words
+from jdl.hooks import Checkpoint, EarlyStopping, Evaluate, Progress, TensorBoard
+from jdl.models import RNN
+from jdl.optimizers import Adam
+from jdl.tasks import BinaryClassification
+
+experiment = Experiment(
+    model=RNN(vocabulary=10_000, features=128, units=128),
+    task=BinaryClassification(inputs="tokens"),
+    data=Words(TFDS("imdb_reviews"), vocabulary=10_000, length=200),
+    optimizer=Adam(1e-3, eps=1e-7),
+    hooks=(
+        Progress(),
+        TensorBoard(),
+        Evaluate(),
+        Checkpoint(),
+        EarlyStopping(metric="validation.accuracy", mode="max", patience=2),
+    ),
+    epochs=6,
+    batch_size=128,
+)

@@ -1,0 +1,69 @@
+"""Recurrent layers."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jdl import ops
+
+
+class LSTM(nn.Module):
+    """A long short-term memory over (batch, time, features), giving (batch, time, units).
+
+    One kernel holds the gates for input, forgetting and output, then the candidate. Initialised
+    as in Keras: Glorot uniform, orthogonal, and a bias of 1 for forgetting.
+    """
+
+    units: int = 128  # of the hidden and of the cell state
+    dtype: Any = jnp.float32  # of the computation; parameters are float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """The hidden state after each step; it begins as zero."""
+        units = self.units
+        features = x.shape[-1]
+        inner = self.param("kernel", nn.initializers.glorot_uniform(), (features, 4 * units))
+        outer = self.param("recurrent", nn.initializers.orthogonal(), (units, 4 * units))
+        bias = self.param("bias", _forget_bias, (4 * units,))
+        # Time first: each step then reads one stretch of memory.
+        x = jnp.swapaxes(x, 0, 1).astype(self.dtype)
+        projected = x @ inner.astype(self.dtype) + bias.astype(self.dtype)
+        zero = jnp.zeros((x.shape[1], units), self.dtype)
+        hidden, _ = ops.lstm(projected, zero, zero, outer.astype(self.dtype))
+        return jnp.swapaxes(hidden, 0, 1)
+
+
+class GRU(nn.Module):
+    """A gated recurrent unit over (batch, time, features), giving (batch, time, units).
+
+    One kernel holds the gates for reset and update, then the candidate.
+    """
+
+    units: int = 128  # of the hidden state
+    dtype: Any = jnp.float32  # of the computation; parameters are float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """The hidden state after each step; it begins as zero."""
+        units = self.units
+        features = x.shape[-1]
+        inner = self.param("kernel", nn.initializers.glorot_uniform(), (features, 3 * units))
+        outer = self.param("recurrent", nn.initializers.orthogonal(), (units, 3 * units))
+        bias = self.param("bias", nn.initializers.zeros, (3 * units,))
+        recurrent_bias = self.param("recurrent_bias", nn.initializers.zeros, (units,))
+        x = jnp.swapaxes(x, 0, 1).astype(self.dtype)
+        projected = x @ inner.astype(self.dtype) + bias.astype(self.dtype)
+        zero = jnp.zeros((x.shape[1], units), self.dtype)
+        hidden = ops.gru(
+            projected, zero, outer.astype(self.dtype), recurrent_bias.astype(self.dtype)
+        )
+        return jnp.swapaxes(hidden, 0, 1)
+
+
+def _forget_bias(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+    """Zeros, and ones for the forget gate (Jozefowicz et al., 2015)."""
+    del key
+    quarter = shape[0] // 4
+    return jnp.zeros(shape, dtype).at[quarter : 2 * quarter].set(1)

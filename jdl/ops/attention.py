@@ -1,0 +1,123 @@
+"""Scaled dot-product attention, chosen for the platform when it is traced."""
+
+import functools
+import logging
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+BLOCK = 64
+"""Queries that are attended together where later keys can be left out."""
+
+_log = logging.getLogger(__name__)
+
+
+def attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    *,
+    causal: bool = False,
+    mask: Array | None = None,
+    scale: float | None = None,
+) -> Array:
+    """softmax(query key^T scale) value (Vaswani et al., 2017, equation 1), head by head.
+
+    Equal to `jax.nn.dot_product_attention`. On CPUs: blocks of queries that leave out the keys a
+    causal mask hides, and a backward pass from the saved probabilities. On NVIDIA cards and 16-bit
+    numbers: cuDNN's flash attention, or XLA's with a logged reason where cuDNN refuses. Elsewhere
+    XLA's. On CPUs reverse mode only: for `jax.jvp` use `jax.nn.dot_product_attention`.
+
+    Args:
+      query: (batch, time, heads, depth).
+      key: (batch, keys, groups, depth); `groups` divides `heads`, whose neighbours share a group.
+      value: (batch, keys, groups, depth).
+      causal: hide key j from query i where j > i.
+      mask: True where a query sees a key, broadcast to (batch, heads, time, keys).
+      scale: what scores are multiplied by; 1 / sqrt(depth) by default.
+
+    Returns:
+      (batch, time, heads, depth), dtype of `query`.
+    """
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    backend = jax.default_backend()
+    if backend == "cpu":
+        repeats = query.shape[2] // key.shape[2]
+        if repeats > 1:
+            key, value = jnp.repeat(key, repeats, 2), jnp.repeat(value, repeats, 2)
+        heads_first = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
+        return jnp.swapaxes(_blocked(*heads_first, mask, causal, scale), 1, 2)
+    options: Any = {"mask": mask, "is_causal": causal, "scale": scale}
+    if backend == "gpu" and query.dtype in (jnp.bfloat16, jnp.float16):
+        try:
+            return jax.nn.dot_product_attention(
+                query, key, value, **options, implementation="cudnn"
+            )
+        except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+            _log.warning("attention runs without cuDNN: %s", error)
+    return jax.nn.dot_product_attention(query, key, value, **options)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _blocked(
+    query: Array, key: Array, value: Array, mask: Array | None, causal: bool, scale: float
+) -> Array:
+    return _forward(query, key, value, mask, causal, scale)[0]
+
+
+def _blocks(time: int, keys: int, causal: bool) -> list[tuple[slice, slice]]:
+    """Rows of queries, and the keys that any of them sees."""
+    if not causal:
+        return [(slice(0, time), slice(0, keys))]
+    starts = range(0, time, BLOCK)
+    return [(slice(i, min(i + BLOCK, time)), slice(0, min(i + BLOCK, time, keys))) for i in starts]
+
+
+def _scores(
+    query: Array, key: Array, mask: Array | None, rows: slice, seen: slice, causal: bool
+) -> Array:
+    scores = jnp.einsum("bhtd,bhsd->bhts", query, key, preferred_element_type=jnp.float32)
+    hidden = jnp.finfo(jnp.float32).min
+    if causal:
+        i, j = jnp.arange(rows.start, rows.stop)[:, None], jnp.arange(seen.stop)
+        scores = jnp.where(j <= i, scores, hidden)
+    if mask is not None:
+        part = mask[..., rows if mask.shape[-2] > 1 else slice(None), :]
+        scores = jnp.where(part[..., seen if mask.shape[-1] > 1 else slice(None)], scores, hidden)
+    return scores
+
+
+def _forward(
+    query: Array, key: Array, value: Array, mask: Array | None, causal: bool, scale: float
+) -> tuple[Array, Any]:
+    outputs, kept = [], []
+    for rows, seen in _blocks(query.shape[2], key.shape[2], causal):
+        q, k, v = query[:, :, rows] * scale, key[:, :, seen], value[:, :, seen]
+        scores = _scores(q, k, mask, rows, seen, causal)
+        probabilities = jax.nn.softmax(scores, axis=-1).astype(query.dtype)
+        outputs.append(probabilities @ v)
+        kept.append(probabilities)
+    output = jnp.concatenate(outputs, axis=2)
+    return output, (query, key, value, output, tuple(kept))
+
+
+def _backward(causal: bool, scale: float, saved: Any, gradient: Array) -> tuple[Any, ...]:
+    query, key, value, output, kept = saved
+    dk, dv = jnp.zeros_like(key), jnp.zeros_like(value)
+    dqs = []
+    blocks = _blocks(query.shape[2], key.shape[2], causal)
+    for (rows, seen), probabilities in zip(blocks, kept, strict=True):
+        q, k, v, do = query[:, :, rows], key[:, :, seen], value[:, :, seen], gradient[:, :, rows]
+        dv = dv.at[:, :, seen].add(jnp.einsum("bhts,bhtd->bhsd", probabilities, do))
+        dp = jnp.einsum("bhtd,bhsd->bhts", do, v, preferred_element_type=jnp.float32)
+        mean = (do * output[:, :, rows]).astype(jnp.float32).sum(-1, keepdims=True)
+        ds = (probabilities * (dp - mean) * scale).astype(query.dtype)
+        dqs.append(ds @ k)
+        dk = dk.at[:, :, seen].add(jnp.einsum("bhts,bhtd->bhsd", ds, q))
+    return jnp.concatenate(dqs, axis=2), dk, dv, None
+
+
+_blocked.defvjp(_forward, _backward)

@@ -1,0 +1,65 @@
+"""Binary classification: one of two classes per example, from one logit."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jdl.errors import UserError
+from jdl.metrics import Mean, Metrics
+from jdl.state import TrainState
+from jdl.tasks.base import Task, forward
+from jdl.typing import Batch, Key, PyTree
+
+
+@dataclass(frozen=True, kw_only=True)
+class BinaryClassification(Task):
+    """Sigmoid cross-entropy on logits (batch, 1) with labels (batch,) that are 0 or 1.
+
+    Metrics: `loss` in nats and `accuracy` as a fraction.
+    """
+
+    def loss(
+        self, model: nn.Module, params: PyTree, state: TrainState, batch: Batch, key: Key
+    ) -> tuple[jax.Array, jax.Array, dict[str, PyTree], Metrics]:
+        """See `Task.loss`; the weight is the number of unmasked examples."""
+        logits, collections = forward(
+            model, params, state.collections, batch[self.inputs], train=True, key=key
+        )
+        metrics = self._metrics(logits, batch)
+        return metrics["loss"].total, metrics["loss"].count, collections, metrics
+
+    def evaluate(self, model: nn.Module, state: TrainState, batch: Batch) -> Metrics:
+        """`loss` and `accuracy`."""
+        logits, _ = forward(model, state.params, state.collections, batch[self.inputs], train=False)
+        return self._metrics(logits, batch)
+
+    def predict(self, model: nn.Module, state: TrainState, batch: Batch) -> jax.Array:
+        """Probability of class 1, (batch,) float32."""
+        logits, _ = forward(model, state.params, state.collections, batch[self.inputs], train=False)
+        return jax.nn.sigmoid(logits[:, 0].astype(jnp.float32))
+
+    def check(self, batch: Mapping[str, np.ndarray], outputs: Any, where: str) -> None:
+        """Also raises where labels are neither 0 nor 1."""
+        super().check(batch, outputs, where)
+        labels = np.asarray(batch[self.targets])
+        wrong = np.flatnonzero((labels != 0) & (labels != 1)) if labels.ndim == 1 else [0]
+        if len(wrong):
+            raise UserError(
+                f"{where}: {self.targets!r} holds {labels[wrong[0]]} at row {wrong[0]}, where "
+                f"binary classification needs 0 or 1 per example"
+            )
+
+    def _metrics(self, logits: jax.Array, batch: Batch) -> dict[str, Mean]:
+        labels = batch[self.targets].astype(jnp.float32)
+        logits = logits[:, 0].astype(jnp.float32)
+        right = (logits > 0) == (labels > 0)
+        return {
+            "loss": Mean.of(optax.sigmoid_binary_cross_entropy(logits, labels), batch["mask"]),
+            "accuracy": Mean.of(right.astype(jnp.float32), batch["mask"]),
+        }

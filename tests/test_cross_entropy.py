@@ -1,0 +1,79 @@
+"""Cross-entropy in chunks, and the gradient of an embedding: equal to their plain forms."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jdl import ops
+from jdl.ops import cross_entropy
+
+
+def draw(tokens, vocabulary, width):
+    rng = np.random.default_rng(tokens)
+    hidden = jnp.asarray(rng.normal(size=(tokens, width)), jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=(vocabulary, width)), jnp.float32)
+    targets = jnp.asarray(rng.integers(0, vocabulary, tokens), jnp.int32)
+    weights = jnp.asarray(rng.random(tokens) * (rng.random(tokens) < 0.8), jnp.float32)
+    return hidden, kernel, targets, weights
+
+
+def plain(hidden, kernel, targets, weights):
+    logits = (hidden @ kernel.T).astype(jnp.float32)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+    return (weights * losses).sum()
+
+
+@pytest.mark.parametrize("limit", [1 << 24, 64, 7])
+@pytest.mark.parametrize("shape", [(1, 2, 1), (13, 11, 4), (24, 7, 3)])
+def test_value_and_gradients_equal_the_plain_form(shape, limit, monkeypatch):
+    monkeypatch.setattr(cross_entropy, "LOGITS", limit)
+    *given, targets, weights = draw(*shape)
+    both = [
+        jax.value_and_grad(lambda h, k, f=f: 2.5 * f(h, k, targets, weights), (0, 1))(*given)
+        for f in (ops.linear_cross_entropy, plain)
+    ]
+    chex.assert_trees_all_close(*both, rtol=1e-5, atol=1e-5)
+    value = ops.linear_cross_entropy(*given, targets, weights)
+    np.testing.assert_allclose(value, plain(*given, targets, weights), rtol=1e-5)
+
+
+def test_large_logits_do_not_overflow_and_tokens_without_weight_count_nothing():
+    hidden, kernel, targets, weights = draw(9, 5, 3)
+    value = ops.linear_cross_entropy(1e3 * hidden, kernel, targets, weights)
+    np.testing.assert_allclose(value, plain(1e3 * hidden, kernel, targets, weights), rtol=1e-5)
+    gradient = jax.grad(ops.linear_cross_entropy)(hidden, kernel, targets, weights.at[2].set(0))
+    assert not gradient[2].any()
+
+
+def test_no_more_logits_than_the_limit_are_in_memory(monkeypatch):
+    monkeypatch.setattr(cross_entropy, "LOGITS", 1 << 12)
+    hidden, kernel, targets, weights = draw(1 << 10, 1 << 8, 8)
+
+    def largest(function):
+        step = jax.jit(jax.grad(function, (0, 1)))
+        return step.lower(hidden, kernel, targets, weights).compile().memory_analysis()
+
+    chunked = largest(ops.linear_cross_entropy).temp_size_in_bytes
+    assert chunked < 4 * hidden.shape[0] * kernel.shape[0] / 4
+    assert largest(plain).temp_size_in_bytes >= 4 * hidden.shape[0] * kernel.shape[0]
+
+
+@pytest.mark.parametrize("rows", [1, 65, 700])
+@pytest.mark.parametrize("shape", [(1,), (3, 5)])
+def test_an_embedding_and_its_gradient_equal_indexing(rows, shape):
+    rng = np.random.default_rng(rows)
+    table = jnp.asarray(rng.normal(size=(rows, 4)), jnp.float32)
+    ids = jnp.asarray(rng.integers(0, rows, shape), jnp.int32)
+
+    def total(table, look_up):
+        return jnp.sin(look_up(table, ids)).sum()
+
+    np.testing.assert_array_equal(ops.embedding(table, ids), table[ids])
+    chex.assert_trees_all_close(
+        jax.grad(total)(table, ops.embedding),
+        jax.grad(total)(table, lambda t, i: t[i]),
+        rtol=1e-6,
+    )
