@@ -52,6 +52,7 @@ def make_program(experiment: jdl.Experiment) -> Program:
         optimizer.build(1),
         experiment.data.device_transforms,
         experiment.accumulate,
+        experiment.compiler_options,
     )
 
 

@@ -116,7 +116,9 @@ def processor() -> str:
 def make(folder: str, dtype: str, threads: int, **chosen: Any) -> None:
     """Writes the case that every implementation reads."""
     from benchmarks import ours
+    from jdl.allocator import keep_memory
 
+    keep_memory()
     case = ours.make_case(pick(**chosen), dtype, threads)
     plain = dataclasses.asdict(case)
     arrays = {f"{part}/{k}": v for part in ("params", "arrays") for k, v in plain.pop(part).items()}

@@ -55,6 +55,7 @@ class Experiment:
     accumulate: int = 1  # micro-batches that a batch is computed in; changes memory, not results
     precision: Literal["fp32", "bf16"] = "fp32"  # of the computation; parameters are fp32
     steps_per_dispatch: int = 1  # steps in one call to the device; changes speed, not results
+    compiler_options: tuple[tuple[str, str], ...] = ()  # of XLA, as (name, value)
     log_every: int = 100  # steps between training rows, each the mean over its steps
     stop_after_skipped: int = 10  # skipped non-finite steps in a row that end the run
     seed: int = 0  # of initial parameters, order of examples, dropout and augmentation

@@ -4,6 +4,7 @@ The engine is one `jit` with a global view over a mesh with the axes `data`, `fs
 `Pmap` is the same program under `jax.pmap`. A strategy never changes what is computed.
 """
 
+import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from jdl.metrics import Metrics, Packed
 from jdl.state import TrainState
 from jdl.step import Program, evaluate, init, loop, predict, update
 from jdl.typing import Batch, Key, PyTree
+
+_log = logging.getLogger(__name__)
 
 BATCH = P(("data", "fsdp"))
 """Rows of a batch are spread over both axes."""
@@ -125,8 +128,11 @@ class Strategy:
         def many(state: TrainState, data: Any, feeds: Any) -> tuple[TrainState, Packed]:
             return loop(lambda carry, feed: one(carry, data, feed), state, feeds)
 
+        chosen = supported(program.compiler_options)
+
         def compiled(name: str, function: Callable[..., Any], out: Any, **options: Any) -> Any:
-            return jax.jit(_counted(traces, name, function), out_shardings=out, **options)
+            counted = _counted(traces, name, function)
+            return jax.jit(counted, out_shardings=out, compiler_options=chosen, **options)
 
         step = compiled("update", one, (laid, whole), donate_argnums=0)
         steps = compiled("update_many", many, (laid, whole), donate_argnums=0)
@@ -192,8 +198,8 @@ class Pmap(Strategy):
 
     Gradients, weights and metrics are summed over the devices inside the step, so results equal
     the other strategies'. Each device folds its index into the key, so dropout masks differ from
-    theirs. Since JAX 0.8 `pmap` is built on `jit` and `shard_map` and in maintenance mode;
-    `DataParallel` does the same and is the one to prefer.
+    theirs. Compiler options are for `jit` and left out. Since JAX 0.8 `pmap` is built on `jit` and
+    `shard_map` and in maintenance mode; `DataParallel` does the same and is the one to prefer.
     """
 
     def compile(self, program: Program, resident: Mapping[str, np.ndarray], feed: Any) -> Steps:
@@ -267,6 +273,23 @@ class Pmap(Strategy):
             like=like,
             traces=traces,
         )
+
+
+def supported(options: tuple[tuple[str, str], ...]) -> dict[str, Any]:
+    """Those options that this version of XLA knows; says which it does not.
+
+    Options are no part of what is computed, and their names change between versions.
+    """
+    found: dict[str, Any] = {}
+    for name, value in options:
+        try:
+            jax.jit(lambda x: x, compiler_options={name: value}).lower(0.0).compile()
+        except Exception as error:  # of jaxlib, and not public
+            reason = (str(error).splitlines() or [""])[0]
+            _log.warning("the compiler option %s=%s is left out: %s", name, value, reason)
+        else:
+            found[name] = value
+    return found
 
 
 def path_name(path: tuple[Any, ...]) -> str:

@@ -250,6 +250,7 @@ class Run:
             experiment.optimizer.build(self.steps),
             experiment.data.device_transforms,
             experiment.accumulate,
+            experiment.compiler_options,
         )
         pipeline = self.pipeline("train")
         self.prediction = self.outputs(pipeline.rows(np.zeros(1, int)))

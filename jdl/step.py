@@ -28,6 +28,8 @@ class Program:
     """Applied to each batch in turn, inside the compiled step."""
     accumulate: int = 1
     """Micro-batches into which a batch is split, to bound the memory of one step."""
+    compiler_options: tuple[tuple[str, str], ...] = ()
+    """Options of XLA by name, for the functions of this program alone."""
 
 
 def init(program: Program, key: Key, batch: Batch) -> TrainState:

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from jdl import record
+from jdl.allocator import keep_memory
 from jdl.checkpoint import Store
 from jdl.data.arrays import Arrays
 from jdl.data.splits import Splits
@@ -50,6 +51,7 @@ def train(
         nothing already saved is lost.
       Interrupted: on SIGTERM or Ctrl-C, after saving.
     """
+    keep_memory()
     name = file.name if file else "experiment"
     temporary = None if workdir else tempfile.mkdtemp(prefix="jdl-")
     workdir = Path(workdir or temporary or ".")

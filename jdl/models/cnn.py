@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jdl.layers import BatchNorm
-from jdl.ops import max_pool
+from jdl.ops import conv_general_dilated, max_pool
 
 
 class CNN(nn.Module):
@@ -34,6 +34,7 @@ class CNN(nn.Module):
                 padding=self.padding,
                 use_bias=not self.batch_norm,  # the norm subtracts it again
                 dtype=self.dtype,
+                conv_general_dilated=conv_general_dilated,
             )(x)
             if self.batch_norm:
                 x = BatchNorm(dtype=self.dtype)(x, train)

@@ -2,6 +2,7 @@
 
 from jdl.ops.activation import gelu
 from jdl.ops.attention import attention
+from jdl.ops.convolution import conv_general_dilated
 from jdl.ops.cross_entropy import linear_cross_entropy
 from jdl.ops.embedding import embedding
 from jdl.ops.pooling import max_pool
@@ -9,6 +10,7 @@ from jdl.ops.recurrence import gru, gru_step, lstm, lstm_step
 
 __all__ = [
     "attention",
+    "conv_general_dilated",
     "embedding",
     "gelu",
     "gru",

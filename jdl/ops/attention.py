@@ -111,12 +111,14 @@ def _backward(causal: bool, scale: float, saved: Any, gradient: Array) -> tuple[
     blocks = _blocks(query.shape[2], key.shape[2], causal)
     for (rows, seen), probabilities in zip(blocks, kept, strict=True):
         q, k, v, do = query[:, :, rows], key[:, :, seen], value[:, :, seen], gradient[:, :, rows]
-        dv = dv.at[:, :, seen].add(jnp.einsum("bhts,bhtd->bhsd", probabilities, do))
         dp = jnp.einsum("bhtd,bhsd->bhts", do, v, preferred_element_type=jnp.float32)
         mean = (do * output[:, :, rows]).astype(jnp.float32).sum(-1, keepdims=True)
         ds = (probabilities * (dp - mean) * scale).astype(query.dtype)
         dqs.append(ds @ k)
-        dk = dk.at[:, :, seen].add(jnp.einsum("bhts,bhtd->bhsd", ds, q))
+        # Laid out anew: a product along an operand's rows runs at half the speed.
+        turned = jax.lax.optimization_barrier([jnp.swapaxes(x, 2, 3) for x in (probabilities, ds)])
+        dv = dv.at[:, :, seen].add(turned[0] @ do)
+        dk = dk.at[:, :, seen].add(turned[1] @ q)
     return jnp.concatenate(dqs, axis=2), dk, dv, None
 
 
