@@ -1,0 +1,157 @@
+"""The benchmarks' own arithmetic and errors; how fast anything is is no matter for a test."""
+
+import json
+
+import numpy as np
+import pytest
+
+from benchmarks import __main__ as command
+from benchmarks import compare, measure, ours, report, statistics
+from benchmarks.trainer import first_batch
+from benchmarks.workloads import gpt, workloads
+from jdl.errors import UserError
+
+TINY = gpt("tiny", layers=1, width=8, context=4, batch=2, heads=2)
+
+
+def row(implementation="jdl", **changes):
+    usual = {
+        "workload": "mlp",
+        "size": "tiny",
+        "implementation": implementation,
+        "device": "a processor",
+        "dtype": "fp32",
+        "batch": 32,
+        "quick": False,
+        "parity": {"passed": True, "differences": {"first_loss": 0.0}},
+        "step_seconds": {"median": 0.5, "q25": 0.4, "q75": 0.6, "n": 10},
+        "items_per_second": 64.0,
+        "tokens_per_second": None,
+        "mfu_measured": 0.5,
+    }
+    return usual | changes
+
+
+def test_a_ratios_interval_covers_the_truth_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(200):
+        base = rng.uniform(1, 2, 40)  # the machine's own drift, common to both
+        ours_, theirs = base, 1.3 * base * rng.lognormal(0, 0.1, 40)
+        found = statistics.ratio(ours_, theirs)
+        covered += found["low"] <= 1.3 <= found["high"]
+    assert 180 <= covered <= 199
+
+
+def test_summaries_and_exponents():
+    assert statistics.summary([4, 1, 3, 2]) == {"median": 2.5, "q25": 1.75, "q75": 3.25, "n": 4}
+    sizes = np.array([1, 2, 4, 8])
+    assert statistics.exponent(sizes, 3.0 * sizes**1.5) == pytest.approx(1.5)
+
+
+def test_parity_is_judged_against_jdl_and_a_row_beyond_it_is_void():
+    rows = {
+        name: row(name, parity={"loss": loss, "gradient_norm": 1.0, "losses": [loss, 0.5]})
+        for name, loss in (("jdl", 1.0), ("near", 1 + 5e-6), ("far", 1.001), ("nan", float("nan")))
+    }
+    measure._judge(rows, "fp32")
+    assert {name: found["parity"]["passed"] for name, found in rows.items()} == {
+        "jdl": True,
+        "near": True,
+        "far": False,
+        "nan": False,
+    }
+    blocks = {"jdl": [1.0, 1.0], "near": [2.0, 2.0], "far": [0.1, 0.1], "nan": [0.1, 0.1]}
+    for name in rows:
+        rows[name]["step_seconds"] = statistics.summary(blocks[name])
+    measure._compare(rows, blocks)
+    assert rows["jdl"]["best_peer"] == "near"
+    assert rows["jdl"]["ratio_to_best_peer"] == {"median": 2.0, "low": 2.0, "high": 2.0}
+    assert "VOID: first_loss differs by 1.0e-03" in report.table([rows["far"]])
+
+
+def test_what_became_slower_beyond_noise_is_said():
+    slow = {"median": 0.8, "q25": 0.7, "q75": 0.9, "n": 10}
+    wide = {"median": 0.8, "q25": 0.5, "q75": 0.9, "n": 10}
+    old = [row(), row("flax"), row("torch-eager")]
+    new = [row(step_seconds=slow), row("flax", step_seconds=wide), row("keras")]
+    found = {name.split()[2]: slower for name, _, slower in compare.compare(old, new)}
+    assert found == {"jdl": True, "flax": False}
+
+
+def test_the_table_in_a_text_is_renewed_between_its_marks(tmp_path):
+    ratio = {"median": 1.25, "low": 1.1, "high": 1.4}
+    rows = [
+        row(best_peer="flax", ratio_to_best_peer=ratio),
+        row("flax", ratio_of_jdl=ratio, items_per_second=51.0),
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+    text = tmp_path / "text.md"
+    text.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    report.main(tmp_path / "rows.jsonl", readme=text)
+    assert "| flax 51 | 1.25x [1.10, 1.40] |" in text.read_text()
+    assert "old" not in text.read_text()
+    assert text.read_text().startswith("before\n")
+    assert text.read_text().endswith("\nafter\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["lsmt"], r"no workload 'lsmt' .*did you mean 'lstm'\?"),
+        (["mlp", "--peers", "toch"], r"no peer 'toch' .*did you mean 'torch'\?"),
+        (["mlp", "--dtype", "bf1"], r"no dtype 'bf1' .*did you mean 'bf16'\?"),
+        (["mlp", "--json", "/no/such/place/x.jsonl"], "cannot be written"),
+    ],
+)
+def test_a_mistake_is_one_sentence(arguments, message, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["benchmarks", *arguments])
+    assert command.main() == 2
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 1
+    with pytest.raises(UserError, match=message):
+        raise UserError(said)
+
+
+def test_a_results_file_of_another_format_is_refused(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    for text in ("", "{", '{"step": 1}', "[1]"):
+        path.write_text(text)
+        with pytest.raises(UserError, match=r"rows\.jsonl"):
+            report.read(path)
+
+
+def test_a_peer_that_is_missing_is_named_and_left_out(monkeypatch, capsys):
+    there = {"torch": None, "flax": object()}
+    monkeypatch.setattr("importlib.util.find_spec", there.get)
+    assert command.installed(["torch", "flax"]) == ["flax"]
+    assert "torch is not installed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("workload", workloads(False), ids=lambda w: f"{w.name} {w.size}")
+def test_random_data_fits_its_experiment_and_is_never_all_zeros(workload):
+    experiment = workload.load("fp32")
+    arrays = workload.examples()
+    assert {len(array) for array in arrays.values()} == {workload.batch}
+    assert all(array.any() for array in arrays.values())
+    assert experiment.task.inputs in arrays
+
+
+def test_flax_begins_as_jdl_does():
+    flax = pytest.importorskip("benchmarks.peers.flax")
+    case = ours.make_case(TINY, "fp32", 1)
+    mine, other = ours.Bare(TINY.load("fp32"), case), flax.build(case, "default")
+    np.testing.assert_allclose(other.gradient(), mine.gradient(), rtol=1e-4)
+    np.testing.assert_allclose(other.curve(5), mine.curve(5), rtol=1e-4)
+    assert mine.run(2) > 0
+    assert len(first_batch(case)["tokens"]) == 2
+
+
+def test_torch_begins_as_jdl_does():
+    pytest.importorskip("torch")
+    from benchmarks.peers import torch
+
+    case = ours.make_case(TINY, "fp32", 1)
+    mine, other = ours.Bare(TINY.load("fp32"), case), torch.build(case, "eager")
+    np.testing.assert_allclose(other.gradient(), mine.gradient(), rtol=1e-4)
+    np.testing.assert_allclose(other.curve(5), mine.curve(5), rtol=1e-4)
