@@ -64,12 +64,12 @@ class Server:
         framework, _, variant = implementation.partition("-")
         case = read_case(Path(folder))
         if framework == "jdl":
-            import jax
+            import jdl
 
             from benchmarks import ours
 
             self._trainer = ours.build(pick(**chosen), case)
-            return jax.__version__
+            return jdl.__version__
         self._module = importlib.import_module(f"benchmarks.peers.{framework}")
         self._trainer = self._module.build(case, variant or "default")
         return str(self._module.VERSION)
