@@ -70,6 +70,8 @@ def implementations(workload: Workload, peers: Sequence[str], quick: bool) -> li
     """The rows of a workload, jdl's first."""
     names = ["jdl", *(name for peer in peers for name in PEERS[peer])]
     senseless = {"torch-channels_last"} if workload.name != "cnn" else set()
+    if workload.name == "lstm":
+        senseless.add("torch-compile")  # it compiles nothing of `nn.LSTM`
     slow = {"torch-compile"} if quick else set()
     return [name for name in names if name not in senseless | slow]
 

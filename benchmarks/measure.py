@@ -114,8 +114,11 @@ def measure(
             for name in implementations:
                 workers[name] = Worker(name, threads)
                 rows[name] = _empty(workload, name, machine, dtype, protocol)
-                if name == "jdl":
-                    workers[name].ask("make", folder=folder, dtype=dtype, threads=threads, **chosen)
+            made = {"folder": folder, "dtype": dtype, "threads": threads, **chosen}
+            ours = {"jdl": workers["jdl"]}
+            _each(ours, rows, lambda worker, _: worker.ask("make", **made))
+            if "error" in rows["jdl"]:
+                return [rows["jdl"]]  # there is nothing for the others to begin from
             _each(workers, rows, lambda w, row: _start(w, row, folder, chosen, protocol))
             _judge(rows, dtype)
             blocks = _interleave(workers, rows, protocol)
@@ -192,6 +195,8 @@ def _judge(rows: dict[str, dict[str, Any]], dtype: str) -> None:
     """Compares every row's first step and curve with jdl's."""
     limits = TOLERANCES[dtype]
     if "error" in rows["jdl"]:
+        for row in rows.values():
+            row.setdefault("error", "there is no row of jdl to compare it with")
         return
     reference = dict(rows["jdl"]["parity"])
     for row in rows.values():
@@ -248,10 +253,13 @@ def _finish(
     dtype: str,
 ) -> None:
     """Turns seconds into rates, shares of the limits, and ratios."""
-    ours = workers["jdl"]
     limits: dict[str, float] = {}
-    if "error" not in rows["jdl"]:
-        limits = {**ours.ask("ceilings", dtype=dtype), **_prefixed(ours.ask("cost", folder=folder))}
+
+    def look(worker: Worker, row: dict[str, Any]) -> None:
+        limits.update(worker.ask("ceilings", dtype=dtype))
+        limits.update(_prefixed(worker.ask("cost", folder=folder)))
+
+    _each({"jdl": workers["jdl"]}, rows, look)
 
     def fill(worker: Worker, row: dict[str, Any]) -> None:
         row["peak_bytes"] = worker.ask("peak")

@@ -42,7 +42,6 @@ class Server:
 
     def __init__(self) -> None:
         self._trainer: Trainer | None = None
-        self._module: Any = None
 
     def answer(self, do: str, **arguments: Any) -> Any:
         """Does one thing."""
@@ -69,9 +68,9 @@ class Server:
 
             self._trainer = ours.build(pick(**chosen), case)
             return jdl.__version__
-        self._module = importlib.import_module(f"benchmarks.peers.{framework}")
-        self._trainer = self._module.build(case, variant or "default")
-        return str(self._module.VERSION)
+        peer = importlib.import_module(f"benchmarks.peers.{framework}")
+        self._trainer = peer.build(case, variant or "default")
+        return str(peer.VERSION)
 
     def peak(self) -> int:
         """Most bytes that were in use: of the accelerator, else of the process."""

@@ -72,7 +72,7 @@ class Block(nn.Module):
             dtype=self.dtype,
             name="outer",
         )
-        hidden = outer(ops.gelu(inner(layer_norm(self.dtype, "norm2")(x))))
+        hidden = outer(nn.gelu(inner(layer_norm(self.dtype, "norm2")(x))))
         return x + nn.Dropout(self.dropout, deterministic=not train)(hidden)
 
 

@@ -1,6 +1,5 @@
 """Operations with gradients of their own where XLA's are slow; equal to their plain definition."""
 
-from jdl.ops.activation import gelu
 from jdl.ops.attention import attention
 from jdl.ops.convolution import conv_general_dilated
 from jdl.ops.cross_entropy import linear_cross_entropy
@@ -12,7 +11,6 @@ __all__ = [
     "attention",
     "conv_general_dilated",
     "embedding",
-    "gelu",
     "gru",
     "gru_step",
     "linear_cross_entropy",
