@@ -58,7 +58,7 @@ def points(name: str) -> Iterator[dict[str, Any]]:
         done = subprocess.run(
             [sys.executable, "-m", "benchmarks.curves", "--point", name, str(index)],
             cwd=ROOT,
-            env={**os.environ, "XLA_FLAGS": flags},
+            env={**os.environ, "XLA_FLAGS": flags, "JAX_ENABLE_COMPILATION_CACHE": "false"},
             capture_output=True,
             text=True,
             check=False,

@@ -63,6 +63,7 @@ class Worker:
                 **os.environ,
                 **dict.fromkeys(limits, str(threads)),
                 "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # several share the device
+                "JAX_ENABLE_COMPILATION_CACHE": "false",  # compiling is measured too
             },
         )
 

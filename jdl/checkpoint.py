@@ -7,14 +7,12 @@ arrays and JSON only.
 """
 
 import dataclasses
-import gc
 import hashlib
 import json
 import logging
 import os
 import re
 import shutil
-import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -24,6 +22,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from jdl.errors import UserError
+from jdl.parallel import path_name
 from jdl.state import TrainState
 from jdl.typing import Json, PyTree
 
@@ -137,25 +136,20 @@ class Store:
             self._writer.close()
 
     def _read(self, path: Path, like: TrainState) -> tuple[TrainState, Json]:
-        args = self._args.StandardRestore(_plain_like(like))
+        wanted, state = _plain_like(like), (path / "state").resolve()
         try:
             meta = json.loads((path / "meta.json").read_text())
             if not isinstance(meta, dict):
                 raise ValueError("meta.json holds no object")
-        except (OSError, ValueError, RecursionError) as error:
-            raise UserError(f"checkpoint {path.name} cannot be read: {error}") from error
-        plain, reason = None, ""
-        try:
-            plain = self._writer.restore((path / "state").resolve(), args=args)
-        except Exception as error:  # whatever tensorstore and Orbax make of foreign contents
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-        if plain is None:
-            _drop_reads()
-            raise UserError(f"checkpoint {path.name} does not fit the model: {reason}")
-        state = dataclasses.replace(
-            like, **{**plain, "key": jax.random.wrap_key_data(plain["key"])}
-        )
-        return state, meta
+            found = self._writer.metadata(state).item_metadata.tree
+        except Exception as error:  # whatever Orbax makes of foreign contents
+            raise UserError(f"checkpoint {path.name} cannot be read: {_reason(error)}") from error
+        # Compared first: a restore that fails leaves reads behind that complain in their threads.
+        if difference := _difference(found, wanted):
+            raise UserError(f"checkpoint {path.name} does not fit the model: {difference}")
+        plain = self._writer.restore(state, args=self._args.StandardRestore(wanted))
+        key = jax.random.wrap_key_data(plain["key"])
+        return dataclasses.replace(like, **{**plain, "key": key}), meta
 
     def _finish(self, path: Path, meta: str, keep: set[int]) -> None:
         """Completes a checkpoint, then deletes what is no longer wanted; runs in the thread."""
@@ -191,15 +185,6 @@ class Store:
 
     def _complete(self) -> list[Path]:
         return [path for path in self._all() if (path / MANIFEST).is_file()]
-
-
-def _drop_reads() -> None:
-    """Frees the reads that a failed restore left unfinished; each would complain as it ends."""
-    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
-    try:
-        gc.collect()
-    finally:
-        sys.unraisablehook = hook
 
 
 def verify(path: Path) -> str:
@@ -286,6 +271,27 @@ def _plain_like(like: TrainState) -> dict[str, PyTree]:
     }
 
 
+def _difference(found: PyTree, wanted: PyTree) -> str:
+    """The first array that one tree of arrays has otherwise than the other; empty for none."""
+    ours, theirs = _arrays(wanted), _arrays(found)
+    for name in sorted({*ours, *theirs}):
+        one, other = theirs.get(name, "not there"), ours.get(name, "not there")
+        if one != other:
+            return f"{name} is {one} in the checkpoint and {other} in the model"
+    return ""
+
+
+def _arrays(tree: PyTree) -> dict[str, str]:
+    """Dtype and shape of each array by its name."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {path_name(path): f"{leaf.dtype} {leaf.shape}" for path, leaf in leaves}
+
+
 def _unwritten(path: Path, error: Exception) -> UserError:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return UserError(f"checkpoint {path} could not be written ({reason}); earlier ones are intact")
+    return UserError(
+        f"checkpoint {path} could not be written ({_reason(error)}); earlier ones are intact"
+    )
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

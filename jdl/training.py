@@ -15,6 +15,7 @@ import numpy as np
 from jdl import record
 from jdl.allocator import keep_memory
 from jdl.checkpoint import Store
+from jdl.compilation import keep_compiled
 from jdl.data.arrays import Arrays
 from jdl.data.splits import Splits
 from jdl.errors import UserError
@@ -52,6 +53,7 @@ def train(
       Interrupted: on SIGTERM or Ctrl-C, after saving.
     """
     keep_memory()
+    keep_compiled()
     name = file.name if file else "experiment"
     temporary = None if workdir else tempfile.mkdtemp(prefix="jdl-")
     workdir = Path(workdir or temporary or ".")
@@ -118,6 +120,7 @@ def open_run(workdir: Path, experiment: Experiment, name: str) -> Run:
     Raises:
       UserError: the directory holds no checkpoint of this experiment.
     """
+    keep_compiled()
     run = Run(experiment, name, workdir)
     store = Store(workdir / "checkpoints", run.say)
     try:

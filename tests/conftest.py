@@ -1,12 +1,16 @@
 """Two virtual devices and checked types for every test; set before JAX starts its backend."""
 
 import os
-
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
-os.environ.pop("TFDS_DATA_DIR", None)
+import tempfile
 
 from beartype import BeartypeConf
 from beartype.claw import beartype_package
+
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+os.environ.pop("TFDS_DATA_DIR", None)
+# What is compiled is kept for this process and those that it starts, and then forgotten.
+_caches = tempfile.TemporaryDirectory(prefix="jdl-tests-")
+os.environ["XDG_CACHE_HOME"] = _caches.name
 
 # Checks every annotated argument and result of the package while it is tested; not of the state,
 # in whose place JAX puts shapes, shardings and None while it maps over trees, nor of operations

@@ -1,7 +1,6 @@
 """Checkpoints: exact, vouched for, and harmless whatever lies in their directory."""
 
 import contextlib
-import gc
 import hashlib
 import json
 import os
@@ -264,14 +263,9 @@ def test_where_all_are_damaged_nothing_is_restored_or_deleted(pair):
     assert {path: path.read_bytes() for path in files(pair)} == before
 
 
-def test_a_model_of_another_shape_is_refused_in_one_sentence_and_no_more(saved, monkeypatch):
-    said = []
-    monkeypatch.setattr(sys, "unraisablehook", said.append)
-    with pytest.raises(UserError, match=r"2\.0 does not fit the model"):
+def test_a_model_of_another_shape_is_refused_in_one_sentence(saved):
+    with pytest.raises(UserError, match=r"2\.0 does not fit the model: .* is float32 .* and "):
         newest(saved, like(make_state(0, size=8)))
-    gc.collect()
-    # What TensorStore's own threads say later, of no object, is not ours to keep quiet.
-    assert not [each for each in said if each.object is not None], "reads complain when freed"
 
 
 def test_a_save_behind_the_training_keeps_the_bytes_of_donated_buffers(tmp_path):
