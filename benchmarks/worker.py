@@ -116,8 +116,9 @@ def make(folder: str, dtype: str, threads: int, **chosen: Any) -> None:
     from benchmarks import ours
     from jdl.allocator import keep_memory
 
-    keep_memory()
-    case = ours.make_case(pick(**chosen), dtype, threads)
+    workload = pick(**chosen)
+    keep_memory(workload.load(dtype).malloc_arenas)
+    case = ours.make_case(workload, dtype, threads)
     plain = dataclasses.asdict(case)
     arrays = {f"{part}/{k}": v for part in ("params", "arrays") for k, v in plain.pop(part).items()}
     np.savez(Path(folder) / "case.npz", **arrays)

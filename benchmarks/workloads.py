@@ -13,6 +13,12 @@ Arrays = dict[str, np.ndarray]
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 
+ONEDNN = (
+    ("xla_cpu_use_onednn", "True"),
+    ("xla_cpu_experimental_onednn_fusion_type", "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"),
+)
+"""Matrix products by oneDNN, which on CPUs is the fastest from a few hundred rows and columns."""
+
 ADAM = {"optimizer": "adam", "optimizer.learning_rate": 1e-4, "optimizer.eps": 1e-7}
 """What every implementation optimises with; an experiment's own schedule is left out."""
 
@@ -73,14 +79,18 @@ def gpt(
     batch: int,
     heads: int,
     vocabulary: int = 65,
+    **settings: Any,
 ) -> Workload:
-    """A GPT of any size."""
+    """A GPT of any size, with further settings of the experiment by path."""
     shape = {"layers": layers, "width": width, "context": context, "heads": heads}
     return Workload(
         name="transformer",
         size=size,
         experiment="shakespeare_char_gpt",
-        changes={f"model.{k}": v for k, v in {**shape, "vocabulary": vocabulary}.items()},
+        changes={
+            **{f"model.{k}": v for k, v in {**shape, "vocabulary": vocabulary}.items()},
+            **settings,
+        },
         batch=batch,
         tokens=context,
         draw=_text(vocabulary, context),
@@ -129,5 +139,6 @@ def workloads(accelerator: bool) -> tuple[Workload, ...]:
         large = {"layers": 12, "width": 768, "context": 1024, "heads": 12, "vocabulary": 50_304}
         return mlp(), cnn(256), lstm(), gpt("GPT-2 124M", batch=32, **large)
     tiny = gpt("tiny", layers=4, width=128, context=64, batch=12, heads=4)
-    small = gpt("small", layers=6, width=384, context=256, batch=8, heads=6)
+    shape = {"layers": 6, "width": 384, "context": 256, "batch": 8, "heads": 6}
+    small = gpt("small", **shape, compiler_options=ONEDNN, malloc_arenas=1)
     return mlp(), cnn(), lstm(), tiny, small

@@ -19,5 +19,6 @@ experiment = Experiment(
     epochs=5,
     batch_size=32,
     steps_per_dispatch=25,
+    malloc_arenas=0,
     log_every=375,
 )

@@ -141,11 +141,13 @@ class Store:
             meta = json.loads((path / "meta.json").read_text())
             if not isinstance(meta, dict):
                 raise ValueError("meta.json holds no object")
-            found = self._writer.metadata(state).item_metadata.tree
+            found = self._writer.metadata(state).item_metadata
+            if found is None:
+                raise ValueError("it describes no arrays")
         except Exception as error:  # whatever Orbax makes of foreign contents
             raise UserError(f"checkpoint {path.name} cannot be read: {_reason(error)}") from error
         # Compared first: a restore that fails leaves reads behind that complain in their threads.
-        if difference := _difference(found, wanted):
+        if difference := _difference(found.tree, wanted):
             raise UserError(f"checkpoint {path.name} does not fit the model: {difference}")
         plain = self._writer.restore(state, args=self._args.StandardRestore(wanted))
         key = jax.random.wrap_key_data(plain["key"])

@@ -24,7 +24,8 @@ def keep_compiled() -> Path | None:
       The directory, or None where the user has chosen otherwise or it is not safe to use.
     """
     config = jax.config
-    if config.jax_compilation_cache_dir or not config.jax_enable_compilation_cache:
+    own = config.values["jax_compilation_cache_dir"]
+    if own or not config.values["jax_enable_compilation_cache"]:
         return None
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     directory = caches / "jdl" / "compiled"

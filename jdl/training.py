@@ -52,7 +52,7 @@ def train(
         nothing already saved is lost.
       Interrupted: on SIGTERM or Ctrl-C, after saving.
     """
-    keep_memory()
+    keep_memory(experiment.malloc_arenas)
     keep_compiled()
     name = file.name if file else "experiment"
     temporary = None if workdir else tempfile.mkdtemp(prefix="jdl-")

@@ -47,6 +47,7 @@ def write(path, text=FILE, seed: int | str = 0):
         ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
         ({"batch_size": -4}, "batch_size must be at least 1, not -4"),
         ({"accumulate": 0}, "accumulate must be at least 1"),
+        ({"malloc_arenas": -1}, "malloc_arenas must not be negative"),
         ({"steps_per_dispatch": 0}, "steps_per_dispatch must be at least 1"),
         ({"log_every": 0}, "log_every must be at least 1"),
         ({"stop_after_skipped": 0}, "stop_after_skipped must be at least 1"),

@@ -24,7 +24,7 @@ class SelfAttention(nn.Module):
     ) -> jax.Array:
         """(batch, time, width); `mask` (batch, 1, time, time) is True where attention may go."""
         batch, time, width = x.shape
-        dense = {"dtype": self.dtype, "bias_init": nn.initializers.zeros}
+        dense = {"dtype": self.dtype, "dot_general": ops.dot_general}
         joint = nn.Dense(3 * width, kernel_init=nn.initializers.normal(0.02), name="qkv", **dense)
         query, key, value = jnp.split(joint(x), 3, axis=-1)
         shape = (batch, time, self.heads, width // self.heads)
@@ -64,15 +64,17 @@ class Block(nn.Module):
             self.expansion * width,
             kernel_init=nn.initializers.normal(0.02),
             dtype=self.dtype,
+            dot_general=ops.dot_general,
             name="inner",
         )
         outer = nn.Dense(
             width,
             kernel_init=nn.initializers.normal(self.output_stddev),
             dtype=self.dtype,
+            dot_general=ops.dot_general,
             name="outer",
         )
-        hidden = outer(nn.gelu(inner(layer_norm(self.dtype, "norm2")(x))))
+        hidden = outer(ops.gelu(inner(layer_norm(self.dtype, "norm2")(x))))
         return x + nn.Dropout(self.dropout, deterministic=not train)(hidden)
 
 
