@@ -10,6 +10,7 @@ import json
 import os
 import resource
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -52,6 +53,7 @@ class Server:
             "ceilings": ceilings,
             "cost": cost,
             "peak": self.peak,
+            "profile": self.profile,
         }
         if do in known:
             return known[do](**arguments)
@@ -71,6 +73,25 @@ class Server:
         peer = importlib.import_module(f"benchmarks.peers.{framework}")
         self._trainer = peer.build(case, variant or "default")
         return str(peer.VERSION)
+
+    def profile(self, steps: int) -> dict[str, tuple[float, int]]:
+        """Milliseconds and number of each kind of event while JAX takes some steps."""
+        import jax
+
+        assert self._trainer is not None
+        options = jax.profiler.ProfileOptions()
+        options.python_tracer_level, options.host_tracer_level = 0, 3
+        events: dict[str, tuple[float, int]] = {}
+        with tempfile.TemporaryDirectory() as folder:
+            with jax.profiler.trace(folder, profiler_options=options):
+                self._trainer.run(steps)
+            path = next(Path(folder).rglob("*.xplane.pb"))
+            for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
+                for line in plane.lines:
+                    for event in line.events:
+                        total, count = events.get(event.name, (0.0, 0))
+                        events[event.name] = (total + event.duration_ns / 1e6, count + 1)
+        return events
 
     def peak(self) -> int:
         """Most bytes that were in use: of the accelerator, else of the process."""
