@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import compare, measure, ours, report, statistics
+from benchmarks import compare, measure, ours, profiles, report, statistics
 from benchmarks.trainer import first_batch
 from benchmarks.workloads import gpt, workloads
 from jdl.errors import UserError
@@ -155,3 +155,20 @@ def test_torch_begins_as_jdl_does():
     mine, other = ours.Bare(TINY.load("fp32"), case), torch.build(case, "eager")
     np.testing.assert_allclose(other.gradient(), mine.gradient(), rtol=1e-4)
     np.testing.assert_allclose(other.curve(5), mine.curve(5), rtol=1e-4)
+
+
+def test_an_instruction_is_described_by_the_program_that_ran(tmp_path):
+    (tmp_path / "module_1.init.cpu_after_optimizations.txt").write_text(
+        '\nENTRY %main () -> f32[] {\n  %other.1 = f32[2]{0} add(%a, %b), metadata={op_name="x/y"}\n}'
+    )
+    (tmp_path / "module_2.step.cpu_after_optimizations.txt").write_text(
+        "\n%inner (p: f32[8,4], q: f32[4,2]) -> f32[8,2] {\n"
+        "  %p = f32[8,4]{1,0} parameter(0)\n  %q = f32[4,2]{1,0} parameter(1)\n"
+        "  ROOT %dot.1 = f32[8,2]{1,0} dot(%p, %q), lhs_contracting_dims={1}\n}\n"
+        "\nENTRY %main () -> f32[] {\n"
+        "  %fusion.3 = f32[8,2]{1,0} fusion(%a, %b), kind=kCustom, calls=%inner\n"
+        '  ROOT %tanh.2 = f32[8]{0} tanh(%c), metadata={op_name="jit(f)/GPT/block_3/inner/tanh"}\n'
+        "}\n"
+    )
+    found = profiles.describe(tmp_path, {"fusion.3", "tanh.2", "ThunkExecutor::Execute"})
+    assert found == {"fusion.3": "dot f32[8,4] f32[4,2]", "tanh.2": "block/inner/tanh"}
