@@ -159,7 +159,7 @@ def test_torch_begins_as_jdl_does():
 
 def test_an_instruction_is_described_by_the_program_that_ran(tmp_path):
     (tmp_path / "module_1.init.cpu_after_optimizations.txt").write_text(
-        '\nENTRY %main () -> f32[] {\n  %other.1 = f32[2]{0} add(%a, %b), metadata={op_name="x/y"}\n}'
+        "\nENTRY %main () -> f32[] {\n  %other.1 = f32[2]{0} add(%a, %b), metadata={}\n}"
     )
     (tmp_path / "module_2.step.cpu_after_optimizations.txt").write_text(
         "\n%inner (p: f32[8,4], q: f32[4,2]) -> f32[8,2] {\n"
