@@ -40,7 +40,7 @@ def measure(workload: Workload) -> dict[str, float]:
     from benchmarks import ours
 
     case = ours.make_case(workload, "fp32", os.cpu_count() or 1)
-    trainer = ours.Bare(workload.load("fp32"), case)
+    trainer = ours.Bare(ours.load(workload, "fp32"), case)
     begun = time.perf_counter()
     trainer.run(1)
     first = time.perf_counter() - begun

@@ -49,7 +49,7 @@ class Failed(Exception):
 class Worker:
     """An implementation in a process of its own."""
 
-    def __init__(self, implementation: str, threads: int) -> None:
+    def __init__(self, implementation: str, threads: int, **environment: str) -> None:
         self.implementation = implementation
         limits = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
         self._process = subprocess.Popen(
@@ -64,6 +64,7 @@ class Worker:
                 **dict.fromkeys(limits, str(threads)),
                 "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # several share the device
                 "JAX_ENABLE_COMPILATION_CACHE": "false",  # compiling is measured too
+                **environment,
             },
         )
 
@@ -106,7 +107,7 @@ def measure(
     protocol: Protocol,
 ) -> list[dict[str, Any]]:
     """A row per implementation; `jdl` comes first and the others are compared with it."""
-    chosen = {"name": workload.name, "size": workload.size}
+    chosen = workload.key
     threads = machine["cores"]
     rows: dict[str, dict[str, Any]] = {}
     workers: dict[str, Worker] = {}

@@ -14,6 +14,7 @@ import optax
 import jdl
 from benchmarks.trainer import Case, first_batch
 from benchmarks.workloads import Workload
+from jdl.allocator import keep_memory
 from jdl.optimizers import Optimizer
 from jdl.parallel import Steps
 from jdl.state import TrainState
@@ -22,7 +23,7 @@ from jdl.step import Program, transform
 
 def make_case(workload: Workload, dtype: str, threads: int) -> Case:
     """A workload with the initial weights that every implementation begins from."""
-    experiment = workload.load(dtype)
+    experiment = load(workload, dtype)
     arrays = workload.examples(200 * workload.batch if workload.loop else None)
     program = make_program(experiment)
     batch = {name: array[: workload.batch] for name, array in arrays.items()}
@@ -41,6 +42,13 @@ def make_case(workload: Workload, dtype: str, threads: int) -> Case:
         rate=optimizer.learning_rate,
         eps=optimizer.eps,
     )
+
+
+def load(workload: Workload, dtype: str) -> jdl.Experiment:
+    """The workload's experiment, in a process whose memory is kept as `jdl train` keeps it."""
+    experiment = workload.load(dtype)
+    keep_memory(experiment.malloc_arenas)
+    return experiment
 
 
 def make_program(experiment: jdl.Experiment) -> Program:
@@ -134,7 +142,7 @@ class Loop(Bare):
 
 def build(workload: Workload, case: Case) -> Bare:
     """The trainer of a workload."""
-    return (Loop if case.loop else Bare)(workload.load(case.dtype), case)
+    return (Loop if case.loop else Bare)(load(workload, case.dtype), case)
 
 
 def _plain(model: Any) -> list[Any]:

@@ -30,26 +30,33 @@ OVERHEAD = re.compile(r"^(ThunkExecutor|PjitFunction|end: |Slinky|CommonPjRt|Par
 """Names of what contains other events, or waits for them."""
 
 
-def profile(workload: Workload, implementation: str, threads: int) -> tuple[float, dict[str, Any]]:
+def make(workload: Workload, threads: int, folder: str) -> None:
+    """Writes the case that both begin from: the bare step, also where the loop is what is timed."""
+    maker = Worker("jdl", threads)
+    try:
+        maker.ask("make", folder=folder, dtype="fp32", threads=threads, **workload.key)
+    finally:
+        maker.close()
+    case = Path(folder) / "case.json"
+    case.write_text(json.dumps({**json.loads(case.read_text()), "loop": False}))
+
+
+def profile(
+    workload: Workload, implementation: str, threads: int, folder: str
+) -> tuple[float, dict[str, Any]]:
     """Milliseconds of a step, and of each operation in it, in a process of its own."""
-    chosen = {"name": workload.name, "size": workload.size}
-    flags = os.environ.get("XLA_FLAGS", "")
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["XLA_FLAGS"] = f"{flags} --xla_dump_to={folder}/hlo --xla_dump_hlo_as_text"
-        worker = Worker(implementation, threads)
-        os.environ["XLA_FLAGS"] = flags
-        try:
-            worker.ask("make", folder=folder, dtype="fp32", threads=threads, **chosen)
-            case = Path(folder) / "case.json"  # the bare step, also where the loop is what is timed
-            case.write_text(json.dumps({**json.loads(case.read_text()), "loop": False}))
-            worker.ask("load", implementation=implementation, folder=folder, **chosen)
-            worker.ask("run", steps=2)
-            steps = max(2, round(SECONDS / worker.ask("run", steps=1)))
-            second = worker.ask("run", steps=steps) / steps
-            events = worker.ask("profile", steps=steps)
-        finally:
-            worker.close()
-        names = describe(Path(folder) / "hlo", events)
+    dump = Path(folder) / implementation
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_dump_to={dump} --xla_dump_hlo_as_text"
+    worker = Worker(implementation, threads, XLA_FLAGS=flags)
+    try:
+        worker.ask("load", implementation=implementation, folder=folder, **workload.key)
+        worker.ask("run", steps=2)
+        steps = max(2, round(SECONDS / worker.ask("run", steps=1)))
+        second = worker.ask("run", steps=steps) / steps
+        events = worker.ask("profile", steps=steps)
+    finally:
+        worker.close()
+    names = describe(dump, events)
     costs: dict[str, Any] = collections.defaultdict(lambda: [0.0, 0.0])
     for name, (milliseconds, count) in events.items():
         if not OVERHEAD.match(name):
@@ -87,12 +94,14 @@ def _purpose(line: str, bodies: dict[str, str]) -> str:
 
 def lines(workload: Workload, threads: int, top: int) -> Iterator[str]:
     """The text for one workload."""
-    for title, implementation in (("before", "flax"), ("after", "jdl")):
-        step, costs = profile(workload, implementation, threads)
-        yield f"\n{workload.name} {workload.size}, {title} ({implementation}): {step:.2f} ms a step"
-        order = sorted(costs.items(), key=lambda item: -item[1][0])
-        for name, (milliseconds, count) in order[:top]:
-            yield f"{milliseconds:10.2f} ms in {count:6.1f}  {name}"
+    with tempfile.TemporaryDirectory() as folder:
+        make(workload, threads, folder)
+        for title, name in (("before", "flax"), ("after", "jdl")):
+            step, costs = profile(workload, name, threads, folder)
+            yield f"\n{workload.name} {workload.size}, {title} ({name}): {step:.2f} ms a step"
+            order = sorted(costs.items(), key=lambda item: -item[1][0])
+            for operation, (milliseconds, count) in order[:top]:
+                yield f"{milliseconds:10.2f} ms in {count:6.1f}  {operation}"
 
 
 def main(

@@ -20,6 +20,7 @@ import numpy as np
 
 from benchmarks.trainer import Case, Trainer
 from benchmarks.workloads import Workload, workloads
+from jdl.errors import first_line
 
 
 def main() -> None:
@@ -32,8 +33,7 @@ def main() -> None:
         try:
             reply: dict[str, Any] = {"value": serve(**json.loads(line))}
         except Exception as error:
-            text = (str(error).strip() or type(error).__name__).splitlines()[0]
-            reply = {"error": f"{type(error).__name__}: {text}"}
+            reply = {"error": f"{type(error).__name__}: {first_line(error)}"}
         reply["seconds"] = time.perf_counter() - begun
         print(json.dumps(reply), file=answers, flush=True)
 
@@ -135,11 +135,8 @@ def processor() -> str:
 def make(folder: str, dtype: str, threads: int, **chosen: Any) -> None:
     """Writes the case that every implementation reads."""
     from benchmarks import ours
-    from jdl.allocator import keep_memory
 
-    workload = pick(**chosen)
-    keep_memory(workload.load(dtype).malloc_arenas)
-    case = ours.make_case(workload, dtype, threads)
+    case = ours.make_case(pick(**chosen), dtype, threads)
     plain = dataclasses.asdict(case)
     arrays = {f"{part}/{k}": v for part in ("params", "arrays") for k, v in plain.pop(part).items()}
     np.savez(Path(folder) / "case.npz", **arrays)

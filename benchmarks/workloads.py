@@ -36,6 +36,11 @@ class Workload:
     loop: bool = False  # time the whole training loop, not the bare step
     draw: Callable[[np.random.Generator, int], Arrays]  # random examples, never zeros
 
+    @property
+    def key(self) -> dict[str, str]:
+        """What names it among all, as a worker is told."""
+        return {"name": self.name, "size": self.size}
+
     def load(self, dtype: str) -> jdl.Experiment:
         """The experiment at this size, with the optimizer that all implementations share."""
         file = jdl.load(EXPERIMENTS / f"{self.experiment}.py")

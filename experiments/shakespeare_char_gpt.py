@@ -26,7 +26,7 @@ experiment = Experiment(
     ),
     hooks=(Progress(), TensorBoard(), Evaluate(every=500), Checkpoint(every=500)),
     steps=2000,
-    malloc_arenas=0,
     batch_size=12,
+    malloc_arenas=0,
     log_every=100,
 )

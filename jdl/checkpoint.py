@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jdl.errors import UserError
+from jdl.errors import UserError, first_line
 from jdl.parallel import path_name
 from jdl.state import TrainState
 from jdl.typing import Json, PyTree
@@ -145,7 +145,9 @@ class Store:
             if found is None:
                 raise ValueError("it describes no arrays")
         except Exception as error:  # whatever Orbax makes of foreign contents
-            raise UserError(f"checkpoint {path.name} cannot be read: {_reason(error)}") from error
+            raise UserError(
+                f"checkpoint {path.name} cannot be read: {first_line(error)}"
+            ) from error
         # Compared first: a restore that fails leaves reads behind that complain in their threads.
         if difference := _difference(found.tree, wanted):
             raise UserError(f"checkpoint {path.name} does not fit the model: {difference}")
@@ -291,9 +293,5 @@ def _arrays(tree: PyTree) -> dict[str, str]:
 
 def _unwritten(path: Path, error: Exception) -> UserError:
     return UserError(
-        f"checkpoint {path} could not be written ({_reason(error)}); earlier ones are intact"
+        f"checkpoint {path} could not be written ({first_line(error)}); earlier ones are intact"
     )
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

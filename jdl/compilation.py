@@ -1,5 +1,6 @@
 """What was compiled is kept for the next process."""
 
+import functools
 import logging
 import os
 from pathlib import Path
@@ -12,6 +13,7 @@ SHORTEST = 0.1
 """Seconds of compiling from which a result is kept."""
 
 
+@functools.cache
 def keep_compiled() -> Path | None:
     """Turns JAX's compilation cache on, in a directory of this user alone.
 

@@ -8,6 +8,11 @@ class UserError(Exception):
     """A mistake in what was asked for; the command line prints it without a traceback."""
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, without further lines; its type's name where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def nearest(name: str, candidates: Iterable[str]) -> str:
     """Returns `"; did you mean 'x'?"` for the candidate most like `name`, or an empty string."""
     same = {candidate.replace("-", "_").lower(): candidate for candidate in candidates}

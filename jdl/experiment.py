@@ -18,7 +18,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jdl.data.base import Data
-from jdl.errors import UserError, nearest
+from jdl.errors import UserError, first_line, nearest
 from jdl.hooks import (
     Checkpoint,
     Evaluate,
@@ -143,7 +143,7 @@ def load(name: str | Path) -> ExperimentFile:
             frames = traceback.extract_tb(error.__traceback__)
             here = [f.lineno for f in frames if Path(f.filename).resolve() == path.resolve()]
             line = here[-1] if here else getattr(error, "lineno", None)
-            message = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            message = f"{type(error).__name__}: {first_line(error)}"
             raise UserError(f"{path}, line {line}: {message}") from error
     experiment = getattr(module, "experiment", None)
     if not isinstance(experiment, Experiment):

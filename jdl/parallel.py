@@ -17,7 +17,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jdl.data.pipeline import read
-from jdl.errors import UserError
+from jdl.errors import UserError, first_line
 from jdl.metrics import Metrics, Packed
 from jdl.state import TrainState
 from jdl.step import Program, evaluate, init, loop, predict, update
@@ -285,8 +285,9 @@ def supported(options: tuple[tuple[str, str], ...]) -> dict[str, Any]:
         try:
             jax.jit(lambda x: x, compiler_options={name: value}).lower(0.0).compile()
         except Exception as error:  # of jaxlib, and not public
-            reason = (str(error).splitlines() or [""])[0]
-            _log.warning("the compiler option %s=%s is left out: %s", name, value, reason)
+            _log.warning(
+                "the compiler option %s=%s is left out: %s", name, value, first_line(error)
+            )
         else:
             found[name] = value
     return found

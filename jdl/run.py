@@ -13,7 +13,7 @@ import numpy as np
 from jdl import metrics as metrics_lib
 from jdl.data.pipeline import Pipeline, Resident, Shard, batches, read, stack, transformed
 from jdl.data.splits import Splits
-from jdl.errors import UserError
+from jdl.errors import UserError, first_line
 from jdl.experiment import Experiment
 from jdl.interrupt import Interrupted, Interruption
 from jdl.logging import MetricsLog
@@ -185,9 +185,8 @@ class Run:
             raise
         except Exception as error:
             shapes = {name: value.shape[1:] for name, value in arrays.items()}
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(
-                f"the model cannot take examples of shapes {shapes}: {reason}"
+                f"the model cannot take examples of shapes {shapes}: {first_line(error)}"
             ) from error
 
     def timed(self, function: Callable[..., Any], *args: Any) -> Any:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from jdl.errors import UserError
+from jdl.errors import UserError, first_line
 
 # No file within the originals comes near this: a longer one is a decompression bomb.
 LARGEST_BYTES = 256 << 20
@@ -135,5 +135,5 @@ def bounded(stream: Any, path: Path) -> bytes:
 
 def damaged(path: Path, error: BaseException) -> UserError:
     """What to say of a file that cannot be read."""
-    reason = next(iter(str(error).splitlines()), type(error).__name__)  # some have several lines
-    return UserError(f"{path} is truncated, damaged or unreadable ({reason.rstrip(':')})")
+    reason = first_line(error).rstrip(":")
+    return UserError(f"{path} is truncated, damaged or unreadable ({reason})")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jdl.data.base import Data, Example, Source, default_data_dir
-from jdl.errors import UserError, nearest
+from jdl.errors import UserError, first_line, nearest
 
 HASHED_BYTES = 1 << 24
 """Of a larger file, the fingerprint covers this many bytes of its start and of its end."""
@@ -139,8 +139,9 @@ class TFDS(Data):
             builder = tfds.builder(self.name, data_dir=root, file_format="array_record")
             builder.download_and_prepare()
         except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UserError(f"data set {self.name!r} could not be prepared: {reason}") from error
+            raise UserError(
+                f"data set {self.name!r} could not be prepared: {first_line(error)}"
+            ) from error
         return Path(builder.data_dir)
 
     def _missing(self, root: Path) -> str:

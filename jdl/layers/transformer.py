@@ -56,6 +56,7 @@ class Block(nn.Module):
     ) -> jax.Array:
         """(batch, time, width) to the same."""
         width = x.shape[-1]
+        dense = {"dtype": self.dtype, "dot_general": ops.dot_general}
         attention = SelfAttention(
             self.heads, self.causal, self.dropout, self.output_stddev, self.dtype, name="attention"
         )
@@ -63,17 +64,11 @@ class Block(nn.Module):
         inner = nn.Dense(
             self.expansion * width,
             kernel_init=nn.initializers.normal(0.02),
-            dtype=self.dtype,
-            dot_general=ops.dot_general,
             name="inner",
+            **dense,
         )
-        outer = nn.Dense(
-            width,
-            kernel_init=nn.initializers.normal(self.output_stddev),
-            dtype=self.dtype,
-            dot_general=ops.dot_general,
-            name="outer",
-        )
+        init = nn.initializers.normal(self.output_stddev)
+        outer = nn.Dense(width, kernel_init=init, name="outer", **dense)
         hidden = outer(ops.gelu(inner(layer_norm(self.dtype, "norm2")(x))))
         return x + nn.Dropout(self.dropout, deterministic=not train)(hidden)
 

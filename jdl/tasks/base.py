@@ -58,8 +58,9 @@ def _mode(model: nn.Module, train: bool) -> Any:
 class Task:
     """A learning problem as pure functions over the arrays of a batch.
 
-    A subclass defines `loss`, `evaluate` and `predict`; a game, whose players descend different
-    losses, defines `gradient` instead of `loss`.
+    A subclass defines `measure` and `predict`. It overrides `score` where metrics need more than
+    the model's output for `inputs`, `loss` where what is minimised is no metric, and `gradient`
+    where there is no one loss, as in a game whose players descend different ones.
     """
 
     inputs: str = "image"  # name of the model's input in a batch
@@ -70,13 +71,31 @@ class Task:
         mode: Any = _mode(model, False)
         return dict(model.init(key, batch[self.inputs], **mode))
 
-    def loss(
+    def measure(self, outputs: Any, batch: Batch) -> dict[str, Any]:
+        """Mergeable metrics of the model's outputs; rows whose `mask` is False never count.
+
+        `loss`, a `Mean`, is what training minimises.
+        """
+        raise NotImplementedError
+
+    def score(
         self,
         model: nn.Module,
         params: PyTree,
         state: TrainState,
         batch: Batch,
-        key: Key,
+        *,
+        train: bool,
+        key: Key | None = None,
+    ) -> tuple[dict[str, Any], dict[str, PyTree]]:
+        """Mergeable metrics of one batch, and the model's collections after it."""
+        outputs, collections = forward(
+            model, params, state.collections, batch[self.inputs], train=train, key=key
+        )
+        return self.measure(outputs, batch), collections
+
+    def loss(
+        self, model: nn.Module, params: PyTree, state: TrainState, batch: Batch, key: Key
     ) -> tuple[jax.Array, jax.Array, dict[str, PyTree], Metrics]:
         """The training loss of one batch, kept as a total and a weight.
 
@@ -86,7 +105,8 @@ class Task:
           collections: the model's collections after this batch.
           metrics: mergeable metrics of this batch.
         """
-        raise NotImplementedError
+        metrics, collections = self.score(model, params, state, batch, train=True, key=key)
+        return metrics["loss"].total, metrics["loss"].count, collections, metrics
 
     def gradient(
         self, model: nn.Module, state: TrainState, batch: Batch, key: Key
@@ -108,7 +128,7 @@ class Task:
 
     def evaluate(self, model: nn.Module, state: TrainState, batch: Batch) -> Metrics:
         """Mergeable metrics of one batch; rows whose `mask` is False never count."""
-        raise NotImplementedError
+        return self.score(model, state.params, state, batch, train=False)[0]
 
     def predict(self, model: nn.Module, state: TrainState, batch: Batch) -> Any:
         """The prediction for each row of `batch[self.inputs]`."""

@@ -11,10 +11,10 @@ import numpy as np
 import optax
 
 from jdl.errors import UserError
-from jdl.metrics import Mean, Metrics
+from jdl.metrics import Mean
 from jdl.state import TrainState
 from jdl.tasks.base import Task, forward
-from jdl.typing import Batch, Key, PyTree
+from jdl.typing import Batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,20 +24,15 @@ class BinaryClassification(Task):
     Metrics: `loss` in nats and `accuracy` as a fraction.
     """
 
-    def loss(
-        self, model: nn.Module, params: PyTree, state: TrainState, batch: Batch, key: Key
-    ) -> tuple[jax.Array, jax.Array, dict[str, PyTree], Metrics]:
-        """See `Task.loss`; the weight is the number of unmasked examples."""
-        logits, collections = forward(
-            model, params, state.collections, batch[self.inputs], train=True, key=key
-        )
-        metrics = self._metrics(logits, batch)
-        return metrics["loss"].total, metrics["loss"].count, collections, metrics
-
-    def evaluate(self, model: nn.Module, state: TrainState, batch: Batch) -> Metrics:
+    def measure(self, outputs: jax.Array, batch: Batch) -> dict[str, Mean]:
         """`loss` and `accuracy`."""
-        logits, _ = forward(model, state.params, state.collections, batch[self.inputs], train=False)
-        return self._metrics(logits, batch)
+        labels = batch[self.targets].astype(jnp.float32)
+        logits = outputs[:, 0].astype(jnp.float32)
+        right = (logits > 0) == (labels > 0)
+        return {
+            "loss": Mean.of(optax.sigmoid_binary_cross_entropy(logits, labels), batch["mask"]),
+            "accuracy": Mean.of(right.astype(jnp.float32), batch["mask"]),
+        }
 
     def predict(self, model: nn.Module, state: TrainState, batch: Batch) -> jax.Array:
         """Probability of class 1, (batch,) float32."""
@@ -54,12 +49,3 @@ class BinaryClassification(Task):
                 f"{where}: {self.targets!r} holds {labels[wrong[0]]} at row {wrong[0]}, where "
                 f"binary classification needs 0 or 1 per example"
             )
-
-    def _metrics(self, logits: jax.Array, batch: Batch) -> dict[str, Mean]:
-        labels = batch[self.targets].astype(jnp.float32)
-        logits = logits[:, 0].astype(jnp.float32)
-        right = (logits > 0) == (labels > 0)
-        return {
-            "loss": Mean.of(optax.sigmoid_binary_cross_entropy(logits, labels), batch["mask"]),
-            "accuracy": Mean.of(right.astype(jnp.float32), batch["mask"]),
-        }

@@ -31,6 +31,14 @@ class Classification(Task):
         if not 0 <= self.label_smoothing < 1:
             raise UserError(f"label_smoothing is a share in [0, 1), not {self.label_smoothing}")
 
+    def measure(self, outputs: jax.Array, batch: Batch) -> dict[str, Mean]:
+        """`loss`, without smoothing, and `accuracy`."""
+        right = jnp.argmax(outputs, -1) == batch[self.targets]
+        return {
+            "loss": Mean.of(self._cross_entropy(outputs, batch, 0.0), batch["mask"]),
+            "accuracy": Mean.of(right.astype(jnp.float32), batch["mask"]),
+        }
+
     def loss(
         self, model: nn.Module, params: PyTree, state: TrainState, batch: Batch, key: Key
     ) -> tuple[jax.Array, jax.Array, dict[str, PyTree], Metrics]:
@@ -38,16 +46,11 @@ class Classification(Task):
         logits, collections = forward(
             model, params, state.collections, batch[self.inputs], train=True, key=key
         )
-        metrics = self._metrics(logits, batch)
+        metrics = self.measure(logits, batch)
         loss = metrics["loss"]
         if self.label_smoothing:
             loss = Mean.of(self._cross_entropy(logits, batch, self.label_smoothing), batch["mask"])
         return loss.total, loss.count, collections, metrics
-
-    def evaluate(self, model: nn.Module, state: TrainState, batch: Batch) -> Metrics:
-        """`loss` and `accuracy`."""
-        logits, _ = forward(model, state.params, state.collections, batch[self.inputs], train=False)
-        return self._metrics(logits, batch)
 
     def predict(self, model: nn.Module, state: TrainState, batch: Batch) -> jax.Array:
         """Class probabilities, (batch, classes) float32."""
@@ -82,10 +85,3 @@ class Classification(Task):
             return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         soft = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), smoothing)
         return optax.softmax_cross_entropy(logits, soft)
-
-    def _metrics(self, logits: jax.Array, batch: Batch) -> dict[str, Mean]:
-        right = jnp.argmax(logits, -1) == batch[self.targets]
-        return {
-            "loss": Mean.of(self._cross_entropy(logits, batch, 0.0), batch["mask"]),
-            "accuracy": Mean.of(right.astype(jnp.float32), batch["mask"]),
-        }

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jdl.errors import UserError
-from jdl.metrics import Mean, Metrics, Perplexity
+from jdl.metrics import Mean, Perplexity
 from jdl.state import TrainState
 from jdl.tasks.base import Task, forward
 from jdl.typing import Batch, Key, PyTree
@@ -35,16 +35,26 @@ class LanguageModeling(Task):
         """See `Task.init`."""
         return super().init(model, key, {self.inputs: batch[self.inputs][:, :-1]})
 
-    def loss(
-        self, model: nn.Module, params: PyTree, state: TrainState, batch: Batch, key: Key
-    ) -> tuple[jax.Array, jax.Array, dict[str, PyTree], Metrics]:
-        """See `Task.loss`; the weight is the number of predicted tokens."""
-        metrics, collections = self._score(model, params, state, batch, train=True, key=key)
-        return metrics["loss"].total, metrics["loss"].count, collections, metrics
-
-    def evaluate(self, model: nn.Module, state: TrainState, batch: Batch) -> Metrics:
-        """`loss` and `perplexity`."""
-        return self._score(model, state.params, state, batch, train=False)[0]
+    def score(
+        self,
+        model: nn.Module,
+        params: PyTree,
+        state: TrainState,
+        batch: Batch,
+        *,
+        train: bool,
+        key: Key | None = None,
+    ) -> tuple[dict[str, Mean], dict[str, PyTree]]:
+        """See `Task.score`; `loss` and `perplexity`, whose weight is the number of tokens."""
+        tokens = batch[self.inputs]
+        known = (tokens[:, 1:] >= 0) & batch["mask"][:, None]
+        weights, tokens = known.astype(jnp.float32), jnp.maximum(tokens, 0)
+        total, collections = forward(
+            model, params, state.collections, tokens[:, :-1], tokens[:, 1:], weights,
+            train=train, key=key,
+        )  # fmt: skip
+        count = weights.sum()
+        return {"loss": Mean(total, count), "perplexity": Perplexity(total, count)}, collections
 
     def predict(self, model: nn.Module, state: TrainState, batch: Batch) -> jax.Array:
         """Probabilities of the token after each of the window's but the last, float32."""
@@ -66,15 +76,3 @@ class LanguageModeling(Task):
                 f"{where}: tokens lie between {tokens.min()} and {tokens.max()}, where the model "
                 f"knows 0..{size - 1}"
             )
-
-    def _score(
-        self, model: nn.Module, params: PyTree, state: TrainState, batch: Batch, **mode: Any
-    ) -> tuple[dict[str, Mean], dict[str, PyTree]]:
-        tokens = batch[self.inputs]
-        known = (tokens[:, 1:] >= 0) & batch["mask"][:, None]
-        weights, tokens = known.astype(jnp.float32), jnp.maximum(tokens, 0)
-        total, collections = forward(
-            model, params, state.collections, tokens[:, :-1], tokens[:, 1:], weights, **mode
-        )
-        count = weights.sum()
-        return {"loss": Mean(total, count), "perplexity": Perplexity(total, count)}, collections

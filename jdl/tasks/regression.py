@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jdl.errors import UserError
-from jdl.metrics import Mean, Metrics, RootMean
+from jdl.metrics import Mean, RootMean
 from jdl.state import TrainState
 from jdl.tasks.base import Task, forward
-from jdl.typing import Batch, Key, PyTree
+from jdl.typing import Batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,20 +24,18 @@ class Regression(Task):
     error), `rmse` and `mae`, each a mean over examples and target elements.
     """
 
-    def loss(
-        self, model: nn.Module, params: PyTree, state: TrainState, batch: Batch, key: Key
-    ) -> tuple[jax.Array, jax.Array, dict[str, PyTree], Metrics]:
-        """See `Task.loss`; the weight is the number of unmasked target elements."""
-        output, collections = forward(
-            model, params, state.collections, batch[self.inputs], train=True, key=key
-        )
-        metrics = self._metrics(output, batch)
-        return metrics["loss"].total, metrics["loss"].count, collections, metrics
-
-    def evaluate(self, model: nn.Module, state: TrainState, batch: Batch) -> Metrics:
-        """`loss`, `rmse` and `mae`."""
-        output, _ = forward(model, state.params, state.collections, batch[self.inputs], train=False)
-        return self._metrics(output, batch)
+    def measure(self, outputs: jax.Array, batch: Batch) -> dict[str, Mean]:
+        """`loss`, `rmse` and `mae`; the weight of `loss` is the number of target elements."""
+        targets = batch[self.targets].astype(jnp.float32)
+        error = outputs.astype(jnp.float32).reshape(targets.shape) - targets
+        mask = batch["mask"].reshape((-1,) + (1,) * (targets.ndim - 1))
+        mask = jnp.broadcast_to(mask, targets.shape)
+        squared = Mean.of(jnp.square(error), mask)
+        return {
+            "loss": squared,
+            "rmse": RootMean(squared.total, squared.count),
+            "mae": Mean.of(jnp.abs(error), mask),
+        }
 
     def predict(self, model: nn.Module, state: TrainState, batch: Batch) -> jax.Array:
         """The model's output in float32, with the shape that the model gives it."""
@@ -53,15 +51,3 @@ class Regression(Task):
                 f"{where}: the model's outputs have shape {outputs.shape[1:]} per example, "
                 f"the targets {self.targets!r} {shape}"
             )
-
-    def _metrics(self, output: jax.Array, batch: Batch) -> dict[str, Mean]:
-        targets = batch[self.targets].astype(jnp.float32)
-        error = output.astype(jnp.float32).reshape(targets.shape) - targets
-        mask = batch["mask"].reshape((-1,) + (1,) * (targets.ndim - 1))
-        mask = jnp.broadcast_to(mask, targets.shape)
-        squared = Mean.of(jnp.square(error), mask)
-        return {
-            "loss": squared,
-            "rmse": RootMean(squared.total, squared.count),
-            "mae": Mean.of(jnp.abs(error), mask),
-        }
