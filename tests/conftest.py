@@ -3,6 +3,7 @@
 import os
 import tempfile
 
+import pytest
 from beartype import BeartypeConf
 from beartype.claw import beartype_package
 
@@ -19,3 +20,14 @@ beartype_package(
     "jdl",
     conf=BeartypeConf(is_pep484_tower=True, claw_skip_package_names=("jdl.state", "jdl.ops")),
 )
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """The directory of a run of `tests.breaks` that was never stopped."""
+    import jdl
+    from tests.breaks import make_experiment
+
+    workdir = tmp_path_factory.mktemp("plain") / "run"
+    jdl.train(make_experiment(), workdir)
+    return workdir

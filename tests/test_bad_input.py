@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
-import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 import jdl
 import jdl.logging
@@ -23,18 +21,6 @@ from jdl.hooks import Checkpoint, EarlyStopping, Evaluate
 from jdl.models import CNN, MLP
 from jdl.optimizers import SGD
 from jdl.tasks import Classification, Regression
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """Compiles each program only when a test of this file first meets it."""
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
-    compilation_cache.reset_cache()
-    yield
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
-    jax.config.update("jax_compilation_cache_dir", None)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture(autouse=True)

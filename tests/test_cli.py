@@ -10,7 +10,6 @@ import jax
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
-from jax.experimental.compilation_cache import compilation_cache
 
 import jdl
 from jdl.__main__ import main
@@ -43,18 +42,6 @@ CHANGES = {
 }
 FLAGS = ["--optimizer", "sgd", "--optimizer.learning-rate", "0.1", "--hooks.2.every=3"]
 FLAGS += ["--model.widths", "4", "3"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """Compiles each program only when a test of this file first meets it."""
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
-    compilation_cache.reset_cache()
-    yield
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
-    jax.config.update("jax_compilation_cache_dir", None)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,9 @@ import tomllib
 import types
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from jdl.__main__ import main
 
@@ -26,23 +24,16 @@ BLOCK = re.compile(
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _cheap_compilation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Compiles without optimizing, and once: the guides run a few small programs many times."""
-    cheap = {
-        "jax_disable_most_optimizations": True,
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-    }
-    before = {name: jax.config.values[name] for name in cheap}
-    _configure(cheap)
+def _cheap_compilation() -> Iterator[None]:
+    """Compiles without optimizing: the guides run small programs."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    _leave_unoptimized(True)
     yield
-    _configure(before)
+    _leave_unoptimized(before)
 
 
-def _configure(options: dict[str, Any]) -> None:
-    for name, value in options.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
+def _leave_unoptimized(value: bool) -> None:
+    jax.config.update("jax_disable_most_optimizations", value)
     jax.clear_caches()
 
 

@@ -8,7 +8,6 @@ import flax.linen as nn
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from sklearn.linear_model import LinearRegression
 
 import jdl
@@ -18,18 +17,6 @@ from jdl.optimizers import SGD, Adam
 from jdl.tasks import Classification, Regression
 
 GENERATOR = np.random.default_rng(0)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """Compiles each program only when a test of this file first meets it."""
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
-    compilation_cache.reset_cache()
-    yield
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
-    jax.config.update("jax_compilation_cache_dir", None)
-    compilation_cache.reset_cache()
 
 
 class Network(nn.Module):

@@ -6,7 +6,6 @@ import shutil
 
 import jax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 import jdl
 from jdl.__main__ import main
@@ -38,18 +37,6 @@ from jdl.data import TFDS
 
 experiment = dataclasses.replace(experiment, data=TFDS("absent", data_dir="nowhere"))
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """Compiles each program only when a test of this file first meets it."""
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
-    compilation_cache.reset_cache()
-    yield
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
-    jax.config.update("jax_compilation_cache_dir", None)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,114 @@
+"""Originals are downloaded once and checked; without a network it is said where to put them."""
+
+import dataclasses
+import hashlib
+import http.server
+import socket
+import threading
+from types import SimpleNamespace
+
+import pytest
+
+import jdl.data.prepare
+from jdl.data.download import checksums, fetch
+from jdl.data.prepare import RECIPES, prepare
+from jdl.errors import UserError
+from tests.data.originals import contents, in_order, read, same, write_mnist
+
+
+class Handler(http.server.SimpleHTTPRequestHandler):
+    """Serves files, and says of those called `short` that they are longer than they are."""
+
+    def send_header(self, keyword, value):
+        if keyword == "Content-Length" and "short" in self.path:
+            value = str(int(value) + 5)
+        super().send_header(keyword, value)
+
+    def log_message(self, format, *args):
+        pass
+
+
+@pytest.fixture
+def site(tmp_path):
+    """Serves the folder `site` of the temporary directory."""
+    (tmp_path / "site").mkdir()
+
+    def handler(*arguments):
+        return Handler(*arguments, directory=str(tmp_path / "site"))
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def from_site(monkeypatch, name, site):
+    recipes = [
+        dataclasses.replace(recipe, urls=tuple(f"{site}/{file}" for file in recipe.files))
+        for recipe in RECIPES
+        if recipe.name == name
+    ]
+    monkeypatch.setattr(jdl.data.prepare, "RECIPES", recipes)
+
+
+def test_originals_are_downloaded_once(tmp_path, site, monkeypatch):
+    from_site(monkeypatch, "mnist", site)
+    examples = write_mnist(tmp_path / "site")
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
+    said = []
+    path = prepare("mnist", report=said.append)
+    assert path == tmp_path / "data/mnist/3.0.1"
+    assert same(read(path, "train"), in_order("train", examples["train"]))
+    assert contents(tmp_path / "data/downloads/mnist") == contents(tmp_path / "site")
+    assert len([sentence for sentence in said if sentence.startswith("downloading")]) == 4
+
+    for file in (tmp_path / "site").iterdir():
+        file.unlink()
+    said.clear()
+    prepare("mnist", overwrite=True, report=said.append)
+    assert not [sentence for sentence in said if sentence.startswith("downloading")]
+
+
+def test_without_network(tmp_path, monkeypatch):
+    with socket.socket() as closed:  # bound, but nobody listens
+        closed.bind(("127.0.0.1", 0))
+        site = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        from_site(monkeypatch, "cifar10", site)
+        with pytest.raises(UserError) as caught:
+            prepare("cifar10", data_dir=tmp_path)
+    assert f"{site}/cifar-10-binary.tar.gz (" in str(caught.value)
+    assert "--from DIR, a directory with cifar-10-binary.tar.gz" in str(caught.value)
+    with pytest.raises(UserError, match="holds neither cifar-10-binary"):
+        prepare("cifar10", data_dir=tmp_path, download=False)
+
+
+def test_a_download_is_checked(tmp_path, site):
+    data = b"the original"
+    for name in ("whole", "short", "empty"):
+        (tmp_path / "site" / name).write_bytes(b"" if name == "empty" else data)
+    folder = tmp_path / "downloads"
+    known = SimpleNamespace(size=len(data), checksum=hashlib.sha256(data).hexdigest())
+    other = SimpleNamespace(size=len(data), checksum=hashlib.sha256(b"The original").hexdigest())
+    for name, record, message in (
+        ("whole", other, "its SHA-256 differs"),
+        ("short", None, "gave only 12 bytes"),
+        ("empty", None, "gave only 0 bytes"),
+        ("absent", None, r"cannot download .*/absent \(HTTP Error 404: .*--from DIR"),
+    ):
+        url = f"{site}/{name}"
+        with pytest.raises(UserError, match=message):
+            fetch((url,), folder, known={url: record} if record else {}, report=len)
+        assert list(folder.iterdir()) == []
+    fetch((f"{site}/whole",), folder, known={f"{site}/whole": known}, report=len)
+    assert contents(folder) == {"whole": data}
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
+def test_the_catalogue_knows_what_is_downloaded(recipe):
+    known = checksums(recipe.name)
+    if recipe.name == "multi30k":  # not in the catalogue
+        assert known == {}
+    else:
+        assert all(len(known[url].checksum) == 64 for url in recipe.urls)

@@ -1,0 +1,194 @@
+"""What ends a run early and which checkpoints are kept: scores decide, and skipped steps."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jdl
+from jdl.errors import UserError
+from jdl.hooks import Checkpoint, EarlyStopping, Evaluate
+from jdl.tasks import Classification
+from jdl.typing import Event
+from tests import kill_resume
+from tests.runs import Scored, make_experiment, read_rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Faulty(Classification):
+    """Classification whose loss is NaN at some steps."""
+
+    steps: tuple[int, ...]
+
+    def loss(self, model, params, state, batch, key):
+        total, weight, collections, metrics = super().loss(model, params, state, batch, key)
+        bad = jnp.isin(state.step + 1, jnp.asarray(self.steps, jnp.int32))
+        return jnp.where(bad, jnp.nan, 1) * total, weight, collections, metrics
+
+
+class FakeRun:
+    """What a listener asks of its run, without a run."""
+
+    steps, steps_per_epoch, splits = 1000, 10, ("train", "validation")
+    workdir, traces, dispatched = Path("nowhere"), {}, 0
+
+    def __init__(self, hook):
+        self.saves = self.stops = 0
+        self.experiment = make_experiment(Evaluate(), hook)
+
+    def save(self):
+        self.saves += 1
+
+    def stop(self, reason):
+        self.stops += 1
+
+    def evaluate(self, split, state=None):
+        raise AssertionError
+
+    log = say = evaluate
+
+
+def drive(hook, scores, resume_at=()):
+    """Gives a listener scores as evaluations do; returns it, the steps saved, and when it stopped.
+
+    At some steps it is made anew from its state, as in a resumed run.
+    """
+    run = FakeRun(hook)
+    listener, saved, stopped = hook.build(run), [], None
+    for step, value in enumerate(scores, 1):
+        run.saves = 0
+        listener.row({"step": step, "split": "validation", "metrics": {"loss": 1, "score": value}})
+        timing = {"seconds": 0.0}
+        listener(Event(step=step, epoch=0.0, metrics={}, state=object(), timing=timing))
+        saved += [step] if run.saves else []
+        if run.stops:
+            stopped = step
+            break
+        if step in resume_at:
+            state = json.loads(json.dumps(listener.state()))
+            listener = hook.build(run)
+            listener.restore(state)
+    return listener, saved, stopped
+
+
+def early_stopping(scores, mode, patience, min_delta):
+    """When to stop and what was best, from the definition: (step or None, best step)."""
+    sign = 1 if mode == "max" else -1
+    best, best_step = -math.inf, None
+    for step, value in enumerate(scores, 1):
+        if sign * value > best + min_delta:
+            best, best_step = sign * value, step
+        if step - (best_step or 0) >= patience:
+            return step, best_step
+    return None, best_step
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+@pytest.mark.parametrize(("patience", "min_delta"), [(1, 0.0), (3, 0.0), (2, 1.5)])
+def test_early_stopping_counts_evaluations_without_improvement(mode, patience, min_delta):
+    hook = EarlyStopping(
+        metric="validation.score", mode=mode, patience=patience, min_delta=min_delta
+    )
+    random, stops = np.random.default_rng(0), set()
+    for _ in range(100):
+        scores = random.integers(0, 6, 8).astype(float).tolist()
+        expected = early_stopping(scores, mode, patience, min_delta)
+        for resume_at in ((), random.integers(1, 9, 3).tolist()):
+            listener, saved, stopped = drive(hook, scores, resume_at)
+            assert (stopped, listener.weights_step()) == expected, scores
+            assert listener.pins() == {expected[1]}
+            assert saved[-1] == expected[1], "the weights to go back to are saved"
+        stops.add(stopped)
+    assert len(stops) > 2
+
+
+def test_early_stopping_goes_back_to_the_best_weights(tmp_path):
+    scores = (9.0, 9.0, 5.0, 5.0, 3.0, 3.0, 4.0, 4.0, 4.0, 1.0, 1.0, 1.0, 1.0)  # by step
+    hooks = (Evaluate(every=2), EarlyStopping(metric="validation.score", patience=2))
+    task = Scored(scores=scores)
+    run = jdl.train(make_experiment(*hooks, task=task, steps=12), tmp_path / "run")
+    rows = read_rows(tmp_path / "run", "validation")
+    assert [row["step"] for row in rows] == [2, 4, 6, 8]
+    assert run.result["step"] == 8
+    assert run.result["metrics"]["validation"] == rows[1]["metrics"]
+    assert int(run.state.step) == 4
+    again = jdl.train(make_experiment(*hooks, task=task, steps=12), tmp_path / "run")
+    assert again.evaluate("validation") == rows[1]["metrics"]
+    assert 4 in kill_resume.checkpoints(tmp_path / "run")
+
+
+def test_a_score_that_does_not_exist_is_named(tmp_path):
+    for metric, message in [
+        ("validation", "SPLIT.NAME"),
+        ("test.loss", "test.loss is never scored"),
+        ("validation.bleu", "no metric 'bleu' of validation .*loss"),
+    ]:
+        hooks = (Evaluate(every=2), EarlyStopping(metric=metric))
+        with pytest.raises(UserError, match=message):
+            jdl.train(make_experiment(*hooks), tmp_path / metric)
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_checkpoints_of_the_last_and_the_best_are_kept(mode):
+    hook = Checkpoint(every=2, keep=2, best=3, metric="validation.score", mode=mode)
+    random, sign = np.random.default_rng(1), 1 if mode == "min" else -1
+    for _ in range(50):
+        scores = random.permutation(9).astype(float).tolist()
+        listener, saved, _ = drive(hook, scores, random.integers(1, 10, 3).tolist())
+        best = sorted(range(1, 10), key=lambda step: sign * scores[step - 1])[:3]
+        assert listener.pins() == {6, 8, *best}
+        assert {2, 4, 6, 8, *best} <= set(saved)
+
+
+def test_a_score_that_is_no_number_is_never_the_best():
+    nan = math.nan
+    hook = Checkpoint(every=100, best=1, metric="validation.score")
+    for scores in ([nan, 2.0, 1.0, nan], [2.0, nan, 1.0, 3.0], [nan, nan, 1.0, nan]):
+        assert drive(hook, scores)[0].pins() == {3}
+    hook = EarlyStopping(metric="validation.score", patience=9)
+    assert drive(hook, [nan, 2.0, 1.0, nan])[0].weights_step() == 3
+
+
+def test_other_checkpoints_are_deleted(tmp_path):
+    scores = (9.0, 9.0, 5.0, 5.0, 1.0, 1.0, 4.0, 4.0, 2.0, 2.0, 3.0, 3.0, 3.0)  # by step
+    checkpoint = Checkpoint(every=3, keep=1, best=2, metric="validation.score")
+    experiment = make_experiment(
+        Evaluate(every=2), checkpoint, task=Scored(scores=scores), steps=11
+    )
+    jdl.train(experiment, tmp_path / "run")
+    saved = kill_resume.checkpoints(tmp_path / "run")
+    assert saved == [4, 8, 9, 11], "two best, one regular, and the end"
+
+
+def test_a_skipped_step_is_logged_with_the_positions_of_its_batch(tmp_path):
+    task = Faulty(steps=(2, 4, 5))
+    run = jdl.train(make_experiment(task=task, stop_after_skipped=3, log_every=3), tmp_path / "run")
+    rows = read_rows(tmp_path / "run", "skipped")
+    assert [(row["step"], row["metrics"]) for row in rows] == [
+        (step, {"first_position": 8 * (step - 1), "last_position": 8 * step - 1})
+        for step in (2, 4, 5)
+    ]
+    train = [row["metrics"] for row in read_rows(tmp_path / "run", "train")]
+    assert [metrics["skipped"] for metrics in train] == pytest.approx([1 / 3, 2 / 3])
+    assert all(math.isfinite(metrics["loss"]) for metrics in train)
+    assert run.result["step"] == 6
+    assert all(math.isfinite(m["loss"]) for m in run.result["metrics"].values())
+
+
+def test_many_skipped_steps_in_a_row_end_the_run_with_one_sentence(tmp_path):
+    task = Faulty(steps=tuple(range(3, 20)))
+    experiment = make_experiment(
+        Checkpoint(every=1, keep=1), task=task, stop_after_skipped=4, steps=20
+    )
+    for _ in range(2):  # the second time it goes on from step 5 and still counts from step 3
+        with pytest.raises(UserError) as ended:
+            jdl.train(experiment, tmp_path / "run")
+        assert "not finite for 4 steps in a row, up to step 6: the run stops" in str(ended.value)
+        assert "\n" not in str(ended.value)
+        assert kill_resume.checkpoints(tmp_path / "run") == [5]
+        assert [row["step"] for row in read_rows(tmp_path / "run", "skipped")] == [3, 4, 5, 6]
+    assert not (tmp_path / "run" / "result.json").exists()
