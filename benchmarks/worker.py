@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.trainer import Case, Trainer
-from benchmarks.workloads import Workload, workloads
+from benchmarks.workloads import Workload, gru, workloads
 from jdl.errors import first_line
 
 
@@ -66,8 +66,10 @@ class Server:
         case = read_case(Path(folder))
         if framework == "jdl":
             import jdl
-            from benchmarks import ours
+            from benchmarks import ours, plain
 
+            if variant:
+                plain.use(variant.removeprefix("plain_"))
             self._trainer = ours.build(pick(**chosen), case)
             return jdl.__version__
         peer = importlib.import_module(f"benchmarks.peers.{framework}")
@@ -106,7 +108,7 @@ class Server:
 
 def pick(name: str, size: str) -> Workload:
     """The workload of this name and size."""
-    every = (*workloads(False), *workloads(True))
+    every = (*workloads(False), *workloads(True), gru())
     return next(w for w in every if (w.name, w.size) == (name, size))
 
 

@@ -1,5 +1,6 @@
 """What is timed: experiments of this repository at stated sizes, on random data."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,6 +114,13 @@ def lstm(batch: int = 128, length: int = 200, width: int = 128) -> Workload:
         tokens=length,
         draw=_reviews(10_000, length),
     )
+
+
+def gru() -> Workload:
+    """The IMDb network with a GRU in place of the LSTM."""
+    plain = lstm()
+    changes = {**plain.changes, "model.cell": "gru"}
+    return dataclasses.replace(plain, size="GRU, T=200, 128", changes=changes)
 
 
 def cnn(batch: int = 32) -> Workload:

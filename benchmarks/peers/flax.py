@@ -59,12 +59,13 @@ class CNN(nn.Module):
         return nn.Dense(self.outputs, dtype=self.dtype, name="logits")(x)
 
 
-class LSTM(nn.Module):
-    """Embedding, LSTM, and a dense layer on its last state; tokens (batch, time) to logits."""
+class RNN(nn.Module):
+    """Embedding, recurrent layer, dense layer on its last state; tokens (batch, time) to logits."""
 
     vocabulary: int  # tokens that have an embedding
     features: int  # of an embedding
-    units: int  # of the LSTM
+    units: int  # of the recurrent layer
+    cell: str  # lstm or gru
     outputs: int  # units of the last layer
     dtype: Any  # of the computation
 
@@ -72,9 +73,9 @@ class LSTM(nn.Module):
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """Applies the layers."""
         x = nn.Embed(self.vocabulary, self.features, dtype=self.dtype)(tokens)
-        cell = nn.OptimizedLSTMCell(self.units, dtype=self.dtype, name="cell")
-        (_, last), _ = nn.RNN(cell, return_carry=True)(x)
-        return nn.Dense(self.outputs, dtype=self.dtype, name="logits")(last)
+        kind = {"lstm": nn.OptimizedLSTMCell, "gru": nn.GRUCell}[self.cell]
+        x = nn.RNN(kind(self.units, dtype=self.dtype, name="cell"))(x)[:, -1]
+        return nn.Dense(self.outputs, dtype=self.dtype, name="logits")(x)
 
 
 class Block(nn.Module):
@@ -118,7 +119,7 @@ class GPT(nn.Module):
         return embed.attend(nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm")(x))
 
 
-MODELS = {"mlp": MLP, "cnn": CNN, "lstm": LSTM, "transformer": GPT}
+MODELS = {"mlp": MLP, "cnn": CNN, "lstm": RNN, "transformer": GPT}
 
 
 def loss_function(case: Case) -> tuple[Callable[[Any, Batch], jax.Array], Any, Batch]:
@@ -224,8 +225,8 @@ def _convert(case: Case) -> Any:
     """jdl's weights in Flax's layout: attention by heads, the LSTM's gates each on its own."""
     params: dict[str, np.ndarray] = {}
     for path, array in case.params.items():
-        if path.startswith("LSTM_0"):
-            params |= _gates(path.removeprefix("LSTM_0."), array)
+        if path.startswith(("LSTM_0", "GRU_0")):
+            params |= _gates(*path.split("."), array)
         elif ".attention." in path:
             params |= _heads(path, array, case.model["heads"])
         else:
@@ -233,11 +234,18 @@ def _convert(case: Case) -> Any:
     return unflatten_dict(params, sep=".")
 
 
-def _gates(name: str, array: np.ndarray) -> dict[str, np.ndarray]:
-    """Splits the gates for input, forgetting, output and the candidate."""
-    path = {"kernel": "cell.i{}.kernel", "recurrent": "cell.h{}.kernel", "bias": "cell.h{}.bias"}
-    parts = np.split(array, 4, axis=-1)
-    return {path[name].format(gate): part for gate, part in zip("ifog", parts, strict=True)}
+def _gates(layer: str, name: str, array: np.ndarray) -> dict[str, np.ndarray]:
+    """Splits the gates, and says where Flax's cells have them."""
+    inner, outer = "cell.i{}.kernel", "cell.h{}.kernel"
+    if layer == "LSTM_0":
+        gates, bias = "ifog", "cell.h{}.bias"
+    else:
+        gates, bias = "rzn", "cell.i{}.bias"
+    if name == "recurrent_bias":
+        return {"cell.hn.bias": array}
+    path = {"kernel": inner, "recurrent": outer, "bias": bias}[name]
+    parts = np.split(array, len(gates), axis=-1)
+    return {path.format(gate): part for gate, part in zip(gates, parts, strict=True)}
 
 
 def _heads(path: str, array: np.ndarray, heads: int) -> dict[str, np.ndarray]:

@@ -6,8 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jdl import ops
 from jdl.layers import BatchNorm
-from jdl.ops import conv_general_dilated, max_pool
 
 
 class CNN(nn.Module):
@@ -34,11 +34,11 @@ class CNN(nn.Module):
                 padding=self.padding,
                 use_bias=not self.batch_norm,  # the norm subtracts it again
                 dtype=self.dtype,
-                conv_general_dilated=conv_general_dilated,
+                conv_general_dilated=ops.conv_general_dilated,
             )(x)
             if self.batch_norm:
                 x = BatchNorm(dtype=self.dtype)(x, train)
-            x = max_pool(nn.relu(x))
+            x = nn.relu(ops.max_pool(x))
         x = x.reshape(x.shape[0], -1)
         for width in self.dense:
             x = nn.relu(nn.Dense(width, dtype=self.dtype)(x))
