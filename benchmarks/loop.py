@@ -2,60 +2,98 @@
 
     python -m benchmarks.loop digits_mlp --steps 2000
 
-The bare step is called on one batch that lies on the device; the loop also feeds, logs and counts.
-Both run in turn, several times; the ratio of steps per second is given round by round.
+The bare step is called on one batch that lies on the device; the pipeline alone makes batches and
+lays them on the device; the loop does both, logs and counts. All run in turn, several times; the
+ratio of the loop's steps per second to the bare step's is given round by round.
 """
 
 import dataclasses
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import tyro
 from tyro.conf import Positional
 
 import jdl
+from benchmarks.ours import Clock
+from jdl.allocator import keep_memory
+from jdl.errors import UserError
 from jdl.run import Run
 
 
-def bare(run: Run, steps: int) -> float:
-    """Steps per second of the compiled step alone, two of them in flight as in the loop."""
-    state = run.compiled.init(jax.random.key(0))
-    feed = jax.tree.map(jnp.asarray, run.compiled.put(next(run.feeds(0))))
-    state, last = run.compiled.update(state, feed)
+def bare(run: Run, steps: int, count: int) -> float:
+    """Steps per second of the compiled step alone, dispatched as in the loop: `count` at once."""
+    feeds = run.feeds(0)
+    if count == 1:
+        feed, step = run.compiled.put(next(feeds)), run.compiled.update
+    else:
+        stacked = jax.tree.map(lambda *each: np.stack(each), *[next(feeds) for _ in range(count)])
+        feed, step = run.compiled.put_many(stacked), run.compiled.update_many
+    feed = jax.tree.map(jnp.asarray, feed)
+    state, last = step(run.compiled.init(jax.random.key(0)), feed)
     jax.block_until_ready(state)
     begun = time.perf_counter()
-    for _ in range(steps):
-        state, metrics = run.compiled.update(state, feed)
+    for _ in range(steps // count):
+        state, metrics = step(state, feed)
         jax.block_until_ready(last)
         last = metrics
     jax.block_until_ready(state)
+    return steps // count * count / (time.perf_counter() - begun)
+
+
+def pipeline(run: Run, steps: int) -> float:
+    """Batches per second that are made and laid on the device, without any step."""
+    feeds = run.feeds(0)
+    jax.block_until_ready(run.compiled.put(next(feeds)))
+    begun = time.perf_counter()
+    for _ in range(steps):
+        last = run.compiled.put(next(feeds))
+    jax.block_until_ready(last)
     return steps / (time.perf_counter() - begun)
 
 
 def loop(experiment: jdl.Experiment, run: Run, steps: int) -> float:
     """Steps per second of `jdl.train`, without compiling, evaluating and saving."""
+    clock = Clock(after=4 * experiment.steps_per_dispatch)
+    timed = dataclasses.replace(experiment, steps=clock.after + steps, hooks=(clock,))
     with tempfile.TemporaryDirectory() as folder:
-        trained = jdl.train(experiment, Path(folder) / "run", data=run.data)
-    return trained.result["items_per_second"] / experiment.batch_size
+        jdl.train(timed, Path(folder) / "run", data=run.data)
+    return steps / (clock.readings[-1] - clock.readings[0])
 
 
 def main(experiment: Positional[str], /, steps: int = 2000, rounds: int = 5) -> None:
-    """Prints both speeds and their ratio for each round, and the median ratio."""
-    chosen = dataclasses.replace(jdl.load(experiment).experiment, steps=steps, hooks=())
+    """Prints all speeds and the loop's ratio for each round, and the median ratio."""
+    chosen = jdl.load(experiment).experiment
+    keep_memory(chosen.malloc_arenas)
+    count = chosen.steps_per_dispatch
+    steps = -(-steps // count) * count
+    chosen = dataclasses.replace(chosen, steps=steps, hooks=())
     ratios = []
     with tempfile.TemporaryDirectory() as folder:
         run = Run(chosen, "bare", Path(folder))
         for _ in range(rounds):
-            alone, whole = bare(run, steps), loop(chosen, run, steps)
+            alone, fed = bare(run, steps, count), pipeline(run, steps)
+            whole = loop(chosen, run, steps)
             ratios.append(whole / alone)
-            print(f"bare {alone:.0f} steps/s  loop {whole:.0f} steps/s  ratio {ratios[-1]:.3f}")
+            print(
+                f"bare {alone:.0f} steps/s  pipeline {fed:.0f} batches/s  loop {whole:.0f} steps/s"
+                f"  loop over bare {ratios[-1]:.3f}",
+                flush=True,
+            )
     device = f"{jax.devices()[0].device_kind}, jax {jax.__version__}"
     print(f"{experiment}: median ratio {statistics.median(ratios):.3f} ({device})")
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    try:
+        tyro.cli(main, prog="python -m benchmarks.loop")
+    except UserError as mistake:
+        sys.exit(f"benchmarks: {mistake}")
+    except ModuleNotFoundError as missing:  # what reads the experiment's data
+        sys.exit(f"benchmarks: skipped, since {missing.name} is not installed")

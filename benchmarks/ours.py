@@ -15,6 +15,7 @@ import jdl
 from benchmarks.trainer import Case, first_batch
 from benchmarks.workloads import Workload
 from jdl.allocator import keep_memory
+from jdl.hooks import Hook, Listener
 from jdl.optimizers import Optimizer
 from jdl.parallel import Steps
 from jdl.state import TrainState
@@ -116,7 +117,7 @@ class Bare:
 
 
 class Loop(Bare):
-    """`jdl.train` as a user calls it, without hooks."""
+    """`jdl.train` as a user calls it, with no hook but a clock."""
 
     def __init__(self, experiment: jdl.Experiment, case: Case) -> None:
         super().__init__(experiment, case)
@@ -129,15 +130,43 @@ class Loop(Bare):
             test_fraction=0.0,
             validation_fraction=0.0,
         )
-        self._experiment = dataclasses.replace(experiment, data=data, hooks=())
+        self._experiment = dataclasses.replace(experiment, data=data)
         self._data = Splits(data)
 
     def run(self, steps: int) -> float:
-        """See `Trainer.run`; what `jdl.train` itself says that training took."""
-        experiment = dataclasses.replace(self._experiment, steps=steps, log_every=steps)
+        """See `Trainer.run`; after some steps to warm up, since each run compiles its own."""
+        clock = Clock(after=4 * self._experiment.steps_per_dispatch)
+        experiment = dataclasses.replace(
+            self._experiment,
+            hooks=(clock,),
+            steps=clock.after + steps,
+            log_every=clock.after + steps,
+        )
         with tempfile.TemporaryDirectory() as folder:
-            result = jdl.train(experiment, Path(folder) / "run", data=self._data).result
-        return steps * experiment.batch_size / result["items_per_second"]
+            jdl.train(experiment, Path(folder) / "run", data=self._data)
+        return clock.readings[-1] - clock.readings[0]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Clock(Hook):
+    """Reads the time when a step is done, and after each one later."""
+
+    after: int  # the first step whose time is read
+    readings: list[float] = dataclasses.field(default_factory=list)
+
+    def build(self, run: Any) -> Listener:
+        """See `Hook`."""
+        del run
+        return _Reader(self)
+
+
+class _Reader(Listener):
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+
+    def __call__(self, event: Any) -> None:
+        if event.step >= self._clock.after:
+            self._clock.readings.append(time.perf_counter())
 
 
 def build(workload: Workload, case: Case) -> Bare:

@@ -1,6 +1,5 @@
 """SIGTERM and Ctrl-C, sent to real processes: code 75 within five seconds, and nothing lost."""
 
-import importlib.util
 import os
 import signal
 import subprocess
@@ -20,6 +19,7 @@ from jdl.models import MLP
 from jdl.optimizers import SGD
 from jdl.parallel import Single
 from jdl.run import Run
+from tests import kill_resume
 
 EXPERIMENT = '''
 """Says "ready" and becomes slow at the place that the environment names."""
@@ -117,34 +117,11 @@ experiment = Experiment(
 '''
 
 
-def load_script():
-    path = Path(__file__).with_name("kill_resume.py")
-    spec = importlib.util.spec_from_file_location("kill_resume", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["kill_resume"] = module  # its dataclasses look themselves up there
-    spec.loader.exec_module(module)
-    return module
-
-
-kill_resume = load_script()
-
-
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
     path = tmp_path_factory.mktemp("experiment") / "slow.py"
     path.write_text(EXPERIMENT)
     return path
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """The processes here compile the same program: its executable is kept for the next."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
-        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-        yield
 
 
 @pytest.fixture(scope="module")
