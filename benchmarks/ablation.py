@@ -20,7 +20,7 @@ USED = {
     "cnn": ("conv_general_dilated", "max_pool"),
     "lstm": ("lstm",),
     "gru": ("gru",),
-    "transformer": ("attention", "dot_general", "embedding", "gelu", "linear_cross_entropy"),
+    "transformer": ("attention", "dot_general", "linear_cross_entropy"),
 }
 """By workload, the operations that its step has."""
 

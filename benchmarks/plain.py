@@ -20,16 +20,6 @@ def attention(
     return jax.nn.dot_product_attention(query, key, value, is_causal=causal, **rest)
 
 
-def embedding(table: Array, ids: Array) -> Array:
-    """A look-up."""
-    return table[ids]
-
-
-def gelu(x: Array) -> Array:
-    """Its tanh form."""
-    return jax.nn.gelu(x, approximate=True)
-
-
 def gru(projected: Array, h: Array, kernel: Array, bias: Array) -> Array:
     """A scan."""
 
@@ -66,8 +56,6 @@ DEFINITIONS: dict[str, Any] = {
     "attention": attention,
     "conv_general_dilated": lax.conv_general_dilated,
     "dot_general": lax.dot_general,
-    "embedding": embedding,
-    "gelu": gelu,
     "gru": gru,
     "linear_cross_entropy": linear_cross_entropy,
     "lstm": lstm,

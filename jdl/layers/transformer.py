@@ -69,7 +69,7 @@ class Block(nn.Module):
         )
         init = nn.initializers.normal(self.output_stddev)
         outer = nn.Dense(width, kernel_init=init, name="outer", **dense)
-        hidden = outer(ops.gelu(inner(layer_norm(self.dtype, "norm2")(x))))
+        hidden = outer(nn.gelu(inner(layer_norm(self.dtype, "norm2")(x))))
         return x + nn.Dropout(self.dropout, deterministic=not train)(hidden)
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jdl import ops
-from jdl.layers import Block, Embed, layer_norm
+from jdl.layers import Block, layer_norm
 
 
 class GPT(nn.Module):
@@ -38,19 +38,20 @@ class GPT(nn.Module):
         train: bool = False,
     ) -> jax.Array:
         """Logits, or with targets the sum of cross-entropies."""
-        embed = Embed(self.vocabulary, self.width, stddev=0.02, dtype=self.dtype, name="tokens")
-        positions = self.param(
-            "positions", nn.initializers.normal(0.02), (self.context, self.width)
+        init = nn.initializers.normal(0.02)
+        embed = nn.Embed(
+            self.vocabulary, self.width, embedding_init=init, dtype=self.dtype, name="tokens"
         )
+        positions = self.param("positions", init, (self.context, self.width))
         x = embed(tokens) + positions[: tokens.shape[1]].astype(self.dtype)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         x = self._blocks(x, train)
         x = layer_norm(self.dtype, "norm")(x)
         if targets is None:
-            return (x @ embed.table.astype(self.dtype).T).astype(jnp.float32)
+            return embed.attend(x).astype(jnp.float32)
         weights = jnp.ones(targets.shape) if weights is None else weights
         return ops.linear_cross_entropy(
-            x.reshape(-1, self.width), embed.table, targets.reshape(-1), weights.reshape(-1)
+            x.reshape(-1, self.width), embed.embedding, targets.reshape(-1), weights.reshape(-1)
         )
 
     def _blocks(self, x: jax.Array, train: bool) -> jax.Array:

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jdl.layers import GRU, LSTM, Embed
+from jdl.layers import GRU, LSTM
 
 
 class RNN(nn.Module):
@@ -26,7 +26,8 @@ class RNN(nn.Module):
     @nn.compact
     def __call__(self, tokens: jax.Array, train: bool = False) -> jax.Array:
         """Applies the layers."""
-        x = Embed(self.vocabulary, self.features, dtype=self.dtype)(tokens)
+        init = nn.initializers.normal(0.05)
+        x = nn.Embed(self.vocabulary, self.features, embedding_init=init, dtype=self.dtype)(tokens)
         layer = {"lstm": LSTM, "gru": GRU}[self.cell]
         x = layer(self.units, dtype=self.dtype)(x)[:, -1]
         x = nn.Dropout(self.dropout, deterministic=not train)(x)

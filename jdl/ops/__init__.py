@@ -1,11 +1,9 @@
 """Operations with gradients of their own where XLA's are slow; equal to their plain definition."""
 
-from jdl.ops.activation import gelu
 from jdl.ops.attention import attention
 from jdl.ops.convolution import conv_general_dilated
 from jdl.ops.cross_entropy import linear_cross_entropy
 from jdl.ops.dot import dot_general
-from jdl.ops.embedding import embedding
 from jdl.ops.pooling import max_pool
 from jdl.ops.recurrence import gru, gru_step, lstm, lstm_step
 
@@ -13,8 +11,6 @@ __all__ = [
     "attention",
     "conv_general_dilated",
     "dot_general",
-    "embedding",
-    "gelu",
     "gru",
     "gru_step",
     "linear_cross_entropy",

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 Array = jax.Array
 
@@ -11,24 +12,36 @@ LOGITS = 1 << 24
 """Logits that are in memory at once; more are computed chunk by chunk."""
 
 
-@jax.custom_vjp
 def linear_cross_entropy(hidden: Array, kernel: Array, targets: Array, weights: Array) -> Array:
     """The weighted sum of cross-entropies of the logits `hidden kernel^T`, in nats.
 
     Equal to `optax.softmax_cross_entropy_with_integer_labels` on those logits, times `weights`,
-    summed. Tokens are taken in chunks of at most `LOGITS` logits, and where gradients are asked
-    for they are formed in the same pass (as in Hsu et al., 2024), so that no logit is computed
-    twice or kept. Reverse mode only: for `jax.jvp` use the plain form.
+    summed, which it is where there are at most `LOGITS` of them. More are computed in chunks, and
+    where gradients are asked for they are formed in the same pass (as in Hsu et al., 2024), so that
+    no logit is computed twice or kept. Then reverse mode only: for `jax.jvp` use the plain form.
 
     Args:
       hidden: (tokens, width).
       kernel: (vocabulary, width), such as a tied embedding.
       targets: (tokens,) int32.
-      weights: (tokens,) float32; not differentiated.
+      weights: (tokens,) float32; in chunks not differentiated.
 
     Returns:
       A float32 scalar.
     """
+    if hidden.shape[0] * kernel.shape[0] > LOGITS:
+        return _in_chunks(hidden, kernel, targets, weights)
+    logits = _logits(hidden, kernel)
+    return jnp.sum(weights * optax.softmax_cross_entropy_with_integer_labels(logits, targets))
+
+
+def _logits(hidden: Array, kernel: Array) -> Array:
+    operand = kernel.astype(hidden.dtype)
+    return jnp.einsum("nd,vd->nv", hidden, operand, preferred_element_type=jnp.float32)
+
+
+@jax.custom_vjp
+def _in_chunks(hidden: Array, kernel: Array, targets: Array, weights: Array) -> Array:
     return _chunked(hidden, kernel, targets, weights, gradients=False)[0]
 
 
@@ -42,7 +55,7 @@ def _backward(saved: Any, gradient: Array) -> tuple[Any, ...]:
     return dhidden * gradient.astype(dhidden.dtype), dkernel * gradient, None, None
 
 
-linear_cross_entropy.defvjp(_forward, _backward)
+_in_chunks.defvjp(_forward, _backward)
 
 
 def _chunked(
@@ -50,10 +63,8 @@ def _chunked(
 ) -> tuple[Any, ...]:
     """Sum over chunks of equal length; the last is filled up with tokens of weight zero."""
     tokens, width = hidden.shape
-    count = max(1, -(-tokens * kernel.shape[0] // LOGITS))
+    count = -(-tokens * kernel.shape[0] // LOGITS)
     size = -(-tokens // count)
-    if count == 1:
-        return _chunk(hidden, kernel, targets, weights, gradients)
     filled = count * size - tokens
     chunks = (
         jnp.pad(hidden, ((0, filled), (0, 0))).reshape(count, size, width),
@@ -76,8 +87,7 @@ def _chunked(
 def _chunk(
     hidden: Array, kernel: Array, targets: Array, weights: Array, gradients: bool
 ) -> tuple[Any, ...]:
-    operand = kernel.astype(hidden.dtype)
-    logits = jnp.einsum("nd,vd->nv", hidden, operand, preferred_element_type=jnp.float32)
+    logits = _logits(hidden, kernel)
     logits = logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True))
     exponents = jnp.exp(logits)
     sums = exponents.sum(-1)
@@ -89,4 +99,4 @@ def _chunk(
     slopes = exponents * (weights / sums)[:, None] - jnp.where(known, weights[:, None], 0.0)
     slopes = slopes.astype(hidden.dtype)
     dkernel = jnp.einsum("nv,nd->vd", slopes, hidden, preferred_element_type=jnp.float32)
-    return total, slopes @ operand, dkernel
+    return total, slopes @ kernel.astype(hidden.dtype), dkernel
