@@ -86,8 +86,10 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         sizes = [row["size"] for row in mine]
         for what in ("step_seconds", "compile_seconds"):
             seconds = [row[what] for row in mine]
-            slope = exponent(sizes, seconds)
-            axes.loglog(sizes, seconds, "o-", label=f"{what.split('_')[0]}, exponent {slope:.2f}")
+            label = what.partition("_")[0]
+            if len(mine) > 1:
+                label += f", exponent {exponent(sizes, seconds):.2f}"
+            axes.loglog(sizes, seconds, "o-", label=label)
         axes.set_xlabel(name)
         axes.legend(fontsize="x-small")
     grid[0][0].set_ylabel("seconds")

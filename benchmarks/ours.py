@@ -106,9 +106,11 @@ class Bare:
 
     def run(self, steps: int) -> float:
         """See `Trainer.run`."""
-        begun = time.perf_counter()
+        begun, before = time.perf_counter(), None
         for _ in range(steps):
-            self._state, _ = self._steps.update(self._state, self._batch)
+            self._state, metrics = self._steps.update(self._state, self._batch)
+            jax.block_until_ready(before)  # two in flight, as in the loop
+            before = metrics
         jax.block_until_ready(self._state.params)
         return time.perf_counter() - begun
 
@@ -134,17 +136,16 @@ class Loop(Bare):
         self._data = Splits(data)
 
     def run(self, steps: int) -> float:
-        """See `Trainer.run`; after some steps to warm up, since each run compiles its own."""
-        clock = Clock(after=4 * self._experiment.steps_per_dispatch)
-        experiment = dataclasses.replace(
-            self._experiment,
-            hooks=(clock,),
-            steps=clock.after + steps,
-            log_every=clock.after + steps,
-        )
+        """See `Trainer.run`; in whole dispatches, after a few, since each run compiles anew."""
+        at_once = self._experiment.steps_per_dispatch
+        taken = -(-steps // at_once) * at_once
+        clock = Clock(after=4 * at_once)
+        total = clock.after + taken
+        changes = {"hooks": (clock,), "steps": total, "log_every": total}
         with tempfile.TemporaryDirectory() as folder:
+            experiment = dataclasses.replace(self._experiment, **changes)
             jdl.train(experiment, Path(folder) / "run", data=self._data)
-        return clock.readings[-1] - clock.readings[0]
+        return (clock.readings[-1] - clock.readings[0]) * steps / taken
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -47,11 +47,6 @@ def lstm(projected: Array, h: Array, c: Array, kernel: Array) -> tuple[Array, Ar
     return hidden, last
 
 
-def max_pool(x: Array, window: tuple[int, int] = (2, 2)) -> Array:
-    """`reduce_window`."""
-    return nn.max_pool(x, window, strides=window)
-
-
 DEFINITIONS: dict[str, Any] = {
     "attention": attention,
     "conv_general_dilated": lax.conv_general_dilated,
@@ -59,7 +54,7 @@ DEFINITIONS: dict[str, Any] = {
     "gru": gru,
     "linear_cross_entropy": linear_cross_entropy,
     "lstm": lstm,
-    "max_pool": max_pool,
+    "max_pool": nn.max_pool,
 }
 
 
