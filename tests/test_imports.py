@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import jdl
-from jdl.data import TFDS, Source, Subset
+from jdl.data import TFDS, Series, Source, Subset
 from jdl.data.base import Data
 from jdl.data.prepare import prepare
 from jdl.errors import UserError
@@ -111,6 +111,9 @@ def found(data, tiny):
     places, reason = [data], ""
     if isinstance(data, TFDS):
         places = [dataclasses.replace(data, data_dir=str(root)) for root in (tiny, SHARED)]
+    elif isinstance(data, Series):
+        series = SHARED.with_name("time_series") / data.path
+        places = [dataclasses.replace(data, path=str(series))]
     for place in places:
         try:
             place.splits()

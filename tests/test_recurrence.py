@@ -1,4 +1,4 @@
-"""LSTM and GRU sequences: equal to a scan over their step, and to PyTorch's layers."""
+"""Recurrent layers: equal to a scan over their step, and to PyTorch's; each sees what it may."""
 
 import chex
 import jax
@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from jdl import ops
-from jdl.layers import GRU, LSTM
+from jdl.layers import GRU, LSTM, Bidirectional, SimpleRNN
+from jdl.models import RNN
+from jdl.models.rnn import CELLS
 
 SHAPES = [(1, 1, 1), (7, 3, 5), (12, 2, 16)]  # time, batch, units
 
@@ -143,3 +145,43 @@ def test_no_output_depends_on_a_later_input(layer):
     influence = jax.jacobian(lambda x: layer.apply(variables, x).sum((0, 2)))(x)[:, 0]
     reaches = np.abs(influence).sum(-1) > 0  # (output time, input time)
     np.testing.assert_array_equal(reaches, np.tri(6, dtype=bool))
+
+
+def test_a_simple_layer_is_torchs():
+    torch = pytest.importorskip("torch")
+    (x,) = draw(3, (2, 6, 4))
+    layer = SimpleRNN(5)
+    params = layer.init(jax.random.key(0), x)["params"]
+    params["bias"] = draw(4, (5,))[0]
+    theirs = torch.nn.RNN(4, 5, batch_first=True)
+    given = (params["kernel"].T, params["recurrent"].T, params["bias"], jnp.zeros(5))
+    theirs.load_state_dict(
+        dict(zip(theirs.state_dict(), (torch.tensor(np.array(v)) for v in given), strict=True))
+    )
+    expected = theirs(torch.tensor(np.array(x)))[0].detach().numpy()
+    np.testing.assert_allclose(layer.apply({"params": params}, x), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("cell", ["simple", "lstm", "gru"])
+def test_each_direction_sees_its_side_and_the_last_states_see_all(cell):
+    kind = CELLS[cell]
+    (x,) = draw(5, (1, 6, 3))
+    layer = Bidirectional(kind(4), kind(4))
+    params = layer.init(jax.random.key(0), x)
+
+    def reach(t, part):
+        """Which steps of the input the state at `t` depends on."""
+        gradient = jax.grad(lambda x: layer.apply(params, x)[0, t, part].sum())(x)
+        return np.abs(gradient[0]).sum(-1) > 0
+
+    for t in range(6):
+        assert reach(t, slice(0, 4)).tolist() == [s <= t for s in range(6)]
+        assert reach(t, slice(4, 8)).tolist() == [s >= t for s in range(6)]
+    model = RNN(vocabulary=0, units=4, cell=cell, bidirectional=True, layers=2)
+    variables = model.init(jax.random.key(0), x)
+    gradient = jax.grad(lambda x: model.apply(variables, x).sum())(x)
+    assert (np.abs(gradient[0]).sum(-1) > 0).all()
+    reverse = model.apply(variables, x[:, ::-1])
+    assert not np.allclose(reverse, model.apply(variables, x))
+    last = variables["params"]["logits"]["kernel"]
+    assert last.shape == (8, 1)

@@ -1,10 +1,9 @@
-"""What is done to examples: on the host one by one, on the device batch by batch."""
+"""What is done to every example: on the host one by one, on the device batch by batch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -48,45 +47,3 @@ class Scale:
         del keys
         scaled = (batch[self.name].astype(jnp.float32) - self.offset) / self.divisor
         return {**batch, self.name: scaled}
-
-
-@dataclass(frozen=True, kw_only=True)
-class RandomCrop:
-    """Device: shifts an image by up to `padding` pixels each way, filling with zeros.
-
-    The padded crop of He et al. (2016, section 4.2). Leaves evaluation batches alone.
-    """
-
-    padding: int = 4  # pixels
-    name: str = "image"  # of the array (batch, height, width, channels)
-
-    def __call__(self, batch: Batch, keys: Keys | None) -> Batch:
-        """The batch, each image with an offset drawn from its own key."""
-        if keys is None:
-            return batch
-
-        def crop(key: jax.Array, image: jax.Array) -> jax.Array:
-            pad = self.padding
-            offset = jax.random.randint(key, (2,), 0, 2 * pad + 1)
-            padded = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)))
-            return jax.lax.dynamic_slice(padded, (offset[0], offset[1], 0), image.shape)
-
-        return {**batch, self.name: jax.vmap(crop)(keys, batch[self.name])}
-
-
-@dataclass(frozen=True, kw_only=True)
-class RandomFlip:
-    """Device: mirrors half of the images left to right. Leaves evaluation batches alone."""
-
-    name: str = "image"  # of the array (batch, height, width, channels)
-
-    def __call__(self, batch: Batch, keys: Keys | None) -> Batch:
-        """The batch, each image mirrored or not by its own key."""
-        if keys is None:
-            return batch
-        images = batch[self.name]
-        flip = jax.vmap(jax.random.bernoulli)(keys)
-        return {
-            **batch,
-            self.name: jnp.where(flip[:, None, None, None], images[:, :, ::-1], images),
-        }

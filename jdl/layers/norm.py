@@ -26,6 +26,7 @@ class BatchNorm(nn.Module):
     momentum: float = 0.9  # share of the running statistics that is kept at a step
     epsilon: float = 1e-5  # added to the variance
     dtype: Any = jnp.float32  # of the result; statistics are float32
+    scale_init: Any = nn.initializers.ones  # of the scale
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -35,5 +36,6 @@ class BatchNorm(nn.Module):
             momentum=self.momentum,
             epsilon=self.epsilon,
             dtype=self.dtype,
+            scale_init=self.scale_init,
             axis_name=bound_axis(),
         )(x)

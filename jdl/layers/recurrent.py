@@ -9,6 +9,34 @@ import jax.numpy as jnp
 from jdl import ops
 
 
+class SimpleRNN(nn.Module):
+    """tanh of the input's and the last state's products, (batch, time, features) to (..., units).
+
+    Elman (1990), initialised as in Keras: Glorot uniform and orthogonal.
+    """
+
+    units: int = 128  # of the hidden state
+    dtype: Any = jnp.float32  # of the computation; parameters are float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """The hidden state after each step; it begins as zero."""
+        shape = (x.shape[-1], self.units)
+        inner = self.param("kernel", nn.initializers.glorot_uniform(), shape)
+        outer = self.param("recurrent", nn.initializers.orthogonal(), (self.units, self.units))
+        bias = self.param("bias", nn.initializers.zeros, (self.units,))
+        x = jnp.swapaxes(x, 0, 1).astype(self.dtype)
+        projected = x @ inner.astype(self.dtype) + bias.astype(self.dtype)
+        outer = outer.astype(self.dtype)
+
+        def step(h: jax.Array, z: jax.Array) -> tuple[jax.Array, jax.Array]:
+            h = jnp.tanh(z + h @ outer)
+            return h, h
+
+        zero = jnp.zeros((x.shape[1], self.units), self.dtype)
+        return jnp.swapaxes(jax.lax.scan(step, zero, projected)[1], 0, 1)
+
+
 class LSTM(nn.Module):
     """A long short-term memory over (batch, time, features), giving (batch, time, units).
 
@@ -60,6 +88,22 @@ class GRU(nn.Module):
             projected, zero, outer.astype(self.dtype), recurrent_bias.astype(self.dtype)
         )
         return jnp.swapaxes(hidden, 0, 1)
+
+
+class Bidirectional(nn.Module):
+    """Two recurrent layers, of which one reads backwards (Schuster and Paliwal, 1997).
+
+    Gives the states of both side by side, (batch, time, 2 units); those of each step stand where
+    its input stood.
+    """
+
+    forward: nn.Module
+    backward: nn.Module
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """The hidden states after each step, forward then backward."""
+        return jnp.concatenate([self.forward(x), self.backward(x[:, ::-1])[:, ::-1]], axis=-1)
 
 
 def _forget_bias(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:

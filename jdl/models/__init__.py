@@ -1,8 +1,46 @@
 """Models: Flax modules with plain fields."""
 
-from jdl.models.cnn import CNN
+from jdl.models.alexnet import AlexNet
+from jdl.models.cnn import CNN, VGG11, VGG13, VGG16, VGG19
 from jdl.models.gpt import GPT, GPT2
 from jdl.models.mlp import MLP
+from jdl.models.resnet import (
+    ResNet,
+    ResNet8,
+    ResNet18,
+    ResNet20,
+    ResNet32,
+    ResNet34,
+    ResNet44,
+    ResNet50,
+    ResNet56,
+    ResNet101,
+    ResNet110,
+    ResNet152,
+)
 from jdl.models.rnn import RNN
 
-__all__ = ["CNN", "GPT", "GPT2", "MLP", "RNN"]
+__all__ = [
+    "CNN",
+    "GPT",
+    "GPT2",
+    "MLP",
+    "RNN",
+    "VGG11",
+    "VGG13",
+    "VGG16",
+    "VGG19",
+    "AlexNet",
+    "ResNet",
+    "ResNet8",
+    "ResNet18",
+    "ResNet20",
+    "ResNet32",
+    "ResNet34",
+    "ResNet44",
+    "ResNet50",
+    "ResNet56",
+    "ResNet101",
+    "ResNet110",
+    "ResNet152",
+]

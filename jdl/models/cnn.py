@@ -1,5 +1,6 @@
 """Plain convolutional networks."""
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -11,36 +12,63 @@ from jdl.layers import BatchNorm
 
 
 class CNN(nn.Module):
-    """Blocks of 3x3 convolution, optional batch norm, relu and 2x2 max-pool; then dense layers.
+    """Blocks of 3x3 convolutions, optional batch norm, relu, and 2x2 max-pool; then dense layers.
 
     Takes (batch, height, width, channels) and gives (batch, outputs) float32.
     """
 
-    channels: tuple[int, ...] = (32, 64)  # of each convolution
+    channels: tuple[int, ...] = (32, 64)  # of the convolutions of each block
+    repeats: tuple[int, ...] = ()  # convolutions of each block; none given: one each
     dense: tuple[int, ...] = (128,)  # units of each hidden dense layer
     outputs: int = 10  # units of the last layer
     padding: str = "SAME"  # of the convolutions: SAME or VALID
     batch_norm: bool = False  # normalise before each activation
-    dropout: float = 0.0  # share of the last hidden layer dropped in training
+    dropout: float = 0.0  # share of each hidden dense layer dropped in training
     dtype: Any = jnp.float32  # of the computation; parameters are float32
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Applies the layers."""
-        for channels in self.channels:
-            x = nn.Conv(
-                channels,
-                (3, 3),
-                padding=self.padding,
-                use_bias=not self.batch_norm,  # the norm subtracts it again
-                dtype=self.dtype,
-                conv_general_dilated=ops.conv_general_dilated,
-            )(x)
-            if self.batch_norm:
-                x = BatchNorm(dtype=self.dtype)(x, train)
-            x = nn.relu(ops.max_pool(x))
+        repeats = self.repeats or (1,) * len(self.channels)
+        for channels, count in zip(self.channels, repeats, strict=True):
+            for _ in range(count - 1):
+                x = nn.relu(self._convolve(x, channels, train))
+            # The larger of two numbers first, then relu: the same, on a quarter of the pixels.
+            x = nn.relu(ops.max_pool(self._convolve(x, channels, train), (2, 2), (2, 2)))
         x = x.reshape(x.shape[0], -1)
         for width in self.dense:
             x = nn.relu(nn.Dense(width, dtype=self.dtype)(x))
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+            x = nn.Dropout(self.dropout, deterministic=not train)(x)
         return nn.Dense(self.outputs, dtype=self.dtype, name="logits")(x).astype(jnp.float32)
+
+    def _convolve(self, x: jax.Array, channels: int, train: bool) -> jax.Array:
+        convolution = nn.Conv(
+            channels,
+            (3, 3),
+            padding=self.padding,
+            use_bias=not self.batch_norm,  # the norm subtracts it again
+            dtype=self.dtype,
+            conv_general_dilated=ops.conv_general_dilated,
+        )
+        x = convolution(x)
+        return BatchNorm(dtype=self.dtype)(x, train) if self.batch_norm else x
+
+
+_VGG = partial(
+    CNN, channels=(64, 128, 256, 512, 512), dense=(4096, 4096), outputs=1000, dropout=0.5
+)
+
+VGG11 = partial(_VGG, repeats=(1, 1, 2, 2, 2))
+"""Configuration A of Simonyan and Zisserman (2015), for images of 224x224; 132,863,336 parameters.
+
+`batch_norm=True` gives the form with batch norm.
+"""
+
+VGG13 = partial(_VGG, repeats=(2, 2, 2, 2, 2))
+"""Configuration B, 133,047,848 parameters."""
+
+VGG16 = partial(_VGG, repeats=(2, 2, 3, 3, 3))
+"""Configuration D, 138,357,544 parameters."""
+
+VGG19 = partial(_VGG, repeats=(2, 2, 4, 4, 4))
+"""Configuration E, 143,667,240 parameters."""

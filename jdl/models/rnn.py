@@ -1,4 +1,4 @@
-"""Recurrent networks that read a text and give one output."""
+"""Recurrent networks that read a sequence and give one output."""
 
 from typing import Any, Literal
 
@@ -6,29 +6,48 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jdl.layers import GRU, LSTM
+from jdl.layers import GRU, LSTM, Bidirectional, SimpleRNN
+
+CELLS = {"simple": SimpleRNN, "lstm": LSTM, "gru": GRU}
 
 
 class RNN(nn.Module):
-    """Embedding, a recurrent layer, and a dense layer on its last state.
+    """Embedding, recurrent layers one upon the other, and a dense layer on the last state.
 
-    Takes tokens (batch, time) int32 and gives (batch, outputs) float32.
+    Takes tokens (batch, time) int32, or without a vocabulary numbers (batch, time, features), and
+    gives (batch, outputs) float32. Of two directions, the last states of both count.
     """
 
-    vocabulary: int = 10_000  # tokens that have an embedding
+    vocabulary: int = 10_000  # tokens that have an embedding; 0: the inputs are numbers
     features: int = 128  # of an embedding
-    units: int = 128  # of the recurrent layer
-    cell: Literal["lstm", "gru"] = "lstm"  # of the recurrent layer
+    units: int = 128  # of each recurrent layer, in each direction
+    layers: int = 1  # recurrent layers
+    cell: Literal["simple", "lstm", "gru"] = "lstm"  # of the recurrent layers
+    bidirectional: bool = False  # read backwards too
     outputs: int = 1  # units of the last layer
-    dropout: float = 0.0  # share of the last state dropped in training
+    dropout: float = 0.0  # share dropped in training after each recurrent layer
     dtype: Any = jnp.float32  # of the computation; parameters are float32
 
     @nn.compact
-    def __call__(self, tokens: jax.Array, train: bool = False) -> jax.Array:
+    def __call__(self, inputs: jax.Array, train: bool = False) -> jax.Array:
         """Applies the layers."""
-        init = nn.initializers.normal(0.05)
-        x = nn.Embed(self.vocabulary, self.features, embedding_init=init, dtype=self.dtype)(tokens)
-        layer = {"lstm": LSTM, "gru": GRU}[self.cell]
-        x = layer(self.units, dtype=self.dtype)(x)[:, -1]
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        x = inputs
+        if self.vocabulary:
+            init = nn.initializers.normal(0.05)
+            embed = nn.Embed(self.vocabulary, self.features, embedding_init=init, dtype=self.dtype)
+            x = embed(inputs)
+        for index in range(self.layers):
+            layer = CELLS[self.cell](self.units, dtype=self.dtype)
+            if self.bidirectional:
+                layer = Bidirectional(layer, CELLS[self.cell](self.units, dtype=self.dtype))
+            x = layer(x)
+            if index == self.layers - 1:
+                x = self._last(x)
+            x = nn.Dropout(self.dropout, deterministic=not train)(x)
         return nn.Dense(self.outputs, dtype=self.dtype, name="logits")(x).astype(jnp.float32)
+
+    def _last(self, x: jax.Array) -> jax.Array:
+        """The state that has read everything: at the end, and backwards at the beginning."""
+        if not self.bidirectional:
+            return x[:, -1]
+        return jnp.concatenate([x[:, -1, : self.units], x[:, 0, self.units :]], axis=-1)

@@ -3,12 +3,14 @@
 from jdl.tasks.base import Task, forward
 from jdl.tasks.binary import BinaryClassification
 from jdl.tasks.classification import Classification
+from jdl.tasks.forecast import Forecast
 from jdl.tasks.language import LanguageModeling
 from jdl.tasks.regression import Regression
 
 __all__ = [
     "BinaryClassification",
     "Classification",
+    "Forecast",
     "LanguageModeling",
     "Regression",
     "Task",

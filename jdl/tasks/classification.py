@@ -22,7 +22,8 @@ class Classification(Task):
     """Softmax cross-entropy on logits (batch, classes) with integer labels (batch,).
 
     Metrics: `loss` in nats and `accuracy` as a fraction. The training loss is smoothed by
-    `label_smoothing`; the evaluated one is not.
+    `label_smoothing`; the evaluated one is not. Where a transform has mixed examples (`Mixup`),
+    labels are shares of the classes (batch, classes), and the largest counts as right.
     """
 
     label_smoothing: float = 0.0  # share of the target spread over all classes (Szegedy, 2016)
@@ -33,7 +34,9 @@ class Classification(Task):
 
     def measure(self, outputs: jax.Array, batch: Batch) -> dict[str, Mean]:
         """`loss`, without smoothing, and `accuracy`."""
-        right = jnp.argmax(outputs, -1) == batch[self.targets]
+        labels = batch[self.targets]
+        labels = labels if labels.ndim == 1 else labels.argmax(-1)
+        right = outputs.argmax(-1) == labels
         return {
             "loss": Mean.of(self._cross_entropy(outputs, batch, 0.0), batch["mask"]),
             "accuracy": Mean.of(right.astype(jnp.float32), batch["mask"]),
@@ -81,7 +84,7 @@ class Classification(Task):
     def _cross_entropy(self, logits: jax.Array, batch: Batch, smoothing: float) -> jax.Array:
         labels = batch[self.targets]
         logits = logits.astype(jnp.float32)
-        if not smoothing:
+        if labels.ndim == 1 and not smoothing:
             return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        soft = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), smoothing)
-        return optax.softmax_cross_entropy(logits, soft)
+        shares = jax.nn.one_hot(labels, logits.shape[-1]) if labels.ndim == 1 else labels
+        return optax.softmax_cross_entropy(logits, optax.smooth_labels(shares, smoothing))

@@ -117,25 +117,6 @@ def test_random_flip_mirrors_half_of_the_images():
     assert 160 < mirrored.sum() < 240  # four standard deviations of 10
 
 
-@pytest.mark.parametrize("transform", [RandomCrop(padding=2), RandomFlip()])
-def test_randomness_is_each_example_s_own(transform):
-    images, given = jnp.asarray(pixels(16, 6, 6, 1)), keys(16)
-    whole = transform({"image": images}, given)["image"]
-    again = transform({"image": images}, given)["image"]
-    np.testing.assert_array_equal(whole, again)
-    order = GENERATOR.permutation(16)[:5]
-    part = transform({"image": images[order]}, given[order])["image"]
-    np.testing.assert_array_equal(part, whole[order])
-    other = transform({"image": images}, keys(16, seed=1))["image"]
-    assert not np.array_equal(other, whole)
-
-
-@pytest.mark.parametrize("transform", [RandomCrop(padding=2), RandomFlip()])
-def test_evaluation_leaves_images_alone(transform):
-    images = pixels(16, 6, 6, 1)
-    np.testing.assert_array_equal(transform({"image": jnp.asarray(images)}, None)["image"], images)
-
-
 def test_two_random_transforms_do_not_follow_each_other():
     count = 1200
     image = pixels(4, 4, 1)

@@ -1,0 +1,30 @@
+"""An LSTM forecasts next month's airline passengers from the last twelve months'.
+
+    jdl train airline_lstm --data.path airline-passengers.csv
+
+Logarithms of the counts, each less that of a year before: without either, a recurrent network does
+worse than repeating the last month.
+"""
+
+from jdl import Experiment
+from jdl.data import Series
+from jdl.models import RNN
+from jdl.optimizers import Adam, Cosine
+from jdl.tasks import Forecast
+
+experiment = Experiment(
+    model=RNN(vocabulary=0, units=32),
+    task=Forecast(),
+    data=Series(
+        "airline-passengers.csv",
+        length=12,
+        log=True,
+        difference=12,
+        test_fraction=0.33,
+        validation_fraction=0.0,
+    ),
+    optimizer=Adam(1e-2, schedule=Cosine()),
+    epochs=200,
+    batch_size=16,
+    malloc_arenas=0,
+)

@@ -1,0 +1,30 @@
+"""The network of `cats_vs_dogs_cnn`, every photograph turned, moved, sheared and zoomed at random.
+
+    TFDS_DATA_DIR=DIR jdl train cats_vs_dogs_augmented
+
+The seven options that introductions give Keras' `ImageDataGenerator`, inside the compiled step.
+"""
+
+import dataclasses
+
+from cats_vs_dogs_cnn import experiment as plain
+
+from jdl.data import RandomAffine, Scale
+from jdl.optimizers import Adam, Cosine
+
+augment = RandomAffine(
+    rotation_range=40,
+    width_shift_range=0.2,
+    height_shift_range=0.2,
+    shear_range=0.2,
+    zoom_range=0.2,
+    horizontal_flip=True,
+    fill_mode="nearest",
+)
+
+experiment = dataclasses.replace(
+    plain,
+    data=dataclasses.replace(plain.data, device_transforms=(augment, Scale())),
+    optimizer=Adam(1e-3, eps=1e-7, schedule=Cosine(warmup=0.05)),
+    epochs=40,
+)

@@ -1,0 +1,12 @@
+"""The network of `imdb_lstm` with a gated recurrent unit (Cho et al., 2014) in place of the LSTM.
+
+TFDS_DATA_DIR=DIR jdl train imdb_gru
+"""
+
+import dataclasses
+
+from imdb_lstm import experiment as lstm
+
+from jdl.models import RNN
+
+experiment = dataclasses.replace(lstm, model=RNN(features=128, units=128, cell="gru"))

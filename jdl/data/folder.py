@@ -1,0 +1,173 @@
+"""Images in folders: one folder a class, or a CSV file of labels."""
+
+import concurrent.futures
+import functools
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from jdl.data.base import Data, Example, Source
+from jdl.data.tables import pick_column, read_csv
+from jdl.errors import UserError, first_line
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+"""Of the files that are images; others are left alone."""
+
+SPLITS = ("train", "validation", "test")
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Images by path with their labels, decoded when they are read."""
+
+    paths: tuple[Path, ...]
+    labels: tuple[int, ...]
+    mode: str  # of Pillow
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Example:
+        """`image` (height, width, channels) uint8 and `label`."""
+        image = decode(self.paths[index], self.mode)
+        return {"image": image, "label": np.int32(self.labels[index])}
+
+
+def decode(path: Path, mode: str) -> np.ndarray:
+    """An image file as (height, width, channels) uint8.
+
+    Raises:
+      UserError: it is no image, or damaged.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            pixels = np.asarray(image.convert(mode))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} is no readable image: {first_line(error)}") from error
+    return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFolder(Data):
+    """Images of the user: `image` (height, width, channels) uint8 and `label` int32.
+
+    Below `path` lies one folder a class, or such folders below `train`, `validation` and `test`.
+    With `labels`, a CSV file, they lie anywhere below `path` and the file says what each shows.
+    Classes are numbered in the order of their names. Images of different sizes need `Resize`.
+    """
+
+    path: str = field(kw_only=False)  # of the folder
+    labels: str | None = None  # a CSV file with a row for each image
+    file_column: str = "file"  # in it, of paths below `path`
+    label_column: str = "label"  # in it, of classes
+    mode: Literal["RGB", "L"] = "RGB"  # colours, or greys of one channel
+    skip: int = 10  # unreadable images that are named and left out; one more is an error
+
+    def load(self) -> dict[str, Source]:
+        """The splits that are there, else `train`.
+
+        Raises:
+          UserError: there are no images, fewer than two classes, or too many images are unreadable.
+        """
+        root = Path(self.path).expanduser()
+        if not root.is_dir():
+            raise UserError(f"{root} is no folder")
+        found = {"train": self._listed(root)} if self.labels else self._split(root)
+        classes = sorted({label for files in found.values() for _, label in files})
+        if len(classes) < 2:
+            raise UserError(
+                f"{root} holds images of {len(classes)} classes, where two are needed: one folder "
+                f"a class with files such as {', '.join(SUFFIXES[:3])}"
+            )
+        bad = self._unreadable(tuple(path for files in found.values() for path, _ in files))
+        number = {label: index for index, label in enumerate(classes)}
+        return {
+            split: ImageFiles(
+                tuple(path for path, _ in files if path not in bad),
+                tuple(number[label] for path, label in files if path not in bad),
+                self.mode,
+            )
+            for split, files in found.items()
+        }
+
+    def describe(self) -> str:
+        """The folder's name."""
+        return Path(self.path).expanduser().name
+
+    def digest(self, source: Source) -> str:
+        """SHA-256 of the files and their labels."""
+        if not isinstance(source, ImageFiles):
+            return super().digest(source)
+        digest = hashlib.sha256()
+        for path, label in zip(source.paths, source.labels, strict=True):
+            digest.update(f"{path.name} {label}".encode())
+            digest.update(path.read_bytes())
+        return digest.hexdigest()
+
+    def _split(self, root: Path) -> dict[str, list[tuple[Path, str]]]:
+        """Image files with their folder's name, by split."""
+        splits = [name for name in SPLITS if (root / name).is_dir()]
+        if "train" not in splits:
+            return {"train": list(_images(root))}
+        return {name: list(_images(root / name)) for name in splits}
+
+    def _listed(self, root: Path) -> list[tuple[Path, str]]:
+        """Image files with the label that the CSV file gives them."""
+        header, rows = read_csv(str(self.labels))
+        file, label = (
+            pick_column(str(self.labels), header, name)
+            for name in (self.file_column, self.label_column)
+        )
+        for number, row in enumerate(rows, start=1):
+            if not row[label]:
+                raise UserError(f"{self.labels}: row {number} has no label ({row[file]})")
+            if not (root / row[file]).is_file():
+                raise UserError(f"{self.labels}: row {number} names {row[file]}, not in {root}")
+        return [(root / row[file], row[label]) for row in rows]
+
+    def _unreadable(self, paths: Sequence[Path]) -> frozenset[Path]:
+        found = unreadable(tuple(paths), self.mode)
+        if len(found) > self.skip:
+            raise UserError(
+                f"{len(found)} of {len(paths)} images cannot be read, more than data.skip = "
+                f"{self.skip}: {next(iter(found.values()))}"
+            )
+        for said in found.values():
+            _log.warning("left out: %s", said)
+        return frozenset(found)
+
+
+@functools.lru_cache(maxsize=4)
+def unreadable(paths: tuple[Path, ...], mode: str) -> Mapping[Path, str]:
+    """Those images that cannot be decoded, and why."""
+
+    def look(path: Path) -> str:
+        try:
+            decode(path, mode)
+        except UserError as error:
+            return str(error)
+        return ""
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        said = dict(zip(paths, pool.map(look, paths), strict=True))
+    return {path: reason for path, reason in said.items() if reason}
+
+
+def _images(root: Path) -> list[tuple[Path, str]]:
+    folders = sorted(path for path in root.iterdir() if path.is_dir())
+    return [
+        (path, folder.name)
+        for folder in folders
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in SUFFIXES
+    ]

@@ -1,0 +1,61 @@
+"""Forecasting: the next values of a series, scored in their own unit."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jdl.errors import UserError
+from jdl.metrics import Mean, RootMean
+from jdl.state import TrainState
+from jdl.tasks.base import Task, forward
+from jdl.typing import Batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast(Task):
+    """Mean squared error on the scaled targets (batch, targets) of `jdl.data.Series`.
+
+    Metrics: `loss` on that scale; `rmse` and `mae` in the unit of the series.
+    """
+
+    inputs: str = "x"  # name of the windows in a batch
+    targets: str = "y"  # name of the scaled values to forecast
+
+    def measure(self, outputs: jax.Array, batch: Batch) -> dict[str, Mean]:
+        """`loss`, `rmse` and `mae`, each a mean over examples and targets."""
+        outputs = outputs.astype(jnp.float32)
+        mask = jnp.broadcast_to(batch["mask"][:, None], outputs.shape)
+        error = _in_own_unit(outputs, batch) - batch["value"]
+        squared = Mean.of(jnp.square(error), mask)
+        return {
+            "loss": Mean.of(jnp.square(outputs - batch[self.targets]), mask),
+            "rmse": RootMean(squared.total, squared.count),
+            "mae": Mean.of(jnp.abs(error), mask),
+        }
+
+    def predict(self, model: nn.Module, state: TrainState, batch: Batch) -> jax.Array:
+        """The forecasts in the unit of the series, (batch, targets) float32."""
+        outputs, _ = forward(
+            model, state.params, state.collections, batch[self.inputs], train=False
+        )
+        return _in_own_unit(outputs.astype(jnp.float32), batch)
+
+    def check(self, batch: Mapping[str, np.ndarray], outputs: Any, where: str) -> None:
+        """Also raises where the model does not give one number a target."""
+        super().check(batch, outputs, where)
+        shape = np.shape(batch[self.targets])
+        if outputs.shape[1:] != shape[1:]:
+            raise UserError(
+                f"{where}: the model's outputs have shape {outputs.shape[1:]} per example, "
+                f"the forecast values {shape[1:]}: set model.outputs to {shape[-1]}"
+            )
+
+
+def _in_own_unit(outputs: jax.Array, batch: Batch) -> jax.Array:
+    level = batch["offset"] + batch["scale"] * outputs
+    return jnp.where(batch["log"][:, None], jnp.exp(level), level)
