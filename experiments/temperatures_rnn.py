@@ -3,7 +3,9 @@
     jdl train temperatures_rnn --data.path daily-min-temperatures.csv
 
 SimpleRNN(50) twice, then Dense(1), mean squared error: the recurrent network of many introductions,
-on ten years of Melbourne; the last fifth is the test.
+on ten years of Melbourne; the last fifth is the test. Of three seeds there, on 2 cores of an AMD
+EPYC, the mean RMSE was 2.222 degrees and the largest 2.239; the day before repeated has 2.484,
+AR(20) by least squares 2.208 (`jdl.baselines`).
 """
 
 from jdl import Experiment

@@ -12,8 +12,8 @@ from jdl import ops
 class AlexNet(nn.Module):
     """Five convolutions, three of them in two groups, and three dense layers.
 
-    Takes (batch, 227, 227, 3) and gives (batch, outputs) float32; 60,965,224 parameters. The groups are what the paper
-    spread over two cards (section 3.2).
+    Takes (batch, 227, 227, 3) and gives (batch, outputs) float32; 60,965,224 parameters. The groups
+    are what the paper spread over two cards (section 3.2).
     """
 
     outputs: int = 1000  # units of the last layer
