@@ -4,7 +4,7 @@
 
 Logarithms of the counts, each less that of a year before: without either, a recurrent network does
 worse than repeating the last month. Ten epochs were best on validation months. On the last third,
-of three seeds on 2 cores of an AMD EPYC, the mean RMSE was 21.53 thousand and the largest 22.37: far
+of three seeds on 2 cores of an AMD EPYC, the mean RMSE was 21.53 thousand, the largest 22.37: far
 better than the month before repeated, 50.26, but not than AR(12) by least squares, 20.11.
 """
 
