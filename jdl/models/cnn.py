@@ -18,12 +18,12 @@ class CNN(nn.Module):
     """
 
     channels: tuple[int, ...] = (32, 64)  # of the convolutions of each block
-    repeats: tuple[int, ...] = ()  # convolutions of each block; none given: one each
     dense: tuple[int, ...] = (128,)  # units of each hidden dense layer
     outputs: int = 10  # units of the last layer
     padding: str = "SAME"  # of the convolutions: SAME or VALID
     batch_norm: bool = False  # normalise before each activation
     dropout: float = 0.0  # share of each hidden dense layer dropped in training
+    repeats: tuple[int, ...] = ()  # convolutions of each block; none given: one each
     dtype: Any = jnp.float32  # of the computation; parameters are float32
 
     @nn.compact
