@@ -18,7 +18,7 @@ experiment = Experiment(
     optimizer=Adam(1e-3, eps=1e-7),
     epochs=5,
     batch_size=32,
-    steps_per_dispatch=25,
+    steps_per_dispatch=375,
     malloc_arenas=0,
     log_every=375,
 )
