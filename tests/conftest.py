@@ -31,3 +31,39 @@ def plain(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("plain") / "run"
     jdl.train(make_experiment(), workdir)
     return workdir
+
+
+@pytest.fixture(scope="module")
+def clouds(tmp_path_factory):
+    """The file of `tests.clouds`."""
+    from tests.clouds import CLOUDS
+
+    path = tmp_path_factory.mktemp("files") / "clouds.py"
+    path.write_text(CLOUDS)
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, clouds):
+    """The directory of a finished run of `tests.clouds`."""
+    from jdl.__main__ import main
+    from tests.clouds import FLAGS
+
+    workdir = tmp_path_factory.mktemp("runs") / "run"
+    assert main(["train", str(clouds), "--workdir", str(workdir), *FLAGS]) == 0
+    return workdir
+
+
+@pytest.fixture
+def command(capsys, monkeypatch, tmp_path):
+    """Gives a command in an empty directory; returns exit code, output and complaints."""
+    from jdl.__main__ import main
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words):
+        capsys.readouterr()
+        code = main([str(word) for word in words])
+        return code, *capsys.readouterr()
+
+    return run

@@ -67,10 +67,6 @@ class Arrays(Data):
         """`arrays`."""
         return "arrays"
 
-    def digest(self, source: Source) -> str:
-        """SHA-256 of the arrays of a split."""
-        return source.digest() if isinstance(source, ArraySource) else super().digest(source)
-
 
 def _array(name: str, values: Any) -> np.ndarray:
     try:
@@ -100,7 +96,3 @@ class Digits(Data):
     def describe(self) -> str:
         """`digits`."""
         return "digits"
-
-    def digest(self, source: Source) -> str:
-        """SHA-256 of the arrays."""
-        return source.digest() if isinstance(source, ArraySource) else super().digest(source)

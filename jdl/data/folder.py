@@ -40,6 +40,14 @@ class ImageFiles:
         image = decode(self.paths[index], self.mode)
         return {"image": image, "label": np.int32(self.labels[index])}
 
+    def digest(self) -> str:
+        """SHA-256 of the files and their labels."""
+        digest = hashlib.sha256()
+        for path, label in zip(self.paths, self.labels, strict=True):
+            digest.update(f"{path.name} {label}".encode())
+            digest.update(path.read_bytes())
+        return digest.hexdigest()
+
 
 def decode(path: Path, mode: str) -> np.ndarray:
     """An image file as (height, width, channels) uint8.
@@ -103,16 +111,6 @@ class ImageFolder(Data):
     def describe(self) -> str:
         """The folder's name."""
         return Path(self.path).expanduser().name
-
-    def digest(self, source: Source) -> str:
-        """SHA-256 of the files and their labels."""
-        if not isinstance(source, ImageFiles):
-            return super().digest(source)
-        digest = hashlib.sha256()
-        for path, label in zip(source.paths, source.labels, strict=True):
-            digest.update(f"{path.name} {label}".encode())
-            digest.update(path.read_bytes())
-        return digest.hexdigest()
 
     def _split(self, root: Path) -> dict[str, list[tuple[Path, str]]]:
         """Image files with their folder's name, by split."""

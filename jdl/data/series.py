@@ -93,10 +93,6 @@ class Series(Data):
         """The file's name."""
         return Path(self.path).name
 
-    def digest(self, source: Source) -> str:
-        """SHA-256 of the arrays."""
-        return source.digest() if isinstance(source, ArraySource) else super().digest(source)
-
     def _parts(self, count: int) -> dict[str, np.ndarray]:
         """The first indices of the windows of each split."""
         test = round(count * self.test_fraction)

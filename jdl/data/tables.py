@@ -121,10 +121,6 @@ class Table(Data):
         """The file's name."""
         return Path(self.path).name
 
-    def digest(self, source: Source) -> str:
-        """SHA-256 of the arrays."""
-        return source.digest() if isinstance(source, ArraySource) else super().digest(source)
-
     def _targets(self, texts: Sequence[str]) -> np.ndarray:
         for row, text in enumerate(texts, start=1):
             if not text:

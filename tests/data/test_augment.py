@@ -143,6 +143,10 @@ def test_zoom_needs_a_share():
         RandomAffine(zoom_range=1.0)
 
 
+def grey(image):
+    return np.asarray(image, np.float64) @ [0.299, 0.587, 0.114]
+
+
 def test_jitter_stays_white_and_keeps_what_it_should():
     images = jnp.asarray(pixels(50, 6, 7, 3))
     bright = ColorJitter(brightness=0.5)({"image": images}, keys(50))["image"]
@@ -151,7 +155,6 @@ def test_jitter_stays_white_and_keeps_what_it_should():
     assert np.nanstd(unclipped.reshape(50, -1), axis=1).max() < 1e-5  # one factor an image
     assert np.nanmin(ratio) >= 0.5
     assert bright.max() <= 255
-    grey = lambda x: np.asarray(x, np.float64) @ [0.299, 0.587, 0.114]  # noqa: E731
     pale = ColorJitter(saturation=0.5)({"image": images * 0.5 + 60}, keys(50))["image"]
     np.testing.assert_allclose(grey(pale), grey(images * 0.5 + 60), rtol=1e-3)
     flat = ColorJitter(contrast=0.5)({"image": images * 0.25 + 90}, keys(50))["image"]

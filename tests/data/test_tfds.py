@@ -9,7 +9,6 @@ import resource
 import shlex
 import shutil
 import socket
-import struct
 import subprocess
 import sys
 import textwrap
@@ -23,17 +22,13 @@ from jdl.data import TFDS
 from jdl.data.prepare import prepare
 from jdl.data.splits import Splits
 from jdl.errors import UserError
+from tests.data.originals import idx
 
 SHARED = Path(__file__).parents[3] / "shared" / "tfds"
 
 
 def quiet(sentence):
     """Takes what `prepare` reports."""
-
-
-def idx(array):
-    head = bytes((0, 0, 8, array.ndim)) + struct.pack(f">{array.ndim}I", *array.shape)
-    return gzip.compress(head + array.tobytes())
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +50,8 @@ def root(tmp_path_factory, digits):
     raw, root = tmp_path_factory.mktemp("raw"), tmp_path_factory.mktemp("sets")
     for split, part in (("train", "train"), ("test", "t10k")):
         images, labels = digits[split]["image"][..., 0], digits[split]["label"]
-        (raw / f"{part}-images-idx3-ubyte.gz").write_bytes(idx(images))
-        (raw / f"{part}-labels-idx1-ubyte.gz").write_bytes(idx(labels))
+        (raw / f"{part}-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(images)))
+        (raw / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(labels)))
     prepare("mnist", raw=raw, data_dir=root, report=quiet)
     for name in ("train/pos/0_9", "train/neg/0_3", "train/unsup/0_0", "test/neg/0_2"):
         path = raw / f"aclImdb/{name}.txt"
