@@ -16,8 +16,6 @@ from jdl.errors import UserError
 
 Row = Mapping[str, Any]
 
-BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
-
 
 def heading(machine: Mapping[str, Any]) -> str:
     """The machine and the versions in one line."""
@@ -153,12 +151,20 @@ def main(
     if chart_file:
         chart(rows, chart_file)
     if readme:
-        text = readme.read_text()
-        before, found, rest = text.partition(BEGIN)
-        if not found or END not in rest:
-            raise UserError(f"{readme} has no place for the table, {BEGIN} ... {END}")
-        after = rest.partition(END)[2]
-        readme.write_text(f"{before}{BEGIN}\n{markdown(rows)}\n{END}{after}")
+        renew(readme, "benchmarks", markdown(rows))
+
+
+def renew(file: Path, name: str, text: str) -> None:
+    """Puts `text` between the two marks of this name in a Markdown file.
+
+    Raises:
+      UserError: the file has no such marks.
+    """
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    before, found, rest = file.read_text().partition(begin)
+    if not found or end not in rest:
+        raise UserError(f"{file} has no place for the table, {begin} ... {end}")
+    file.write_text(f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,7 +22,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from jdl.errors import UserError, first_line
-from jdl.parallel import path_name
+from jdl.paths import path_name
 from jdl.state import TrainState
 from jdl.typing import Json, PyTree
 
@@ -97,12 +97,7 @@ class Store:
         Raises:
           UserError: it is not there or damaged.
         """
-        paths = [path for path in self._complete() if _order(path)[0] == step]
-        if not paths:
-            raise UserError(f"{self._directory} has no checkpoint of step {step}")
-        if damage := verify(paths[-1]):
-            raise UserError(f"checkpoint {paths[-1].name} is damaged: {damage}")
-        return self._read(paths[-1], like)
+        return self._read(self._of_step(step), like)
 
     def newest(self, like: TrainState) -> tuple[TrainState, Json] | None:
         """The newest checkpoint that is whole, or None where none was ever completed.
@@ -110,21 +105,28 @@ class Store:
         Raises:
           UserError: there are some, and all are damaged.
         """
-        complete = self._complete()
-        for path in self._all():
-            if path not in complete:
-                self._say(f"checkpoint {path.name} is incomplete (it has no {MANIFEST}): ignored")
-        for path in reversed(complete):
-            damage = verify(path)
-            if not damage:
-                return self._read(path, like)
-            self._say(f"checkpoint {path.name} is damaged, trying the one before: {damage}")
-        if complete:
-            raise UserError(
-                f"every checkpoint in {self._directory} is damaged; move that directory away to "
-                f"start over"
-            )
-        return None
+        path = self._newest()
+        return None if path is None else self._read(path, like)
+
+    def weights(self) -> dict[str, np.ndarray] | None:
+        """The arrays that the run is scored with, by path; None where no save was ever completed.
+
+        Those are `params`, averaged where the optimizer averages, and `collections`: of the best
+        checkpoint where the run goes back to that, else of the newest.
+
+        Raises:
+          UserError: there are checkpoints, and all are damaged.
+        """
+        path = self._newest()
+        if path is None:
+            return None
+        best = self._describe(path)[0].get("weights_step")
+        path = path if best is None else self._of_step(best)
+        tree = self._describe(path)[1]
+        like = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), tree)
+        args = self._args.StandardRestore(like)
+        state = self._writer.restore((path / "state").resolve(), args=args)
+        return _scored({path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(state)})
 
     def close(self) -> None:
         """Waits for the last save and lets go of the threads."""
@@ -135,21 +137,52 @@ class Store:
             self._thread.shutdown()
             self._writer.close()
 
-    def _read(self, path: Path, like: TrainState) -> tuple[TrainState, Json]:
-        wanted, state = _plain_like(like), (path / "state").resolve()
+    def _of_step(self, step: int) -> Path:
+        paths = [path for path in self._complete() if _order(path)[0] == step]
+        if not paths:
+            raise UserError(f"{self._directory} has no checkpoint of step {step}")
+        if damage := verify(paths[-1]):
+            raise UserError(f"checkpoint {paths[-1].name} is damaged: {damage}")
+        return paths[-1]
+
+    def _newest(self) -> Path | None:
+        """The newest checkpoint that is whole; says which are passed over."""
+        complete = self._complete()
+        for path in self._all():
+            if path not in complete:
+                self._say(f"checkpoint {path.name} is incomplete (it has no {MANIFEST}): ignored")
+        for path in reversed(complete):
+            damage = verify(path)
+            if not damage:
+                return path
+            self._say(f"checkpoint {path.name} is damaged, trying the one before: {damage}")
+        if complete:
+            raise UserError(
+                f"every checkpoint in {self._directory} is damaged; move that directory away to "
+                f"start over"
+            )
+        return None
+
+    def _describe(self, path: Path) -> tuple[Json, PyTree]:
+        """What `meta.json` holds, and shape and dtype of every array."""
         try:
             meta = json.loads((path / "meta.json").read_text())
             if not isinstance(meta, dict):
                 raise ValueError("meta.json holds no object")
-            found = self._writer.metadata(state).item_metadata
+            found = self._writer.metadata((path / "state").resolve()).item_metadata
             if found is None:
                 raise ValueError("it describes no arrays")
         except Exception as error:  # whatever Orbax makes of foreign contents
             raise UserError(
                 f"checkpoint {path.name} cannot be read: {first_line(error)}"
             ) from error
+        return meta, found.tree
+
+    def _read(self, path: Path, like: TrainState) -> tuple[TrainState, Json]:
+        wanted, state = _plain_like(like), (path / "state").resolve()
+        meta, found = self._describe(path)
         # Compared first: a restore that fails leaves reads behind that complain in their threads.
-        if difference := _difference(found.tree, wanted):
+        if difference := _difference(found, wanted):
             raise UserError(f"checkpoint {path.name} does not fit the model: {difference}")
         plain = self._writer.restore(state, args=self._args.StandardRestore(wanted))
         key = jax.random.wrap_key_data(plain["key"])
@@ -289,6 +322,16 @@ def _arrays(tree: PyTree) -> dict[str, str]:
     """Dtype and shape of each array by its name."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {path_name(path): f"{leaf.dtype} {leaf.shape}" for path, leaf in leaves}
+
+
+def _scored(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Parameters and collections of a state, the parameters averaged where `WeightAverage` is."""
+    kept = {p: x for p, x in arrays.items() if p.startswith(("params.", "collections."))}
+    for path, array in arrays.items():
+        root, average, name = path.partition(".mean.")
+        if path.startswith("opt_state.") and average and f"{root}.steps" in arrays:
+            kept[f"params.{name}"] = array
+    return kept
 
 
 def _unwritten(path: Path, error: Exception) -> UserError:

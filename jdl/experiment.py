@@ -31,6 +31,7 @@ from jdl.optimizers import Adam, Optimizer
 from jdl.parallel import DataParallel, Strategy
 from jdl.tasks import Classification, Task
 from jdl.typing import FILE_MODULE
+from jdl.weights import Weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,7 @@ class Experiment:
         Checkpoint(),
         RetraceWarning(),
     )  # what happens between steps, in this order
+    weights: Weights = Weights()  # what parameters begin with
     epochs: float | None = None  # passes over the training split
     steps: int | None = None  # optimizer steps; where given, they count and epochs do not
     batch_size: int = 32  # examples per optimizer step, over all devices

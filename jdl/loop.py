@@ -19,6 +19,7 @@ from jdl.metrics import Metrics, Packed
 from jdl.run import Run
 from jdl.step import update
 from jdl.typing import Event, Json
+from jdl.weights import replace_weights
 
 
 class Loop:
@@ -80,7 +81,10 @@ class Loop:
         if found is None:
             if jax.process_index() == 0:
                 (run.workdir / "metrics.jsonl").unlink(missing_ok=True)
+            given = self._experiment.weights.read(run.compiled.like)
             run.state = run.timed(run.compiled.init, jax.random.key(self._experiment.seed))
+            if given:
+                run.state = run.compiled.spread(replace_weights(run.collected(), given))
             return 0, None
         state, meta = found
         run.state = run.compiled.spread(state)

@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec as P
 from jdl.data.pipeline import read
 from jdl.errors import UserError, first_line
 from jdl.metrics import Metrics, Packed
+from jdl.paths import path_name
 from jdl.state import TrainState
 from jdl.step import Program, evaluate, init, loop, predict, update
 from jdl.typing import Batch, Key, PyTree
@@ -291,11 +292,6 @@ def supported(options: tuple[tuple[str, str], ...]) -> dict[str, Any]:
         else:
             found[name] = value
     return found
-
-
-def path_name(path: tuple[Any, ...]) -> str:
-    """A path of `jax.tree_util` as names joined by dots: `params.Dense_0.kernel`."""
-    return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
 def state_bytes(state: TrainState) -> int:

@@ -21,7 +21,7 @@ from jdl.errors import UserError
 from jdl.experiment import Experiment, ExperimentFile
 from jdl.logging import write_json
 from jdl.overrides import flatten
-from jdl.parallel import path_name
+from jdl.paths import path_name
 from jdl.typing import Json, PyTree
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")

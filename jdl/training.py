@@ -73,6 +73,8 @@ def train(
             surroundings = record.environment(run.data.fingerprints(), file and file.path)
             if resumed:
                 _check_surroundings(run, surroundings)
+            else:
+                experiment.weights.read(run.compiled.like)  # says now what is wrong with them
             if jax.process_index() == 0:
                 (workdir / "result.json").unlink(missing_ok=True)
                 record.mark(workdir, name, experiment, run.steps)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import compare, measure, ours, profiles, report, statistics
+from benchmarks import compare, measure, ours, profiles, report, results, statistics
 from benchmarks.trainer import first_batch
 from benchmarks.workloads import gpt, workloads
 from jdl.errors import UserError
@@ -87,12 +87,32 @@ def test_the_table_in_a_text_is_renewed_between_its_marks(tmp_path):
     ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
     text = tmp_path / "text.md"
-    text.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    marks = [f"<!-- benchmarks: {end} -->" for end in ("begin", "end")]
+    text.write_text(f"before\n{marks[0]}\nold\n{marks[1]}\nafter\n")
     report.main(tmp_path / "rows.jsonl", readme=text)
     assert "| flax 51 | 1.25x [1.10, 1.40] |" in text.read_text()
     assert "old" not in text.read_text()
     assert text.read_text().startswith("before\n")
     assert text.read_text().endswith("\nafter\n")
+
+
+def test_the_table_of_results_is_that_of_the_run_directories(tmp_path):
+    data = {"train": {"source": "mnist", "count": 60_000}, "test": {"source": "x", "count": 10}}
+    for seed, accuracy in enumerate((0.97, 0.99)):
+        run = tmp_path / f"seed-{seed}"
+        run.mkdir()
+        result = {
+            "experiment": "mnist_mlp",
+            "metrics": {"test": {"accuracy": accuracy}},
+            "seconds": 4.0 + seed,
+        }
+        (run / "result.json").write_text(json.dumps(result))
+        (run / "environment.json").write_text(json.dumps({"data": data}))
+    assert results.row(tmp_path) == (
+        "| `mnist_mlp` | mnist, 60,000 / 10 | test accuracy | 0.9800 | 0.9700 | 2 | 4 |"
+    )
+    with pytest.raises(UserError, match="holds no finished run"):
+        results.row(tmp_path / "elsewhere")
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,20 @@ from sklearn.metrics import (
     mean_squared_error,
     root_mean_squared_error,
 )
+from sklearn.utils.class_weight import compute_class_weight
 
 from jdl.errors import UserError
 from jdl.metrics import compute
 from jdl.models import MLP
 from jdl.state import TrainState
-from jdl.tasks import Classification, Regression, Task, forward
+from jdl.tasks import (
+    BinaryClassification,
+    Classification,
+    Regression,
+    Task,
+    balanced_weights,
+    forward,
+)
 
 KEPT = np.array([True] * 20 + [False] * 4)
 
@@ -146,6 +154,49 @@ def test_label_smoothing_is_szegedys_formula_in_training_only(logits, labels):
             Classification(label_smoothing=wrong)
 
 
+def test_class_weights_are_pytorchs_in_training_only(logits, labels):
+    torch = pytest.importorskip("torch")
+    weights = (0.5, 2.0, 0.0, 1.0, 3.0)
+    for smoothing in (0.0, 0.1):
+        task = Classification(class_weights=weights, label_smoothing=smoothing)
+        total, weight, metrics = train(task, batch(logits, labels, KEPT))
+        if not smoothing:  # PyTorch weighs the smoothed shares, too
+            loss = torch.nn.CrossEntropyLoss(torch.tensor(weights))
+            expected = loss(torch.tensor(logits[KEPT]), torch.tensor(labels[KEPT]).long())
+            assert total / weight == pytest.approx(float(expected), rel=1e-5)
+        assert weight == pytest.approx(np.array(weights)[labels[KEPT]].sum())
+        plain = Classification().evaluate(Given(), state(), batch(logits, labels, KEPT))
+        assert compute(metrics) == pytest.approx(compute(plain))
+    right = labels % 2
+    task = BinaryClassification(class_weights=(1.0, 3.0))
+    total, weight, _ = train(task, batch(logits[:, :1], right, KEPT))
+    each = np.array([1.0, 3.0])[right[KEPT]]
+    loss = torch.nn.functional.binary_cross_entropy_with_logits(
+        torch.tensor(logits[KEPT, 0]), torch.tensor(right[KEPT]).float(), reduction="none"
+    )
+    assert total / weight == pytest.approx((each * loss.numpy()).sum() / each.sum(), rel=1e-5)
+
+
+def test_class_weights_of_mixed_labels_are_mixed(logits, labels):
+    shares = np.random.default_rng(0).dirichlet(np.ones(5), 24).astype(np.float32)
+    weights = np.array([0.5, 2.0, 0.0, 1.0, 3.0])
+    _, weight, _ = train(Classification(class_weights=tuple(weights)), batch(logits, shares, KEPT))
+    assert weight == pytest.approx((shares[KEPT] @ weights).sum(), rel=1e-5)
+
+
+def test_balanced_weights_are_scikit_learns(labels):
+    expected = compute_class_weight("balanced", classes=np.arange(5), y=labels)
+    np.testing.assert_allclose(balanced_weights(labels), expected)
+    with pytest.raises(UserError, match="no example of class 1"):
+        balanced_weights(np.array([0, 2]))
+
+
+@pytest.mark.parametrize("weights", [(1.0, -1.0), (0.0, 0.0), (float("nan"), 1.0), (1.0, 2.0, 3.0)])
+def test_class_weights_that_mean_nothing(weights):
+    with pytest.raises(UserError, match="class_weights"):
+        BinaryClassification(class_weights=weights)
+
+
 def test_the_gradient_field_is_the_gradient_of_the_total(logits, labels):
     model = MLP(widths=(), outputs=5)
     example = batch(logits, labels, KEPT)
@@ -192,6 +243,7 @@ GOOD = {"image": np.ones((4, 2), np.float32), "label": np.array([0, 1, 2, 1])}
         (Regression(), {"label": np.array([1, 2, 3, -np.inf])}, (4,), "'label' .* at row 3"),
         (Classification(), {}, (4,), r"shape \(4,\).*shape \(batch, classes\)"),
         (Classification(), {}, (4, 8, 8, 3), r"shape \(batch, classes\)"),
+        (Classification(class_weights=(1.0, 2.0)), {}, (4, 3), "has 2 weights, the model 3"),
         (Classification(), {}, (4, 2), r"label 2 at row 2 is outside 0\.\.1 .*2 outputs"),
         (Classification(), {"label": np.array([0, -1, 0, 0])}, (4, 3), "label -1 at row 1"),
         (Classification(), {"label": np.zeros(4, np.float32)}, (4, 3), "one integer per example"),

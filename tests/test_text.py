@@ -1,5 +1,10 @@
 """Words and characters as numbers, the tasks and models that learn from them."""
 
+import importlib.util
+import json
+import os
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -52,6 +57,47 @@ def test_the_vocabulary_comes_from_the_training_text_alone():
     np.testing.assert_array_equal(splits["train"][0]["tokens"], [START, 3, 3, 4])
     np.testing.assert_array_equal(splits["test"][0]["tokens"], [PADDING, START, UNKNOWN, 4])
     assert splits["train"][1]["label"] == 0
+
+
+REVIEWS = [
+    "This film was GREAT -- I'd watch it again & again (twice!).<br /><br />Loved it...",
+    "Not great. Not bad, either; the plot's thin:\tit drags.\nThe end.",
+    "the caf\xe9 scene\xa0was great, \u201cquoted\u201d lines\x85 weren't",
+    "\u0130stanbul, STRASSE stra\xdfe... 10/10",
+    "",
+]
+
+
+def with_keras(texts, known, size, length):
+    """What Keras makes of texts whose words it has ranked in those that are known."""
+    os.environ.setdefault("KERAS_BACKEND", "jax")
+    from keras.src.legacy.preprocessing.text import Tokenizer, text_to_word_sequence
+    from keras.utils import pad_sequences
+
+    tokenizer = Tokenizer()
+    tokenizer.fit_on_texts(known)
+    index = {word: rank + 2 for word, rank in tokenizer.word_index.items() if rank + 2 < size}
+    rows = [[1, *(index.get(word, 2) for word in text_to_word_sequence(text))] for text in texts]
+    return pad_sequences(rows, maxlen=length).tolist()
+
+
+def vectorised(size, length):
+    ids = rank(REVIEWS[:3], size)
+    return [encode(text, ids, length).tolist() for text in REVIEWS]
+
+
+def test_texts_become_the_numbers_that_keras_makes_of_them():
+    fixture = json.loads((Path(__file__).parent / "data" / "vectorised.json").read_text())
+    assert [(case["size"], case["length"]) for case in fixture] == [(100, 12), (10, 30), (12, 5)]
+    for case in fixture:
+        assert vectorised(case["size"], case["length"]) == case["ids"]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("keras") is None, reason="needs Keras")
+def test_the_numbers_on_file_are_keras_own():
+    fixture = json.loads((Path(__file__).parent / "data" / "vectorised.json").read_text())
+    for case in fixture:
+        assert with_keras(REVIEWS, REVIEWS[:3], case["size"], case["length"]) == case["ids"]
 
 
 @pytest.mark.parametrize("size", [2, 5, 6, 7, 11, 12, 13, 26])

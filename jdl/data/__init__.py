@@ -12,6 +12,8 @@ from jdl.data.augment import (
 )
 from jdl.data.base import Data, Source, Subset
 from jdl.data.folder import ImageFolder
+from jdl.data.randaugment import RandAugment
+from jdl.data.selection import Selection
 from jdl.data.series import Series
 from jdl.data.tables import Table, TextFile, TextTable
 from jdl.data.text import Characters, Words
@@ -29,11 +31,13 @@ __all__ = [
     "Digits",
     "ImageFolder",
     "Mixup",
+    "RandAugment",
     "RandomAffine",
     "RandomCrop",
     "RandomFlip",
     "Resize",
     "Scale",
+    "Selection",
     "Series",
     "Source",
     "Subset",

@@ -191,10 +191,10 @@ class ColorJitter:
         def one(key: Array, image: Array) -> Array:
             x, factors = image.astype(jnp.float32), jax.random.uniform(key, (3,), minval=-1.0)
             x = self._clip(x * (1 + self.brightness * factors[0]))
-            mean = _grey(x).mean()
+            mean = grey(x).mean()
             x = self._clip(mean + (x - mean) * (1 + self.contrast * factors[1]))
-            grey = _grey(x)
-            return self._clip(grey + (x - grey) * (1 + self.saturation * factors[2]))
+            luma = grey(x)
+            return self._clip(luma + (x - luma) * (1 + self.saturation * factors[2]))
 
         return {**batch, self.name: jax.vmap(one)(keys, batch[self.name])}
 
@@ -202,7 +202,8 @@ class ColorJitter:
         return jnp.clip(x, 0, self.white)
 
 
-def _grey(image: Array) -> Array:
+def grey(image: Array) -> Array:
+    """The luma of an image (height, width, 1 or 3) by ITU-R BT.601, (height, width, 1)."""
     if image.shape[-1] == 1:
         return image
     return (image * jnp.array([0.299, 0.587, 0.114])).sum(-1, keepdims=True)

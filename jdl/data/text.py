@@ -19,8 +19,9 @@ PADDING, START, UNKNOWN = 0, 1, 2
 
 
 def words(text: str) -> list[str]:
-    """A text's words: lower case, without `FILTERS`, split at spaces."""
-    return text.lower().translate(str.maketrans(FILTERS, " " * len(FILTERS))).split()
+    """A text's words: lower case, without `FILTERS`, split at spaces and no other character."""
+    spaced = text.lower().translate(str.maketrans(FILTERS, " " * len(FILTERS)))
+    return [word for word in spaced.split(" ") if word]
 
 
 def rank(texts: Iterable[str], size: int) -> dict[str, int]:

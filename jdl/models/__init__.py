@@ -1,6 +1,7 @@
 """Models: Flax modules with plain fields."""
 
 from jdl.models.alexnet import AlexNet
+from jdl.models.bag_of_words import BagOfWords
 from jdl.models.cnn import CNN, VGG11, VGG13, VGG16, VGG19
 from jdl.models.gpt import GPT, GPT2
 from jdl.models.mlp import MLP
@@ -31,6 +32,7 @@ __all__ = [
     "VGG16",
     "VGG19",
     "AlexNet",
+    "BagOfWords",
     "ResNet",
     "ResNet8",
     "ResNet18",

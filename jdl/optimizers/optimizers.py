@@ -8,6 +8,7 @@ import jax
 import optax
 
 from jdl.errors import UserError
+from jdl.optimizers.modules import freeze, scale_modules
 from jdl.optimizers.schedules import Constant, Schedule, check
 from jdl.optimizers.transforms import add_penalties, average_weights, decay_mask, matrix_axes
 from jdl.typing import PyTree
@@ -19,9 +20,10 @@ class Optimizer(abc.ABC):
 
     In this order: penalties are added to the gradient; it is clipped, by value and then by norm;
     the method makes a step of it, decoupled weight decay included; the step is scaled by the
-    scheduled learning rate; the new parameters are averaged. Decay and penalties leave alone
-    biases, scales of normalisation layers and whatever has fewer than two dimensions
-    (`decay_mask`). A subclass defines `direction`.
+    scheduled learning rate and a factor of its module; the new parameters are averaged. Decay and
+    penalties leave alone biases, scales of normalisation layers and whatever has fewer than two
+    dimensions (`decay_mask`). What is frozen takes part in none of this. A subclass defines
+    `direction`.
     """
 
     learning_rate: float = field(default=1e-3, kw_only=False)
@@ -40,6 +42,10 @@ class Optimizer(abc.ABC):
     """Penalty on the sum of the weights' squares, without 1/2, as in Keras."""
     average: float | None = None
     """Decay of a moving average of the parameters, which evaluation then uses; none: no average."""
+    frozen: tuple[str, ...] = ()
+    """Modules whose parameters stay as they are, bit for bit, by path: Conv_0, encoder.Dense_1."""
+    rates: tuple[tuple[str, float], ...] = ()
+    """Factors on the learning rate, as (module's path, factor); of several, the longest path's."""
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "weight_decay", "l1", "l2"):
@@ -51,6 +57,8 @@ class Optimizer(abc.ABC):
         check(self, "average", valid, "above 0 and below 1, or None")
         is_schedule = isinstance(self.schedule, Schedule)
         check(self, "schedule", is_schedule, "a schedule such as Cosine(warmup=0.1)")
+        factors = all(0 <= factor < math.inf for _, factor in self.rates)
+        check(self, "rates", factors, "factors that are finite and at least 0")
 
     @abc.abstractmethod
     def direction(self, add_decay: optax.GradientTransformation) -> optax.GradientTransformation:
@@ -78,18 +86,21 @@ class Optimizer(abc.ABC):
           a float32 scalar, which `ReduceOnPlateau` needs and all else ignores.
 
         Raises:
-          UserError: `steps` is below 1.
+          UserError: `steps` is below 1; or, from `init`, there is no module of a name in `frozen`
+            or `rates`.
         """
         none = optax.identity()
-        return optax.chain(
+        method = optax.chain(
             add_penalties(self.l1, self.l2),
             none if self.clip_value is None else optax.clip(self.clip_value),
             none if self.clip_norm is None else optax.clip_by_global_norm(self.clip_norm),
             self.direction(optax.add_decayed_weights(self.weight_decay, decay_mask)),
             optax.scale_by_learning_rate(self.rate(steps)),
+            scale_modules(self.rates) if self.rates else none,
             self.schedule.feedback(),
             none if self.average is None else average_weights(self.average),
         )
+        return freeze(method, self.frozen) if self.frozen else method
 
 
 def _check_decays(optimizer: Optimizer, *names: str) -> None:

@@ -2,7 +2,7 @@
 
 from jdl.tasks.base import Task, forward
 from jdl.tasks.binary import BinaryClassification
-from jdl.tasks.classification import Classification
+from jdl.tasks.classification import Classification, balanced_weights
 from jdl.tasks.forecast import Forecast
 from jdl.tasks.language import LanguageModeling
 from jdl.tasks.regression import Regression
@@ -14,5 +14,6 @@ __all__ = [
     "LanguageModeling",
     "Regression",
     "Task",
+    "balanced_weights",
     "forward",
 ]

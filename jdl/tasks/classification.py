@@ -1,5 +1,6 @@
 """Classification: one of several classes per example."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,15 +23,18 @@ class Classification(Task):
     """Softmax cross-entropy on logits (batch, classes) with integer labels (batch,).
 
     Metrics: `loss` in nats and `accuracy` as a fraction. The training loss is smoothed by
-    `label_smoothing`; the evaluated one is not. Where a transform has mixed examples (`Mixup`),
-    labels are shares of the classes (batch, classes), and the largest counts as right.
+    `label_smoothing` and, for classes of unequal size, is a mean weighted by `class_weights`; no
+    metric is. Where a transform has mixed examples (`Mixup`), labels are shares of the classes
+    (batch, classes), and the largest counts as right.
     """
 
     label_smoothing: float = 0.0  # share of the target spread over all classes (Szegedy, 2016)
+    class_weights: tuple[float, ...] = ()  # of each class's examples; none given: all alike
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
             raise UserError(f"label_smoothing is a share in [0, 1), not {self.label_smoothing}")
+        check_class_weights(self.class_weights)
 
     def measure(self, outputs: jax.Array, batch: Batch) -> dict[str, Mean]:
         """`loss`, without smoothing, and `accuracy`."""
@@ -45,15 +49,16 @@ class Classification(Task):
     def loss(
         self, model: nn.Module, params: PyTree, state: TrainState, batch: Batch, key: Key
     ) -> tuple[jax.Array, jax.Array, dict[str, PyTree], Metrics]:
-        """See `Task.loss`; the weight is the number of unmasked examples."""
+        """See `Task.loss`; the weight is that of the unmasked examples, each 1 unless by class."""
         logits, collections = forward(
             model, params, state.collections, batch[self.inputs], train=True, key=key
         )
-        metrics = self.measure(logits, batch)
-        loss = metrics["loss"]
-        if self.label_smoothing:
-            loss = Mean.of(self._cross_entropy(logits, batch, self.label_smoothing), batch["mask"])
-        return loss.total, loss.count, collections, metrics
+        weights = batch["mask"]
+        if self.class_weights:
+            shares = as_shares(batch[self.targets], logits.shape[-1])
+            weights = weights * (shares @ jnp.asarray(self.class_weights))
+        loss = Mean.of(self._cross_entropy(logits, batch, self.label_smoothing), weights)
+        return loss.total, loss.count, collections, self.measure(logits, batch)
 
     def predict(self, model: nn.Module, state: TrainState, batch: Batch) -> jax.Array:
         """Class probabilities, (batch, classes) float32."""
@@ -69,6 +74,11 @@ class Classification(Task):
                 f"of shape (batch, classes)"
             )
         labels, classes = np.asarray(batch[self.targets]), outputs.shape[-1]
+        if self.class_weights and len(self.class_weights) != classes:
+            raise UserError(
+                f"task.class_weights has {len(self.class_weights)} weights, the model {classes} "
+                f"outputs"
+            )
         if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
             raise UserError(
                 f"{where}: {self.targets!r} has shape {labels.shape} and dtype {labels.dtype}, "
@@ -86,5 +96,34 @@ class Classification(Task):
         logits = logits.astype(jnp.float32)
         if labels.ndim == 1 and not smoothing:
             return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        shares = jax.nn.one_hot(labels, logits.shape[-1]) if labels.ndim == 1 else labels
+        shares = as_shares(labels, logits.shape[-1])
         return optax.softmax_cross_entropy(logits, optax.smooth_labels(shares, smoothing))
+
+
+def as_shares(labels: jax.Array, classes: int) -> jax.Array:
+    """Labels (batch,) as shares of the classes, (batch, classes); those that are shares stay."""
+    return jax.nn.one_hot(labels, classes) if labels.ndim == 1 else labels
+
+
+def balanced_weights(labels: np.ndarray) -> tuple[float, ...]:
+    """Weights under which every class counts as much as any other, for `class_weights`.
+
+    `examples / (classes * examples of the class)` (King and Zeng, 2001), as in scikit-learn.
+
+    Args:
+      labels: integers (examples,) from 0; each class occurs.
+
+    Raises:
+      UserError: a class below the largest has no example.
+    """
+    counts = np.bincount(labels)
+    if not counts.all():
+        raise UserError(f"no example of class {int(np.argmin(counts))} to weigh")
+    return tuple((len(labels) / (len(counts) * counts)).tolist())
+
+
+def check_class_weights(weights: tuple[float, ...]) -> None:
+    """Raises a UserError unless all are finite, none is negative and one is not 0."""
+    valid = all(0 <= weight < math.inf for weight in weights) and (any(weights) or not weights)
+    if not valid:
+        raise UserError(f"class_weights are finite and not negative, and not all 0, not {weights}")

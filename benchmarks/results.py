@@ -1,0 +1,66 @@
+"""The README's table of results, from run directories: `python -m benchmarks.results DIR ...`."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tyro
+from tyro.conf import Positional
+
+from benchmarks.report import renew
+from jdl.errors import UserError
+from jdl.experiment import expectation, find
+
+HEAD = """| experiment | data | metric | mean | worst | seeds | seconds a run |
+|---|---|---|---|---|---|---|"""
+
+
+def row(directory: Path) -> str:
+    """A line for a run, or for the runs that `--seeds` made.
+
+    Raises:
+      UserError: the directory holds no finished run.
+    """
+    runs = sorted(directory.glob("seed-*")) or [directory]
+    results = [_read(run / "result.json") for run in runs]
+    name = results[0]["experiment"]
+    promise = expectation(find(name))
+    split, metric = promise.metric.split() if promise else ("test", "accuracy")
+    scores = [result["metrics"][split][metric] for result in results]
+    worst = min(scores) if metric == "accuracy" else max(scores)
+    seconds = sum(result["seconds"] for result in results) / len(results)
+    data = _read(runs[0] / "environment.json")["data"]
+    counts = " / ".join(f"{part['count']:,}" for part in data.values())
+    return (
+        f"| `{name}` | {data['train']['source']}, {counts} | {split} {metric} "
+        f"| {sum(scores) / len(scores):.4f} | {worst:.4f} | {len(scores)} | {seconds:.0f} |"
+    )
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path.parent} holds no finished run: {error}") from error
+
+
+def main(directories: Positional[Sequence[Path]], /, readme: Path | None = None) -> None:
+    """Prints the table; renews the README's where asked to.
+
+    Args:
+        directories: of runs, or of several seeds of one.
+        readme: a file whose table between the two marks is renewed.
+    """
+    text = "\n".join([HEAD, *map(row, directories)])
+    print(text)
+    if readme:
+        renew(readme, "results", text)
+
+
+if __name__ == "__main__":
+    try:
+        tyro.cli(main, prog="python -m benchmarks.results")
+    except UserError as mistake:
+        sys.exit(f"benchmarks: {mistake}")

@@ -1,0 +1,23 @@
+"""The mean of word embeddings on IMDb reviews, without the order of the words: fastText.
+
+    TFDS_DATA_DIR=DIR jdl train imdb_bag_of_words --seeds 3
+
+Joulin et al. (2017). The baseline of the recurrent networks, on the last 400 words of each review.
+"""
+
+import dataclasses
+
+from imdb_lstm import experiment as lstm
+
+from jdl.data import TFDS, Words
+from jdl.models import BagOfWords
+from jdl.optimizers import Adam
+
+experiment = dataclasses.replace(
+    lstm,
+    model=BagOfWords(vocabulary=10_000, features=16),
+    data=Words(TFDS("imdb_reviews"), vocabulary=10_000, length=400),
+    optimizer=Adam(1e-2, eps=1e-7),
+    compiler_options=(),
+    epochs=10,
+)

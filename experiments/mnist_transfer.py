@@ -1,0 +1,21 @@
+"""Transfer: convolutions learned on the digits 0 to 4 tell 5 to 9 apart from 100 labelled images.
+
+    TFDS_DATA_DIR=DIR jdl train mnist_low_digits --workdir runs/mnist_low_digits
+    TFDS_DATA_DIR=DIR jdl train mnist_transfer --seeds 3
+
+The convolutions stay as they were learned; the dense layers begin fresh (Yosinski et al., 2014).
+"""
+
+import dataclasses
+
+from mnist_few_digits import experiment as scratch
+
+from jdl.weights import Weights
+
+experiment = dataclasses.replace(
+    scratch,
+    weights=Weights(run="runs/mnist_low_digits", leave_out=("Dense_0", "logits")),
+    optimizer=dataclasses.replace(
+        scratch.optimizer, frozen=("Conv_0", "Conv_1", "BatchNorm_0", "BatchNorm_1")
+    ),
+)

@@ -1,0 +1,19 @@
+"""The network of `mnist_mlp`, to compare optimizers in one picture.
+
+    for name in sgd rmsprop adagrad adam; do
+        TFDS_DATA_DIR=DIR jdl train optimizers --optimizer $name --workdir runs/optimizers/$name
+    done
+    TFDS_DATA_DIR=DIR jdl train optimizers --optimizer sgd --optimizer.momentum 0.9 \\
+        --workdir runs/optimizers/momentum
+    jdl compare runs/optimizers/* --out runs/optimizers
+
+Each at its own default learning rate. `--batch-size 54000` makes gradient descent of mini-batches.
+"""
+
+import dataclasses
+
+from mnist_mlp import experiment as mlp
+
+from jdl.data import TFDS, Scale
+
+experiment = dataclasses.replace(mlp, data=TFDS("mnist", device_transforms=(Scale(),)), epochs=3)

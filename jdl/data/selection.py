@@ -1,0 +1,79 @@
+"""A part of a data set: some of its classes, few of its training examples."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from jdl.data.base import Data, Example, Source, Subset, read_many
+from jdl.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection(Data):
+    """Those examples of a set that show some classes, which are numbered anew from 0.
+
+    Splits and transforms are those of `data`. Of the training split, as few examples as asked for
+    are kept, each class alike, drawn by `split_seed`.
+    """
+
+    data: Data = field(kw_only=False)  # the set; its examples have `label`
+    classes: tuple[int, ...]  # labels that are kept, in the order of their new numbers
+    examples: int | None = None  # of the training split; none given: all
+
+    def splits(self) -> dict[str, Source]:
+        """The splits of the set, reduced.
+
+        Raises:
+          UserError: a class has too few training examples.
+        """
+        splits = {name: self._of_classes(source) for name, source in self.data.splits().items()}
+        if self.examples is not None:
+            splits["train"] = self._few(splits["train"], self.examples)
+        return splits
+
+    def describe(self) -> str:
+        """That of the set."""
+        return self.data.describe()
+
+    def _of_classes(self, source: Source) -> "Relabelled":
+        labels = np.array([int(x["label"]) for x in read_many(source, range(len(source)))])
+        number = {label: index for index, label in enumerate(self.classes)}
+        kept = np.flatnonzero(np.isin(labels, self.classes))
+        return Relabelled(Subset(source, kept), np.array([number[labels[i]] for i in kept]))
+
+    def _few(self, source: "Relabelled", count: int) -> "Relabelled":
+        """As many examples of each class as of any other."""
+        each, rest = divmod(count, len(self.classes))
+        rng, kept = np.random.default_rng(self.split_seed), []
+        for label in range(len(self.classes)):
+            found = np.flatnonzero(source.labels == label)
+            if rest or len(found) < each or not each:
+                raise UserError(
+                    f"data.examples: {count} are not the same number for each of "
+                    f"{len(self.classes)} classes, of which the smallest has {len(found)}"
+                )
+            kept.append(rng.choice(found, each, replace=False))
+        indices = np.sort(np.concatenate(kept))
+        return Relabelled(Subset(source.source, indices), source.labels[indices])
+
+
+@dataclass(frozen=True)
+class Relabelled:
+    """A source with other labels."""
+
+    source: Source
+    labels: np.ndarray  # (n,) int
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Example:
+        """The example at `index`."""
+        return {**self.source[index], "label": np.int32(self.labels[index])}
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Example]:
+        """Several examples at once."""
+        examples = zip(read_many(self.source, indices), indices, strict=True)
+        return [{**example, "label": np.int32(self.labels[i])} for example, i in examples]

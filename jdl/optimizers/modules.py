@@ -1,0 +1,68 @@
+"""Modules of a network that learn at rates of their own, or not at all."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jdl.errors import UserError
+from jdl.paths import check_modules, path_name, within
+from jdl.typing import PyTree
+
+
+def scale_modules(rates: tuple[tuple[str, float], ...]) -> optax.GradientTransformation:
+    """Scales the updates of each module by its factor; others stay.
+
+    Args:
+      rates: paths of modules with factors; where several hold a parameter, the longest counts.
+
+    Raises:
+      UserError: from `init`, there is no such module.
+    """
+    factors = dict(rates)
+
+    def init(params: PyTree) -> optax.EmptyState:
+        check_modules(_paths(params), factors)
+        return optax.EmptyState()
+
+    def update(
+        updates: PyTree, state: optax.EmptyState, params: PyTree = None
+    ) -> tuple[PyTree, optax.EmptyState]:
+        del params
+
+        def scale(path: jax.tree_util.KeyPath, leaf: jax.Array) -> jax.Array:
+            found = [name for name in factors if within(path_name(path), (name,))]
+            return leaf * factors[max(found, key=len)] if found else leaf
+
+        return jax.tree_util.tree_map_with_path(scale, updates), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def freeze(
+    method: optax.GradientTransformationExtraArgs, names: tuple[str, ...]
+) -> optax.GradientTransformationExtraArgs:
+    """The method for all parameters but those of some modules, which stay bit for bit.
+
+    Raises:
+      UserError: from `init`, there is no such module, or nothing is left to train.
+    """
+
+    def labels(params: PyTree) -> PyTree:
+        paths = _paths(params)
+        check_modules(paths, names)
+        if all(within(path, names) for path in paths):
+            raise UserError("optimizer.frozen leaves nothing to train")
+
+        def label(path: jax.tree_util.KeyPath, leaf: object) -> str:
+            del leaf
+            return "frozen" if within(path_name(path), names) else "trained"
+
+        return jax.tree_util.tree_map_with_path(label, params)
+
+    # Adding -0.0 changes no number, not even the sign of a zero.
+    still = optax.stateless(lambda updates, _: jax.tree.map(lambda u: -jnp.zeros_like(u), updates))
+    return optax.partition({"trained": method, "frozen": still}, labels)
+
+
+def _paths(params: PyTree) -> list[str]:
+    return [path_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]

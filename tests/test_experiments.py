@@ -1,0 +1,95 @@
+"""The parts of every experiment fit together, on stand-ins of its data's shape."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import jdl
+from jdl.data import Arrays
+from jdl.parallel import Single
+from jdl.run import Run
+from jdl.step import update
+from jdl.weights import Weights
+
+FILES = {path.stem: path for path in (Path(__file__).parents[1] / "experiments").glob("*.py")}
+RNG = np.random.default_rng(0)
+
+
+def images(*shape, classes=10):
+    label = np.arange(24) % classes
+    image = RNG.integers(0, 120, (24, *shape)) + 120 * label.reshape(-1, 1, 1, 1) // classes
+    return {"image": image.astype(np.uint8), "label": label}
+
+
+def tokens(length, vocabulary, labelled=True):
+    found = RNG.integers(1, vocabulary, (24, length)).astype(np.int32)
+    return {"tokens": found, "label": np.arange(24) % 2} if labelled else {"tokens": found}
+
+
+def series(count, columns=1):
+    x, y = RNG.normal(size=(24, count, columns)), RNG.normal(size=(24, columns))
+    one = np.ones((24, columns))
+    return {"x": x, "y": y, "value": y, "offset": 0 * one, "scale": one, "log": np.zeros(24, bool)}
+
+
+STAND_INS = {
+    "activations": images(28, 28, 1),
+    "airline_lstm": series(12),
+    "cats_vs_dogs_augmented": images(150, 150, 3, classes=2),
+    "cats_vs_dogs_cnn": images(150, 150, 3, classes=2),
+    "cifar10_resnet": images(32, 32, 3),
+    "digits_cnn": images(8, 8, 1),
+    "digits_mlp": images(8, 8, 1),
+    "fashion_mnist_cnn": images(28, 28, 1),
+    "imdb_bag_of_words": tokens(400, 10_000),
+    "imdb_bilstm": tokens(200, 10_000),
+    "imdb_gru": tokens(200, 10_000),
+    "imdb_lstm": tokens(200, 10_000),
+    "mnist_cnn": images(28, 28, 1),
+    "mnist_few_digits": images(28, 28, 1, classes=5),
+    "mnist_low_digits": images(28, 28, 1, classes=5),
+    "mnist_mlp": images(28, 28, 1),
+    "mnist_mlp_dropout": images(28, 28, 1),
+    "mnist_transfer": images(28, 28, 1, classes=5),
+    "optimizers": images(28, 28, 1),
+    "shakespeare_char_gpt": tokens(65, 65, labelled=False),
+    "temperatures_rnn": series(20),
+}
+
+
+def test_every_experiment_is_here():
+    assert STAND_INS.keys() == FILES.keys()
+
+
+def stand_in(name, **changes):
+    """An experiment on a stand-in, with its own model, task, device transforms and optimizer."""
+    experiment = jdl.load(FILES[name]).experiment
+    data = Arrays(
+        {"train": STAND_INS[name]},
+        device_transforms=experiment.data.device_transforms,
+        validation_fraction=0.0,
+        test_fraction=0.0,
+    )
+    fresh = {"data": data, "weights": Weights(), "strategy": Single(), "hooks": (), "batch_size": 8}
+    return dataclasses.replace(experiment, **fresh, **changes)
+
+
+@pytest.mark.parametrize("name", STAND_INS)
+def test_the_parts_of_an_experiment_fit_together(name, tmp_path):
+    """Shapes and dtypes of data, model, task and optimizer, without compiling."""
+    run = Run(stand_in(name, epochs=1), name, tmp_path)
+    updated, metrics = jax.eval_shape(
+        lambda state, batch: update(run.program, state, batch), run.compiled.like, run.batch
+    )
+    assert jax.tree.structure(updated) == jax.tree.structure(run.compiled.like)
+    assert "loss" in metrics
+
+
+@pytest.mark.parametrize("name", ["cifar10_resnet", "fashion_mnist_cnn"])
+def test_an_experiment_whose_data_must_be_fetched_learns_a_stand_in(name, tmp_path):
+    changes = {"epochs": None, "steps": 30, "steps_per_dispatch": 1}
+    result = jdl.train(stand_in(name, **changes), tmp_path / "run").result
+    assert result["metrics"]["train"]["loss"] < np.log(10) - 0.3  # better than a guess
