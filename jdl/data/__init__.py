@@ -14,7 +14,7 @@ from jdl.data.base import Data, Source, Subset
 from jdl.data.folder import ImageFolder
 from jdl.data.series import Series
 from jdl.data.tables import Table, TextFile, TextTable
-from jdl.data.text import Characters, Words
+from jdl.data.text import Characters, Streams, Words
 from jdl.data.tfds import TFDS
 from jdl.data.transforms import Resize, Scale
 
@@ -36,6 +36,7 @@ __all__ = [
     "Scale",
     "Series",
     "Source",
+    "Streams",
     "Subset",
     "Table",
     "TextFile",

@@ -4,6 +4,7 @@ from jdl.models.alexnet import AlexNet
 from jdl.models.cnn import CNN, VGG11, VGG13, VGG16, VGG19
 from jdl.models.gpt import GPT, GPT2
 from jdl.models.mlp import MLP
+from jdl.models.recurrent_lm import RecurrentLM
 from jdl.models.resnet import (
     ResNet,
     ResNet8,
@@ -31,6 +32,7 @@ __all__ = [
     "VGG16",
     "VGG19",
     "AlexNet",
+    "RecurrentLM",
     "ResNet",
     "ResNet8",
     "ResNet18",
