@@ -16,7 +16,7 @@ from benchmarks.report import heading, table
 from benchmarks.workloads import Workload, workloads
 from jdl.errors import UserError, nearest
 
-WORKLOADS = ("mlp", "cnn", "lstm", "transformer")
+WORKLOADS = ("mlp", "cnn", "lstm", "transformer", "lstm_lm", "resnet50")
 DTYPES = ("fp32", "bf16")
 PEERS = {
     "torch": ("torch-eager", "torch-channels_last", "torch-compile"),
@@ -37,7 +37,7 @@ def run(
     """Times training steps of jdl and its peers, parity first, block by block in turn.
 
     Args:
-        chosen: mlp, cnn, lstm, transformer (default: all four).
+        chosen: mlp, cnn, lstm, transformer, lstm_lm, resnet50 (default: all).
         peers: torch, flax, keras; one that is not installed is named and skipped.
         dtype: fp32 or bf16, of the computation in all implementations.
         json: a file for the rows, one JSON object a line.
@@ -69,8 +69,8 @@ def run(
 def implementations(workload: Workload, peers: Sequence[str], quick: bool) -> list[str]:
     """The rows of a workload, jdl's first."""
     names = ["jdl", *(name for peer in peers for name in PEERS[peer])]
-    senseless = {"torch-channels_last"} if workload.name != "cnn" else set()
-    if workload.name == "lstm":
+    senseless = set() if workload.name in ("cnn", "resnet50") else {"torch-channels_last"}
+    if workload.name in ("lstm", "lstm_lm"):
         senseless.add("torch-compile")  # it compiles nothing of `nn.LSTM`
     slow = {"torch-compile"} if quick else set()
     return [name for name in names if name not in senseless | slow]

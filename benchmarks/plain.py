@@ -9,6 +9,7 @@ import optax
 from jax import lax
 
 from jdl import ops
+from jdl.data import augment
 
 Array = jax.Array
 
@@ -47,6 +48,12 @@ def lstm(projected: Array, h: Array, c: Array, kernel: Array) -> tuple[Array, Ar
     return hidden, last
 
 
+def resample(image: Array, matrix: Array, *rest: Any) -> Array:
+    """Nothing: the image as it is."""
+    del matrix, rest
+    return image.astype(jnp.float32)
+
+
 DEFINITIONS: dict[str, Any] = {
     "attention": attention,
     "conv_general_dilated": lax.conv_general_dilated,
@@ -55,9 +62,11 @@ DEFINITIONS: dict[str, Any] = {
     "linear_cross_entropy": linear_cross_entropy,
     "lstm": lstm,
     "max_pool": nn.max_pool,
+    "resample": resample,
 }
 
 
 def use(operation: str) -> None:
     """Puts the plain definition in the place of jdl's, in this process from now on."""
-    setattr(ops, operation, DEFINITIONS[operation])
+    owner = augment if operation == "resample" else ops
+    setattr(owner, operation, DEFINITIONS[operation])

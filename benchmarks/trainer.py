@@ -11,7 +11,7 @@ class Case:
     """One workload as every implementation gets it.
 
     Attributes:
-      name: of the workload: `mlp`, `cnn`, `lstm` or `transformer`.
+      name: of the workload, such as `mlp`.
       model: fields of jdl's model, such as `layers` and `heads`.
       params: initial weights by path, joined by dots, as jdl's model has them.
       arrays: a batch by name, or for `loop` the whole data set, as it is before any transform.

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.trainer import Case, Trainer
-from benchmarks.workloads import Workload, gru, workloads
+from benchmarks.workloads import Workload, augmented, gru, workloads
 from jdl.errors import first_line
 
 
@@ -106,10 +106,10 @@ class Server:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def pick(name: str, size: str) -> Workload:
-    """The workload of this name and size."""
-    every = (*workloads(False), *workloads(True), gru())
-    return next(w for w in every if (w.name, w.size) == (name, size))
+def pick(**key: Any) -> Workload:
+    """The workload of this key."""
+    every = (*workloads(False), *workloads(True), gru(), augmented(), augmented(256))
+    return next(workload for workload in every if workload.key == key)
 
 
 def describe() -> dict[str, Any]:
@@ -163,8 +163,8 @@ def cost(folder: str) -> dict[str, int]:
     from benchmarks import flops
     from benchmarks.peers.flax import loss_function
 
-    function, params, batch = loss_function(read_case(Path(folder)))
-    counted = flops.count(jax.value_and_grad(function), params, batch)
+    function, params, rest, batch = loss_function(read_case(Path(folder)))
+    counted = flops.count(jax.value_and_grad(function, has_aux=True), params, rest, batch)
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
     given = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(batch))
     # Parameters and both moments of Adam are read and written once, the batch is read.

@@ -78,6 +78,11 @@ class Experiment:
                 f"batch_size {self.batch_size} cannot be split into {self.accumulate} equal "
                 f"micro-batches (accumulate)"
             )
+        if self.data.batch_size not in (None, self.batch_size):
+            raise UserError(
+                f"the order of the data fits batches of {self.data.batch_size}, not of "
+                f"{self.batch_size}: set batch_size, or data.streams"
+            )
         if self.stop_after_skipped < 1:
             raise UserError(f"stop_after_skipped must be at least 1, not {self.stop_after_skipped}")
         if self.malloc_arenas < 0:

@@ -20,7 +20,7 @@ from jdl.data.pipeline import read
 from jdl.errors import UserError, first_line
 from jdl.metrics import Metrics, Packed
 from jdl.paths import path_name
-from jdl.state import TrainState
+from jdl.state import CARRY, TrainState
 from jdl.step import Program, evaluate, init, loop, predict, update
 from jdl.typing import Batch, Key, PyTree
 
@@ -120,6 +120,8 @@ class Strategy:
             ),
             jax.eval_shape(start, jax.random.key(0)),
         )
+        if program.accumulate > 1:
+            _refuse_carry(like, program, "accumulate splits the batch")
         laid = jax.tree.map(lambda leaf: leaf.sharding, like)
         data = jax.tree.map(lambda array: _assemble(whole, array), dict(resident))
 
@@ -215,6 +217,7 @@ class Pmap(Strategy):
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole),
             jax.eval_shape(start, jax.random.key(0)),
         )
+        _refuse_carry(like, program, "the strategy pmap averages it over devices")
 
         def copies(leaf: Any) -> jax.Array:
             """One copy per device, stacked along a new axis 0."""
@@ -300,16 +303,34 @@ def state_bytes(state: TrainState) -> int:
     return sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves)
 
 
+def batch_shapes(resident: Mapping[str, np.ndarray], feed: Any) -> dict[str, Any]:
+    """Shapes and dtypes of the global batch of which a feed gives this process its rows."""
+    count = jax.process_count()
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((count * x.shape[0], *x.shape[1:]), x.dtype),
+        jax.eval_shape(read, dict(resident), feed),
+    )
+
+
 def _initializer(
     program: Program, resident: Mapping[str, np.ndarray], feed: Any
 ) -> Callable[[Key], TrainState]:
     """`init` on zeros of the batch's shape: a model's variables depend on nothing else."""
-    batch = jax.eval_shape(read, dict(resident), feed)
+    batch = batch_shapes(resident, feed)
 
     def start(key: Key) -> TrainState:
         return init(program, key, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), batch))
 
     return start
+
+
+def _refuse_carry(like: TrainState, program: Program, reason: str) -> None:
+    """Raises a UserError for a model that carries a state of each row from batch to batch."""
+    if CARRY in like.collections:
+        raise UserError(
+            f"{type(program.model).__name__} carries a state of each row from batch to batch, and "
+            f"{reason}: do without, or set model.carry to false"
+        )
 
 
 def _assemble(sharding: NamedSharding, array: np.ndarray) -> jax.Array:

@@ -11,13 +11,14 @@ import jax
 import numpy as np
 
 from jdl import metrics as metrics_lib
-from jdl.data.pipeline import Pipeline, Resident, Shard, batches, read, stack, transformed
+from jdl.data.pipeline import Pipeline, Resident, Shard, batches, stack, transformed
 from jdl.data.splits import Splits
 from jdl.errors import UserError, first_line
 from jdl.experiment import Experiment
 from jdl.interrupt import Interrupted, Interruption
 from jdl.logging import MetricsLog
 from jdl.optimizers import averaged_params
+from jdl.parallel import batch_shapes
 from jdl.state import TrainState
 from jdl.step import Program, init, predict
 from jdl.typing import Json
@@ -257,4 +258,4 @@ class Run:
         feed = pipeline.feed(0, experiment.batch_size, experiment.seed, self.shard)
         self._look_over(pipeline, feed, "train")
         self.compiled = experiment.strategy.compile(self.program, resident, feed)
-        self.batch = jax.eval_shape(read, resident, feed)
+        self.batch = batch_shapes(resident, feed)

@@ -7,6 +7,10 @@ import jax
 
 from jdl.typing import Key, PyTree
 
+CARRY = "carry"
+"""The collection of what a model carries from one batch to the next, (batch, ...) each: not a sum
+or a mean over the batch, but the rows' own."""
+
 
 @flax.struct.dataclass
 class TrainState:

@@ -1,17 +1,36 @@
 """The benchmarks' own arithmetic and errors; how fast anything is is no matter for a test."""
 
+import functools
 import json
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import compare, measure, ours, profiles, report, results, statistics
+from benchmarks import (
+    augmentation,
+    compare,
+    flops,
+    measure,
+    ours,
+    profiles,
+    report,
+    results,
+    statistics,
+    worker,
+)
 from benchmarks.trainer import first_batch
-from benchmarks.workloads import gpt, workloads
+from benchmarks.workloads import augmented, gpt, lstm_lm, resnet50, workloads
 from jdl.errors import UserError
 
-TINY = gpt("tiny", layers=1, width=8, context=4, batch=2, heads=2)
+SMALL = (
+    gpt("tiny", layers=1, width=8, context=4, batch=2, heads=2),
+    lstm_lm(2, length=4, layers=2, units=8, vocabulary=11),
+    resnet50(2, side=32, classes=5, stages=(1, 1), width=4),
+)
 
 
 def row(implementation="jdl", **changes):
@@ -157,24 +176,90 @@ def test_random_data_fits_its_experiment_and_is_never_all_zeros(workload):
     assert experiment.task.inputs in arrays
 
 
-def test_flax_begins_as_jdl_does():
+@pytest.mark.parametrize("workload", SMALL, ids=lambda w: w.name)
+def test_flax_begins_as_jdl_does(workload):
     flax = pytest.importorskip("benchmarks.peers.flax")
-    case = ours.make_case(TINY, "fp32", 1)
-    mine, other = ours.Bare(TINY.load("fp32"), case), flax.build(case, "default")
+    case = ours.make_case(workload, "fp32", 1)
+    mine, other = ours.Bare(workload.load("fp32"), case), flax.build(case, "default")
     np.testing.assert_allclose(other.gradient(), mine.gradient(), rtol=1e-4)
     np.testing.assert_allclose(other.curve(5), mine.curve(5), rtol=1e-4)
     assert mine.run(2) > 0
-    assert len(first_batch(case)["tokens"]) == 2
+    assert len(next(iter(first_batch(case).values()))) == 2
 
 
-def test_torch_begins_as_jdl_does():
+@pytest.mark.parametrize("workload", SMALL, ids=lambda w: w.name)
+def test_torch_begins_as_jdl_does(workload):
     pytest.importorskip("torch")
     from benchmarks.peers import torch
 
-    case = ours.make_case(TINY, "fp32", 1)
-    mine, other = ours.Bare(TINY.load("fp32"), case), torch.build(case, "eager")
+    case = ours.make_case(workload, "fp32", 1)
+    mine, other = ours.Bare(workload.load("fp32"), case), torch.build(case, "eager")
     np.testing.assert_allclose(other.gradient(), mine.gradient(), rtol=1e-4)
     np.testing.assert_allclose(other.curve(5), mine.curve(5), rtol=1e-4)
+
+
+def test_a_worker_finds_each_workload_at_its_size():
+    every = [*workloads(False), *workloads(True), augmented(), augmented(256)]
+    for workload in every:
+        found = worker.pick(**workload.key)
+        assert (found.experiment, found.batch) == (workload.experiment, workload.batch)
+        assert found.changes == workload.changes
+
+
+def meets(size, kernel, strides):
+    """Pairs of an output and a tap of its kernel that meet an input, in one dimension."""
+    pad, outputs = kernel // 2, -(-size // strides)
+    return sum(0 <= o * strides + t - pad < size for o in range(outputs) for t in range(kernel))
+
+
+def test_resnet50_multiplies_as_often_as_published():
+    side, inputs, layers = 56, 64, [(224, 7, 2, 3, 64)]  # size, kernel, strides, channels
+    for stage, blocks in enumerate((3, 4, 6, 3)):
+        channels = 64 << stage
+        for block in range(blocks):
+            strides = 2 if stage and not block else 1
+            layers += [(side, 1, 1, inputs, channels), (side, 3, strides, channels, channels)]
+            if not block:
+                layers.append((side, 1, strides, inputs, 4 * channels))
+            side //= strides
+            layers.append((side, 1, 1, channels, 4 * channels))
+            inputs = 4 * channels
+    dense = 2048 * 1000
+    padded = dense + sum((size // s * k) ** 2 * i * o for size, k, s, i, o in layers)
+    assert padded == 4_089_184_256  # as torchvision and others count it
+    real = dense + sum(meets(size, k, s) ** 2 * i * o for size, k, s, i, o in layers)
+
+    workload = resnet50(1)
+    model: Any = workload.load("fp32").model
+    image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), image)
+    # On CPUs jdl convolves by products, which multiply the padding too.
+    assert flops.count(model.apply, shapes, image).flops == 2 * padded
+    flax = pytest.importorskip("benchmarks.peers.flax")
+    plain = flax.ResNet(stages=(3, 4, 6, 3), width=64, outputs=1000, dtype=jnp.float32)
+    shapes = jax.eval_shape(plain.init, jax.random.key(0), image)
+    forward = functools.partial(plain.apply, mutable=["batch_stats"])
+    assert flops.count(forward, shapes, image).flops == 2 * real
+    assert 0.97 * padded < real < padded
+
+
+def test_a_language_model_of_lstms_multiplies_what_its_gates_and_logits_need():
+    flax = pytest.importorskip("benchmarks.peers.flax")
+    workload = lstm_lm(2, length=5, layers=3, units=4, vocabulary=11)
+    function, *arguments = flax.loss_function(ours.make_case(workload, "fp32", 1))
+    forward = 2 * 2 * 5 * (3 * (4 + 4) * 16 + 4 * 11)
+    assert flops.count(function, *arguments).flops == forward
+    gradient = jax.value_and_grad(function, has_aux=True)
+    assert flops.count(gradient, *arguments).flops == 3 * forward
+
+
+def test_the_share_of_augmentation_is_what_the_plain_step_saves():
+    found = augmentation.share({"median": 0.8, "low": 0.75, "high": 1.1})
+    assert found == pytest.approx({"median": 0.2, "low": 0.0, "high": 0.25})
+    for median, kept in ((0.95, "kept"), (0.85, "missed")):
+        shares = augmentation.share({"median": median, "low": median, "high": median})
+        assert augmentation.sentence({"augmentation_share": shares}, True).endswith(f"is {kept}")
+    assert "lost" in augmentation.sentence({"error": "lost"}, True)
 
 
 def test_an_instruction_is_described_by_the_program_that_ran(tmp_path):

@@ -59,6 +59,62 @@ class CNN(nn.Module):
         return nn.Dense(self.outputs, dtype=self.dtype, name="logits")(x)
 
 
+class NormedConv(nn.Module):
+    """A convolution without bias, and batch norm."""
+
+    channels: int  # of the output
+    size: int  # of the kernel's sides
+    strides: int  # by which height and width shrink
+    dtype: Any  # of the computation
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Applies both."""
+        sides, pad = (self.size, self.size), self.size // 2
+        options = {"padding": pad, "use_bias": False, "dtype": self.dtype}
+        x = nn.Conv(self.channels, sides, self.strides, **options)(x)
+        return nn.BatchNorm(use_running_average=False, momentum=0.9, dtype=self.dtype)(x)
+
+
+class Bottleneck(nn.Module):
+    """Three convolutions, of which the second has the strides, added to their input."""
+
+    channels: int  # inside; at the end four times as many
+    strides: int  # by which height and width shrink
+    dtype: Any  # of the computation
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Applies the layers."""
+        y = nn.relu(NormedConv(self.channels, 1, 1, self.dtype, name="conv0")(x))
+        y = nn.relu(NormedConv(self.channels, 3, self.strides, self.dtype, name="conv1")(y))
+        y = NormedConv(4 * self.channels, 1, 1, self.dtype, name="conv2")(y)
+        if x.shape != y.shape:
+            x = NormedConv(4 * self.channels, 1, self.strides, self.dtype, name="project")(x)
+        return nn.relu(x + y)
+
+
+class ResNet(nn.Module):
+    """A residual network of bottlenecks ("v1.5"); uint8 images to logits."""
+
+    stages: tuple[int, ...]  # blocks of each stage
+    width: int  # channels of the first stage
+    outputs: int  # units of the last layer
+    dtype: Any  # of the computation
+
+    @nn.compact
+    def __call__(self, image: jax.Array) -> jax.Array:
+        """Applies the layers."""
+        x = image.astype(jnp.float32) / 255
+        x = nn.relu(NormedConv(self.width, 7, 2, self.dtype, name="stem")(x))
+        x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        for i, blocks in enumerate(self.stages):
+            for j in range(blocks):
+                strides, name = 2 if i and not j else 1, f"stage{i}_block{j}"
+                x = Bottleneck(self.width << i, strides, self.dtype, name=name)(x)
+        return nn.Dense(self.outputs, dtype=self.dtype, name="logits")(x.mean((1, 2)))
+
+
 class RNN(nn.Module):
     """Embedding, recurrent layer, dense layer on its last state; tokens (batch, time) to logits."""
 
@@ -74,8 +130,25 @@ class RNN(nn.Module):
         """Applies the layers."""
         x = nn.Embed(self.vocabulary, self.features, dtype=self.dtype)(tokens)
         kind = {"lstm": nn.OptimizedLSTMCell, "gru": nn.GRUCell}[self.cell]
-        x = nn.RNN(kind(self.units, dtype=self.dtype, name="cell"))(x)[:, -1]
+        x = nn.RNN(kind(self.units, dtype=self.dtype, name=f"{self.cell.upper()}_0"))(x)[:, -1]
         return nn.Dense(self.outputs, dtype=self.dtype, name="logits")(x)
+
+
+class LanguageModel(nn.Module):
+    """Embedding, LSTM layers, logits; tokens (batch, time) to (..., vocabulary)."""
+
+    vocabulary: int  # tokens that there are
+    units: int  # of the embedding and of each layer
+    layers: int  # recurrent layers
+    dtype: Any  # of the computation
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """Applies the layers."""
+        x = nn.Embed(self.vocabulary, self.units, dtype=self.dtype, name="tokens")(tokens)
+        for i in range(self.layers):
+            x = nn.RNN(nn.OptimizedLSTMCell(self.units, dtype=self.dtype, name=f"LSTM_{i}"))(x)
+        return nn.Dense(self.vocabulary, use_bias=False, dtype=self.dtype, name="logits")(x)
 
 
 class Block(nn.Module):
@@ -119,36 +192,62 @@ class GPT(nn.Module):
         return embed.attend(nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm")(x))
 
 
-MODELS = {"mlp": MLP, "cnn": CNN, "lstm": RNN, "transformer": GPT}
+MODELS = {
+    "mlp": MLP,
+    "cnn": CNN,
+    "resnet50": ResNet,
+    "lstm": RNN,
+    "lstm_lm": LanguageModel,
+    "transformer": GPT,
+}
 
 
-def loss_function(case: Case) -> tuple[Callable[[Any, Batch], jax.Array], Any, Batch]:
-    """The mean training loss, its parameters and the first batch; nothing is computed.
+def loss_function(case: Case) -> tuple[Callable[..., tuple[jax.Array, Any]], Any, Any, Batch]:
+    """The mean training loss and its arguments; nothing is computed.
 
     Returns:
-      `(function, params, batch)`, where `function(params, batch)` is a float32 scalar.
+      `(function, params, rest, batch)`, where `function(params, rest, batch)` gives a float32
+      scalar and the statistics of batch norm, `rest`, as they are after the batch.
     """
     kind = MODELS[case.name]
     fields = {name: case.model[name] for name in kind.__annotations__ if name in case.model}
     model = kind(**fields, dtype={"fp32": jnp.float32, "bf16": jnp.bfloat16}[case.dtype])
 
-    def loss(params: Any, batch: Batch) -> jax.Array:
-        if case.name == "transformer":
-            inputs, labels = batch["tokens"][:, :-1], batch["tokens"][:, 1:]
-        else:
-            inputs, labels = batch["tokens" if case.name == "lstm" else "image"], batch["label"]
-        logits = model.apply({"params": params}, inputs).astype(jnp.float32)
+    def loss(params: Any, rest: Any, batch: Batch) -> tuple[jax.Array, Any]:
+        inputs, labels = _pair(batch)
+        variables = {"params": params, **rest}
+        logits, rest = model.apply(variables, inputs, mutable=["batch_stats"])
+        logits = logits.astype(jnp.float32)
         if case.model.get("outputs") == 1:
-            return optax.sigmoid_binary_cross_entropy(logits[:, 0], labels).mean()
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+            return optax.sigmoid_binary_cross_entropy(logits[:, 0], labels).mean(), rest
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), rest
 
-    return loss, _convert(case), first_batch(case)
+    batch = first_batch(case)
+    shapes = dict(jax.eval_shape(model.init, jax.random.key(0), _pair(batch)[0]))
+    shapes.pop("params")
+    # In training they are written and not read: what they begin with does not matter.
+    rest = jax.tree.map(lambda shape: np.zeros(shape.shape, shape.dtype), shapes)
+    return loss, _convert(case), rest, batch
 
 
-def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, jax.Array]:
+def _pair(batch: Batch) -> tuple[Any, Any]:
+    """Inputs and targets."""
+    if "label" not in batch:
+        return batch["tokens"][:, :-1], batch["tokens"][:, 1:]
+    return batch["image" if "image" in batch else "tokens"], batch["label"]
+
+
+class State(TrainState):
+    """With the statistics of batch norm, as in Flax's ImageNet example."""
+
+    rest: Any
+
+
+def train_step(state: State, batch: Batch) -> tuple[State, jax.Array]:
     """One step of Adam; `apply_fn` gives the loss."""
-    loss, gradients = jax.value_and_grad(state.apply_fn)(state.params, batch)
-    return state.apply_gradients(grads=gradients), loss
+    gradient = jax.value_and_grad(state.apply_fn, has_aux=True)
+    (loss, rest), gradients = gradient(state.params, state.rest, batch)
+    return state.apply_gradients(grads=gradients, rest=rest), loss
 
 
 class Bare:
@@ -156,7 +255,7 @@ class Bare:
 
     def __init__(self, case: Case) -> None:
         self._case = case
-        self._loss, self._params, batch = loss_function(case)
+        self._loss, self._params, self._rest, batch = loss_function(case)
         self._batch = jax.device_put(batch)
         self._step = jax.jit(train_step, donate_argnums=0)
         self._state = self._fresh()
@@ -164,7 +263,8 @@ class Bare:
 
     def gradient(self) -> tuple[float, float]:
         """See `Trainer.gradient`."""
-        loss, gradients = jax.jit(jax.value_and_grad(self._loss))(self._params, self._batch)
+        function = jax.jit(jax.value_and_grad(self._loss, has_aux=True))
+        (loss, _), gradients = function(self._params, self._rest, self._batch)
         return float(loss), float(optax.tree.norm(gradients))
 
     def curve(self, steps: int) -> list[float]:
@@ -186,10 +286,11 @@ class Bare:
             self._state, _ = self._step(self._state, self._batch)
         jax.block_until_ready(self._state)
 
-    def _fresh(self) -> TrainState:
-        params = jax.tree.map(jnp.array, self._params)  # copies: the step overwrites its state
+    def _fresh(self) -> State:
+        # Copies: the step overwrites its state.
+        params, rest = jax.tree.map(jnp.array, (self._params, self._rest))
         adam = optax.adam(self._case.rate, eps=self._case.eps)
-        return TrainState.create(apply_fn=self._loss, params=params, tx=adam)
+        return State.create(apply_fn=self._loss, params=params, tx=adam, rest=rest)
 
 
 class Loop(Bare):
@@ -225,25 +326,24 @@ def _convert(case: Case) -> Any:
     """jdl's weights in Flax's layout: attention by heads, the LSTM's gates each on its own."""
     params: dict[str, np.ndarray] = {}
     for path, array in case.params.items():
-        if path.startswith(("LSTM_0", "GRU_0")):
+        if path.startswith(("LSTM_", "GRU_")):
             params |= _gates(*path.split("."), array)
         elif ".attention." in path:
             params |= _heads(path, array, case.model["heads"])
+        elif path == "logits":
+            params["logits.kernel"] = array.T
         else:
-            params[path] = array
+            params[path.replace("BatchNorm_0.BatchNorm_0", "BatchNorm_0")] = array
     return unflatten_dict(params, sep=".")
 
 
 def _gates(layer: str, name: str, array: np.ndarray) -> dict[str, np.ndarray]:
     """Splits the gates, and says where Flax's cells have them."""
-    inner, outer = "cell.i{}.kernel", "cell.h{}.kernel"
-    if layer == "LSTM_0":
-        gates, bias = "ifog", "cell.h{}.bias"
-    else:
-        gates, bias = "rzn", "cell.i{}.bias"
+    gates, biased = ("ifog", "h") if layer.startswith("LSTM") else ("rzn", "i")
     if name == "recurrent_bias":
-        return {"cell.hn.bias": array}
-    path = {"kernel": inner, "recurrent": outer, "bias": bias}[name]
+        return {f"{layer}.hn.bias": array}
+    places = {"kernel": "i{}.kernel", "recurrent": "h{}.kernel", "bias": biased + "{}.bias"}
+    path = f"{layer}.{places[name]}"
     parts = np.split(array, len(gates), axis=-1)
     return {path.format(gate): part for gate, part in zip(gates, parts, strict=True)}
 

@@ -66,12 +66,53 @@ def cnn(model: dict[str, Any], shape: tuple[int, ...], dtype: str) -> keras.Mode
     return keras.Model(image, layers.Dense(model["outputs"], dtype=dtype, name="logits")(x))
 
 
+def resnet50(model: dict[str, Any], shape: tuple[int, ...], dtype: str) -> keras.Model:
+    """A residual network of bottlenecks ("v1.5"); uint8 images to logits."""
+
+    def normed(x: Any, name: str, channels: int, size: int, strides: int = 1) -> Any:
+        options = {"use_bias": False, "dtype": dtype, "name": f"{name}.Conv_0"}
+        x = layers.Conv2D(channels, size, strides, **options)(padded(x, size // 2))
+        name = f"{name}.BatchNorm_0.BatchNorm_0"
+        return layers.BatchNormalization(momentum=0.9, epsilon=1e-5, dtype=dtype, name=name)(x)
+
+    def padded(x: Any, pixels: int) -> Any:
+        return layers.ZeroPadding2D(pixels, dtype=dtype)(x) if pixels else x
+
+    image = keras.Input(shape, dtype="uint8")
+    x = layers.Rescaling(1 / 255, dtype="float32")(image)
+    x = keras.ops.relu(normed(x, "stem", model["width"], 7, 2))
+    x = layers.MaxPooling2D(3, 2, dtype=dtype)(padded(x, 1))
+    for i, blocks in enumerate(model["stages"]):
+        channels = model["width"] << i
+        for j in range(blocks):
+            name, strides = f"stage{i}_block{j}", 2 if i and not j else 1
+            y = keras.ops.relu(normed(x, f"{name}.conv0", channels, 1))
+            y = keras.ops.relu(normed(y, f"{name}.conv1", channels, 3, strides))
+            y = normed(y, f"{name}.conv2", 4 * channels, 1)
+            if x.shape != y.shape:
+                x = normed(x, f"{name}.project", 4 * channels, 1, strides)
+            x = keras.ops.relu(x + y)
+    x = layers.GlobalAveragePooling2D(dtype=dtype)(x)
+    return keras.Model(image, layers.Dense(model["outputs"], dtype=dtype, name="logits")(x))
+
+
 def lstm(model: dict[str, Any], shape: tuple[int, ...], dtype: str) -> keras.Model:
     """Embedding, LSTM, and a dense layer on its last state; tokens (batch, time) to logits."""
     tokens = keras.Input(shape, dtype="int32")
     embed = layers.Embedding(model["vocabulary"], model["features"], dtype=dtype, name="Embed_0")
     x = layers.LSTM(model["units"], dtype=dtype, name="LSTM_0")(embed(tokens))
     return keras.Model(tokens, layers.Dense(model["outputs"], dtype=dtype, name="logits")(x))
+
+
+def lstm_lm(model: dict[str, Any], shape: tuple[int, ...], dtype: str) -> keras.Model:
+    """Embedding, LSTM layers, logits; tokens (batch, time) to (..., vocabulary)."""
+    size, units = model["vocabulary"], model["units"]
+    tokens = keras.Input(shape, dtype="int32")
+    x = layers.Embedding(size, units, dtype=dtype, name="tokens")(tokens)
+    for i in range(model["layers"]):
+        x = layers.LSTM(units, return_sequences=True, dtype=dtype, name=f"LSTM_{i}")(x)
+    logits = layers.Dense(size, use_bias=False, dtype=dtype, name="logits")
+    return keras.Model(tokens, logits(x))
 
 
 def transformer(model: dict[str, Any], shape: tuple[int, ...], dtype: str) -> keras.Model:
@@ -112,14 +153,21 @@ class Adam(keras.optimizers.Adam):
         self._epsilon = value
 
 
-MODELS = {"mlp": mlp, "cnn": cnn, "lstm": lstm, "transformer": transformer}
+MODELS = {
+    "mlp": mlp,
+    "cnn": cnn,
+    "resnet50": resnet50,
+    "lstm": lstm,
+    "lstm_lm": lstm_lm,
+    "transformer": transformer,
+}
 
 
 class Bare:
     """A jitted stateless step on one batch, as in Keras' guide to loops written in JAX."""
 
     def __init__(self, case: Case) -> None:
-        x, y = _pair(case, first_batch(case))
+        x, y = _pair(first_batch(case))
         policy = {"fp32": "float32", "bf16": "mixed_bfloat16"}[case.dtype]
         self._case = case
         self._model = MODELS[case.name](case.model, x.shape[1:], policy)
@@ -206,7 +254,7 @@ class Loop(Bare):
         return seconds + (self._fit(rest, 1) if rest else 0.0)
 
     def _warm(self) -> None:
-        self._data = _pair(self._case, self._case.arrays)
+        self._data = _pair(self._case.arrays)
         self._model.compile(
             optimizer=self._optimizer,
             loss=self._criterion,
@@ -232,11 +280,11 @@ def build(case: Case, variant: str) -> Trainer:
     return (Loop if case.loop else Bare)(case)
 
 
-def _pair(case: Case, arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def _pair(arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Inputs and targets."""
-    if case.name == "transformer":
+    if "label" not in arrays:
         return arrays["tokens"][:, :-1], arrays["tokens"][:, 1:]
-    return arrays["tokens" if case.name == "lstm" else "image"], arrays["label"]
+    return arrays["image" if "image" in arrays else "tokens"], arrays["label"]
 
 
 def _convert(case: Case) -> dict[str, np.ndarray]:
@@ -244,13 +292,15 @@ def _convert(case: Case) -> dict[str, np.ndarray]:
     weights: dict[str, np.ndarray] = {}
     for path, array in case.params.items():
         place, _, leaf = path.rpartition(".")
-        if place == "LSTM_0":
+        if place.startswith("LSTM_"):
             leaf = "recurrent_kernel" if leaf == "recurrent" else leaf
             parts = np.split(array, 4, axis=-1)
-            weights[f"LSTM_0.lstm_cell.{leaf}"] = np.concatenate([parts[i] for i in GATES], -1)
+            weights[f"{place}.lstm_cell.{leaf}"] = np.concatenate([parts[i] for i in GATES], -1)
         elif ".attention." in path:
             weights |= _heads(path, array, case.model["heads"])
-        elif "norm" in place:
+        elif path == "logits":
+            weights["logits.kernel"] = array.T
+        elif "norm" in place.lower():
             weights[f"{place}.{'gamma' if leaf == 'scale' else 'beta'}"] = array
         else:
             renamed = {"embedding": f"{place}.embeddings", "positions": "positions.table"}

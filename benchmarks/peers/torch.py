@@ -21,6 +21,8 @@ from jdl.errors import UserError, nearest
 VERSION = torch.__version__
 VARIANTS = ("eager", "compile", "channels_last")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+IMAGES = ("cnn", "resnet50")
+"""Workloads that convolve, and so have channels that may come last."""
 
 Params = dict[str, np.ndarray]
 
@@ -42,14 +44,15 @@ class MLP(nn.Module):
 class CNN(nn.Module):
     """`jdl.models.CNN`: images (batch, channels, height, width) uint8, labels float32."""
 
-    def __init__(self, case: Case, images: Tensor) -> None:
+    def __init__(self, case: Case) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         for i in range(len(case.model["channels"])):
-            conv = convolution(case.params, f"Conv_{i}", case.model["padding"])
+            conv = convolution(case.params, f"Conv_{i}", case.model["padding"].lower())
             layers += [conv, nn.ReLU(inplace=True), nn.MaxPool2d(2)]
         with torch.no_grad():
-            shape = nn.Sequential(*layers)(images[:1].cpu() / 255).shape[1:]
+            image = torch.zeros(case.arrays["image"].shape[1:]).permute(2, 0, 1)
+            shape = nn.Sequential(*layers)(image[None]).shape[1:]
         layers.append(nn.Flatten())
         for i in range(len(case.model["dense"])):
             dense = linear(case.params, f"Dense_{i}", None if i else shape)
@@ -62,6 +65,63 @@ class CNN(nn.Module):
         return F.binary_cross_entropy_with_logits(logits[:, 0], labels)
 
 
+class Bottleneck(nn.Module):
+    """`jdl.layers.Residual` with a bottleneck."""
+
+    def __init__(self, params: Params, name: str, strides: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            *normed(params, f"{name}.conv0"),
+            nn.ReLU(inplace=True),
+            *normed(params, f"{name}.conv1", strides),
+            nn.ReLU(inplace=True),
+            *normed(params, f"{name}.conv2"),
+        )
+        changes = f"{name}.project.Conv_0.kernel" in params
+        project = normed(params, f"{name}.project", strides) if changes else ()
+        self.project = nn.Sequential(*project)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, channels, height, width), height and width divided by the strides."""
+        return F.relu(self.layers(x) + self.project(x), inplace=True)
+
+
+class ResNet(nn.Module):
+    """`jdl.models.ResNet50`: images (batch, channels, height, width) uint8, labels int64."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__()
+        stem = normed(case.params, "stem", 2)
+        blocks = (
+            Bottleneck(case.params, f"stage{i}_block{j}", 2 if i and not j else 1)
+            for i, count in enumerate(case.model["stages"])
+            for j in range(count)
+        )
+        pool = nn.MaxPool2d(3, 2, 1)
+        self.layers = nn.Sequential(*stem, nn.ReLU(inplace=True), pool, *blocks)
+        self.logits = linear(case.params, "logits")
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        """The mean loss."""
+        x = self.layers(images / 255).mean((2, 3))
+        return F.cross_entropy(self.logits(x).float(), labels)
+
+
+class Recurrent(nn.Module):
+    """LSTM layers one upon the other, (batch, time, features) to outputs and last states."""
+
+    def __init__(self, params: Params, layers: int = 1) -> None:
+        super().__init__()
+        self.lstm = recurrent(params, layers)
+        self.onednn = True  # let that library run the LSTM
+
+    def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """As `nn.LSTM`."""
+        native = contextlib.nullcontext if self.onednn else torch.backends.mkldnn.flags
+        with native():
+            return self.lstm(x)
+
+
 class LSTM(nn.Module):
     """`jdl.models.RNN` with its LSTM: tokens (batch, time) int64, labels float32."""
 
@@ -69,17 +129,30 @@ class LSTM(nn.Module):
         super().__init__()
         table = torch.tensor(case.params["Embed_0.embedding"])
         self.embedding = nn.Embedding.from_pretrained(table, freeze=False)
-        self.lstm = recurrent(case.params, "LSTM_0")
+        self.lstm = Recurrent(case.params)
         self.logits = linear(case.params, "logits")
-        self.onednn = True  # let that library run the LSTM
 
     def forward(self, tokens: Tensor, labels: Tensor) -> Tensor:
         """The mean loss."""
-        native = contextlib.nullcontext if self.onednn else torch.backends.mkldnn.flags
-        with native():
-            _, (last, _) = self.lstm(self.embedding(tokens))
+        _, (last, _) = self.lstm(self.embedding(tokens))
         logits = self.logits(last[0]).float()
         return F.binary_cross_entropy_with_logits(logits[:, 0], labels)
+
+
+class LanguageModel(nn.Module):
+    """`jdl.models.RecurrentLM`: tokens and those that follow them, (batch, time) int64."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__()
+        table = torch.tensor(case.params["tokens.embedding"])
+        self.tokens = nn.Embedding.from_pretrained(table, freeze=False)
+        self.lstm = Recurrent(case.params, case.model["layers"])
+        self.logits = nn.Parameter(torch.tensor(case.params["logits"]))
+
+    def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """The mean loss."""
+        logits = F.linear(self.lstm(self.tokens(tokens))[0], self.logits).float()
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
 class Block(nn.Module):
@@ -131,6 +204,16 @@ class GPT(nn.Module):
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
+MODELS = {
+    "mlp": MLP,
+    "cnn": CNN,
+    "resnet50": ResNet,
+    "lstm": LSTM,
+    "lstm_lm": LanguageModel,
+    "transformer": GPT,
+}
+
+
 def fill(layer: nn.Module, **weights: np.ndarray) -> None:
     """Copies weights, already in PyTorch's form, into a layer's parameters."""
     with torch.no_grad():
@@ -153,30 +236,47 @@ def linear(params: Params, name: str, shape: tuple[int, ...] | None = None) -> n
     return layer
 
 
-def convolution(params: Params, name: str, padding: str) -> nn.Conv2d:
-    """A convolution from a kernel (height, width, inputs, outputs)."""
-    kernel, bias = params[f"{name}.kernel"], params[f"{name}.bias"]
+def convolution(
+    params: Params, name: str, padding: str | int, strides: int | tuple[int, int] = 1
+) -> nn.Conv2d:
+    """A convolution from a kernel (height, width, inputs, outputs), biased where jdl's is."""
+    kernel, bias = params[f"{name}.kernel"], params.get(f"{name}.bias")
     height, width, inputs, outputs = kernel.shape
-    layer = nn.Conv2d(inputs, outputs, (height, width), padding=padding.lower())
-    fill(layer, weight=kernel.transpose(3, 2, 0, 1), bias=bias)
+    options = {"padding": padding, "bias": bias is not None}
+    layer = nn.Conv2d(inputs, outputs, (height, width), strides, **options)
+    fill(layer, weight=kernel.transpose(3, 2, 0, 1), **({} if bias is None else {"bias": bias}))
     return layer
 
 
-def recurrent(params: Params, name: str) -> nn.LSTM:
-    """An LSTM whose second bias stays zero, so that both together move as jdl's one does."""
-    kernel, outer, bias = (params[f"{name}.{part}"] for part in ("kernel", "recurrent", "bias"))
-    i, f, o, g = np.split(np.arange(len(bias)), 4)
-    order = np.concatenate([i, f, g, o])
-    layer = nn.LSTM(kernel.shape[0], outer.shape[0], batch_first=True)
-    fill(
-        layer,
-        weight_ih_l0=kernel.T[order],
-        weight_hh_l0=outer.T[order],
-        bias_ih_l0=bias[order],
-        bias_hh_l0=np.zeros_like(bias),
+def normed(params: Params, name: str, strides: int = 1) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
+    """`jdl.layers.NormedConv`."""
+    size = len(params[f"{name}.Conv_0.kernel"])
+    scale, bias = (params[f"{name}.BatchNorm_0.BatchNorm_0.{leaf}"] for leaf in ("scale", "bias"))
+    norm = nn.BatchNorm2d(len(scale), eps=1e-5, momentum=0.1)  # the share that is new
+    fill(norm, weight=scale, bias=bias)
+    return convolution(params, f"{name}.Conv_0", size // 2, strides), norm
+
+
+def recurrent(params: Params, layers: int) -> nn.LSTM:
+    """LSTMs whose second bias stays zero, so that both together move as jdl's one does."""
+    lstm = nn.LSTM(
+        len(params["LSTM_0.kernel"]), len(params["LSTM_0.recurrent"]), layers, batch_first=True
     )
-    layer.bias_hh_l0.requires_grad_(False)
-    return layer
+    for index in range(layers):
+        kernel, outer, bias = (
+            params[f"LSTM_{index}.{part}"] for part in ("kernel", "recurrent", "bias")
+        )
+        i, f, o, g = np.split(np.arange(len(bias)), 4)
+        order = np.concatenate([i, f, g, o])
+        weights = {
+            "weight_ih": kernel.T[order],
+            "weight_hh": outer.T[order],
+            "bias_ih": bias[order],
+            "bias_hh": np.zeros_like(bias),
+        }
+        fill(lstm, **{f"{name}_l{index}": value for name, value in weights.items()})
+        lstm.get_parameter(f"bias_hh_l{index}").requires_grad_(False)
+    return lstm
 
 
 def layer_norm(params: Params, name: str) -> nn.LayerNorm:
@@ -190,14 +290,15 @@ def layer_norm(params: Params, name: str) -> nn.LayerNorm:
 def tensors(case: Case) -> tuple[Tensor, Tensor]:
     """Inputs and targets of all examples, in the dtypes that PyTorch's layers and losses take."""
     data = {name: torch.tensor(array, device=DEVICE) for name, array in case.arrays.items()}
-    if case.name == "transformer":
+    if "label" not in data:
         tokens = data["tokens"].long()
         return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
-    if case.name == "lstm":
-        return data["tokens"].long(), data["label"].float()
-    if case.name == "cnn":
-        return data["image"].permute(0, 3, 1, 2).contiguous(), data["label"].float()
-    return data["image"], data["label"].long()
+    label = data["label"].float() if case.model["outputs"] == 1 else data["label"].long()
+    if "tokens" in data:
+        return data["tokens"].long(), label
+    if case.name in IMAGES:
+        return data["image"].permute(0, 3, 1, 2).contiguous(), label
+    return data["image"], label
 
 
 class Training:
@@ -271,19 +372,16 @@ def build(case: Case, variant: str) -> Training:
             f"torch has no variant {variant!r}, only {', '.join(VARIANTS)}"
             + nearest(variant, VARIANTS)
         )
-    if variant == "channels_last" and case.name != "cnn":
-        raise UserError(f"channels_last is a layout of images: use it for cnn, not {case.name}")
-    if variant == "compile" and case.name == "lstm":
+    if variant == "channels_last" and case.name not in IMAGES:
+        known = " and ".join(IMAGES)
+        raise UserError(f"channels_last is a layout of images: use it for {known}, not {case.name}")
+    if variant == "compile" and case.name in ("lstm", "lstm_lm"):
         raise UserError("torch.compile leaves nn.LSTM to eager mode: use the variant eager")
     torch.set_num_threads(case.threads)
     inputs, targets = tensors(case)
-    if case.name == "cnn":
-        model = CNN(case, inputs)
-    else:
-        model = {"mlp": MLP, "lstm": LSTM, "transformer": GPT}[case.name](case)
-    model = model.to(DEVICE)
+    model = MODELS[case.name](case).to(DEVICE)
     # Compiled for CPUs, images that lie channels first get wrong gradients in PyTorch 2.13.
-    if case.name == "cnn" and variant != "eager":
+    if case.name in IMAGES and variant != "eager":
         model = model.to(memory_format=torch.channels_last)
         inputs = inputs.contiguous(memory_format=torch.channels_last)
     if variant == "compile":
@@ -292,7 +390,7 @@ def build(case: Case, variant: str) -> Training:
     try:
         training.gradient()  # compiles both passes before anything is timed
     except RuntimeError:
-        if not isinstance(model, LSTM) or case.dtype != "bf16":
+        if not hasattr(model, "lstm") or case.dtype != "bf16":
             raise
-        model.onednn = False  # its LSTM takes bf16 only on CPUs with AVX-512
+        model.lstm.onednn = False  # its LSTM takes bf16 only on CPUs with AVX-512
     return training

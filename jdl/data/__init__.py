@@ -16,7 +16,7 @@ from jdl.data.randaugment import RandAugment
 from jdl.data.selection import Selection
 from jdl.data.series import Series
 from jdl.data.tables import Table, TextFile, TextTable
-from jdl.data.text import Characters, Words
+from jdl.data.text import Characters, Streams, Words
 from jdl.data.tfds import TFDS
 from jdl.data.transforms import Resize, Scale
 
@@ -40,6 +40,7 @@ __all__ = [
     "Selection",
     "Series",
     "Source",
+    "Streams",
     "Subset",
     "Table",
     "TextFile",

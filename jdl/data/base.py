@@ -76,6 +76,7 @@ class Data:
     validation_fraction: float = 0.1  # of the rest held out as validation; 0: no such split
     split_seed: int = 0  # of the held-out splits
     ordered: bool = False  # hold out the end, not a random part: for series in order of time
+    shuffle: bool = True  # train in a new order each epoch; False: always in that of the set
 
     def __post_init__(self) -> None:
         for name in ("test_fraction", "validation_fraction"):
@@ -83,6 +84,11 @@ class Data:
                 raise UserError(f"data.{name} is a share in [0, 1), not {getattr(self, name)}")
         if self.workers < 0:
             raise UserError(f"data.workers is a number of processes, not {self.workers}")
+
+    @property
+    def batch_size(self) -> int | None:
+        """The one that the order of the training examples is made for; None: any."""
+        return None
 
     def load(self) -> dict[str, Source]:
         """The splits that the set itself has, `train` among them."""

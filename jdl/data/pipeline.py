@@ -1,10 +1,10 @@
 """From a split to batches: resident in memory, or streamed by Grain.
 
 Both give the same examples in the same order. Position p of training is example
-`permutation(seed, p // n)[p % n]`, so a batch is a function of the step alone: epochs follow one
-another without a gap, every example comes once in each, and a run resumes at any position
-without replaying the ones before. Evaluation goes through a split in order and pads its last
-batch with rows whose `mask` is False.
+`permutation(seed, p // n)[p % n]`, or `p % n` where the data says `shuffle=False`; so a batch is a
+function of the step alone: epochs follow one another without a gap, every example comes once in
+each, and a run resumes at any position without replaying the ones before. Evaluation goes through a
+split in order and pads its last batch with rows whose `mask` is False.
 """
 
 import functools
@@ -36,8 +36,10 @@ def permutation(seed: int, epoch: int, size: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(size)
 
 
-def order(positions: np.ndarray, size: int, seed: int) -> np.ndarray:
+def order(positions: np.ndarray, size: int, seed: int, shuffle: bool = True) -> np.ndarray:
     """The examples at the given positions of training, int32."""
+    if not shuffle:
+        return (positions % size).astype(np.int32)
     epoch, begin = divmod(int(positions[0]), size)
     if begin + positions[-1] - positions[0] < size:  # nearly always: all in one epoch
         return permutation(seed, epoch, size)[positions - epoch * size].astype(np.int32)
@@ -67,6 +69,7 @@ class Resident:
     """A split in memory; training batches are gathered from it inside the compiled step."""
 
     arrays: dict[str, np.ndarray]
+    shuffle: bool = True
 
     def __len__(self) -> int:
         """Number of examples."""
@@ -78,7 +81,7 @@ class Resident:
 
     def feed(self, step: int, batch_size: int, seed: int, shard: Shard) -> np.ndarray:
         """What the compiled step of `step` is given: the indices of its batch, (rows,) int32."""
-        return order(shard.rows(step, batch_size), len(self), seed)
+        return order(shard.rows(step, batch_size), len(self), seed, self.shuffle)
 
     def feeds(self, start: int, batch_size: int, seed: int, shard: Shard) -> Iterator[Any]:
         """Endless feeds from step `start`."""
@@ -107,7 +110,8 @@ class Streamed:
 
     def feed(self, step: int, batch_size: int, seed: int, shard: Shard) -> dict[str, np.ndarray]:
         """What the compiled step of `step` is given: its batch itself."""
-        batch = self.rows(order(shard.rows(step, batch_size), len(self), seed))
+        rows = shard.rows(step, batch_size)
+        batch = self.rows(order(rows, len(self), seed, self.data.shuffle))
         return {**batch, "mask": np.ones(batch_size // shard.count, bool)}
 
     def feeds(self, start: int, batch_size: int, seed: int, shard: Shard) -> Iterator[Any]:
@@ -119,7 +123,7 @@ class Streamed:
         def load(row: int) -> tuple[int, dict[str, np.ndarray]]:
             step, offset = start + row // local, row % local
             position = shard.rows(step, batch_size)[offset : offset + 1]
-            index = int(order(position, size, seed)[0])
+            index = int(order(position, size, seed, self.data.shuffle)[0])
             return index, self.example(index)
 
         def join(rows: Sequence[tuple[int, dict[str, np.ndarray]]]) -> dict[str, np.ndarray]:
@@ -181,7 +185,7 @@ def open_pipeline(data: Data, source: Source, name: str) -> Pipeline:
         examples = [transformed(data, e) for e in read_many(source, indices.tolist())]
         for key, values in stack(examples, indices, name).items():
             arrays[key][indices] = values
-    return Resident(arrays)
+    return Resident(arrays, data.shuffle)
 
 
 def transformed(data: Data, example: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Recurrent layers."""
+"""Recurrent layers: over a sequence from a state of zeros, or on from one that is given."""
 
 from typing import Any
 
@@ -7,6 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from jdl import ops
+
+State = tuple[jax.Array, ...]
+"""What a layer remembers, each (batch, units): the hidden state, of an LSTM also the cell's."""
 
 
 class SimpleRNN(nn.Module):
@@ -18,9 +21,17 @@ class SimpleRNN(nn.Module):
     units: int = 128  # of the hidden state
     dtype: Any = jnp.float32  # of the computation; parameters are float32
 
-    @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """The hidden state after each step; it begins as zero."""
+        return self.resume(x, self.zero(x.shape[0]))[0]
+
+    def zero(self, batch: int) -> State:
+        """The state that sequences begin with."""
+        return (jnp.zeros((batch, self.units), self.dtype),)
+
+    @nn.compact
+    def resume(self, x: jax.Array, state: State) -> tuple[jax.Array, State]:
+        """The hidden state after each step from `state` on, and the last state."""
         shape = (x.shape[-1], self.units)
         inner = self.param("kernel", nn.initializers.glorot_uniform(), shape)
         outer = self.param("recurrent", nn.initializers.orthogonal(), (self.units, self.units))
@@ -33,8 +44,8 @@ class SimpleRNN(nn.Module):
             h = jnp.tanh(z + h @ outer)
             return h, h
 
-        zero = jnp.zeros((x.shape[1], self.units), self.dtype)
-        return jnp.swapaxes(jax.lax.scan(step, zero, projected)[1], 0, 1)
+        last, hidden = jax.lax.scan(step, state[0], projected)
+        return jnp.swapaxes(hidden, 0, 1), (last,)
 
 
 class LSTM(nn.Module):
@@ -47,9 +58,18 @@ class LSTM(nn.Module):
     units: int = 128  # of the hidden and of the cell state
     dtype: Any = jnp.float32  # of the computation; parameters are float32
 
-    @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """The hidden state after each step; it begins as zero."""
+        return self.resume(x, self.zero(x.shape[0]))[0]
+
+    def zero(self, batch: int) -> State:
+        """The state that sequences begin with."""
+        shape = (batch, self.units)
+        return jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype)
+
+    @nn.compact
+    def resume(self, x: jax.Array, state: State) -> tuple[jax.Array, State]:
+        """The hidden state after each step from `state` on, and the last state."""
         units = self.units
         features = x.shape[-1]
         inner = self.param("kernel", nn.initializers.glorot_uniform(), (features, 4 * units))
@@ -58,9 +78,8 @@ class LSTM(nn.Module):
         # Time first: each step then reads one stretch of memory.
         x = jnp.swapaxes(x, 0, 1).astype(self.dtype)
         projected = x @ inner.astype(self.dtype) + bias.astype(self.dtype)
-        zero = jnp.zeros((x.shape[1], units), self.dtype)
-        hidden, _ = ops.lstm(projected, zero, zero, outer.astype(self.dtype))
-        return jnp.swapaxes(hidden, 0, 1)
+        hidden, cell = ops.lstm(projected, *state, outer.astype(self.dtype))
+        return jnp.swapaxes(hidden, 0, 1), (hidden[-1], cell)
 
 
 class GRU(nn.Module):
@@ -72,9 +91,17 @@ class GRU(nn.Module):
     units: int = 128  # of the hidden state
     dtype: Any = jnp.float32  # of the computation; parameters are float32
 
-    @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """The hidden state after each step; it begins as zero."""
+        return self.resume(x, self.zero(x.shape[0]))[0]
+
+    def zero(self, batch: int) -> State:
+        """The state that sequences begin with."""
+        return (jnp.zeros((batch, self.units), self.dtype),)
+
+    @nn.compact
+    def resume(self, x: jax.Array, state: State) -> tuple[jax.Array, State]:
+        """The hidden state after each step from `state` on, and the last state."""
         units = self.units
         features = x.shape[-1]
         inner = self.param("kernel", nn.initializers.glorot_uniform(), (features, 3 * units))
@@ -83,11 +110,10 @@ class GRU(nn.Module):
         recurrent_bias = self.param("recurrent_bias", nn.initializers.zeros, (units,))
         x = jnp.swapaxes(x, 0, 1).astype(self.dtype)
         projected = x @ inner.astype(self.dtype) + bias.astype(self.dtype)
-        zero = jnp.zeros((x.shape[1], units), self.dtype)
         hidden = ops.gru(
-            projected, zero, outer.astype(self.dtype), recurrent_bias.astype(self.dtype)
+            projected, *state, outer.astype(self.dtype), recurrent_bias.astype(self.dtype)
         )
-        return jnp.swapaxes(hidden, 0, 1)
+        return jnp.swapaxes(hidden, 0, 1), (hidden[-1],)
 
 
 class Bidirectional(nn.Module):

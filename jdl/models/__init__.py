@@ -5,6 +5,7 @@ from jdl.models.bag_of_words import BagOfWords
 from jdl.models.cnn import CNN, VGG11, VGG13, VGG16, VGG19
 from jdl.models.gpt import GPT, GPT2
 from jdl.models.mlp import MLP
+from jdl.models.recurrent_lm import RecurrentLM
 from jdl.models.resnet import (
     ResNet,
     ResNet8,
@@ -33,6 +34,7 @@ __all__ = [
     "VGG19",
     "AlexNet",
     "BagOfWords",
+    "RecurrentLM",
     "ResNet",
     "ResNet8",
     "ResNet18",

@@ -22,6 +22,7 @@ def forward(
     *inputs: Any,
     train: bool,
     key: Key | None = None,
+    **named: Any,
 ) -> tuple[Any, dict[str, PyTree]]:
     """Applies a Flax module.
 
@@ -33,11 +34,12 @@ def forward(
       *inputs: positional inputs of the module.
       train: whether dropout is on and running statistics move.
       key: source of the `dropout` stream, needed only where `train`.
+      **named: further inputs, of which the module is given those that its `__call__` names.
 
     Returns:
       The module's output and the collections after the call.
     """
-    named = _mode(model, train)
+    named = _named(model, train=train, **named)
     rngs = {"dropout": key} if train and key is not None else None
     variables = {"params": params, **collections}
     if not train:
@@ -48,10 +50,10 @@ def forward(
     return output, {**collections, **changed}
 
 
-def _mode(model: nn.Module, train: bool) -> Any:
-    """The argument `train`, where the module's `__call__` takes it."""
+def _named(model: nn.Module, **named: Any) -> Any:
+    """Those arguments that the module's `__call__` takes."""
     parameters = inspect.signature(type(model).__call__).parameters
-    return {"train": train} if "train" in parameters else {}
+    return {name: value for name, value in named.items() if name in parameters}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +70,7 @@ class Task:
 
     def init(self, model: nn.Module, key: Key, batch: Batch) -> dict[str, PyTree]:
         """The model's variables, `params` and any further collections, for inputs like `batch`."""
-        mode: Any = _mode(model, False)
+        mode: Any = _named(model, train=False)
         return dict(model.init(key, batch[self.inputs], **mode))
 
     def measure(self, outputs: Any, batch: Batch) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from jdl.errors import UserError
 from jdl.metrics import Mean, Perplexity
-from jdl.state import TrainState
+from jdl.state import CARRY, TrainState
 from jdl.tasks.base import Task, forward
 from jdl.typing import Batch, Key, PyTree
 
@@ -23,7 +23,8 @@ class LanguageModeling(Task):
     A batch holds windows of tokens (batch, length + 1), int32, -1 where a window is padded: the
     model reads all but the last and predicts all but the first. Its `__call__(tokens, train)` gives
     logits (batch, length, vocabulary); with `targets` and `weights` (batch, length) it gives the
-    weighted sum of cross-entropies instead, so that it may do so without all logits in memory.
+    weighted sum of cross-entropies instead, so that it may do so without all logits in memory. A
+    model that takes `begins` also gets that array of the batch (`jdl.data.Streams`).
 
     Metrics: `loss` in nats and `perplexity`, both over tokens.
     """
@@ -32,8 +33,18 @@ class LanguageModeling(Task):
     targets: str = "tokens"  # the same: each token is predicted from those before it
 
     def init(self, model: nn.Module, key: Key, batch: Batch) -> dict[str, PyTree]:
-        """See `Task.init`."""
-        return super().init(model, key, {self.inputs: batch[self.inputs][:, :-1]})
+        """See `Task.init`.
+
+        Raises:
+          UserError: the model carries a state from batch to batch, and the data is in no order.
+        """
+        variables = super().init(model, key, {self.inputs: batch[self.inputs][:, :-1]})
+        if CARRY in variables and "begins" not in batch:
+            raise UserError(
+                f"{type(model).__name__} goes on where the batch before ended, for which the data "
+                f"must come in streams (jdl.data.Streams): use such, or set model.carry to false"
+            )
+        return variables
 
     def score(
         self,
@@ -51,7 +62,7 @@ class LanguageModeling(Task):
         weights, tokens = known.astype(jnp.float32), jnp.maximum(tokens, 0)
         total, collections = forward(
             model, params, state.collections, tokens[:, :-1], tokens[:, 1:], weights,
-            train=train, key=key,
+            train=train, key=key, begins=batch.get("begins"),
         )  # fmt: skip
         count = weights.sum()
         return {"loss": Mean(total, count), "perplexity": Perplexity(total, count)}, collections

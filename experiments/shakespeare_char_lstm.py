@@ -1,0 +1,23 @@
+"""LSTM on Shakespeare, character by character, its state carried from batch to batch.
+
+    TFDS_DATA_DIR=DIR jdl train shakespeare_char_lstm
+
+Two layers of 256, dropout on what is not recurrent (Zaremba et al., 2014); the text in 32 streams,
+the gradient cut every 64 characters. Validation is the text of `shakespeare_char_gpt`'s, scored in
+windows of 1,024 characters.
+"""
+
+from jdl import Experiment
+from jdl.data import TFDS, Streams
+from jdl.models import RecurrentLM
+from jdl.optimizers import Adam, Cosine
+from jdl.tasks import LanguageModeling
+
+experiment = Experiment(
+    model=RecurrentLM(vocabulary=65, units=256, layers=2, dropout=0.2),
+    task=LanguageModeling(),
+    data=Streams(TFDS("tiny_shakespeare"), length=64, streams=32),
+    optimizer=Adam(2e-3, schedule=Cosine(warmup=0.02, end=0.01), clip_norm=1.0),
+    epochs=8,
+    batch_size=32,
+)

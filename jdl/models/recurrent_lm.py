@@ -1,0 +1,77 @@
+"""A recurrent language model whose state goes on from one batch to the next."""
+
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jdl import ops
+from jdl.models.rnn import CELLS
+from jdl.state import CARRY
+
+
+class RecurrentLM(nn.Module):
+    """Embedding, recurrent layers one upon the other, and logits (Zaremba et al., 2014).
+
+    Takes tokens (batch, time) int32 and gives logits (batch, time, vocabulary) float32; given also
+    `targets` and `weights` (batch, time), the weighted sum of their cross-entropies in nats, a
+    float32 scalar.
+
+    With `carry`, each row of a training batch goes on from the state that the same row of the batch
+    before ended in, and no gradient flows back over the cut: truncated back-propagation through
+    time (Williams and Peng, 1990). Rows whose `begins` (batch,) is True start from zero. The data
+    must come in that order, as `jdl.data.Streams` gives it. The states are the collection `carry`,
+    (batch, units) for each layer. In evaluation and prediction every window starts from zero.
+    """
+
+    vocabulary: int = 65  # tokens that there are
+    units: int = 256  # of the embedding and of each recurrent layer
+    layers: int = 2  # recurrent layers
+    cell: Literal["simple", "lstm", "gru"] = "lstm"  # of the recurrent layers
+    dropout: float = 0.0  # share dropped of the embedding and of what each layer hands upwards
+    tied: bool = False  # logits by the token embedding (Press and Wolf, 2017)
+    carry: bool = True  # go on from the last batch's state in training
+    dtype: Any = jnp.float32  # of the computation; parameters are float32
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: jax.Array,
+        targets: jax.Array | None = None,
+        weights: jax.Array | None = None,
+        begins: jax.Array | None = None,
+        train: bool = False,
+    ) -> jax.Array:
+        """Logits, or with targets the sum of cross-entropies."""
+        init = nn.initializers.normal(0.05)
+        embed = nn.Embed(
+            self.vocabulary, self.units, embedding_init=init, dtype=self.dtype, name="tokens"
+        )
+        kernel = embed.embedding
+        if not self.tied:
+            kernel = self.param("logits", init, (self.vocabulary, self.units))
+        # None on the way from one step to the next (Zaremba et al., 2014, section 3.2).
+        drop = nn.Dropout(self.dropout, deterministic=not train)
+        x = drop(embed(tokens))
+        for index in range(self.layers):
+            x = drop(self._layer(index, x, begins, train))
+        if targets is None:
+            return (x @ kernel.astype(self.dtype).T).astype(jnp.float32)
+        weights = jnp.ones(targets.shape) if weights is None else weights
+        return ops.linear_cross_entropy(
+            x.reshape(-1, self.units), kernel, targets.reshape(-1), weights.reshape(-1)
+        )
+
+    def _layer(self, index: int, x: jax.Array, begins: jax.Array | None, train: bool) -> jax.Array:
+        """A recurrent layer; in training it takes up its carried state and leaves its last."""
+        layer = CELLS[self.cell](self.units, dtype=self.dtype)
+        zero, name = layer.zero(x.shape[0]), f"layer_{index}"
+        if not (self.carry and (train or self.is_initializing())):
+            return layer(x)
+        state = jax.lax.stop_gradient(self.get_variable(CARRY, name, zero))
+        if begins is not None:
+            state = jax.tree.map(lambda s: jnp.where(begins[:, None], 0, s), state)
+        x, last = layer.resume(x, state)
+        self.put_variable(CARRY, name, last if train else zero)
+        return x
