@@ -63,6 +63,11 @@ class Words(Data):
             for name, examples in texts.items()
         }
 
+    def vocabulary_words(self) -> tuple[str, ...]:
+        """What each id stands for, in order; the training text is read again."""
+        ids = rank((text for text, _ in _read(self.text.splits()["train"])), self.vocabulary)
+        return ("(padding)", "(start)", "(unknown)", *ids)
+
     def describe(self) -> str:
         """That of the text."""
         return self.text.describe()
@@ -117,21 +122,32 @@ class Characters(Data):
         Raises:
           UserError: the text has one split only.
         """
-        texts = {name: "".join(t for t, _ in _read(s)) for name, s in self.text.load().items()}
-        held_out = [texts[name] for name in ("validation", "test") if name in texts]
-        if not held_out:
-            raise UserError(f"{self.describe()} has no validation text beside {', '.join(texts)}")
-        parts = {"train": texts["train"], "validation": "".join(held_out)}
-        ids = {c: i for i, c in enumerate(sorted(set("".join(parts.values()))))}
+        parts = self._parts()
+        ids = {c: i for i, c in enumerate(_alphabet(parts))}
         tokens = {n: np.array([ids[c] for c in text], np.int32) for n, text in parts.items()}
         return {
             "train": Windows(tokens["train"], self.length, self.stride),
             "validation": Windows(tokens["validation"], self.length, self.length),
         }
 
+    def alphabet(self) -> str:
+        """What each id stands for, in order; the text is read again."""
+        return _alphabet(self._parts())
+
     def describe(self) -> str:
         """That of the text."""
         return self.text.describe()
+
+    def _parts(self) -> dict[str, str]:
+        texts = {name: "".join(t for t, _ in _read(s)) for name, s in self.text.load().items()}
+        held_out = [texts[name] for name in ("validation", "test") if name in texts]
+        if not held_out:
+            raise UserError(f"{self.describe()} has no validation text beside {', '.join(texts)}")
+        return {"train": texts["train"], "validation": "".join(held_out)}
+
+
+def _alphabet(parts: Mapping[str, str]) -> str:
+    return "".join(sorted(set("".join(parts.values()))))
 
 
 def _read(source: Source) -> Iterable[tuple[str, Any]]:
