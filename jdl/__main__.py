@@ -1,4 +1,4 @@
-"""The `jdl` command: train, evaluate, reproduce, list, prepare."""
+"""The `jdl` command: train, evaluate, reproduce, report, compare, list, prepare."""
 
 import contextlib
 import functools
@@ -21,6 +21,10 @@ USAGE = f"""jdl {__version__}: deep-learning research on JAX
       score a run on a whole split
   jdl reproduce DIR | --all
       run a finished run again and compare; or every experiment against its promise
+  jdl report RUN [--out DIR]
+      a page about a run: scores beside simple baselines, curves, mistakes, costs
+  jdl compare RUN RUN ... [--out DIR]
+      in what runs differ and what came of it
   jdl list
       the experiments: what, data, expected result and time
   jdl prepare NAME [--from RAW]
@@ -28,7 +32,7 @@ USAGE = f"""jdl {__version__}: deep-learning research on JAX
 
 `jdl COMMAND --help` says more; `jdl train EXPERIMENT --help` lists every field that can be set.
 EXPERIMENT is a Python file, or the name of one in ./experiments or shipped with jdl.
-A run directory is trusted like a script: commands that take DIR run its experiment.py."""
+A run directory is trusted like a script: commands that take one run its experiment.py."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,14 +1,93 @@
-"""What any model has to beat: forecasts without learning, or by least squares."""
+"""What any model has to beat: a guess without looking, the last value again, a linear fit."""
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from jdl.data import Series
+from jdl.data.text import START
+
+FITTED = 10_000
+"""Examples, at most, that logistic regression is fitted on."""
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What a simple rule scores."""
+
+    name: str
+    metric: str
+    """As the task calls it."""
+    value: float
+    note: str = ""
+    """What it was fitted and scored on, where not on everything."""
+
+    def beaten_by(self, value: float, margin: float = 0.0) -> bool:
+        """Whether a score is better by more than a margin."""
+        if self.metric == "accuracy":
+            return value > self.value + margin
+        return value < self.value - margin
+
+
+def majority(train_labels: np.ndarray, test_labels: np.ndarray) -> float:
+    """Accuracy of always saying the most frequent training label; of several, the smallest."""
+    labels, counts = np.unique(train_labels, return_counts=True)
+    return float(np.mean(test_labels == labels[counts.argmax()]))
+
+
+def logistic_regression(
+    train_x: np.ndarray, train_y: np.ndarray, test_x: np.ndarray, test_y: np.ndarray
+) -> float:
+    """Accuracy of logistic regression on flattened inputs, each of mean 0 and deviation 1.
+
+    It is scikit-learn's, L2 penalty included, on at most `FITTED` examples taken evenly.
+    """
+    kept = evenly(len(train_x), FITTED)
+    x, others = (a.reshape(len(a), -1).astype(np.float32) for a in (train_x[kept], test_x))
+    mean, spread = x.mean(0), x.std(0)
+    spread[spread == 0] = 1
+    return _linear((x - mean) / spread, train_y[kept], (others - mean) / spread, test_y)
+
+
+def bag_of_words(
+    train_tokens: np.ndarray, train_y: np.ndarray, test_tokens: np.ndarray, test_y: np.ndarray
+) -> float:
+    """Accuracy of logistic regression on which words a text has; ids 0 and 1 are no words."""
+    from scipy import sparse
+
+    width = 1 + max(int(train_tokens.max()), int(test_tokens.max()))
+
+    def presence(tokens: np.ndarray) -> Any:
+        rows, places = np.nonzero(tokens > START)
+        entries = (np.ones(len(rows), np.float32), (rows, tokens[rows, places]))
+        return sparse.csr_matrix(entries, (len(tokens), width)).minimum(1)
+
+    return _linear(presence(train_tokens), train_y, presence(test_tokens), test_y)
+
+
+def mean_of_targets(train_targets: np.ndarray, test_targets: np.ndarray) -> float:
+    """RMSE of always saying the mean of the training targets, (...) of (n, ...)."""
+    return _rmse(train_targets.mean(0), test_targets)
+
+
+def frequencies(train_tokens: np.ndarray, test_tokens: np.ndarray) -> float:
+    """Perplexity of predicting each token by its frequency alone, one added to every count.
+
+    Both are windows (n, length + 1) with -1 where they are padded, of which all but the first
+    token is predicted.
+    """
+    size = 1 + max(int(train_tokens.max()), int(test_tokens.max()))
+    counts = np.bincount(train_tokens[train_tokens >= 0], minlength=size) + 1
+    found = test_tokens[:, 1:]
+    return float(np.exp(-np.log(counts / counts.sum())[found[found >= 0]].mean()))
 
 
 def persistence(series: Series, split: str = "test") -> float:
     """RMSE of forecasting the last known value again, in the unit of the series."""
-    values, ends = _values(series, split)
-    return _rmse(values[ends - series.horizon], values[ends])
+    values, targets, ends = _values(series, split)
+    return _rmse(values[ends - series.horizon][:, targets], values[ends][:, targets])
 
 
 def autoregression(series: Series, order: int, split: str = "test") -> float:
@@ -16,26 +95,46 @@ def autoregression(series: Series, order: int, split: str = "test") -> float:
 
     AR(p) of Box and Jenkins (1970), with a constant.
     """
-    values, train = _values(series, "train", order)
-    _, ends = _values(series, split)
+    values, targets, train = _values(series, "train", order)
+    ends = _values(series, split, order)[2]
 
     def rows(ends: np.ndarray) -> np.ndarray:
         lags = ends[:, None] - series.horizon - np.arange(order)
         return np.column_stack([np.ones(len(ends)), values[lags].reshape(len(ends), -1)])
 
-    weights = np.linalg.lstsq(rows(train), values[train], rcond=None)[0]
-    return _rmse(rows(ends) @ weights, values[ends])
+    weights = np.linalg.lstsq(rows(train), values[train][:, targets], rcond=None)[0]
+    return _rmse(rows(ends) @ weights, values[ends][:, targets])
 
 
-def _values(series: Series, split: str, order: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """All values, and the places of those that a split forecasts from at least `order` others."""
-    values = series.read()[1]
+def evenly(count: int, limit: int) -> np.ndarray:
+    """At most `limit` of the indices below `count`, as far apart as can be."""
+    return np.arange(count) if count <= limit else np.arange(limit) * count // limit
+
+
+def _linear(x: Any, y: np.ndarray, others: Any, labels: np.ndarray) -> float:
+    if len(np.unique(y)) == 1:
+        return majority(y, labels)
+    from sklearn.linear_model import LogisticRegression
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it has not converged
+        model = LogisticRegression(max_iter=200).fit(x, y)
+    return float(model.score(others, labels))
+
+
+def _values(series: Series, split: str, order: int = 0) -> tuple[np.ndarray, list[int], np.ndarray]:
+    """All values, the columns to forecast, and the places that a split forecasts in them.
+
+    Those with fewer than `order` values before them are left out.
+    """
+    names, values = series.read()
+    targets = [names.index(name) for name in series.targets or names]
     counts = {name: len(source) for name, source in series.splits().items()}
     first = len(values) - sum(counts.values())
     for name, count in counts.items():
         if name == split:
             places = np.arange(first, first + count)
-            return values, places[places >= order + series.horizon - 1]
+            return values, targets, places[places >= order + series.horizon - 1]
         first += count
     raise KeyError(split)
 

@@ -1,4 +1,4 @@
-"""The five commands of `jdl`, as functions whose arguments tyro reads from the command line."""
+"""The commands of `jdl`, as functions whose arguments tyro reads from the command line."""
 
 import json
 import time
@@ -10,6 +10,7 @@ import tyro
 from tyro.conf import Positional, arg
 
 from jdl.errors import UserError
+from jdl.report.commands import compare, report
 
 
 def train(
@@ -184,6 +185,8 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "train": train,
     "evaluate": evaluate,
     "reproduce": reproduce,
+    "report": report,
+    "compare": compare,
     "list": list_experiments,
     "prepare": prepare,
 }

@@ -40,7 +40,7 @@ class Loop:
             self._listeners[f"{kind} {count}"] = hook.build(run)
         self._log: MetricsLog | None = None
         self._begun = time.perf_counter()
-        self._seconds = self._training = 0.0
+        self._seconds = self._training = self._input = 0.0
         self._saved: int | None = None
 
     def go(self) -> None:
@@ -92,6 +92,7 @@ class Loop:
             if name in meta["hooks"] and meta["hooks"][name] is not None:
                 listener.restore(meta["hooks"][name])
         self._seconds, self._training = meta["seconds"], meta["training_seconds"]
+        self._input = meta.get("input_seconds", 0.0)  # older checkpoints do not say
         run.compile_seconds = meta["compile_seconds"]
         step, pending = meta["step"], meta["pending"]
         if jax.process_index() == 0:
@@ -138,15 +139,14 @@ class Loop:
 
     def _step(self, feeds: Iterator[Any], count: int) -> Packed:
         """Dispatches the next `count` steps."""
-        run = self._run
+        run, begun = self._run, time.perf_counter()
+        fed = [next(feeds) for _ in range(count)]
+        self._input += time.perf_counter() - begun
         if count == 1:
-            feed = run.compiled.put(next(feeds))
+            feed = run.compiled.put(fed[0])
             run.state, metrics = run.timed(run.compiled.update, run.state, feed)
         else:
-            stacked = jax.tree.map(
-                lambda *each: np.stack(each), *[next(feeds) for _ in range(count)]
-            )
-            feed = run.compiled.put_many(stacked)
+            feed = run.compiled.put_many(jax.tree.map(lambda *each: np.stack(each), *fed))
             run.state, metrics = run.timed(run.compiled.update_many, run.state, feed)
         return metrics
 
@@ -227,6 +227,7 @@ class Loop:
             "total_steps": run.steps,
             "seconds": self._seconds + time.perf_counter() - self._begun,
             "training_seconds": self._training,
+            "input_seconds": self._input,
             "compile_seconds": run.compile_seconds,
         }
         pins = set().union(*(listener.pins() for listener in self._listeners.values()))
@@ -265,14 +266,19 @@ class Loop:
         metrics = {split: run.evaluate(split) for split in order if split in run.data.names}
         speed = step * self._experiment.batch_size / self._training if self._training else 0.0
         device = jax.devices()[0]
+        params = run.evaluation_state(run.collected()).params
         run.result = {
             "experiment": run.name,
             "step": step,
             "metrics": metrics,
-            "params_sha256": record.params_sha256(run.evaluation_state(run.collected()).params),
+            "params_sha256": record.params_sha256(params),
             "seconds": round(self._seconds + time.perf_counter() - self._begun, 3),
             "compile_seconds": round(run.compile_seconds, 3),
+            "input_seconds": round(self._input, 3),
             "items_per_second": round(speed, 1),
+            "traces": dict(run.traces),
+            "peak_bytes": record.peak_bytes(self._experiment.strategy.used()),
+            "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
             "device": f"{len(self._experiment.strategy.used())} x {device.device_kind}",
             "versions": record.versions(),
         }

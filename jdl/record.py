@@ -7,9 +7,10 @@ import importlib.metadata
 import json
 import os
 import platform
+import resource
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,13 @@ def versions() -> dict[str, str]:
     """Versions of Python, jdl and the packages that compute."""
     found = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {"python": platform.python_version(), "jdl": __version__, **found}
+
+
+def peak_bytes(devices: Sequence[Any]) -> int:
+    """The most memory that was in use: of the fullest device, else of this process so far."""
+    here = [device for device in devices if device.process_index == jax.process_index()]
+    peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use", 0) for device in here]
+    return max(peaks, default=0) or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:

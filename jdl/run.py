@@ -116,12 +116,15 @@ class Run:
         count = len(next(iter(arrays.values())))
         if not count:
             raise UserError("there is nothing to predict: the input has no examples")
+        data, indices = self.experiment.data, np.arange(count)
+        rows = [transformed(data, {k: v[i] for k, v in arrays.items()}) for i in indices]
+        return self.predict_rows(stack(rows, indices, "input"))
+
+    def predict_rows(self, inputs: Mapping[str, np.ndarray]) -> Any:
+        """As `predict`, from examples that the host transforms have seen, as `pipeline` gives."""
         if jax.process_count() > 1:
             raise UserError("predict runs in one process: open the run directory in one")
-        data, size = self.experiment.data, self.experiment.batch_size
-        indices = np.arange(count)
-        rows = [transformed(data, {k: v[i] for k, v in arrays.items()}) for i in indices]
-        inputs = stack(rows, indices, "input")
+        count, size = len(next(iter(inputs.values()))), self.experiment.batch_size
         state = self.evaluation_state(self.state)
         parts = []
         for begin in range(0, count, size):

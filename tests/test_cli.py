@@ -16,7 +16,7 @@ def test_version(command):
 
 
 def test_help(command):
-    names = ("train", "evaluate", "reproduce", "list", "prepare")
+    names = ("train", "evaluate", "reproduce", "report", "compare", "list", "prepare")
     for words in ([], ["--help"], ["-h"], ["help"]):
         code, out, err = command(*words)
         assert (code, err) == (0, "")
@@ -26,6 +26,8 @@ def test_help(command):
         "train": ["EXPERIMENT", "--workdir", "--seeds"],
         "evaluate": ["DIR", "--split", "--experiment", "trust"],
         "reproduce": ["DIR", "--all", "--tolerance", "--experiment", "trust"],
+        "report": ["RUN", "--out", "--experiment", "trust"],
+        "compare": ["RUN", "--out"],
         "prepare": ["NAME", "--from", "--data-dir"],
     }
     for name in names:
@@ -67,6 +69,11 @@ def test_help(command):
         ("reproduce . --all", "either a run directory or --all"),
         ("reproduce --al", "no option --al; did you mean 'all'"),
         ("reproduce . --tolerance small", "small"),
+        ("report", "RUN"),
+        ("report nowhere", "nowhere is no run directory"),
+        ("report . --otu x", "no option --otu; did you mean 'out'"),
+        ("compare", "one run directory or more"),
+        ("compare nowhere", "nowhere is no run directory"),
         ("prepare minst", "unknown data set 'minst'; did you mean 'mnist'"),
         ("prepare mnist --form x", "no option --form; did you mean 'from'"),
         ("prepare mnist --from nowhere", "nowhere"),

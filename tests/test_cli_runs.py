@@ -90,7 +90,11 @@ def test_what_result_json_says(trained):
         "params_sha256",
         "seconds",
         "compile_seconds",
+        "input_seconds",
         "items_per_second",
+        "traces",
+        "peak_bytes",
+        "parameters",
         "device",
         "versions",
     ]
@@ -98,7 +102,11 @@ def test_what_result_json_says(trained):
     assert list(result["metrics"]) == ["train", "validation", "test"]
     assert all(set(scores) == {"loss", "accuracy"} for scores in result["metrics"].values())
     assert 0 < result["compile_seconds"] < result["seconds"]
+    assert 0 <= result["input_seconds"] < result["seconds"]
     assert result["items_per_second"] > 0
+    assert result["traces"]["update"] == 1
+    assert result["peak_bytes"] > 2**20
+    assert result["parameters"] == 3 * 4 + 4 + 4 * 3 + 3 + 3 * 2 + 2
     assert result["versions"] == read(trained / "environment.json")["versions"]
 
 

@@ -64,6 +64,11 @@ class Words(Data):
             for name, examples in texts.items()
         }
 
+    def vocabulary_words(self) -> tuple[str, ...]:
+        """What each id stands for, in order; the training text is read again."""
+        ids = rank((text for text, _ in _read(self.text.splits()["train"])), self.vocabulary)
+        return ("(padding)", "(start)", "(unknown)", *ids)
+
     def describe(self) -> str:
         """That of the text."""
         return self.text.describe()
@@ -124,6 +129,10 @@ class Characters(Data):
             "train": Windows(tokens["train"], self.length, self.stride),
             "validation": Windows(tokens["validation"], self.length, self.length),
         }
+
+    def alphabet(self) -> str:
+        """What each id stands for, in order; the text is read again."""
+        return _alphabet(_parts(self.text))
 
     def describe(self) -> str:
         """That of the text."""
@@ -208,13 +217,23 @@ class Streams(Data):
 
 def _characters(data: Data) -> dict[str, np.ndarray]:
     """The ids of a text's characters, (n,) int32 for `train` and for `validation`."""
+    parts = _parts(data)
+    ids = {c: i for i, c in enumerate(_alphabet(parts))}
+    return {name: np.array([ids[c] for c in text], np.int32) for name, text in parts.items()}
+
+
+def _alphabet(parts: Mapping[str, str]) -> str:
+    """The characters of a text in the order of their ids."""
+    return "".join(sorted(set("".join(parts.values()))))
+
+
+def _parts(data: Data) -> dict[str, str]:
+    """The text of `train`, and that of all other splits as `validation`."""
     texts = {name: "".join(t for t, _ in _read(s)) for name, s in data.load().items()}
     held_out = [texts[name] for name in ("validation", "test") if name in texts]
     if not held_out:
         raise UserError(f"{data.describe()} has no validation text beside {', '.join(texts)}")
-    parts = {"train": texts["train"], "validation": "".join(held_out)}
-    ids = {c: i for i, c in enumerate(sorted(set("".join(parts.values()))))}
-    return {name: np.array([ids[c] for c in text], np.int32) for name, text in parts.items()}
+    return {"train": texts["train"], "validation": "".join(held_out)}
 
 
 def _read(source: Source) -> Iterable[tuple[str, Any]]:

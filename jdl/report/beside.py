@@ -1,0 +1,117 @@
+"""The baselines that suit a run, and the examples that it is judged by."""
+
+import math
+from collections.abc import Iterator, Mapping
+from functools import partial
+
+import numpy as np
+
+from jdl import baselines
+from jdl.baselines import Baseline
+from jdl.data import Series
+from jdl.run import Run
+from jdl.tasks import BinaryClassification, Classification, Forecast, LanguageModeling, Regression
+
+TEXTS, SCORED = 50_000, 10_000
+"""Examples at most: texts to fit on, and examples to score on."""
+
+PIXELS, NUMBERS = 4096, 40_000_000
+"""An image of more numbers than the first is averaged down; no more than the second are fitted."""
+
+LAGS = 20
+"""Values before, from which an autoregression forecasts."""
+
+
+def baselines_of(run: Run) -> tuple[Baseline, ...]:
+    """What suits the run's task, on the split that `held_out` names; the plainest comes first."""
+    task, data, split = run.experiment.task, run.experiment.data, held_out(run)
+    if isinstance(task, Forecast) and isinstance(data, Series):
+        found = [Baseline("the last value again", "rmse", baselines.persistence(data, split))]
+        if run.data.count("train") > 3 * LAGS * data.read()[1].shape[1]:
+            fitted = baselines.autoregression(data, LAGS, split)
+            found.append(Baseline(f"AR({LAGS}) by least squares", "rmse", fitted))
+        return tuple(found)
+    if isinstance(task, (Classification, BinaryClassification)):
+        return _of_classes(run, split)
+    if isinstance(task, Regression):
+        (_, known, first), (_, targets, second) = _samples(run, split, baselines.FITTED)
+        error = baselines.mean_of_targets(known, targets)
+        return (Baseline("mean of the training targets", "rmse", error, _note(first, second)),)
+    if isinstance(task, LanguageModeling):
+        (known, _, first), (tokens, _, second) = _samples(run, split, TEXTS)
+        found = baselines.frequencies(known, tokens)
+        return (Baseline("frequency of each token", "perplexity", found, _note(first, second)),)
+    return ()
+
+
+def held_out(run: Run) -> str:
+    """The split to judge a run by: test, else validation, else the training split itself.
+
+    The test split of a run that has not ended is left alone.
+    """
+    order = ("test", "validation", "train") if run.result else ("validation", "train")
+    return next(name for name in order if name in run.data.names)
+
+
+def sample(run: Run, split: str, limit: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Inputs and targets of at most `limit` examples, and in words what is not as it was.
+
+    They are what the pipeline gives, before any device transform. Images of more than `PIXELS`
+    numbers are averaged over squares.
+    """
+    pipeline, task = run.data.pipeline(split), run.experiment.task
+    first = pipeline.rows(np.zeros(1, int))[task.inputs]
+    indices = baselines.evenly(len(pipeline), min(limit, 1 + NUMBERS // averaged(first).size))
+    parts = []
+    for chunk in chunks(indices):
+        rows = pipeline.rows(chunk)
+        parts.append((averaged(rows[task.inputs]), rows[task.targets]))
+    inputs, targets = (np.concatenate(each) for each in zip(*parts, strict=True))
+    said = []
+    if inputs.shape[1:] != first.shape[1:]:
+        said.append(f"inputs averaged to {inputs.shape[1]}x{inputs.shape[2]}")
+    if len(indices) < len(pipeline):
+        said.append(f"{len(indices):,} of {len(pipeline):,} {split} examples")
+    return inputs, targets, said
+
+
+def chunks(indices: np.ndarray, size: int = 256) -> Iterator[np.ndarray]:
+    """Indices a few at a time, so that few examples are in memory at once."""
+    return (indices[begin : begin + size] for begin in range(0, len(indices), size))
+
+
+def class_chances(run: Run, rows: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Probability of each class, (n, classes), of examples as the pipeline gives them."""
+    found = run.predict_rows(rows)
+    return found if found.ndim == 2 else np.stack([1 - found, found], axis=1)
+
+
+def averaged(images: np.ndarray) -> np.ndarray:
+    """Images (n, height, width, ...) brought to about `PIXELS` numbers by the mean over squares."""
+    side = math.ceil(math.sqrt(images[0].size / PIXELS))
+    if images.ndim < 3 or side == 1:
+        return images
+    height, width = (max(1, size // side) for size in images.shape[1:3])
+    tall, wide = images.shape[1] // height, images.shape[2] // width
+    kept = images[:, : height * tall, : width * wide].astype(np.float32)
+    return kept.reshape(len(images), height, tall, width, wide, *images.shape[3:]).mean((2, 4))
+
+
+def _of_classes(run: Run, split: str) -> tuple[Baseline, ...]:
+    name, fit, limit = "logistic regression", baselines.logistic_regression, baselines.FITTED
+    if run.experiment.task.inputs == "tokens":
+        name, fit, limit = f"{name} on which words occur", baselines.bag_of_words, TEXTS
+    (x, y, first), (others, labels, second) = _samples(run, split, limit)
+    make = partial(Baseline, metric="accuracy", note=_note(first, second))
+    return (
+        make("most frequent label", value=baselines.majority(y, labels)),
+        make(name, value=fit(x, y, others, labels)),
+    )
+
+
+def _samples(run: Run, split: str, limit: int) -> tuple[tuple, tuple]:
+    return sample(run, "train", limit), sample(run, split, SCORED)
+
+
+def _note(first: list[str], second: list[str]) -> str:
+    return "; ".join(dict.fromkeys([*first, *second]))

@@ -1,0 +1,49 @@
+"""The commands of `jdl` that report, as functions whose arguments tyro reads."""
+
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from jdl.errors import UserError
+
+
+def report(
+    directory: Annotated[Positional[Path], arg(metavar="RUN")],
+    /,
+    out: Path | None = None,
+    experiment: Path | None = None,
+) -> None:
+    """Write a page about a run: scores beside simple baselines, curves, mistakes, costs.
+
+    Runs the directory's experiment.py: trust a run directory as you would a script.
+
+    Args:
+        directory: a run directory.
+        out: where to write index.html and its pictures (default: RUN/report).
+        experiment: an experiment file of your own to use instead of the directory's.
+    """
+    from jdl.report.one import write_report
+
+    print(write_report(directory, out, experiment))
+
+
+def compare(
+    directories: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN")],
+    /,
+    out: Path = Path("compare"),
+) -> None:
+    """Print in what runs differ and what came of it, and draw their losses.
+
+    Executes nothing that the directories hold.
+
+    Args:
+        directories: run directories, or those that --seeds made, of which each is one row.
+        out: where to write compare.html and its picture.
+    """
+    from jdl.report.several import write_comparison
+
+    if not directories:
+        raise UserError("compare takes one run directory or more")
+    text, page = write_comparison(directories, out)
+    print(f"{text}\n{page}")

@@ -1,0 +1,89 @@
+"""What a report says without asking the model: its size, its cost, and how to do it again."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jdl import record
+from jdl.experiment import available
+from jdl.parallel import path_name
+from jdl.report.page import Html, html, section, shown, table
+from jdl.reproduce import Recorded
+from jdl.run import Run
+
+ABSENT = "not recorded"
+"""Said of what a run of an older version does not hold."""
+
+
+def parameters(run: Run) -> Html:
+    """Path, shape, dtype and count of every array that the optimizer changes."""
+    found = jax.tree_util.tree_leaves_with_path(run.collected().params)
+    lines = [(path_name(path), str(leaf.shape), str(leaf.dtype), leaf.size) for path, leaf in found]
+    total = ("in all", "", "", sum(leaf.size for _, leaf in found))
+    return section("Parameters", table(("path", "shape", "dtype", "count"), [*lines, total]))
+
+
+def held_back(result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Html:
+    """What a run spent its time and memory on."""
+    return section("What held it back", table(("", ""), costs(result, rows)))
+
+
+def costs(result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Time, memory and lost steps in words, from `result.json` and `metrics.jsonl`."""
+    seconds = result.get("seconds")
+
+    def spent(name: str) -> str:
+        if name not in result:
+            return ABSENT
+        share = f", {100 * result[name] / seconds:.1f} % of all" if seconds else ""
+        return f"{result[name]:.1f} s{share}"
+
+    traced = {name: count for name, count in result.get("traces", {}).items() if count > 1}
+    again = ", ".join(f"{name}, {count} times in all" for name, count in traced.items()) or "no"
+    peak = f"{result['peak_bytes'] / 2**20:,.0f} MiB" if "peak_bytes" in result else ABSENT
+    speed = result.get("items_per_second")
+    skipped = sum(row["split"] == "skipped" for row in rows)
+    return [
+        ("seconds in all", ABSENT if seconds is None else f"{seconds:.1f} s"),
+        ("compiling", spent("compile_seconds")),
+        ("compiled again", again if "traces" in result else ABSENT),
+        ("waiting for input", spent("input_seconds")),
+        ("most memory in use", peak),
+        ("training speed", ABSENT if speed is None else f"{shown(float(speed))} items a second"),
+        ("steps skipped, not finite", str(skipped)),
+    ]
+
+
+def again(directory: Path, recorded: Recorded, result: Mapping[str, Any]) -> Html:
+    """The commands that repeat a run, and where it ran."""
+    name = recorded.file.name
+    name = name if name in available() else str(recorded.file.path)
+    commands = [
+        f"jdl reproduce {shlex.quote(str(directory))}",
+        f"jdl train {shlex.quote(name)} {flags(recorded.overrides)}".rstrip(),
+    ]
+    environment = record.read(directory, "environment.json") or {}
+    versions = result.get("versions") or environment.get("versions", {})
+    devices = environment.get("devices", {})
+    lines = [
+        ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
+        ("device", result.get("device") or devices.get("kind", ABSENT)),
+        ("machine", devices.get("machine", ABSENT)),
+        ("git commit", environment.get("git_commit") or ABSENT),
+    ]
+    block = html("<pre>{}</pre>", "\n".join(commands))
+    return section("Doing it again", block, table(("", ""), lines))
+
+
+def flags(overrides: Mapping[str, Any]) -> str:
+    """Overrides as the command line takes them."""
+    words = []
+    for path, value in overrides.items():
+        values = [str(item) for item in (value if isinstance(value, list) else [value])]
+        flag = f"--{path.replace('_', '-')}"
+        dashed = len(values) == 1 and values[0].startswith("--")
+        words += [f"{flag}={values[0]}"] if dashed else [flag, *values]
+    return shlex.join(words)

@@ -1,0 +1,127 @@
+"""What the rows of `metrics.jsonl` say about the learning: curves, and a verdict in words."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from jdl.baselines import Baseline
+
+Points = list[tuple[int, float]]
+"""Steps and values."""
+
+RISE, FALL = 0.05, 0.02
+"""Changes of a loss that count, relative to it: upward from its best, downward at the end."""
+
+
+def curves(
+    rows: Sequence[Mapping[str, Any]],
+) -> dict[str, dict[str, tuple[list[int], list[float]]]]:
+    """Steps and values of each metric by split, the loss first."""
+    splits = [s for s in ("train", "validation") if any(row["split"] == s for row in rows)]
+    names = dict.fromkeys(n for r in rows if r["split"] in splits for n in r["metrics"])
+    found = {}
+    for name in sorted(names, key=lambda name: (name != "loss", name)):
+        lines = {split: points(rows, split, name) for split in splits}
+        named = {s: ([x for x, _ in line], [y for _, y in line]) for s, line in lines.items()}
+        found[name] = {split: line for split, line in named.items() if line[0]}
+    return {name: lines for name, lines in found.items() if lines and name != "skipped"}
+
+
+def points(rows: Iterable[Mapping[str, Any]], split: str, metric: str = "loss") -> Points:
+    """Steps and finite values of a metric of a split."""
+    found = [
+        (row["step"], row["metrics"][metric])
+        for row in rows
+        if row["split"] == split and metric in row["metrics"]
+    ]
+    return [(step, value) for step, value in found if math.isfinite(value)]
+
+
+def verdict(
+    rows: Sequence[Mapping[str, Any]],
+    result: Mapping[str, Any],
+    floor: Baseline | None = None,
+) -> str:
+    """Whether a run over- or underfits, in words.
+
+    Args:
+      rows: of `metrics.jsonl`.
+      result: of `result.json`; empty where the run has not ended.
+      floor: what a model scores that ignores its input.
+    """
+    train, validation = points(rows, "train"), points(rows, "validation")
+    if said := _underfits(train, result, floor):
+        return said
+    if not validation:
+        return f"Overfitting cannot be told: no validation rows.{_gap(result)}"
+    if len(validation) < 3:
+        return f"Overfitting cannot be told: only {len(validation)} validation rows.{_gap(result)}"
+    if said := _rises(train, validation):
+        return said
+    best_step, best = min(validation, key=lambda point: point[1])
+    first, (last_step, last) = validation[0][1], validation[-1]
+    earlier = _at(validation, validation[0][0] + 0.75 * (last_step - validation[0][0]))
+    near = best_step >= validation[-max(1, len(validation) // 10)][0]
+    if near and earlier - best > max(FALL * abs(earlier), 0.01 * (first - best)):
+        return (
+            f"Still improving at the end: validation loss fell from {earlier:.3g} to {best:.3g} "
+            f"in the last quarter; train longer."
+        )
+    return (
+        f"Neither over- nor underfits by its losses: validation loss was best at step "
+        f"{best_step:,} with {best:.3g} and ended at {last:.3g}."
+    )
+
+
+def _rises(train: Points, validation: Points) -> str:
+    best_step, best = min(validation, key=lambda point: point[1])
+    after = [value for step, value in validation if step > best_step]
+    first, (last_step, last) = validation[0][1], validation[-1]
+    if not after or fmean(after[-3:]) - best <= max(RISE * abs(best), FALL * (first - best)):
+        return ""
+    before, end = _at(train, best_step), _at(train, last_step)
+    if train and end - before > max(RISE * abs(before), FALL * (train[0][1] - before)):
+        return (
+            f"Unstable from about step {best_step:,}: both losses rose, on validation from "
+            f"{best:.3g} to {last:.3g}; a smaller learning rate may help."
+        )
+    meanwhile = f" while training loss fell from {before:.3g} to {end:.3g}" if end < before else ""
+    return (
+        f"Overfits from about step {best_step:,}: validation loss rose from {best:.3g} to "
+        f"{last:.3g}{meanwhile}."
+    )
+
+
+def _underfits(train: Points, result: Mapping[str, Any], floor: Baseline | None) -> str:
+    scores = result.get("metrics", {}).get("train", {})
+    if floor and floor.metric in scores:
+        value = scores[floor.metric]
+        if not floor.beaten_by(value, FALL * abs(floor.value)):
+            return (
+                f"Underfits: on the training split {floor.metric} is {value:.4g}, no better than "
+                f"{floor.value:.4g} by the rule: {floor.name}."
+            )
+    elif len(train) >= 3 and train[-1][1] > train[0][1] - FALL * abs(train[0][1]):
+        (step, first), (end, last) = train[0], train[-1]
+        return (
+            f"Underfits: training loss did not fall; it was {first:.4g} at step {step:,} and "
+            f"{last:.4g} at step {end:,}."
+        )
+    return ""
+
+
+def _gap(result: Mapping[str, Any]) -> str:
+    """The losses at the end on what was learned from and on what was not."""
+    metrics = result.get("metrics", {})
+    other = next((split for split in ("test", "validation") if split in metrics), None)
+    if other is None or "loss" not in metrics.get("train", {}) or "loss" not in metrics[other]:
+        return ""
+    train, held_out = metrics["train"]["loss"], metrics[other]["loss"]
+    return f" At the end the loss is {train:.3g} on train and {held_out:.3g} on {other}."
+
+
+def _at(line: Points, step: float) -> float:
+    """The last value up to a step, or the first one; NaN where there is none."""
+    before = [value for at, value in line if at <= step]
+    return before[-1] if before else line[0][1] if line else math.nan

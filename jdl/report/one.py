@@ -1,0 +1,120 @@
+"""The page about one run, from what its directory holds and what its model says."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jdl import record
+from jdl.baselines import Baseline
+from jdl.data import Characters, Series, Words
+from jdl.errors import UserError
+from jdl.experiment import documentation
+from jdl.logging import read_rows
+from jdl.report import classes, facts, learning, plots, texts
+from jdl.report.beside import baselines_of, held_out
+from jdl.report.page import Folder, Html, html, paragraph, section, table
+from jdl.reproduce import read_run
+from jdl.run import Run
+from jdl.tasks import BinaryClassification, Classification, Forecast, LanguageModeling
+from jdl.training import open_run
+
+
+def write_report(directory: Path, out: Path | None = None, experiment: Path | None = None) -> Path:
+    """Writes the page about a run, and its pictures beside it.
+
+    Args:
+      directory: of the run, whose experiment.py is run like any script.
+      out: where to write; None for `report` in the run directory.
+      experiment: the caller's own experiment file, to be used instead.
+
+    Returns:
+      The page.
+
+    Raises:
+      UserError: it is no run directory, holds no checkpoint, or matplotlib is missing.
+    """
+    plots.require()
+    if (directory / "summary.json").exists() and not (directory / "experiment.json").exists():
+        first = record.read(directory, "summary.json")["seeds"][0]
+        raise UserError(
+            f"{directory} holds the runs of several seeds: report on one, as {directory}/seed-"
+            f"{first}"
+        )
+    recorded = read_run(directory, experiment)
+    run = open_run(directory, recorded.experiment, recorded.file.name)
+    rows, folder = read_rows(directory / "metrics.jsonl"), Folder(out or directory / "report")
+    beside = baselines_of(run)
+    about = documentation(recorded.file.path).split("\n")[0]
+    return folder.page(
+        "index.html",
+        recorded.file.name,
+        paragraph(about, quiet=True),
+        _scores(run, rows, beside),
+        _learning(run, rows, beside, folder),
+        *_of_the_task(run, folder),
+        facts.parameters(run),
+        facts.held_back(run.result, rows),
+        facts.again(directory, recorded, run.result),
+    )
+
+
+def _scores(run: Run, rows: Sequence[Mapping[str, Any]], beside: Sequence[Baseline]) -> Html:
+    """Scores by split, then what simple rules score on the same."""
+    metrics, parts = run.result.get("metrics"), []
+    if metrics is None:
+        metrics = {row["split"]: row["metrics"] for row in rows if row["split"] != "skipped"}
+        parts.append(paragraph("The run has not ended: these are its last rows."))
+    names = list(dict.fromkeys(name for scores in metrics.values() for name in scores))
+    lines = [[s, *(float(scores.get(n, np.nan)) for n in names)] for s, scores in metrics.items()]
+    parts.append(table(("", *names), lines))
+    split = held_out(run)
+    reached = metrics.get(split, {})
+    if beside:
+        mine = [float(reached[b.metric]) for b in beside[:1] if b.metric in reached]
+        lines = [("this model", beside[0].metric, value, "") for value in mine]
+        lines += [(b.name, b.metric, b.value, b.note) for b in beside]
+        parts.append(table((f"on the {split} split", "metric", "score", ""), lines))
+        ahead = [b.name for b in beside if not all(map(b.beaten_by, mine))]
+        if mine and ahead:
+            parts.append(paragraph(f"It is no better than: {', '.join(ahead)}."))
+    return section("Beside simple baselines", *parts)
+
+
+def _learning(
+    run: Run, rows: Sequence[Mapping[str, Any]], beside: Sequence[Baseline], folder: Folder
+) -> Html:
+    said = learning.verdict(rows, run.result, beside[0] if beside else None)
+    lines = learning.curves(rows)
+    if not lines:
+        return section("Learning curves", paragraph("There are no rows in metrics.jsonl."))
+    picture = folder.picture("curves", plots.curves(lines), "Learning curves")
+    return section("Learning curves", paragraph(said), picture)
+
+
+def _of_the_task(run: Run, folder: Folder) -> list[Html]:
+    """What there is to see of a model of this kind."""
+    task, data = run.experiment.task, run.experiment.data
+    if isinstance(task, (Classification, BinaryClassification)):
+        words = data.vocabulary_words() if isinstance(data, Words) else ()
+        judged = classes.judge(run)
+        found = classes.sections(run, judged, folder, words)
+        return [*found, classes.influences(run, judged, words)] if words else found
+    if isinstance(task, Forecast) and isinstance(data, Series):
+        return [_forecasts(run, data, folder)]
+    if isinstance(task, LanguageModeling) and isinstance(data, Characters):
+        sample = html('<pre class="sample">{}</pre>', texts.written(run, data))
+        about = "200 characters drawn from its probabilities, seed 0."
+        return [section("What it writes", paragraph(about), sample)]
+    return []
+
+
+def _forecasts(run: Run, data: Series, folder: Folder) -> Html:
+    split = held_out(run)
+    pipeline = run.data.pipeline(split)
+    rows = pipeline.rows(np.arange(len(pipeline)))
+    names = data.targets or tuple(data.read()[0])
+    figure = plots.forecasts(rows["value"], run.predict_rows(rows), names)
+    about = f"On the {split} split, in the unit of the series, {data.horizon} ahead."
+    return section("Forecasts", paragraph(about), folder.picture("forecast", figure, about))

@@ -1,0 +1,119 @@
+"""One HTML page that needs nothing else, in which whatever is not HTML already is escaped."""
+
+import base64
+import html as stdlib_html
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jdl.logging import write_atomically
+from jdl.report.plots import png
+
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #1b1f24; max-width: 62rem;
+       margin: 2.5rem auto; padding: 0 1.25rem; }
+h1 { font-size: 1.7rem; margin: 0; }
+h2 { font-size: 1.15rem; margin: 2.5rem 0 .6rem; padding-top: .9rem;
+     border-top: 1px solid #d8dee4; }
+p { margin: .6rem 0; max-width: 50rem; }
+.quiet { color: #57606a; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; margin: .6rem 0; font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem 1.4rem .3rem 0; border-bottom: 1px solid #e6eaee; text-align: left;
+         vertical-align: top; }
+th { font-weight: 600; border-bottom-color: #8c959f; }
+.number { text-align: right; white-space: nowrap; }
+img { max-width: 100%; height: auto; display: block; margin: .8rem 0; }
+pre { background: #f6f8fa; padding: .7rem .9rem; overflow-x: auto; font-size: .88rem; }
+.text { line-height: 1.9; max-width: 56rem; }
+.text span { padding: .1rem .15rem; border-radius: .2rem; }
+.sample { white-space: pre-wrap; }
+"""
+
+
+class Html(str):
+    """Text that is HTML already."""
+
+    __slots__ = ()
+
+
+def html(template: str, *values: Any) -> Html:
+    """A template whose `{}` are filled with values, escaped unless they are HTML."""
+    return Html(template.format(*map(_escaped, values)))
+
+
+def join(parts: Iterable[Any], between: str = "") -> Html:
+    """Several pieces as one."""
+    return Html(between.join(map(_escaped, parts)))
+
+
+def paragraph(*parts: Any, quiet: bool = False) -> Html:
+    """A paragraph of text; pieces follow one another without a space."""
+    return html('<p class="quiet">{}</p>' if quiet else "<p>{}</p>", join(parts))
+
+
+def section(title: str, *parts: Any) -> Html:
+    """A part of the page with a heading."""
+    return html("<section><h2>{}</h2>\n{}</section>", title, join(parts, "\n"))
+
+
+def table(header: Sequence[Any], rows: Iterable[Sequence[Any]]) -> Html:
+    """A table; numbers stand to the right."""
+    rows = [list(row) for row in rows]
+    numeric = [bool(column) and all(map(_is_number, column)) for column in zip(*rows, strict=True)]
+    numeric = numeric or [False] * len(header)
+
+    def line(tag: str, cells: Sequence[Any]) -> Html:
+        kinds = [' class="number"' if number else "" for number in numeric]
+        return join(
+            html(f"<{tag}{kind}>{{}}</{tag}>", shown(cell))
+            for kind, cell in zip(kinds, cells, strict=True)
+        )
+
+    body = join(html("<tr>{}</tr>\n", line("td", row)) for row in rows)
+    return html('<div class="wide"><table><tr>{}</tr>\n{}</table></div>', line("th", header), body)
+
+
+def shown(value: Any) -> Any:
+    """A value as people read it: four decimals, thousands apart."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return value
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.4g}"
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Where a page and its pictures are written."""
+
+    path: Path
+
+    def picture(self, name: str, figure: Any, meaning: str) -> Html:
+        """Writes a figure as NAME.png, and gives it for the page, with what it shows in words."""
+        pixels = png(figure)
+        self.path.mkdir(parents=True, exist_ok=True)
+        (self.path / f"{name}.png").write_bytes(pixels)
+        data = base64.b64encode(pixels).decode()
+        return html('<img alt="{}" src="data:image/png;base64,{}">', meaning, data)
+
+    def page(self, name: str, title: str, *parts: Html) -> Path:
+        """Writes the page and returns its path."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        head = html('<meta charset="utf-8"><title>{}</title>', title)
+        view = '<meta name="viewport" content="width=device-width">'
+        text = f'<!doctype html>\n<html lang="en"><head>{head}{view}<style>{STYLE}</style></head>\n'
+        text += html("<body>\n<h1>{}</h1>\n{}\n</body></html>\n", title, join(parts, "\n"))
+        write_atomically(self.path / name, text)
+        return self.path / name
+
+
+def _escaped(value: Any) -> str:
+    return value if isinstance(value, Html) else stdlib_html.escape(str(value))
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, str):
+        return value == "-" or value.replace(",", "").replace(".", "").isdigit()
+    return isinstance(value, (int, float))

@@ -1,0 +1,116 @@
+"""Figures of matplotlib (extra `report`), drawn without its global state."""
+
+import importlib.util
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jdl.errors import UserError
+
+CELLS = 12
+"""Classes up to which a confusion matrix has its counts written in."""
+
+
+def require() -> None:
+    """Says how to get matplotlib where it is missing.
+
+    Raises:
+      UserError: it is.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise UserError("pictures need an extra: pip install 'jdl-research[report]'")
+
+
+def empty(width: float, height: float) -> Any:
+    """A figure of a size in inches that is drawn without a screen."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure((width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def png(figure: Any) -> bytes:
+    """A figure as the bytes of a PNG file."""
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=110)
+    return stream.getvalue()
+
+
+def curves(lines: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]]) -> Any:
+    """A panel per metric, in it a line per name: steps and values."""
+    columns = min(2, len(lines))
+    rows = math.ceil(len(lines) / columns)
+    figure = empty(9.5 if columns == 2 else 7.5, 3.3 * rows)
+    for index, (metric, named) in enumerate(lines.items()):
+        axes = figure.add_subplot(rows, columns, index + 1)
+        drawn = [
+            axes.plot(steps, values, marker="." if len(steps) <= 30 else "", linewidth=1.4)[0]
+            for steps, values in named.values()
+        ]
+        axes.set_xlabel("step")
+        axes.set_ylabel(plain(metric))
+        axes.grid(alpha=0.25)
+        axes.legend(drawn, [plain(name) for name in named], fontsize="small", frameon=False)
+    return figure
+
+
+def confusion_matrix(counts: np.ndarray) -> Any:
+    """Shares of each true class by what was said; the counts in the cells of a small one."""
+    size = len(counts)
+    side = min(7.5, 2.2 + 0.45 * size)
+    figure = empty(side, side)
+    axes = figure.add_subplot()
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xlabel("said")
+    axes.set_ylabel("is")
+    if size <= CELLS:
+        axes.set_xticks(range(size))
+        axes.set_yticks(range(size))
+        for (row, column), count in np.ndenumerate(counts):
+            color = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, str(count), ha="center", va="center", color=color, fontsize=8)
+    return figure
+
+
+def pictures(images: np.ndarray, titles: Sequence[str]) -> Any:
+    """Images (n, height, width[, channels]) in rows of six, on one scale of brightness."""
+    columns = min(6, len(images))
+    rows = math.ceil(len(images) / columns)
+    figure = empty(1.6 * columns, 1.95 * rows)
+    low, high = float(images.min()), float(images.max())
+    for index, (image, title) in enumerate(zip(images, titles, strict=True)):
+        axes = figure.add_subplot(rows, columns, index + 1)
+        scaled = (image.astype(np.float32) - low) / max(high - low, 1e-12)
+        axes.imshow(scaled.squeeze(), cmap="gray", vmin=0, vmax=1)
+        axes.set_title(title, fontsize=8)
+        axes.set_axis_off()
+    return figure
+
+
+def forecasts(truth: np.ndarray, found: np.ndarray, names: Sequence[str], last: int = 150) -> Any:
+    """Forecasts on the truth, both (points, targets); of a long series also its end by itself."""
+    starts = [0] if len(truth) <= 2 * last else [0, len(truth) - last]
+    figure = empty(9.5, 2.9 * len(names) * len(starts))
+    panels = [(target, start) for target in range(len(names)) for start in starts]
+    for index, (target, start) in enumerate(panels):
+        axes = figure.add_subplot(len(panels), 1, index + 1)
+        places = np.arange(start, len(truth))
+        (true,) = axes.plot(places, truth[start:, target], color="0.45", linewidth=1)
+        (said,) = axes.plot(places, found[start:, target], color="tab:blue", linewidth=1.2)
+        axes.set_ylabel(plain(names[target]))
+        axes.grid(alpha=0.25)
+        axes.legend([true, said], ["truth", "forecast"], fontsize="small", frameon=False)
+        axes.set_xlabel("window of the split")
+    return figure
+
+
+def plain(text: str, length: int = 60) -> str:
+    """Text that matplotlib neither takes for mathematics nor leaves out, cut to a length."""
+    text = text if len(text) <= length else text[: length - 3] + "..."
+    return (" " if text.startswith("_") else "") + text.replace("$", r"\$")

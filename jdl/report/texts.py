@@ -1,0 +1,78 @@
+"""Texts in a report: which words decide, and what a language model writes."""
+
+import numpy as np
+
+from jdl.data import Characters
+from jdl.data.text import UNKNOWN
+from jdl.report.beside import class_chances
+from jdl.report.page import Html, html, join
+from jdl.run import Run
+
+SUPPORTS, OPPOSES = "31, 119, 180", "255, 127, 14"
+"""Colours, red, green and blue, of words for and against what was said."""
+
+
+def text_of(tokens: np.ndarray, words: tuple[str, ...]) -> str:
+    """The words that ids stand for; an unknown one is shown as `[?]`."""
+    return " ".join(_word(int(token), words) for token in tokens if token >= UNKNOWN)
+
+
+def influence(run: Run, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How much each word of a text adds to the probability of what the model says.
+
+    That is how far this probability falls where the word alone is replaced by the unknown one
+    (occlusion: Zeiler and Fergus, 2014; Li et al., 2016).
+
+    Args:
+      run: of a text classifier.
+      tokens: ids of the words, (length,) int32.
+
+    Returns:
+      influence: (length,), 0 for what is no known word.
+      chances: what the model says of the whole text, (classes,).
+    """
+    places = np.flatnonzero(tokens > UNKNOWN)
+    variants = np.tile(tokens, (1 + len(places), 1))
+    variants[1 + np.arange(len(places)), places] = UNKNOWN
+    chances = class_chances(run, {run.experiment.task.inputs: variants})
+    said = chances[0].argmax()
+    changes = np.zeros(len(tokens))
+    changes[places] = chances[0, said] - chances[1:, said]
+    return changes, chances[0]
+
+
+def coloured(tokens: np.ndarray, changes: np.ndarray, words: tuple[str, ...]) -> Html:
+    """A text with each word coloured by its influence, the strongest fully."""
+    strongest = max(float(np.abs(changes).max()), 1e-12)
+
+    def word(token: int, change: float) -> Html:
+        color = SUPPORTS if change > 0 else OPPOSES
+        strength = 0.75 * abs(change) / strongest
+        style = f"background: rgba({color}, {strength:.2f})"
+        text = _word(token, words)
+        return html('<span style="{}" title="{}">{}</span>', style, f"{change:+.4f}", text)
+
+    shown = [word(int(t), float(c)) for t, c in zip(tokens, changes, strict=True) if t >= UNKNOWN]
+    return html('<p class="text">{}</p>', join(shown, " "))
+
+
+def written(run: Run, data: Characters, count: int = 200, seed: int = 0) -> str:
+    """Characters drawn one by one from a language model's probabilities, as they are.
+
+    It begins after a line break where the text has any, else after its first character in Unicode
+    order. The model reads the last `data.length` characters for each that it draws.
+    """
+    alphabet, generator = data.alphabet(), np.random.default_rng(seed)
+    tokens = [alphabet.index("\n") if "\n" in alphabet else 0]
+    for _ in range(count):
+        known = tokens[-data.length :]
+        window = np.full((1, data.length + 1), -1, np.int32)
+        window[0, : len(known)] = known
+        chances = run.predict_rows({run.experiment.task.inputs: window})[0, len(known) - 1]
+        chances = chances[: len(alphabet)].astype(np.float64)
+        tokens.append(int(generator.choice(len(alphabet), p=chances / chances.sum())))
+    return "".join(alphabet[token] for token in tokens[1:])
+
+
+def _word(token: int, words: tuple[str, ...]) -> str:
+    return words[token] if UNKNOWN < token < len(words) else "[?]"
