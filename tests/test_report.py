@@ -7,6 +7,7 @@ import shlex
 import shutil
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -23,6 +24,17 @@ from jdl.report.learning import curves, verdict
 from jdl.tasks import BinaryClassification, LanguageModeling
 from tests.breaks import Killed, broken, make_experiment
 from tests.clouds import CLOUDS, contents, read
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cheap_compilation():
+    """Compiles without optimizing: the models are small."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", True)
+    jax.clear_caches()
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+    jax.clear_caches()
 
 
 def rows(train, validation):
@@ -54,7 +66,7 @@ FLOOR = Baseline("most frequent label", "accuracy", 0.5)
         (FALLING[-1:], RISING, {}, "validation loss rose from 0.3 to 0.9."),
         ([(step, 0.7) for step in STEPS], FALLING, {}, "Underfits: training loss did not fall"),
         (FALLING, [], {}, "no validation rows."),
-        (FALLING, RISING[:2], {}, "only 2 validation rows."),
+        (FALLING, RISING[:2], {}, "too few validation rows."),
         ([], [], {}, "no validation rows."),
         (
             FALLING,
@@ -193,10 +205,14 @@ def test_costs_in_words():
     assert said["compiled again"] == "update, 3 times in all"
     assert said["most memory in use"] == "3 MiB"
     assert said["steps skipped, not finite"] == "1"
-    assert said["training speed"].startswith("1234.5")
+    assert said["training speed"].startswith("1,234.5")
     old = dict(facts.costs({"seconds": 20.0, "compile_seconds": 5.0}, []))
     for name in ("compiled again", "waiting for input", "most memory in use", "training speed"):
         assert old[name] == "not recorded"
+    row = {"split": "train", "step": 1, "timing": {"seconds": 9.0, "compile_seconds": 3.0}}
+    unfinished = dict(facts.costs({}, [row]))
+    assert unfinished["compiling"] == "3.0 s, 33.3 % of all"
+    assert unfinished["waiting for input"] == "not recorded"
 
 
 class Reader(html.parser.HTMLParser):

@@ -138,4 +138,4 @@ def _numbers(example: Any) -> str:
 
 
 def _cut(text: str, length: int = 300) -> str:
-    return text if len(text) <= length else text[:length] + " ..."
+    return text if len(text) <= length else "... " + text[-length:]

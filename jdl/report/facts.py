@@ -10,20 +10,27 @@ import jax
 from jdl import record
 from jdl.experiment import available
 from jdl.parallel import path_name
-from jdl.report.page import Html, html, section, shown, table
+from jdl.report.page import Html, html, section, table
 from jdl.reproduce import Recorded
 from jdl.run import Run
 
 ABSENT = "not recorded"
 """Said of what a run of an older version does not hold."""
 
+FOLDED = 30
+"""A longer list of parameters is shown when it is asked for."""
+
 
 def parameters(run: Run) -> Html:
     """Path, shape, dtype and count of every array that the optimizer changes."""
     found = jax.tree_util.tree_leaves_with_path(run.collected().params)
     lines = [(path_name(path), str(leaf.shape), str(leaf.dtype), leaf.size) for path, leaf in found]
-    total = ("in all", "", "", sum(leaf.size for _, leaf in found))
-    return section("Parameters", table(("path", "shape", "dtype", "count"), [*lines, total]))
+    total = sum(leaf.size for _, leaf in found)
+    all_of_them = table(("path", "shape", "dtype", "count"), [*lines, ("in all", "", "", total)])
+    if len(lines) > FOLDED:
+        about = f"{total:,} numbers in {len(lines)} arrays"
+        all_of_them = html("<details><summary>{}</summary>{}</details>", about, all_of_them)
+    return section("Parameters", all_of_them)
 
 
 def held_back(result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Html:
@@ -33,6 +40,8 @@ def held_back(result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> H
 
 def costs(result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     """Time, memory and lost steps in words, from `result.json` and `metrics.jsonl`."""
+    if not result and rows:
+        result = rows[-1]["timing"]  # a run that has not ended
     seconds = result.get("seconds")
 
     def spent(name: str) -> str:
@@ -52,7 +61,7 @@ def costs(result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[
         ("compiled again", again if "traces" in result else ABSENT),
         ("waiting for input", spent("input_seconds")),
         ("most memory in use", peak),
-        ("training speed", ABSENT if speed is None else f"{shown(float(speed))} items a second"),
+        ("training speed", ABSENT if speed is None else f"{speed:,.1f} items a second"),
         ("steps skipped, not finite", str(skipped)),
     ]
 

@@ -10,8 +10,8 @@ from jdl.baselines import Baseline
 Points = list[tuple[int, float]]
 """Steps and values."""
 
-RISE, FALL = 0.05, 0.02
-"""Changes of a loss that count, relative to it: upward from its best, downward at the end."""
+RISE, FALL, LEAST = 0.05, 0.02, 0.005
+"""Shares of a loss: a rise from its best that counts, a fall that does, and what never does."""
 
 
 def curves(
@@ -56,14 +56,15 @@ def verdict(
     if not validation:
         return f"Overfitting cannot be told: no validation rows.{_gap(result)}"
     if len(validation) < 3:
-        return f"Overfitting cannot be told: only {len(validation)} validation rows.{_gap(result)}"
+        return f"Overfitting cannot be told: too few validation rows.{_gap(result)}"
     if said := _rises(train, validation):
         return said
     best_step, best = min(validation, key=lambda point: point[1])
     first, (last_step, last) = validation[0][1], validation[-1]
     earlier = _at(validation, validation[0][0] + 0.75 * (last_step - validation[0][0]))
     near = best_step >= validation[-max(1, len(validation) // 10)][0]
-    if near and earlier - best > max(FALL * abs(earlier), 0.01 * (first - best)):
+    much = max(LEAST * abs(earlier), min(FALL * abs(earlier), RISE * (first - best)))
+    if near and earlier - best > much:
         return (
             f"Still improving at the end: validation loss fell from {earlier:.3g} to {best:.3g} "
             f"in the last quarter; train longer."

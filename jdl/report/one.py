@@ -87,8 +87,9 @@ def _learning(
 ) -> Html:
     said = learning.verdict(rows, run.result, beside[0] if beside else None)
     lines = learning.curves(rows)
-    if not lines:
-        return section("Learning curves", paragraph("There are no rows in metrics.jsonl."))
+    if not any(len(steps) > 1 for named in lines.values() for steps, _ in named.values()):
+        few = f"There are too few rows to draw; log_every is {run.experiment.log_every}."
+        return section("Learning curves", paragraph(said), paragraph(few))
     picture = folder.picture("curves", plots.curves(lines), "Learning curves")
     return section("Learning curves", paragraph(said), picture)
 

@@ -17,12 +17,15 @@ h1 { font-size: 1.7rem; margin: 0; }
 h2 { font-size: 1.15rem; margin: 2.5rem 0 .6rem; padding-top: .9rem;
      border-top: 1px solid #d8dee4; }
 p { margin: .6rem 0; max-width: 50rem; }
+.all { max-width: none; }
+.all td { white-space: nowrap; }
 .quiet { color: #57606a; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; margin: .6rem 0; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem 1.4rem .3rem 0; border-bottom: 1px solid #e6eaee; text-align: left;
          vertical-align: top; }
 th { font-weight: 600; border-bottom-color: #8c959f; }
+td:first-child { white-space: nowrap; }
 .number { text-align: right; white-space: nowrap; }
 img { max-width: 100%; height: auto; display: block; margin: .8rem 0; }
 pre { background: #f6f8fa; padding: .7rem .9rem; overflow-x: auto; font-size: .88rem; }
@@ -98,13 +101,14 @@ class Folder:
         data = base64.b64encode(pixels).decode()
         return html('<img alt="{}" src="data:image/png;base64,{}">', meaning, data)
 
-    def page(self, name: str, title: str, *parts: Html) -> Path:
-        """Writes the page and returns its path."""
+    def page(self, name: str, title: str, *parts: Html, wide: bool = False) -> Path:
+        """Writes the page, as wide as the window where asked to, and returns its path."""
         self.path.mkdir(parents=True, exist_ok=True)
         head = html('<meta charset="utf-8"><title>{}</title>', title)
         view = '<meta name="viewport" content="width=device-width">'
         text = f'<!doctype html>\n<html lang="en"><head>{head}{view}<style>{STYLE}</style></head>\n'
-        text += html("<body>\n<h1>{}</h1>\n{}\n</body></html>\n", title, join(parts, "\n"))
+        text += '<body class="all">' if wide else "<body>"
+        text += html("\n<h1>{}</h1>\n{}\n</body></html>\n", title, join(parts, "\n"))
         write_atomically(self.path / name, text)
         return self.path / name
 

@@ -43,9 +43,9 @@ def png(figure: Any) -> bytes:
 
 def curves(lines: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]]) -> Any:
     """A panel per metric, in it a line per name: steps and values."""
-    columns = min(2, len(lines))
+    columns = len(lines) if len(lines) < 4 else 2
     rows = math.ceil(len(lines) / columns)
-    figure = empty(9.5 if columns == 2 else 7.5, 3.3 * rows)
+    figure = empty(9.5 if columns > 1 else 7.5, (2.7 if columns == 3 else 3.3) * rows)
     for index, (metric, named) in enumerate(lines.items()):
         axes = figure.add_subplot(rows, columns, index + 1)
         drawn = [
@@ -62,7 +62,7 @@ def curves(lines: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[floa
 def confusion_matrix(counts: np.ndarray) -> Any:
     """Shares of each true class by what was said; the counts in the cells of a small one."""
     size = len(counts)
-    side = min(7.5, 2.2 + 0.45 * size)
+    side = min(7.5, 2.2 + 0.38 * size)
     figure = empty(side, side)
     axes = figure.add_subplot()
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
@@ -73,7 +73,7 @@ def confusion_matrix(counts: np.ndarray) -> Any:
         axes.set_xticks(range(size))
         axes.set_yticks(range(size))
         for (row, column), count in np.ndenumerate(counts):
-            color = "white" if shares[row, column] > 0.5 else "black"
+            color = "white" if shares[row, column] > 0.5 else "black" if count else "0.75"
             axes.text(column, row, str(count), ha="center", va="center", color=color, fontsize=8)
     return figure
 

@@ -146,7 +146,7 @@ def write_comparison(directories: Sequence[Path], out: Path) -> tuple[str, Path]
     what, lines = curve(entries)
     if lines:
         parts.append(folder.picture("curves", plots.curves({what: lines}), f"{what} by step"))
-    return text, folder.page("compare.html", "Comparison of runs", *parts)
+    return text, folder.page("compare.html", "Comparison of runs", *parts, wide=True)
 
 
 def _read_run(directory: Path, name: str) -> Entry:
