@@ -2,11 +2,10 @@
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
 
 from jdl import record
 from jdl.checkpoint import Store
@@ -105,7 +104,7 @@ class Loop:
         while step < run.steps and not run.stop_reason:
             begun, compiled = time.perf_counter(), run.compile_seconds
             count = self._dispatched(step)
-            metrics = self._step(feeds, count)
+            metrics = run.dispatch(feeds, count)
             step += count
             run.dispatched = step
             due = self._due(step)
@@ -131,20 +130,6 @@ class Loop:
         if waiting:
             self._tell(*waiting)
         return step
-
-    def _step(self, feeds: Iterator[Any], count: int) -> Packed:
-        """Dispatches the next `count` steps."""
-        run = self._run
-        if count == 1:
-            feed = run.compiled.put(next(feeds))
-            run.state, metrics = run.timed(run.compiled.update, run.state, feed)
-        else:
-            stacked = jax.tree.map(
-                lambda *each: np.stack(each), *[next(feeds) for _ in range(count)]
-            )
-            feed = run.compiled.put_many(stacked)
-            run.state, metrics = run.timed(run.compiled.update_many, run.state, feed)
-        return metrics
 
     def _dispatched(self, step: int) -> int:
         """How many steps to dispatch at once; a function of the step alone, for exact resume."""

@@ -17,6 +17,7 @@ from jdl.errors import UserError, first_line
 from jdl.experiment import Experiment
 from jdl.interrupt import Interrupted, Interruption
 from jdl.logging import MetricsLog
+from jdl.metrics import Packed
 from jdl.optimizers import averaged_params
 from jdl.state import TrainState
 from jdl.step import Program, init, predict
@@ -159,6 +160,25 @@ class Run:
         for feed in pipeline.feeds(start, size, seed, self.shard):
             self._look_over(pipeline, feed, "train")
             yield feed
+
+    def dispatch(self, feeds: Iterator[Any], count: int) -> Packed:
+        """Gives the devices the next `count` steps in one call.
+
+        Args:
+          feeds: of the steps, in order.
+          count: how many.
+
+        Returns:
+          Their metrics, which may still be computed.
+        """
+        if count == 1:
+            feed = self.compiled.put(next(feeds))
+            self.state, metrics = self.timed(self.compiled.update, self.state, feed)
+            return metrics
+        stacked = jax.tree.map(lambda *each: np.stack(each), *[next(feeds) for _ in range(count)])
+        feed = self.compiled.put_many(stacked)
+        self.state, metrics = self.timed(self.compiled.update_many, self.state, feed)
+        return metrics
 
     def outputs(self, arrays: Mapping[str, np.ndarray]) -> Any:
         """Shape and dtype of the prediction for one batch.

@@ -3,12 +3,13 @@
 import collections
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jdl.data.arrays import ArraySource
-from jdl.data.base import Data, Source
+from jdl.data.base import Data, Reader, Source
 from jdl.errors import UserError
 
 FILTERS = '!"#$%&()*+,-./:;<=>?@[\\]^_`{|}~\t\n'
@@ -62,6 +63,22 @@ class Words(Data):
             )
             for name, examples in texts.items()
         }
+
+    def reader(self) -> Reader:
+        """Of the files that the text set reads; ids are those of training."""
+        read = self.text.reader()
+        known = (text for text, _ in _read(self.text.splits()["train"]))
+        ids = rank(known, self.vocabulary)
+
+        def encoded(path: Path) -> dict[str, np.ndarray]:
+            texts = map(_text, read(path)["text"])
+            return {"tokens": np.stack([encode(text, ids, self.length) for text in texts])}
+
+        return encoded
+
+    def output_names(self) -> tuple[str, ...]:
+        """Those of the text."""
+        return self.text.output_names()
 
     def describe(self) -> str:
         """That of the text."""
@@ -129,6 +146,17 @@ class Characters(Data):
             "validation": Windows(tokens["validation"], self.length, self.length),
         }
 
+    def reader(self) -> Reader:
+        """None: there is no one prediction for a file.
+
+        Raises:
+          UserError: always.
+        """
+        raise UserError(
+            f"{self.describe()} is a text for language models: predict gives one prediction for "
+            f"each example of a file, and does not continue texts"
+        )
+
     def describe(self) -> str:
         """That of the text."""
         return self.text.describe()
@@ -137,5 +165,8 @@ class Characters(Data):
 def _read(source: Source) -> Iterable[tuple[str, Any]]:
     for index in range(len(source)):
         example = source[index]
-        text = example["text"]
-        yield text.decode() if isinstance(text, bytes) else str(text), example.get("label")
+        yield _text(example["text"]), example.get("label")
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
