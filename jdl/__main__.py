@@ -1,4 +1,4 @@
-"""The `jdl` command: train, evaluate, reproduce, report, compare, list, prepare."""
+"""The `jdl` command: its command line, parsed."""
 
 import contextlib
 import functools
@@ -19,12 +19,18 @@ USAGE = f"""jdl {__version__}: deep-learning research on JAX
       train an experiment, or go on with the run that DIR holds
   jdl evaluate DIR [--split S]
       score a run on a whole split
+  jdl predict DIR FILE ...
+      predict from images, CSV files or texts; a line of JSON for each example
   jdl reproduce DIR | --all
       run a finished run again and compare; or every experiment against its promise
   jdl report RUN [--out DIR]
       a page about a run: scores beside simple baselines, curves, mistakes, costs
   jdl compare RUN RUN ... [--out DIR]
       in what runs differ and what came of it
+  jdl find-lr EXPERIMENT [--field.path VALUE ...]
+      suggest a learning rate: where the loss falls steepest
+  jdl find-batch EXPERIMENT [--field.path VALUE ...]
+      suggest a batch size: the smallest that is about as fast as any
   jdl list
       the experiments: what, data, expected result and time
   jdl prepare NAME [--from RAW]
@@ -69,18 +75,19 @@ def _call(command: str, args: list[str]) -> int | None:
         hint = nearest(command, COMMANDS)
         raise UserError(f"there is no command {command!r}{hint} (`jdl --help` shows all)")
     function = COMMANDS[command]
+    parameters = inspect.signature(function).parameters
     own = {
         "from" if name == "from_" else name.replace("_", "-")
-        for name, parameter in inspect.signature(function).parameters.items()
+        for name, parameter in parameters.items()
         if name != "changes" and parameter.kind is not parameter.POSITIONAL_ONLY
     }
     mine, changes = _separate(args, own)
-    if command == "train":
+    if "changes" in parameters:  # the command takes an experiment
         asks = {"-h", "--help"} & set(args)
         if asks and args[0] not in asks:
             _show_fields(args[0])
             return 0
-        _check_roots(changes, own)
+        _check_roots(command, changes, own)
         return _parsed(command, function, mine, changes=changes)
     if changes:
         name = next(iter(changes))
@@ -88,7 +95,7 @@ def _call(command: str, args: list[str]) -> int | None:
     return _parsed(command, function, mine)
 
 
-def _check_roots(changes: dict[str, Any], own: set[str]) -> None:
+def _check_roots(command: str, changes: dict[str, Any], own: set[str]) -> None:
     """Refuses a flag that neither the command nor an experiment has, naming the nearest of both."""
     import dataclasses
 
@@ -99,7 +106,7 @@ def _check_roots(changes: dict[str, Any], own: set[str]) -> None:
         root = path.split(".")[0]
         if root not in known:
             hint = nearest(root, [*known, *own])
-            raise UserError(f"neither `jdl train` nor an experiment has a field {root!r}{hint}")
+            raise UserError(f"neither `jdl {command}` nor an experiment has a field {root!r}{hint}")
 
 
 def _separate(args: list[str], own: set[str]) -> tuple[list[str], dict[str, Any]]:

@@ -1,6 +1,7 @@
 """The commands of `jdl`, as functions whose arguments tyro reads from the command line."""
 
 import json
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -94,6 +95,44 @@ def evaluate(
     print(json.dumps({"split": split, **run.evaluate(split)}))
 
 
+def predict(
+    directory: Annotated[Positional[Path], arg(metavar="DIR")],
+    files: Annotated[Positional[tuple[Path, ...]], arg(metavar="FILE")],
+    /,
+    experiment: Path | None = None,
+) -> int:
+    """Predict from images, CSV files or texts; each example becomes a line of JSON.
+
+    A file is read as the run's data set reads its own: an image is one example; a table holds one
+    a row, and needs the input columns alone; a text file is one text, a CSV file has a column of
+    them; of a series, what follows its last row is forecast. A file that cannot be used is named,
+    the others go on, and the exit code is 1, or 2 where none was left. Runs the directory's
+    experiment.py: trust a run directory as you would a script.
+
+    Args:
+        directory: a run directory.
+        files: to predict from.
+        experiment: an experiment file of your own to use instead of the directory's.
+    """
+    from jdl.predict import open_to_predict, predict_files
+    from jdl.reproduce import read_run
+
+    if not files:
+        raise UserError("predict needs at least one FILE (`jdl predict --help` says more)")
+    recorded = read_run(directory, experiment)
+    reader = recorded.experiment.data.reader()
+    run = open_to_predict(directory, recorded.experiment, recorded.file.name)
+    failed = []
+
+    def complain(error: UserError) -> None:
+        failed.append(error)
+        print(f"jdl: {error}", file=sys.stderr)
+
+    for line in predict_files(run, reader, files, complain):
+        print(json.dumps(line), flush=True)
+    return min(len(failed), 1) + (len(failed) == len(files))
+
+
 def reproduce(
     directory: Annotated[Positional[Path | None], arg(metavar="DIR")] = None,
     /,
@@ -140,6 +179,82 @@ def reproduce(
     return 0 if found.within(tolerance) else 1
 
 
+def find_lr(
+    experiment: Annotated[Positional[str], arg(metavar="EXPERIMENT")],
+    /,
+    low: float = 1e-7,
+    high: float = 10.0,
+    steps: int = 100,
+    png: Path | None = None,
+    *,
+    changes: tyro.conf.Suppress[Mapping[str, Any] | None] = None,
+) -> None:
+    """Suggest a learning rate: train a few steps at ever higher ones and see where the loss falls.
+
+    The range test of Smith (2017). Nothing is saved. Fields are set by their path as for `train`.
+
+    Args:
+        experiment: a Python file, or the name of one in ./experiments or shipped with jdl.
+        low: the first learning rate.
+        high: the last one, unless the loss diverges before.
+        steps: optimizer steps.
+        png: draw the loss by the rate into this file.
+    """
+    from jdl import find
+    from jdl.experiment import load
+    from jdl.overrides import override
+
+    if png is not None:
+        find.figure()  # a missing package is said now, not after the test
+    changed = override(load(experiment).experiment, changes or {})
+    curve = find.find_lr(changed, low=low, high=high, steps=steps)
+    print("learning rate  loss, averaged")
+    for rate, loss in list(zip(curve.rates, curve.smoothed, strict=True))[:: max(1, steps // 10)]:
+        print(f"{rate:13.1e}  {loss:.4g}")
+    if len(curve.rates) < steps:
+        print(f"{curve.rates[-1]:13.1e}  the loss diverges")
+    if png is not None:
+        find.draw(curve, png)
+    if curve.suggestion is None:
+        raise UserError(f"between {low:g} and {high:g} the loss does not fall for long enough")
+    suggestion = f"{curve.suggestion:.1e}".replace("e-0", "e-")
+    print(f"--optimizer.learning-rate {suggestion}")
+
+
+def find_batch(
+    experiment: Annotated[Positional[str], arg(metavar="EXPERIMENT")],
+    /,
+    largest: int = 4096,
+    *,
+    changes: tyro.conf.Suppress[Mapping[str, Any] | None] = None,
+) -> None:
+    """Suggest a batch size: train a few steps with ever larger ones and time them.
+
+    The smallest that reaches 95 % of the best throughput is suggested. Nothing is saved. Fields
+    are set by their path as for `train`.
+
+    Args:
+        experiment: a Python file, or the name of one in ./experiments or shipped with jdl.
+        largest: batch size.
+    """
+    from jdl import find
+    from jdl.experiment import load
+    from jdl.overrides import override
+
+    changed = override(load(experiment).experiment, changes or {})
+
+    def show(row: find.BatchRow) -> None:
+        print(
+            f"batch size {row.batch_size}: {row.items_per_second:.1f} items/s, "
+            f"{row.seconds * 1e3:.3f} ms a step, {row.memory / 2**20:.0f} MiB at most",
+            flush=True,
+        )
+
+    search = find.find_batch(changed, largest=largest, report=show)
+    print(search.ended)
+    print(f"--batch-size {search.suggestion}")
+
+
 def list_experiments() -> None:
     """List the experiments: what, data, expected result and time."""
     from jdl.experiment import available, documentation, expectation, load
@@ -184,9 +299,12 @@ def prepare(
 COMMANDS: dict[str, Callable[..., int | None]] = {
     "train": train,
     "evaluate": evaluate,
+    "predict": predict,
     "reproduce": reproduce,
     "report": report,
     "compare": compare,
+    "find-lr": find_lr,
+    "find-batch": find_batch,
     "list": list_experiments,
     "prepare": prepare,
 }

@@ -2,11 +2,10 @@
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
 
 from jdl import record
 from jdl.checkpoint import Store
@@ -40,7 +39,7 @@ class Loop:
             self._listeners[f"{kind} {count}"] = hook.build(run)
         self._log: MetricsLog | None = None
         self._begun = time.perf_counter()
-        self._seconds = self._training = self._input = 0.0
+        self._seconds = self._training = 0.0
         self._saved: int | None = None
 
     def go(self) -> None:
@@ -92,7 +91,7 @@ class Loop:
             if name in meta["hooks"] and meta["hooks"][name] is not None:
                 listener.restore(meta["hooks"][name])
         self._seconds, self._training = meta["seconds"], meta["training_seconds"]
-        self._input = meta.get("input_seconds", 0.0)  # older checkpoints do not say
+        run.input_seconds = meta.get("input_seconds", 0.0)  # older checkpoints do not say
         run.compile_seconds = meta["compile_seconds"]
         step, pending = meta["step"], meta["pending"]
         if jax.process_index() == 0:
@@ -110,7 +109,7 @@ class Loop:
         while step < run.steps and not run.stop_reason:
             begun, compiled = time.perf_counter(), run.compile_seconds
             count = self._dispatched(step)
-            metrics = self._step(feeds, count)
+            metrics = run.dispatch(feeds, count)
             step += count
             run.dispatched = step
             due = self._due(step)
@@ -136,19 +135,6 @@ class Loop:
         if waiting:
             self._tell(*waiting)
         return step
-
-    def _step(self, feeds: Iterator[Any], count: int) -> Packed:
-        """Dispatches the next `count` steps."""
-        run, begun = self._run, time.perf_counter()
-        fed = [next(feeds) for _ in range(count)]
-        self._input += time.perf_counter() - begun
-        if count == 1:
-            feed = run.compiled.put(fed[0])
-            run.state, metrics = run.timed(run.compiled.update, run.state, feed)
-        else:
-            feed = run.compiled.put_many(jax.tree.map(lambda *each: np.stack(each), *fed))
-            run.state, metrics = run.timed(run.compiled.update_many, run.state, feed)
-        return metrics
 
     def _dispatched(self, step: int) -> int:
         """How many steps to dispatch at once; a function of the step alone, for exact resume."""
@@ -227,7 +213,7 @@ class Loop:
             "total_steps": run.steps,
             "seconds": self._seconds + time.perf_counter() - self._begun,
             "training_seconds": self._training,
-            "input_seconds": self._input,
+            "input_seconds": run.input_seconds,
             "compile_seconds": run.compile_seconds,
         }
         pins = set().union(*(listener.pins() for listener in self._listeners.values()))
@@ -274,7 +260,7 @@ class Loop:
             "params_sha256": record.params_sha256(params),
             "seconds": round(self._seconds + time.perf_counter() - self._begun, 3),
             "compile_seconds": round(run.compile_seconds, 3),
-            "input_seconds": round(self._input, 3),
+            "input_seconds": round(run.input_seconds, 3),
             "items_per_second": round(speed, 1),
             "traces": dict(run.traces),
             "peak_bytes": record.peak_bytes(self._experiment.strategy.used()),

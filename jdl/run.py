@@ -17,6 +17,7 @@ from jdl.errors import UserError, first_line
 from jdl.experiment import Experiment
 from jdl.interrupt import Interrupted, Interruption
 from jdl.logging import MetricsLog
+from jdl.metrics import Packed
 from jdl.optimizers import averaged_params
 from jdl.parallel import batch_shapes
 from jdl.state import TrainState
@@ -55,7 +56,7 @@ class Run:
         self.result: dict[str, Json] = {}
         self.state: Any = None
         self.data = data or Splits(experiment.data)
-        self.compile_seconds = 0.0
+        self.compile_seconds = self.input_seconds = 0.0
         self.interruption = Interruption(shared=jax.process_count() > 1)
         self.save_asked = False
         self.stop_reason = ""
@@ -163,6 +164,27 @@ class Run:
         for feed in pipeline.feeds(start, size, seed, self.shard):
             self._look_over(pipeline, feed, "train")
             yield feed
+
+    def dispatch(self, feeds: Iterator[Any], count: int) -> Packed:
+        """Gives the devices the next `count` steps in one call.
+
+        Args:
+          feeds: of the steps, in order.
+          count: how many.
+
+        Returns:
+          Their metrics, which may still be computed.
+        """
+        begun = time.perf_counter()
+        fed = [next(feeds) for _ in range(count)]
+        self.input_seconds += time.perf_counter() - begun
+        if count == 1:
+            feed = self.compiled.put(fed[0])
+            self.state, metrics = self.timed(self.compiled.update, self.state, feed)
+            return metrics
+        feed = self.compiled.put_many(jax.tree.map(lambda *each: np.stack(each), *fed))
+        self.state, metrics = self.timed(self.compiled.update_many, self.state, feed)
+        return metrics
 
     def outputs(self, arrays: Mapping[str, np.ndarray]) -> Any:
         """Shape and dtype of the prediction for one batch.

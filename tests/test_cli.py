@@ -16,7 +16,18 @@ def test_version(command):
 
 
 def test_help(command):
-    names = ("train", "evaluate", "reproduce", "report", "compare", "list", "prepare")
+    names = (
+        "train",
+        "evaluate",
+        "predict",
+        "reproduce",
+        "report",
+        "compare",
+        "find-lr",
+        "find-batch",
+        "list",
+        "prepare",
+    )
     for words in ([], ["--help"], ["-h"], ["help"]):
         code, out, err = command(*words)
         assert (code, err) == (0, "")
@@ -25,6 +36,9 @@ def test_help(command):
     options = {
         "train": ["EXPERIMENT", "--workdir", "--seeds"],
         "evaluate": ["DIR", "--split", "--experiment", "trust"],
+        "predict": ["DIR", "FILE", "--experiment", "trust"],
+        "find-lr": ["EXPERIMENT", "--low", "--high", "--steps", "--png"],
+        "find-batch": ["EXPERIMENT", "--largest"],
         "reproduce": ["DIR", "--all", "--tolerance", "--experiment", "trust"],
         "report": ["RUN", "--out", "--experiment", "trust"],
         "compare": ["RUN", "--out"],
@@ -65,6 +79,20 @@ def test_help(command):
         ("evaluate nowhere", "nowhere is no run directory"),
         ("evaluate . --splt test", "no option --splt; did you mean 'split'"),
         ("evaluate . --epochs 3", "no option --epochs"),
+        ("predict", "DIR"),
+        ("predict nowhere", "at least one FILE"),
+        ("predict nowhere x.png", "nowhere is no run directory"),
+        ("predict . x.png --epochs 3", "no option --epochs"),
+        ("find-lr", "EXPERIMENT"),
+        (
+            "find-lr digits_mlp --epoch 3",
+            "`jdl find-lr` nor an experiment has a field 'epoch'; did",
+        ),
+        ("find-lr digits_mlp --lwo 3", "did you mean 'low'"),
+        ("find-lr digits_mlp --low 3 --high 1", "not from 3 to 1"),
+        ("find-batch digits_mpl", "did you mean 'digits_mlp'"),
+        ("find-batch digits_mlp --modle.widths 3", "did you mean 'model'"),
+        ("find-batch digits_mlp --largest 1", "the largest batch size asked for is 1"),
         ("reproduce", "either a run directory or --all"),
         ("reproduce . --all", "either a run directory or --all"),
         ("reproduce --al", "no option --al; did you mean 'all'"),

@@ -15,6 +15,7 @@ from jdl.optimizers import (
     Exponential,
     Linear,
     OneCycle,
+    RangeTest,
     ReduceOnPlateau,
     Step,
 )
@@ -45,6 +46,9 @@ def cosine(share):
         (OneCycle(warmup=0.5, div_factor=10.0, final_div_factor=2.0),
          lambda t: 0.1 + 0.9 * (1 - cosine(t / 20)) if t < 20
          else 0.05 + 0.95 * cosine((t - 20) / 20)),
+        (RangeTest(start=1e-4), lambda t: 1e-4 ** (1 - t / 39)),
+        (RangeTest(start=0.01, warmup=0.25),
+         lambda t: 0.01 * t / 10 if t < 10 else 0.01 ** (1 - (t - 10) / 29)),
         (ReduceOnPlateau(warmup=0.25), lambda t: min(t / 10, 1)),
     ],
 )  # fmt: skip
@@ -119,6 +123,7 @@ def test_cooldown_delays_min_scale_bounds_and_rtol_hastens_the_fall():
         (lambda: Cosine(end=-0.1), r"Cosine\.end must be"),
         (lambda: Linear(end=1.1), r"Linear\.end must be"),
         (lambda: Exponential(end=0.0), r"Exponential\.end must be"),
+        (lambda: RangeTest(start=1.0), r"RangeTest\.start must be"),
         (lambda: Step(at=(0.5, 0.4)), r"Step\.at must be increasing fractions.*; it is \(0\.5, 0"),
         (lambda: Step(at=(0.2,), warmup=0.3), r"Step\.at must be .*above the warm-up"),
         (lambda: Step(at=(30.0, 60.0)), r"Step\.at must be .*below 1"),

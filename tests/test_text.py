@@ -13,7 +13,8 @@ import pytest
 import jdl
 from jdl import UserError
 from jdl.data import Arrays, Characters, Words
-from jdl.data.text import PADDING, START, UNKNOWN, Windows, encode, rank, words
+from jdl.data.characters import Windows
+from jdl.data.text import PADDING, START, UNKNOWN, encode, rank, words
 from jdl.models import GPT, RNN
 from jdl.optimizers import Adam
 from jdl.state import TrainState

@@ -11,12 +11,13 @@ from jdl.data.augment import (
     RandomFlip,
 )
 from jdl.data.base import Data, Source, Subset
+from jdl.data.characters import Characters, Streams
 from jdl.data.folder import ImageFolder
 from jdl.data.randaugment import RandAugment
 from jdl.data.selection import Selection
 from jdl.data.series import Series
 from jdl.data.tables import Table, TextFile, TextTable
-from jdl.data.text import Characters, Streams, Words
+from jdl.data.text import Words
 from jdl.data.tfds import TFDS
 from jdl.data.transforms import Resize, Scale
 

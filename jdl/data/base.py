@@ -9,6 +9,8 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
+from jdl.data.files import MODES, decode, read_texts
+from jdl.data.transforms import Resize
 from jdl.errors import UserError, nearest
 from jdl.typing import Batch, Keys
 
@@ -20,6 +22,10 @@ Transform = Callable[[Example], Example]
 
 DeviceTransform = Callable[[Batch, Keys | None], Batch]
 """A pure function of a batch inside the compiled step; its keys are None outside training."""
+
+
+Reader = Callable[[Path], dict[str, np.ndarray]]
+"""A file of the user as examples without targets: arrays by name, examples along axis 0."""
 
 
 @runtime_checkable
@@ -116,6 +122,42 @@ class Data:
                 raise UserError(f"split {name!r} of {self.describe()} is empty")
         return splits
 
+    def reader(self) -> Reader:
+        """How files become examples to predict from, as the set holds them before transforms.
+
+        Where the set has an `image` (height, width, channels) uint8, a file is one image, with as
+        many channels; of its size, too, where all have one and no `Resize` follows. Where the set
+        has a `text`, a file is one text, or a CSV file with a column `text` of several. Other sets
+        say it themselves.
+
+        Returns:
+          A function of a path, which raises a UserError for what it cannot read.
+
+        Raises:
+          UserError: this set does not say it.
+        """
+        train = self.splits()["train"]
+        places = np.unique(np.linspace(0, len(train) - 1, 8).astype(int))
+        examples = [train[int(place)] for place in places]
+        text = examples[0].get("text")
+        if isinstance(text, (str, bytes)):
+            return _text_reader(isinstance(text, bytes))
+        images = [np.asarray(example.get("image")) for example in examples]
+        if any(i.dtype != np.uint8 or i.ndim != 3 or i.shape[2] not in MODES for i in images):
+            raise UserError(
+                f"{self.describe()} does not say how a file becomes an example: define "
+                f"{type(self).__name__}.reader"
+            )
+        resized = any(isinstance(transform, Resize) for transform in self.transforms)
+        return _image_reader({image.shape for image in images}, resized)
+
+    def output_names(self) -> tuple[str, ...]:
+        """What the numbers of a prediction stand for: the classes in the order of their ids.
+
+        Empty where they have no names.
+        """
+        return ()
+
     def fingerprint(self, source: Source) -> dict[str, Any]:
         """Identifies the examples of a split: source, version and SHA-256."""
         digest = hashlib.sha256()
@@ -145,6 +187,26 @@ class Data:
             order = np.random.default_rng(self.split_seed).permutation(count)
         cut = count - round(count * fraction)
         return Subset(source, np.sort(order[:cut])), Subset(source, np.sort(order[cut:]))
+
+
+def _text_reader(binary: bool) -> Reader:
+    def read(path: Path) -> dict[str, np.ndarray]:
+        texts = read_texts(path, "text")
+        return {"text": np.array([t.encode() if binary else t for t in texts], object)}
+
+    return read
+
+
+def _image_reader(shapes: set[tuple[int, ...]], resized: bool) -> Reader:
+    height, width, channels = min(shapes)
+
+    def read(path: Path) -> dict[str, np.ndarray]:
+        example = {"image": decode(path, MODES[channels])}
+        if len(shapes) == 1 and not resized:
+            example = Resize(height=height, width=width)(example)
+        return {"image": example["image"][None]}
+
+    return read
 
 
 def pick(splits: Mapping[str, Any], name: str) -> Any:

@@ -12,8 +12,8 @@ from typing import Literal
 import numpy as np
 
 from jdl.data.base import Data, Example, Source
-from jdl.data.tables import pick_column, read_csv
-from jdl.errors import UserError, first_line
+from jdl.data.files import decode, pick_column, read_csv
+from jdl.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 """Of the files that are images; others are left alone."""
@@ -49,22 +49,6 @@ class ImageFiles:
         return digest.hexdigest()
 
 
-def decode(path: Path, mode: str) -> np.ndarray:
-    """An image file as (height, width, channels) uint8.
-
-    Raises:
-      UserError: it is no image, or damaged.
-    """
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            pixels = np.asarray(image.convert(mode))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} is no readable image: {first_line(error)}") from error
-    return pixels[..., None] if pixels.ndim == 2 else pixels
-
-
 @dataclass(frozen=True, kw_only=True)
 class ImageFolder(Data):
     """Images of the user: `image` (height, width, channels) uint8 and `label` int32.
@@ -87,18 +71,9 @@ class ImageFolder(Data):
         Raises:
           UserError: there are no images, fewer than two classes, or too many images are unreadable.
         """
-        root = Path(self.path).expanduser()
-        if not root.is_dir():
-            raise UserError(f"{root} is no folder")
-        found = {"train": self._listed(root)} if self.labels else self._split(root)
-        classes = sorted({label for files in found.values() for _, label in files})
-        if len(classes) < 2:
-            raise UserError(
-                f"{root} holds images of {len(classes)} classes, where two are needed: one folder "
-                f"a class with files such as {', '.join(SUFFIXES[:3])}"
-            )
+        found = self._found()
         bad = self._unreadable(tuple(path for files in found.values() for path, _ in files))
-        number = {label: index for index, label in enumerate(classes)}
+        number = {label: index for index, label in enumerate(_classes(found))}
         return {
             split: ImageFiles(
                 tuple(path for path, _ in files if path not in bad),
@@ -108,9 +83,27 @@ class ImageFolder(Data):
             for split, files in found.items()
         }
 
+    def output_names(self) -> tuple[str, ...]:
+        """The classes."""
+        return tuple(_classes(self._found()))
+
     def describe(self) -> str:
         """The folder's name."""
         return Path(self.path).expanduser().name
+
+    def _found(self) -> dict[str, list[tuple[Path, str]]]:
+        """Image files with their class, by split."""
+        root = Path(self.path).expanduser()
+        if not root.is_dir():
+            raise UserError(f"{root} is no folder")
+        found = {"train": self._listed(root)} if self.labels else self._split(root)
+        classes = _classes(found)
+        if len(classes) < 2:
+            raise UserError(
+                f"{root} holds images of {len(classes)} classes, where two are needed: one folder "
+                f"a class with files such as {', '.join(SUFFIXES[:3])}"
+            )
+        return found
 
     def _split(self, root: Path) -> dict[str, list[tuple[Path, str]]]:
         """Image files with their folder's name, by split."""
@@ -169,3 +162,7 @@ def _images(root: Path) -> list[tuple[Path, str]]:
         for path in sorted(folder.rglob("*"))
         if path.suffix.lower() in SUFFIXES
     ]
+
+
+def _classes(found: Mapping[str, Sequence[tuple[Path, str]]]) -> list[str]:
+    return sorted({label for files in found.values() for _, label in files})

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from jdl.data.base import Data, Example, Source, Subset, read_many
+from jdl.data.base import Data, Example, Reader, Source, Subset, read_many
 from jdl.errors import UserError
 
 
@@ -31,6 +31,15 @@ class Selection(Data):
         if self.examples is not None:
             splits["train"] = self._few(splits["train"], self.examples)
         return splits
+
+    def reader(self) -> Reader:
+        """That of the set."""
+        return self.data.reader()
+
+    def output_names(self) -> tuple[str, ...]:
+        """Those of the chosen classes."""
+        names = self.data.output_names()
+        return tuple(names[label] for label in self.classes) if names else ()
 
     def describe(self) -> str:
         """That of the set."""

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from jdl.data.arrays import ArraySource
-from jdl.data.base import Data, Source
-from jdl.data.tables import are_numbers, numbers, pick_column, read_csv
+from jdl.data.base import Data, Reader, Source
+from jdl.data.files import are_numbers, matrix, pick_column, read_columns
 from jdl.errors import UserError
 
 
@@ -45,20 +45,11 @@ class Series(Data):
           UserError: the file cannot be read, or is shorter than a window.
         """
         names, values = self.read()
-        targets = [pick_column(self.path, names, name) for name in self.targets or names]
+        targets = self._targets(names)
         lag, reach = self.difference, self.length + self.horizon
-        count = len(values) - lag - reach + 1
-        parts = self._parts(max(count, 0))
-        if count < 1 or not all(len(part) for part in parts.values()):
-            raise UserError(
-                f"{self.path} has {len(values)} values, too few for splits "
-                f"{', '.join(parts)} of windows of {lag + reach}"
-            )
-        levels = self._levels(values)
-        changes = levels[lag:] - levels[: len(levels) - lag] if lag else levels
-        # Everything up to the last value that training forecasts.
-        known = changes[: parts["train"][-1] + reach]
-        mean, spread = known.mean(0), np.maximum(known.std(0), 1e-12)
+        parts = self._parts(len(values))
+        levels, changes = self._changes(self.path, values)
+        mean, spread = self._fitted(changes, parts["train"])
         scaled = ((changes - mean) / spread).astype(np.float32)
         offset = np.broadcast_to(mean, changes.shape) + (levels[: len(changes)] if lag else 0)
 
@@ -78,23 +69,67 @@ class Series(Data):
 
         return {name: build(starts) for name, starts in parts.items()}
 
+    def reader(self) -> Reader:
+        """Of CSV files with the columns of the series: one window, the last, of each.
+
+        It is scaled as in training; what is forecast lies `horizon` steps after the last row.
+
+        Raises:
+          UserError: differences reach back less far than the forecast goes ahead.
+        """
+        lag, ahead = self.difference, self.horizon
+        if 0 < lag < ahead:
+            raise UserError(
+                f"a forecast {ahead} steps ahead of differences over {lag} adds to a value that "
+                f"is not known yet: data.difference must be 0 or at least data.horizon"
+            )
+        names, values = self.read()
+        targets = self._targets(names)
+        train = self._parts(len(values))["train"]
+        mean, spread = self._fitted(self._changes(self.path, values)[1], train)
+
+        def read(path: Path) -> dict[str, np.ndarray]:
+            known = matrix(path, read_columns(path), names)
+            if len(known) < lag + self.length:
+                raise UserError(
+                    f"{path} has {len(known)} values, where a forecast needs {lag + self.length}"
+                )
+            levels, changes = self._changes(path, known)
+            offset = mean + (levels[len(changes) + ahead - 1] if lag else 0)
+            window = ((changes[-self.length :] - mean) / spread).astype(np.float32)
+            return {
+                "x": window[None],
+                "offset": offset[None, targets].astype(np.float32),
+                "scale": spread[None, targets].astype(np.float32),
+                "log": np.full(1, self.log),
+            }
+
+        return read
+
+    def output_names(self) -> tuple[str, ...]:
+        """The columns that are forecast."""
+        return self.targets or tuple(self.read()[0])
+
     def read(self) -> tuple[list[str], np.ndarray]:
         """Names of the columns, and their values (points, columns) float64 in their own units."""
-        header, rows = read_csv(self.path)
-        texts = dict(zip(header, zip(*rows, strict=True), strict=True))
-        names = list(self.columns) or [name for name in header if are_numbers(texts[name])]
+        texts = read_columns(self.path)
+        names = list(self.columns) or [name for name in texts if are_numbers(texts[name])]
         if not names:
-            raise UserError(f"{self.path} has no column of numbers (it has {', '.join(header)})")
-        for name in names:
-            pick_column(self.path, header, name)
-        return names, np.stack([numbers(self.path, name, texts[name]) for name in names], axis=1)
+            raise UserError(f"{self.path} has no column of numbers (it has {', '.join(texts)})")
+        return names, matrix(self.path, texts, names)
 
     def describe(self) -> str:
         """The file's name."""
         return Path(self.path).name
 
-    def _parts(self, count: int) -> dict[str, np.ndarray]:
+    def _targets(self, names: list[str]) -> list[int]:
+        """The places of the targets among the columns."""
+        return [pick_column(self.path, names, name) for name in self.targets or names]
+
+    def _parts(self, points: int) -> dict[str, np.ndarray]:
         """The first indices of the windows of each split."""
+        reach = self.difference + self.length + self.horizon
+        count = max(points - reach + 1, 0)
         test = round(count * self.test_fraction)
         validation = round((count - test) * self.validation_fraction)
         cuts = [count - test - validation, count - test]
@@ -102,11 +137,22 @@ class Series(Data):
             zip(("train", "validation", "test"), np.split(np.arange(count), cuts), strict=True)
         )
         fractions = {"validation": self.validation_fraction, "test": self.test_fraction}
-        return {name: part for name, part in found.items() if fractions.get(name, 1)}
+        parts = {name: part for name, part in found.items() if fractions.get(name, 1)}
+        if not all(len(part) for part in parts.values()):
+            raise UserError(
+                f"{self.path} has {points} values, too few for splits {', '.join(parts)} of "
+                f"windows of {reach}"
+            )
+        return parts
 
-    def _levels(self, values: np.ndarray) -> np.ndarray:
-        if not self.log:
-            return values
-        if values.min() <= 0:
-            raise UserError(f"{self.path} holds {values.min():g}, which has no logarithm")
-        return np.log(values)
+    def _changes(self, path: str | Path, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The values, or their logarithms; and what is forecast of them, still unscaled."""
+        if self.log and values.min() <= 0:
+            raise UserError(f"{path} holds {values.min():g}, which has no logarithm")
+        levels, lag = np.log(values) if self.log else values, self.difference
+        return levels, levels[lag:] - levels[: len(levels) - lag] if lag else levels
+
+    def _fitted(self, changes: np.ndarray, train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and deviation of each column, up to the last value that training forecasts."""
+        known = changes[: train[-1] + self.length + self.horizon]
+        return known.mean(0), np.maximum(known.std(0), 1e-12)

@@ -1,6 +1,5 @@
 """Tables and texts in files, read with errors that name the place."""
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,71 +7,17 @@ from pathlib import Path
 import numpy as np
 
 from jdl.data.arrays import ArraySource
-from jdl.data.base import Data, Source
-from jdl.errors import UserError, first_line, nearest
-
-
-def read_csv(path: str | Path) -> tuple[list[str], list[list[str]]]:
-    """The header and the rows of a CSV file; blank lines are left out.
-
-    Raises:
-      UserError: it cannot be read, is empty, or a row is longer or shorter than the header.
-    """
-    file = Path(path).expanduser()
-    try:
-        with file.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.reader(stream, strict=True)
-            numbered = [(reader.line_num, row) for row in reader if row]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        reason = getattr(error, "strerror", None) or first_line(error)
-        raise UserError(f"{file} cannot be read: {reason}") from error
-    if len(numbered) < 2:
-        raise UserError(f"{file} holds no rows below a header")
-    (_, header), *rows = numbered
-    for line, row in rows:
-        if len(row) != len(header):
-            raise UserError(
-                f"{file}, line {line}: {len(row)} fields, where the header has {len(header)}"
-            )
-    return header, [row for _, row in rows]
-
-
-def pick_column(path: str | Path, header: Sequence[str], name: str) -> int:
-    """The place of a column.
-
-    Raises:
-      UserError: there is none of this name; names the nearest.
-    """
-    if name not in header:
-        known = ", ".join(map(repr, header))
-        raise UserError(f"{path} has no column {name!r} (it has {known}){nearest(name, header)}")
-    return header.index(name)
-
-
-def numbers(path: str | Path, name: str, texts: Sequence[str]) -> np.ndarray:
-    """A column as float64.
-
-    Raises:
-      UserError: a field is no finite number; names its row, the first below the header being 1.
-    """
-    values = np.empty(len(texts))
-    for row, text in enumerate(texts):
-        try:
-            values[row] = float(text)
-        except ValueError:
-            values[row] = np.nan
-        if not np.isfinite(values[row]):
-            raise UserError(f"{path}: column {name!r} holds {text!r} in row {row + 1}, no number")
-    return values
-
-
-def are_numbers(texts: Sequence[str]) -> bool:
-    """Whether the first of a column's fields is a number."""
-    try:
-        float(texts[0])
-    except ValueError:
-        return False
-    return True
+from jdl.data.base import Data, Reader, Source
+from jdl.data.files import (
+    are_numbers,
+    matrix,
+    numbers,
+    pick_column,
+    read_columns,
+    read_text,
+    read_texts,
+)
+from jdl.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,41 +39,57 @@ class Table(Data):
         Raises:
           UserError: the file cannot be read, a column is missing, or a field is no number.
         """
-        header, rows = read_csv(self.path)
-        texts = dict(zip(header, zip(*rows, strict=True), strict=True))
-        pick_column(self.path, header, self.target)
-        others = [name for name in header if name != self.target]
-        names = list(self.columns) or [name for name in others if are_numbers(texts[name])]
-        if not names:
-            raise UserError(f"{self.path} has no column of numbers beside {self.target!r}")
-        for name in names:
-            pick_column(self.path, header, name)
-        inputs = np.stack([numbers(self.path, name, texts[name]) for name in names], axis=1)
+        texts = read_columns(self.path)
+        pick_column(self.path, list(texts), self.target)
+        inputs = matrix(self.path, texts, self._inputs(texts))
         return {"train": ArraySource({"x": inputs, "y": self._targets(texts[self.target])})}
 
     def splits(self) -> dict[str, Source]:
         """All splits, scaled alike."""
         parts = {name: _columns(source) for name, source in super().splits().items()}
-        known = parts["train"]["x"]
-        mean, spread = known.mean(0), known.std(0)
-        spread = np.where(spread > 0, spread, 1)
+        mean, spread = _fitted(parts["train"]["x"])
         return {
             name: ArraySource({"x": ((part["x"] - mean) / spread).astype("f4"), "y": part["y"]})
             for name, part in parts.items()
         }
 
+    def reader(self) -> Reader:
+        """Of CSV files with the input columns, in any order; they are scaled as in training."""
+        names = self._inputs(read_columns(self.path))
+        mean, spread = _fitted(_columns(super().splits()["train"])["x"])
+
+        def read(path: Path) -> dict[str, np.ndarray]:
+            inputs = matrix(path, read_columns(path), names)
+            return {"x": ((inputs - mean) / spread).astype("f4")}
+
+        return read
+
+    def output_names(self) -> tuple[str, ...]:
+        """The classes, where the target is one."""
+        texts = read_columns(self.path)[self.target]
+        return tuple(sorted(set(texts))) if self._words(texts) else ()
+
     def describe(self) -> str:
         """The file's name."""
         return Path(self.path).name
+
+    def _inputs(self, texts: dict[str, tuple[str, ...]]) -> list[str]:
+        others = [name for name in texts if name != self.target]
+        names = list(self.columns) or [name for name in others if are_numbers(texts[name])]
+        if not names:
+            raise UserError(f"{self.path} has no column of numbers beside {self.target!r}")
+        return names
 
     def _targets(self, texts: Sequence[str]) -> np.ndarray:
         for row, text in enumerate(texts, start=1):
             if not text:
                 raise UserError(f"{self.path}: column {self.target!r} has no label in row {row}")
-        words = not are_numbers(texts) if self.classes is None else self.classes
-        if not words:
+        if not self._words(texts):
             return numbers(self.path, self.target, texts).astype(np.float32)
         return np.unique(texts, return_inverse=True)[1].astype(np.int32)
+
+    def _words(self, texts: Sequence[str]) -> bool:
+        return not are_numbers(texts) if self.classes is None else self.classes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,14 +109,23 @@ class TextTable(Data):
         Raises:
           UserError: the file cannot be read, a column is missing, or a label.
         """
-        header, rows = read_csv(self.path)
-        text, label = (pick_column(self.path, header, name) for name in (self.text, self.label))
-        for number, row in enumerate(rows, start=1):
-            if not row[label]:
+        columns = read_columns(self.path)
+        for name in (self.text, self.label):
+            pick_column(self.path, list(columns), name)
+        for number, label in enumerate(columns[self.label], start=1):
+            if not label:
                 raise UserError(f"{self.path}: column {self.label!r} has no label in row {number}")
-        labels = np.unique([row[label] for row in rows], return_inverse=True)[1]
-        texts = np.array([row[text] for row in rows], object)
+        labels = np.unique(columns[self.label], return_inverse=True)[1]
+        texts = np.array(columns[self.text], object)
         return {"train": ArraySource({"text": texts, "label": labels.astype(np.int32)})}
+
+    def reader(self) -> Reader:
+        """Of CSV files with the column of texts, and of text files."""
+        return lambda path: {"text": np.array(read_texts(path, self.text), object)}
+
+    def output_names(self) -> tuple[str, ...]:
+        """The labels."""
+        return tuple(sorted(set(read_columns(self.path)[self.label])))
 
     def describe(self) -> str:
         """The file's name."""
@@ -175,12 +145,7 @@ class TextFile(Data):
         Raises:
           UserError: the file cannot be read.
         """
-        file = Path(self.path).expanduser()
-        try:
-            text = file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or first_line(error)
-            raise UserError(f"{file} cannot be read: {reason}") from error
+        text = read_text(self.path)
         test = round(len(text) * self.test_fraction)
         validation = round((len(text) - test) * self.validation_fraction)
         cut, end = len(text) - test - validation, len(text) - test
@@ -194,6 +159,12 @@ class TextFile(Data):
     def describe(self) -> str:
         """The file's name."""
         return Path(self.path).name
+
+
+def _fitted(inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation of each column; the deviation of a constant one counts as 1."""
+    spread = inputs.std(0)
+    return inputs.mean(0), np.where(spread > 0, spread, 1)
 
 
 def _columns(source: Source) -> dict[str, np.ndarray]:

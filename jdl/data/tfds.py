@@ -89,6 +89,15 @@ class TFDS(Data):
         except UserError:
             return self.name
 
+    def output_names(self) -> tuple[str, ...]:
+        """The classes of the feature `label`, unless they are called by their ids."""
+        import tensorflow_datasets as tfds
+
+        builder: Any = tfds.builder_from_directory(self.directory())
+        label = dict(builder.info.features.items()).get("label")
+        names = tuple(label.names) if isinstance(label, tfds.features.ClassLabel) else ()
+        return () if names == tuple(map(str, range(len(names)))) else names
+
     def directory(self) -> Path:
         """The directory of the prepared version, prepared now if that was asked for.
 

@@ -185,6 +185,27 @@ class OneCycle(Schedule):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RangeTest(Schedule):
+    """Rises by the same ratio at every step, from `start` times the peak to the peak.
+
+    For finding a learning rate (Smith, 2017, §3.3, in geometric steps): `jdl find-lr` uses it.
+    """
+
+    start: float = 1e-8
+    """The rate at the first step, as a fraction of the peak: above 0 and below 1."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self, "start", 0 < self.start < 1, "a fraction of the peak, above 0 and below 1")
+
+    def build(self, peak: float, steps: int) -> optax.Schedule:
+        """As in `Schedule.build`; the last step has the peak."""
+        start, low = self.warmup_steps(steps), peak * self.start
+        last = max(steps - start - 1, 1)
+        return warm_up(low, start, optax.exponential_decay(low, last, 1 / self.start))
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReduceOnPlateau(Schedule):
     """Multiplied by `factor` whenever the training loss has stopped falling.
 

@@ -1,7 +1,7 @@
 """What is learned: a task turns a model and a batch into gradients and scores."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from jdl.errors import UserError
 from jdl.metrics import Metrics
 from jdl.state import TrainState
-from jdl.typing import Batch, Key, PyTree
+from jdl.typing import Batch, Json, Key, PyTree
 
 
 def forward(
@@ -136,6 +136,16 @@ class Task:
         """The prediction for each row of `batch[self.inputs]`."""
         raise NotImplementedError
 
+    def describe(self, prediction: Any, names: Sequence[str]) -> dict[str, Json]:
+        """What the prediction for one example says, as JSON with `prediction` in it.
+
+        Args:
+          prediction: what `predict` gives for the example, without the axis of the batch.
+          names: of the classes or targets (`Data.output_names`); empty where they have none.
+        """
+        del names
+        return {"prediction": jax.tree.map(plain, prediction)}
+
     def check(self, batch: Mapping[str, np.ndarray], outputs: Any, where: str) -> None:
         """Looks over a batch on the host before it is trained on.
 
@@ -158,3 +168,15 @@ class Task:
             if np.issubdtype(values.dtype, np.inexact) and not np.isfinite(values).all():
                 row = int(np.argwhere(~np.isfinite(values.reshape(len(values), -1)).all(1))[0, 0])
                 raise UserError(f"{where}: {name!r} holds NaN or infinity at row {row}")
+
+
+def plain(values: Any) -> Json:
+    """An array as a number or nested lists; of one element, as that number.
+
+    A float32 takes as few digits as tell it from every other.
+    """
+    array = np.asarray(values)
+    if array.size == 1:
+        (one,) = array.ravel()
+        return float(str(one)) if array.dtype.kind == "f" else one.item()
+    return [plain(value) for value in array]

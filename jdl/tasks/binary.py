@@ -1,6 +1,6 @@
 """Binary classification: one of two classes per example, from one logit."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from jdl.metrics import Mean, Metrics
 from jdl.state import TrainState
 from jdl.tasks.base import Task, forward
 from jdl.tasks.classification import check_class_weights
-from jdl.typing import Batch, Key, PyTree
+from jdl.typing import Batch, Json, Key, PyTree
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +60,12 @@ class BinaryClassification(Task):
         """Probability of class 1, (batch,) float32."""
         logits, _ = forward(model, state.params, state.collections, batch[self.inputs], train=False)
         return jax.nn.sigmoid(logits[:, 0].astype(jnp.float32))
+
+    def describe(self, prediction: Any, names: Sequence[str]) -> dict[str, Json]:
+        """The likelier class, by name or number, and the `probability` of class 1."""
+        chosen = int(prediction > 0.5)
+        shown = names[chosen] if len(names) == 2 else chosen
+        return {"prediction": shown, "probability": round(float(prediction), 6)}
 
     def check(self, batch: Mapping[str, np.ndarray], outputs: Any, where: str) -> None:
         """Also raises where labels are neither 0 nor 1."""

@@ -1,7 +1,7 @@
 """Classification: one of several classes per example."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from jdl.errors import UserError
 from jdl.metrics import Mean, Metrics
 from jdl.state import TrainState
 from jdl.tasks.base import Task, forward
-from jdl.typing import Batch, Key, PyTree
+from jdl.typing import Batch, Json, Key, PyTree
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +64,16 @@ class Classification(Task):
         """Class probabilities, (batch, classes) float32."""
         logits, _ = forward(model, state.params, state.collections, batch[self.inputs], train=False)
         return jax.nn.softmax(logits.astype(jnp.float32))
+
+    def describe(self, prediction: Any, names: Sequence[str]) -> dict[str, Json]:
+        """The likeliest class, by name or number, its `probability` and all `probabilities`."""
+        chosen = int(np.argmax(prediction))
+        shares = [round(float(share), 6) for share in prediction]
+        return {
+            "prediction": names[chosen] if len(names) == len(shares) else chosen,
+            "probability": shares[chosen],
+            "probabilities": shares,
+        }
 
     def check(self, batch: Mapping[str, np.ndarray], outputs: Any, where: str) -> None:
         """Also raises for logits of the wrong rank and for labels that are no class."""

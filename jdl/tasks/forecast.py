@@ -1,6 +1,6 @@
 """Forecasting: the next values of a series, scored in their own unit."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,8 @@ import numpy as np
 from jdl.errors import UserError
 from jdl.metrics import Mean, RootMean
 from jdl.state import TrainState
-from jdl.tasks.base import Task, forward
-from jdl.typing import Batch
+from jdl.tasks.base import Task, forward, plain
+from jdl.typing import Batch, Json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +44,12 @@ class Forecast(Task):
             model, state.params, state.collections, batch[self.inputs], train=False
         )
         return _in_own_unit(outputs.astype(jnp.float32), batch)
+
+    def describe(self, prediction: Any, names: Sequence[str]) -> dict[str, Json]:
+        """The forecast of each target, by its name, in the unit of the series."""
+        if len(names) != len(prediction):
+            return super().describe(prediction, names)
+        return {"prediction": dict(zip(names, map(plain, prediction), strict=True))}
 
     def check(self, batch: Mapping[str, np.ndarray], outputs: Any, where: str) -> None:
         """Also raises where the model does not give one number a target."""

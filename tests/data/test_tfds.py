@@ -111,6 +111,14 @@ def test_several_examples_at_once_are_those_one_by_one(root):
         assert all(np.array_equal(one[name], source[index][name]) for name in one)
 
 
+def test_classes_have_the_names_of_the_catalogue(root, tmp_path):
+    data = TFDS("imdb_reviews", data_dir=str(root), validation_fraction=0.0)
+    assert data.output_names() == ("neg", "pos")
+    assert TFDS("mnist", data_dir=str(root)).output_names() == ()  # the digits are their ids
+    (tmp_path / "review.txt").write_text("Good.")
+    assert data.reader()(tmp_path / "review.txt")["text"][0] == b"Good."
+
+
 EXPERIMENT = """
 from jdl import Experiment
 from jdl.data import TFDS, Scale
