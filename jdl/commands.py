@@ -97,7 +97,9 @@ def evaluate(
 
 def predict(
     directory: Annotated[Positional[Path], arg(metavar="DIR")],
-    files: Annotated[Positional[tuple[Path, ...]], arg(metavar="FILE")],
+    files: Annotated[
+        Positional[tuple[Path, ...]], arg(metavar="FILE...", help_behavior_hint="(at least one)")
+    ],
     /,
     experiment: Path | None = None,
 ) -> int:

@@ -1,5 +1,6 @@
 """Weights that one run ended with, as those that another begins with."""
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +69,8 @@ def replace_weights(state: TrainState, given: Mapping[str, np.ndarray]) -> Train
         name = path_name(path)
         return jax.device_put(given[name], leaf.sharding) if name in given else leaf
 
-    return state.replace(**jax.tree_util.tree_map_with_path(choose, _learned(state)))
+    learned = jax.tree_util.tree_map_with_path(choose, _learned(state))
+    return dataclasses.replace(state, **learned)
 
 
 def _learned(state: TrainState) -> dict[str, Any]:

@@ -302,8 +302,6 @@ def test_a_series_that_is_too_short_is_named(tmp_path):
     series = jdl.data.Series(str(path), length=5, difference=2)
     with pytest.raises(UserError, match=r"short\.csv has 6 values, where a forecast needs 7"):
         series.reader()(short)
-    with pytest.raises(UserError, match="a value that is not known yet"):
-        dataclasses.replace(series, horizon=3).reader()
 
 
 def test_a_reader_of_one_s_own_and_examples_of_another_shape(trained, command, tmp_path):

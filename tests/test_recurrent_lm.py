@@ -15,8 +15,8 @@ import pytest
 import jdl
 from jdl import UserError
 from jdl.data import Arrays, Characters, Streams
-from jdl.data.pipeline import Resident, Shard, open_pipeline, read
 from jdl.data.characters import SideBySide
+from jdl.data.pipeline import Resident, Shard, open_pipeline, read
 from jdl.hooks import Checkpoint, Evaluate
 from jdl.models import GPT, RecurrentLM
 from jdl.models.rnn import CELLS

@@ -27,10 +27,10 @@ class Selection(Data):
         Raises:
           UserError: a class has too few training examples.
         """
-        splits = {name: self._of_classes(source) for name, source in self.data.splits().items()}
+        kept = {name: self._of_classes(source) for name, source in self.data.splits().items()}
         if self.examples is not None:
-            splits["train"] = self._few(splits["train"], self.examples)
-        return splits
+            kept["train"] = self._few(kept["train"], self.examples)
+        return dict(kept)
 
     def reader(self) -> Reader:
         """That of the set."""

@@ -35,6 +35,11 @@ class Series(Data):
         for name, least in (("length", 1), ("horizon", 1), ("difference", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"data.{name} must be at least {least}, not {getattr(self, name)}")
+        if 0 < self.difference < self.horizon:
+            raise UserError(
+                f"data.difference {self.difference} is less than data.horizon {self.horizon}: a "
+                f"forecast would be added to a value that is not known yet"
+            )
         if not self.ordered:
             raise UserError("a series is held out in order: data.ordered must stay true")
 
@@ -73,16 +78,8 @@ class Series(Data):
         """Of CSV files with the columns of the series: one window, the last, of each.
 
         It is scaled as in training; what is forecast lies `horizon` steps after the last row.
-
-        Raises:
-          UserError: differences reach back less far than the forecast goes ahead.
         """
         lag, ahead = self.difference, self.horizon
-        if 0 < lag < ahead:
-            raise UserError(
-                f"a forecast {ahead} steps ahead of differences over {lag} adds to a value that "
-                f"is not known yet: data.difference must be 0 or at least data.horizon"
-            )
         names, values = self.read()
         targets = self._targets(names)
         train = self._parts(len(values))["train"]

@@ -24,9 +24,7 @@ def scale_modules(rates: tuple[tuple[str, float], ...]) -> optax.GradientTransfo
         check_modules(_paths(params), factors)
         return optax.EmptyState()
 
-    def update(
-        updates: PyTree, state: optax.EmptyState, params: PyTree = None
-    ) -> tuple[PyTree, optax.EmptyState]:
+    def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
         del params
 
         def scale(path: jax.tree_util.KeyPath, leaf: jax.Array) -> jax.Array:

@@ -98,7 +98,14 @@ def test_a_bad_file_is_one_sentence(tmp_path, text, options, message):
 
 
 @pytest.mark.parametrize(
-    "options", [{"length": 0}, {"horizon": 0}, {"difference": -1}, {"ordered": False}]
+    "options",
+    [
+        {"length": 0},
+        {"horizon": 0},
+        {"difference": -1},
+        {"difference": 2, "horizon": 3},
+        {"ordered": False},
+    ],
 )
 def test_impossible_settings_are_refused(options):
     with pytest.raises(UserError, match=next(iter(options))):
