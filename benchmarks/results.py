@@ -32,7 +32,8 @@ def row(directory: Path) -> str:
     worst = min(scores) if metric == "accuracy" else max(scores)
     seconds = sum(result["seconds"] for result in results) / len(results)
     data = _read(runs[0] / "environment.json")["data"]
-    counts = " / ".join(f"{part['count']:,}" for part in data.values())
+    splits = [split for split in ("train", "validation", "test") if split in data]
+    counts = " / ".join(f"{data[split]['count']:,}" for split in splits)
     return (
         f"| `{name}` | {data['train']['source']}, {counts} | {split} {metric} "
         f"| {sum(scores) / len(scores):.4f} | {worst:.4f} | {len(scores)} | {seconds:.0f} |"

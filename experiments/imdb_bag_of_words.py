@@ -3,6 +3,8 @@
     TFDS_DATA_DIR=DIR jdl train imdb_bag_of_words --seeds 3
 
 Joulin et al. (2017). The baseline of the recurrent networks, on the last 400 words of each review.
+
+Expect: test accuracy 0.8816 (3 seeds, min 0.8792), 11.5 s, 2 busy cores of an AMD EPYC
 """
 
 import dataclasses
