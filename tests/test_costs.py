@@ -66,7 +66,7 @@ def test_a_checkpoint_that_does_not_say_goes_on(plain, tmp_path):
     result = jdl.train(make_experiment(), tmp_path / "run").result
     expected = json.loads((plain / "result.json").read_text())
     assert result["params_sha256"] == expected["params_sha256"]
-    assert result["input_seconds"] > 0
+    assert result["input_seconds"] >= 0
 
 
 def test_a_result_says_what_was_traced_and_how_large_it_was(plain):
