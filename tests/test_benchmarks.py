@@ -1,6 +1,7 @@
 """The benchmarks' own arithmetic and errors; how fast anything is is no matter for a test."""
 
 import functools
+import importlib
 import json
 from typing import Any
 
@@ -155,26 +156,35 @@ def test_random_data_fits_its_experiment_and_is_never_all_zeros(workload):
     assert experiment.task.inputs in arrays
 
 
-@pytest.mark.parametrize("workload", SMALL, ids=lambda w: w.name)
-def test_flax_begins_as_jdl_does(workload):
-    flax = pytest.importorskip("benchmarks.peers.flax")
+@pytest.fixture
+def quick_compilation():
+    """Compiles in half the time what is to take a few steps."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@functools.cache
+def begun(name):
+    """A small workload's case, and jdl's first gradient and losses."""
+    workload = next(each for each in SMALL if each.name == name)
     case = ours.make_case(workload, "fp32", 1)
-    mine, other = ours.Bare(workload.load("fp32"), case), flax.build(case, "default")
-    np.testing.assert_allclose(other.gradient(), mine.gradient(), rtol=1e-4)
-    np.testing.assert_allclose(other.curve(5), mine.curve(5), rtol=1e-4)
+    mine = ours.Bare(workload.load("fp32"), case)
+    gradient, losses = mine.gradient(), mine.curve(5)
     assert mine.run(2) > 0
     assert len(next(iter(first_batch(case).values()))) == 2
+    return case, gradient, losses
 
 
-@pytest.mark.parametrize("workload", SMALL, ids=lambda w: w.name)
-def test_torch_begins_as_jdl_does(workload):
-    pytest.importorskip("torch")
-    from benchmarks.peers import torch
-
-    case = ours.make_case(workload, "fp32", 1)
-    mine, other = ours.Bare(workload.load("fp32"), case), torch.build(case, "eager")
-    np.testing.assert_allclose(other.gradient(), mine.gradient(), rtol=1e-4)
-    np.testing.assert_allclose(other.curve(5), mine.curve(5), rtol=1e-4)
+@pytest.mark.usefixtures("quick_compilation")
+@pytest.mark.parametrize("name", [workload.name for workload in SMALL])
+@pytest.mark.parametrize(("peer", "variant"), [("flax", "default"), ("torch", "eager")])
+def test_a_peer_begins_as_jdl_does(peer, variant, name):
+    pytest.importorskip(peer)
+    case, gradient, losses = begun(name)
+    other = importlib.import_module(f"benchmarks.peers.{peer}").build(case, variant)
+    np.testing.assert_allclose(other.gradient(), gradient, rtol=1e-4)
+    np.testing.assert_allclose(other.curve(5), losses, rtol=1e-4)
 
 
 def test_a_worker_finds_each_workload_at_its_size():
@@ -219,7 +229,7 @@ def test_resnet50_multiplies_as_often_as_published():
     shapes = jax.eval_shape(plain.init, jax.random.key(0), image)
     forward = functools.partial(plain.apply, mutable=["batch_stats"])
     assert flops.count(forward, shapes, image).flops == 2 * real
-    assert 0.97 * padded < real < padded
+    assert 0.96 * padded < real < padded
 
 
 def test_a_language_model_of_lstms_multiplies_what_its_gates_and_logits_need():
