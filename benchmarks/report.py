@@ -34,7 +34,7 @@ def table(rows: Sequence[Row]) -> str:
             continue
         step = row["step_seconds"]
         speed, unit = rate(row)
-        text = f"{name}{1e3 * step['median']:9.2f} ms {speed:10.0f} {unit}/s"
+        text = f"{name}{1e3 * step['median']:9.2f} ms {shown(speed):>10} {unit}/s"
         text += f"  {100 * row.get('mfu_measured', 0):3.0f} % of ceiling"
         found = row.get("ratio_to_best_peer") or row.get("ratio_of_jdl")
         if row["implementation"] == "jdl":
@@ -58,6 +58,11 @@ def rate(row: Row) -> tuple[float, str]:
     if row.get("tokens_per_second"):
         return row["tokens_per_second"], "tokens"
     return row["items_per_second"], "items"
+
+
+def shown(speed: float) -> str:
+    """A rate in whole numbers, a small one with a decimal."""
+    return f"{speed:,.0f}" if speed >= 10 else f"{speed:.1f}"
 
 
 def interval(found: Mapping[str, float]) -> str:
@@ -102,8 +107,8 @@ def markdown(rows: Sequence[Row]) -> str:
             f"{p['implementation']} {p['ratio_of_jdl']['median']:.2f}" for p in peers if p != best
         )
         lines.append(
-            f"| {row['workload']}, {row['size']}, batch {row['batch']} | {speed:,.0f} {unit}/s "
-            f"| {best['implementation']} {peer:,.0f} | {interval(row['ratio_to_best_peer'])} "
+            f"| {row['workload']}, {row['size']}, batch {row['batch']} | {shown(speed)} {unit}/s "
+            f"| {best['implementation']} {shown(peer)} | {interval(row['ratio_to_best_peer'])} "
             f"| {rest} |"
         )
     return "\n".join(lines)
