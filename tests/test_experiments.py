@@ -44,6 +44,7 @@ STAND_INS = {
     "digits_cnn": images(8, 8, 1),
     "digits_mlp": images(8, 8, 1),
     "fashion_mnist_cnn": images(28, 28, 1),
+    "imagenet_resnet50": images(224, 224, 3),
     "imdb_bag_of_words": tokens(400, 10_000),
     "imdb_bilstm": tokens(200, 10_000),
     "imdb_gru": tokens(200, 10_000),
@@ -56,6 +57,7 @@ STAND_INS = {
     "mnist_transfer": images(28, 28, 1, classes=5),
     "optimizers": images(28, 28, 1),
     "shakespeare_char_gpt": tokens(65, 65, labelled=False),
+    "shakespeare_char_lstm": {**tokens(65, 65, labelled=False), "begins": np.zeros(24, bool)},
     "temperatures_rnn": series(20),
 }
 
