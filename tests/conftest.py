@@ -67,3 +67,16 @@ def command(capsys, monkeypatch, tmp_path):
         return code, *capsys.readouterr()
 
     return run
+
+
+@pytest.fixture(scope="module")
+def cheap_compilation():
+    """Compiles without optimizing: for tests of many small programs that run a few steps."""
+    import jax
+
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", True)
+    jax.clear_caches()
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+    jax.clear_caches()

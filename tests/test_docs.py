@@ -7,10 +7,8 @@ import subprocess
 import sys
 import tomllib
 import types
-from collections.abc import Iterator
 from pathlib import Path
 
-import jax
 import pytest
 
 from jdl.__main__ import main
@@ -23,18 +21,7 @@ BLOCK = re.compile(
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _cheap_compilation() -> Iterator[None]:
-    """Compiles without optimizing: the guides run small programs."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    _leave_unoptimized(True)
-    yield
-    _leave_unoptimized(before)
-
-
-def _leave_unoptimized(value: bool) -> None:
-    jax.config.update("jax_disable_most_optimizations", value)
-    jax.clear_caches()
+pytestmark = pytest.mark.usefixtures("cheap_compilation")
 
 
 @pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.stem)

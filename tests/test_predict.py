@@ -18,6 +18,8 @@ from jdl.predict import open_to_predict, predict_files
 from jdl.tasks import BinaryClassification, Classification, Forecast, Regression
 from jdl.tasks.base import plain
 
+pytestmark = pytest.mark.usefixtures("cheap_compilation")
+
 FILE = '''"""A small experiment."""
 
 import numpy as np

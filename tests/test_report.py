@@ -25,6 +25,8 @@ from jdl.tasks import BinaryClassification, LanguageModeling
 from tests.breaks import Killed, broken, make_experiment
 from tests.clouds import CLOUDS, contents, read
 
+pytestmark = pytest.mark.usefixtures("cheap_compilation")
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _cheap_compilation():
