@@ -29,6 +29,8 @@ from jdl.tasks import LanguageModeling
 from tests import kill_resume
 from tests.breaks import Break, Killed, broken
 
+pytestmark = pytest.mark.usefixtures("cheap_compilation")
+
 SMALL = {"vocabulary": 9, "units": 6, "layers": 2}
 
 
