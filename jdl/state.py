@@ -11,6 +11,9 @@ CARRY = "carry"
 """The collection of what a model carries from one batch to the next, (batch, ...) each: not a sum
 or a mean over the batch, but the rows' own."""
 
+CACHE = "cache"
+"""The collection of keys and values that attention has seen in generation, (batch, ...) each."""
+
 
 @flax.struct.dataclass
 class TrainState:

@@ -325,7 +325,8 @@ def build(case: Case, variant: str) -> Trainer:
 def _convert(case: Case) -> Any:
     """jdl's weights in Flax's layout: attention by heads, the LSTM's gates each on its own."""
     params: dict[str, np.ndarray] = {}
-    for path, array in case.params.items():
+    for name, array in case.params.items():
+        path = name.replace(".feed_forward.", ".")
         if path.startswith(("LSTM_", "GRU_")):
             params |= _gates(*path.split("."), array)
         elif ".attention." in path:
@@ -349,10 +350,10 @@ def _gates(layer: str, name: str, array: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _heads(path: str, array: np.ndarray, heads: int) -> dict[str, np.ndarray]:
-    """Splits query, key and value, and the width of each into heads."""
+    """Takes apart the queries, keys and values, which jdl has side by side for each head."""
     place, layer, leaf = path.rsplit(".", 2)
     if layer == "output":
         shape = (heads, -1, array.shape[-1]) if leaf == "kernel" else array.shape
         return {f"{place}.out.{leaf}": array.reshape(shape)}
-    parts = (part.reshape(*part.shape[:-1], heads, -1) for part in np.split(array, 3, axis=-1))
+    parts = np.moveaxis(array.reshape(*array.shape[:-1], heads, 3, -1), -2, 0)
     return {f"{place}.{n}.{leaf}": p for n, p in zip(("query", "key", "value"), parts, strict=True)}

@@ -290,7 +290,8 @@ def _pair(arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 def _convert(case: Case) -> dict[str, np.ndarray]:
     """jdl's weights under Keras' names and in its layout."""
     weights: dict[str, np.ndarray] = {}
-    for path, array in case.params.items():
+    for name, array in case.params.items():
+        path = name.replace(".feed_forward.", ".")
         place, _, leaf = path.rpartition(".")
         if place.startswith("LSTM_"):
             leaf = "recurrent_kernel" if leaf == "recurrent" else leaf
@@ -309,10 +310,10 @@ def _convert(case: Case) -> dict[str, np.ndarray]:
 
 
 def _heads(path: str, array: np.ndarray, heads: int) -> dict[str, np.ndarray]:
-    """Splits query, key and value, and the width of each into heads."""
+    """Takes apart the queries, keys and values, which jdl has side by side for each head."""
     place, layer, leaf = path.rsplit(".", 2)
     if layer == "output":
         shape = (heads, -1, array.shape[-1]) if leaf == "kernel" else array.shape
         return {f"{place}.attention_output.{leaf}": array.reshape(shape)}
-    parts = (part.reshape(*part.shape[:-1], heads, -1) for part in np.split(array, 3, axis=-1))
+    parts = np.moveaxis(array.reshape(*array.shape[:-1], heads, 3, -1), -2, 0)
     return {f"{place}.{n}.{leaf}": p for n, p in zip(("query", "key", "value"), parts, strict=True)}

@@ -162,11 +162,11 @@ class Block(nn.Module):
         super().__init__()
         self.heads = heads
         self.norm1 = layer_norm(params, f"{name}.norm1")
-        self.qkv = linear(params, f"{name}.attention.qkv")
+        self.qkv = joint(params, f"{name}.attention.qkv", heads)
         self.output = linear(params, f"{name}.attention.output")
         self.norm2 = layer_norm(params, f"{name}.norm2")
-        self.inner = linear(params, f"{name}.inner")
-        self.outer = linear(params, f"{name}.outer")
+        self.inner = linear(params, f"{name}.feed_forward.inner")
+        self.outer = linear(params, f"{name}.feed_forward.outer")
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, time, width) to the same."""
@@ -219,6 +219,16 @@ def fill(layer: nn.Module, **weights: np.ndarray) -> None:
     with torch.no_grad():
         for name, value in weights.items():
             layer.get_parameter(name).copy_(torch.tensor(value))
+
+
+def joint(params: Params, name: str, heads: int) -> nn.Linear:
+    """All queries, all keys, all values, which jdl has side by side for each head."""
+    apart = {}
+    for path in (f"{name}.kernel", f"{name}.bias"):
+        array = params[path]
+        parts = array.reshape(*array.shape[:-1], heads, 3, -1).swapaxes(-3, -2)
+        apart[path] = parts.reshape(array.shape)
+    return linear(apart, name)
 
 
 def linear(params: Params, name: str, shape: tuple[int, ...] | None = None) -> nn.Linear:

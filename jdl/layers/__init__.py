@@ -1,19 +1,28 @@
 """Flax modules that models are made of."""
 
+from jdl.layers.attention import Attention
 from jdl.layers.norm import BatchNorm
+from jdl.layers.position import check_length, rotary, segment_positions, sinusoidal
 from jdl.layers.recurrent import GRU, LSTM, Bidirectional, SimpleRNN
 from jdl.layers.residual import NormedConv, Residual
-from jdl.layers.transformer import Block, SelfAttention, layer_norm
+from jdl.layers.transformer import Block, FeedForward, exact_gelu, normalisation, stack
 
 __all__ = [
     "GRU",
     "LSTM",
+    "Attention",
     "BatchNorm",
     "Bidirectional",
     "Block",
+    "FeedForward",
     "NormedConv",
     "Residual",
-    "SelfAttention",
     "SimpleRNN",
-    "layer_norm",
+    "check_length",
+    "exact_gelu",
+    "normalisation",
+    "rotary",
+    "segment_positions",
+    "sinusoidal",
+    "stack",
 ]

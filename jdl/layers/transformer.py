@@ -1,78 +1,168 @@
-"""The transformer's body: self-attention and a position-wise network (Vaswani et al., 2017)."""
+"""The transformer's body: attention and a position-wise network, block upon block."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from jdl import ops
+from jdl.layers.attention import Attention
+from jdl.state import CACHE
 
 
-class SelfAttention(nn.Module):
-    """Multi-head attention of a sequence (batch, time, width) to itself."""
+def exact_gelu(x: jax.Array) -> jax.Array:
+    """x times the normal distribution's share below x (Hendrycks and Gimpel, 2016)."""
+    return nn.gelu(x, approximate=False)
 
-    heads: int  # the width is shared out among them
-    causal: bool = True  # a position sees none after it
+
+class FeedForward(nn.Module):
+    """Two dense layers with an activation between (Vaswani et al., 2017, section 3.3).
+
+    `gated`, the activation multiplies a third layer's output: SwiGLU with `flax.linen.silu`
+    (Shazeer, 2020).
+    """
+
+    hidden: int  # units between
+    activation: Callable[[jax.Array], jax.Array] = nn.gelu  # of the hidden units
+    gated: bool = False  # multiply by the activation rather than apply it
+    bias: bool = True  # in the layers
     dropout: float = 0.0  # share of the output dropped in training
     output_stddev: float = 0.02  # of the initial output kernel
     dtype: Any = jnp.float32  # of the computation; parameters are float32
 
     @nn.compact
-    def __call__(
-        self, x: jax.Array, train: bool = False, mask: jax.Array | None = None
-    ) -> jax.Array:
-        """(batch, time, width); `mask` (batch, 1, time, time) is True where attention may go."""
-        batch, time, width = x.shape
-        dense = {"dtype": self.dtype, "dot_general": ops.dot_general}
-        joint = nn.Dense(3 * width, kernel_init=nn.initializers.normal(0.02), name="qkv", **dense)
-        query, key, value = jnp.split(joint(x), 3, axis=-1)
-        shape = (batch, time, self.heads, width // self.heads)
-        x = ops.attention(
-            query.reshape(shape), key.reshape(shape), value.reshape(shape),
-            causal=self.causal, mask=mask,
-        )  # fmt: skip
-        init = nn.initializers.normal(self.output_stddev)
-        x = nn.Dense(width, kernel_init=init, name="output", **dense)(x.reshape(batch, time, width))
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """(..., width) to the same."""
+        hidden = self.activation(self._dense(self.hidden, "inner", 0.02)(x))
+        if self.gated:
+            hidden = hidden * self._dense(self.hidden, "gate", 0.02)(x)
+        x = self._dense(x.shape[-1], "outer", self.output_stddev)(hidden)
         return nn.Dropout(self.dropout, deterministic=not train)(x)
+
+    def _dense(self, features: int, name: str, stddev: float) -> nn.Dense:
+        return nn.Dense(
+            features,
+            use_bias=self.bias,
+            kernel_init=nn.initializers.normal(stddev),
+            dtype=self.dtype,
+            dot_general=ops.dot_general,
+            name=name,
+        )
 
 
 class Block(nn.Module):
-    """Attention, then two dense layers with a GELU between; each normed before and added after.
+    """Attention, in a decoder also to a memory, and a network at each position.
 
-    The pre-norm form of Radford et al. (2019), section 2.3.
+    Each part is normed before and added after (Radford et al., 2019, section 2.3), or with
+    `pre_norm` false added and then normed, as Vaswani et al. (2017) have it.
     """
 
     heads: int  # of the attention
-    causal: bool = True  # a position sees none after it
-    expansion: int = 4  # width of the inner dense layer over that of the sequence
+    kv_heads: int | None = None  # keys and values that heads share; None: one each
+    causal: bool = False  # a position sees none after it
+    cross: bool = False  # attend to a memory too
+    hidden: int | None = None  # units of the feed-forward network; None: four times the width
+    activation: Callable[[jax.Array], jax.Array] = nn.gelu  # of the hidden units
+    gated: bool = False  # multiply by the activation: SwiGLU with silu
+    norm: Literal["layer", "rms"] = "layer"  # kind of normalisation
+    pre_norm: bool = True  # norm before each part, not after it
+    epsilon: float = 1e-5  # of the norms
+    rotary_base: float | None = None  # turn queries and keys by their positions
+    bias: bool = True  # in dense layers
     dropout: float = 0.0  # share of each part's output dropped in training
     output_stddev: float = 0.02  # of the initial kernels that write to the sequence
     dtype: Any = jnp.float32  # of the computation; parameters are float32
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, train: bool = False, mask: jax.Array | None = None
+        self,
+        x: jax.Array,
+        *,
+        mask: jax.Array | None = None,
+        memory: jax.Array | None = None,
+        memory_mask: jax.Array | None = None,
+        positions: jax.Array | None = None,
+        train: bool = False,
+        decode: bool = False,
     ) -> jax.Array:
-        """(batch, time, width) to the same."""
-        width = x.shape[-1]
-        dense = {"dtype": self.dtype, "dot_general": ops.dot_general}
-        attention = SelfAttention(
-            self.heads, self.causal, self.dropout, self.output_stddev, self.dtype, name="attention"
-        )
-        x = x + attention(layer_norm(self.dtype, "norm1")(x), train, mask)
-        inner = nn.Dense(
-            self.expansion * width,
-            kernel_init=nn.initializers.normal(0.02),
-            name="inner",
-            **dense,
-        )
-        init = nn.initializers.normal(self.output_stddev)
-        outer = nn.Dense(width, kernel_init=init, name="outer", **dense)
-        hidden = outer(nn.gelu(inner(layer_norm(self.dtype, "norm2")(x))))
-        return x + nn.Dropout(self.dropout, deterministic=not train)(hidden)
+        """(batch, time, width) to the same; for the arguments see `Attention`."""
+        modes = {"train": train, "decode": decode}
+        attention = self._attention("attention", self.causal, self.rotary_base)
+        x = self._add(x, "norm1", lambda y: attention(y, mask=mask, positions=positions, **modes))
+        if self.cross:
+            look = self._attention("cross", False, None)
+            x = self._add(
+                x, "norm_cross", lambda y: look(y, memory=memory, mask=memory_mask, **modes)
+            )
+        network = FeedForward(
+            self.hidden or 4 * x.shape[-1], self.activation, self.gated, self.bias, self.dropout,
+            self.output_stddev, self.dtype, name="feed_forward",
+        )  # fmt: skip
+        return self._add(x, "norm2", lambda y: network(y, train))
+
+    def _add(self, x: jax.Array, name: str, part: Callable[[jax.Array], jax.Array]) -> jax.Array:
+        norm = normalisation(self.norm, self.dtype, name, self.epsilon)
+        return x + part(norm(x)) if self.pre_norm else norm(x + part(x))
+
+    def _attention(self, name: str, causal: bool, rotary_base: float | None) -> Attention:
+        return Attention(
+            self.heads, self.kv_heads, causal, rotary_base, self.bias, self.dropout,
+            self.output_stddev, self.dtype, name=name,
+        )  # fmt: skip
 
 
-def layer_norm(dtype: Any, name: str) -> nn.Module:
-    """Layer normalisation with statistics in float32 (Ba et al., 2016)."""
-    return nn.LayerNorm(epsilon=1e-5, dtype=dtype, name=name)
+def stack(
+    block: Callable[..., nn.Module],
+    layers: int,
+    x: jax.Array,
+    *,
+    remat: bool = False,
+    scan: bool = False,
+    **inputs: Any,
+) -> jax.Array:
+    """Applies blocks one after the other, inside a module's `__call__`.
+
+    Args:
+      block: makes one, given its `name`, such as `functools.partial(Block, heads=4)`.
+      layers: how many; they are called `block_0`, `block_1`, ...
+      x: (batch, time, width).
+      remat: compute activations again in the backward pass, to save memory.
+      scan: compile one block, called `blocks`, and loop over its weights: compiles faster.
+      **inputs: given to each block, by name.
+
+    Returns:
+      (batch, time, width).
+    """
+
+    def apply(module: nn.Module, x: jax.Array, arrays: dict[str, Any]) -> jax.Array:
+        return module(x, **arrays, **modes)
+
+    modes = {name: value for name, value in inputs.items() if isinstance(value, bool)}
+    arrays = {name: value for name, value in inputs.items() if not isinstance(value, bool)}
+    apply = nn.remat(apply) if remat else apply
+    if not scan:
+        for index in range(layers):
+            x = apply(block(name=f"block_{index}"), x, arrays)
+        return x
+    looped = nn.scan(
+        lambda module, x, _: (apply(module, x, arrays), None),
+        variable_axes={"params": 0, CACHE: 0},
+        split_rngs={"params": True, "dropout": True},
+        length=layers,
+        # Rolled loops are slow on CPUs.
+        unroll=layers if jax.default_backend() == "cpu" else 1,
+    )
+    return looped(block(name="blocks"), x, None)[0]
+
+
+def normalisation(
+    kind: Literal["layer", "rms"], dtype: Any, name: str, epsilon: float = 1e-5
+) -> nn.Module:
+    """Layer norm (Ba et al., 2016) or root mean square norm (Zhang and Sennrich, 2019).
+
+    Statistics are float32.
+    """
+    norm = nn.LayerNorm if kind == "layer" else nn.RMSNorm
+    return norm(epsilon=epsilon, dtype=dtype, name=name)

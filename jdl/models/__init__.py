@@ -2,8 +2,9 @@
 
 from jdl.models.alexnet import AlexNet
 from jdl.models.bag_of_words import BagOfWords
+from jdl.models.bert import BERT, BERTBase, BERTLarge
 from jdl.models.cnn import CNN, VGG11, VGG13, VGG16, VGG19
-from jdl.models.gpt import GPT, GPT2
+from jdl.models.gpt import GPT, GPT2, GPT2XL, GPT2Large, GPT2Medium
 from jdl.models.mlp import MLP
 from jdl.models.recurrent_lm import RecurrentLM
 from jdl.models.resnet import (
@@ -21,11 +22,15 @@ from jdl.models.resnet import (
     ResNet152,
 )
 from jdl.models.rnn import RNN
+from jdl.models.seq2seq import EncoderDecoder, TransformerBase, TransformerBig
+from jdl.models.vit import ViT, ViTBase16, ViTLarge16, ViTSmall16, ViTTiny16
 
 __all__ = [
+    "BERT",
     "CNN",
     "GPT",
     "GPT2",
+    "GPT2XL",
     "MLP",
     "RNN",
     "VGG11",
@@ -33,7 +38,12 @@ __all__ = [
     "VGG16",
     "VGG19",
     "AlexNet",
+    "BERTBase",
+    "BERTLarge",
     "BagOfWords",
+    "EncoderDecoder",
+    "GPT2Large",
+    "GPT2Medium",
     "RecurrentLM",
     "ResNet",
     "ResNet8",
@@ -47,4 +57,11 @@ __all__ = [
     "ResNet101",
     "ResNet110",
     "ResNet152",
+    "TransformerBase",
+    "TransformerBig",
+    "ViT",
+    "ViTBase16",
+    "ViTLarge16",
+    "ViTSmall16",
+    "ViTTiny16",
 ]

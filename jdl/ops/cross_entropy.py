@@ -12,7 +12,9 @@ LOGITS = 1 << 24
 """Logits that are in memory at once; more are computed chunk by chunk."""
 
 
-def linear_cross_entropy(hidden: Array, kernel: Array, targets: Array, weights: Array) -> Array:
+def linear_cross_entropy(
+    hidden: Array, kernel: Array, targets: Array, weights: Array, smoothing: float = 0.0
+) -> Array:
     """The weighted sum of cross-entropies of the logits `hidden kernel^T`, in nats.
 
     Equal to `optax.softmax_cross_entropy_with_integer_labels` on those logits, times `weights`,
@@ -25,10 +27,18 @@ def linear_cross_entropy(hidden: Array, kernel: Array, targets: Array, weights: 
       kernel: (vocabulary, width), such as a tied embedding.
       targets: (tokens,) int32.
       weights: (tokens,) float32; in chunks not differentiated.
+      smoothing: share of each target's probability that is spread evenly over the vocabulary, the
+        target included (Szegedy et al., 2016, section 7).
 
     Returns:
       A float32 scalar.
     """
+    if smoothing:
+        # Smoothed labels cost the target's logit less the mean of all, times the share, more.
+        mean = kernel.mean(0, keepdims=True)
+        gain = jnp.einsum("nd,nd->n", hidden.astype(jnp.float32), kernel[targets] - mean)
+        plain = linear_cross_entropy(hidden, kernel, targets, weights)
+        return plain + smoothing * jnp.sum(weights * gain)
     if hidden.shape[0] * kernel.shape[0] > LOGITS:
         return _in_chunks(hidden, kernel, targets, weights)
     logits = _logits(hidden, kernel)
