@@ -88,7 +88,7 @@ class Block(nn.Module):
         decode: bool = False,
     ) -> jax.Array:
         """(batch, time, width) to the same; for the arguments see `Attention`."""
-        modes = {"train": train, "decode": decode}
+        modes: Any = {"train": train, "decode": decode}
         attention = self._attention("attention", self.causal, self.rotary_base)
         x = self._add(x, "norm1", lambda y: attention(y, mask=mask, positions=positions, **modes))
         if self.cross:
