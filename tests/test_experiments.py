@@ -43,10 +43,13 @@ STAND_INS = {
     "cats_vs_dogs_augmented": images(150, 150, 3, classes=2),
     "cats_vs_dogs_cnn": images(150, 150, 3, classes=2),
     "cifar10_resnet": images(32, 32, 3),
+    "cifar10_vit": images(32, 32, 3),
     "digits_cnn": images(8, 8, 1),
     "digits_mlp": images(8, 8, 1),
+    "digits_vit": images(8, 8, 1),
     "fashion_mnist_cnn": images(28, 28, 1),
     "imagenet_resnet50": images(224, 224, 3),
+    "imagenet_vit_s16": images(224, 224, 3),
     "imdb_bag_of_words": tokens(400, 10_000),
     "imdb_bilstm": tokens(200, 10_000),
     "imdb_gru": tokens(200, 10_000),
@@ -92,7 +95,7 @@ def test_the_parts_of_an_experiment_fit_together(name, tmp_path):
     assert "loss" in metrics
 
 
-@pytest.mark.parametrize("name", ["cifar10_resnet", "fashion_mnist_cnn"])
+@pytest.mark.parametrize("name", ["cifar10_resnet", "cifar10_vit", "fashion_mnist_cnn"])
 def test_an_experiment_whose_data_must_be_fetched_learns_a_stand_in(name, tmp_path):
     changes = {"epochs": None, "steps": 30, "steps_per_dispatch": 1}
     result = jdl.train(stand_in(name, **changes), tmp_path / "run").result

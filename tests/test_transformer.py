@@ -47,14 +47,22 @@ def gpt(**options):
     return GPT(**{"vocabulary": 11, "context": 12, "layers": 2, "heads": 2, "width": 16} | options)
 
 
-def made(model, *inputs, **named):
+def made(model, *inputs):
     """Parameters drawn wide, so that nothing is hidden by small initial kernels."""
-    params = model.init(jax.random.key(0), *inputs, **named)["params"]
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    return tree.unflatten(
-        [x + 0.3 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
-    )
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
+    rng = np.random.default_rng(1)
+    return jax.tree.map(lambda x: jnp.float32(0.3 * rng.standard_normal(x.shape)), shapes)
+
+
+def applied(model, params, *inputs, **named):
+    """The model's output, computed at once rather than operation by operation."""
+    static = {name: value for name, value in named.items() if not hasattr(value, "shape")}
+    arrays = {name: value for name, value in named.items() if hasattr(value, "shape")}
+
+    def run(variables, inputs, arrays):
+        return model.apply(variables, *inputs, **arrays, **static)
+
+    return jax.jit(run)(params if "params" in params else {"params": params}, inputs, arrays)
 
 
 def tokens(rows=2, time=12, size=11, seed=0):
@@ -75,7 +83,9 @@ def test_gradients_of_a_logit_with_respect_to_later_tokens_are_zero(options):
         wide = model.clone(vocabulary=12 + 11)
         return wide.apply({"params": extended}, jnp.arange(12)[None])[0, :, 12:].sum(-1)
 
-    influence = np.abs(jax.jacrev(logits)(table[given[0]])).sum(-1)  # (of a logit, from a place)
+    influence = np.abs(jax.jit(jax.jacrev(logits))(table[given[0]])).sum(
+        -1
+    )  # (of a logit, from a place)
     assert (np.triu(influence, 1) == 0).all()
     assert (np.tril(influence)[np.tril_indices(12)] > 0).all()
 
@@ -84,18 +94,14 @@ def test_gradients_of_a_logit_with_respect_to_later_tokens_are_zero(options):
 def test_cached_logits_equal_uncached_ones_token_for_token(options):
     model, given = gpt(**options), tokens()
     params = made(model, given)
-    expected = model.apply({"params": params}, given)
+    expected = applied(model, params, given)
     at = jnp.arange(12)[None]
-    _, made_cache = model.apply(
-        {"params": params}, jnp.zeros_like(given), positions=at, decode=True, mutable="cache"
-    )
-    found, cache = [], made_cache["cache"]
+    step = functools.partial(applied, model, decode=True, mutable="cache")
+    cache, found = step(params, jnp.zeros_like(given), positions=at)[1], []
     for begin, end in [(0, 5), (5, 6), (6, 9), *((i, i + 1) for i in range(9, 12))]:
-        logits, changed = model.apply(
-            {"params": params, "cache": cache}, given[:, begin:end], positions=at[:, begin:end],
-            decode=True, mutable="cache",
-        )  # fmt: skip
-        cache = changed["cache"]
+        logits, cache = step(
+            {"params": params, **cache}, given[:, begin:end], positions=at[:, begin:end]
+        )
         found.append(logits)
     np.testing.assert_allclose(jnp.concatenate(found, 1), expected, rtol=1e-4, atol=1e-5)
 
@@ -106,9 +112,9 @@ def test_packed_documents_score_as_each_alone(options):
     params = made(model, given)
     lengths = (5, 1, 6)
     segments = jnp.repeat(jnp.arange(3), jnp.array(lengths), total_repeat_length=12)[None]
-    packed = model.apply({"params": params}, given, segments=segments)
+    packed = applied(model, params, given, segments=segments)
     parts = jnp.split(given, [5, 6], axis=1)
-    alone = [model.apply({"params": params}, part) for part in parts]
+    alone = [applied(model, params, part) for part in parts]
     np.testing.assert_allclose(packed, jnp.concatenate(alone, 1), rtol=1e-4, atol=1e-5)
 
 
@@ -153,20 +159,20 @@ def test_heads_that_share_a_key_equal_heads_whose_keys_are_equal():
         return jnp.stack(heads, -3).reshape(*leaf.shape[:-1], 24)
 
     wide = {**params, "qkv": jax.tree.map(repeated, params["qkv"])}
-    found = shared.apply({"params": params}, x)
-    np.testing.assert_allclose(found, whole.apply({"params": wide}, x), rtol=1e-5, atol=1e-6)
+    found = applied(shared, params, x)
+    np.testing.assert_allclose(found, applied(whole, wide, x), rtol=1e-5, atol=1e-6)
 
 
 def test_padding_never_changes_what_a_text_means():
     model, given = BERT(vocabulary=11, context=12, layers=2, heads=2, width=16), tokens(1, 7)
     params = made(model, given)
-    alone = model.apply({"params": params}, given)
+    alone = applied(model, params, given)
     longer = jnp.pad(given, ((0, 0), (0, 5)))
-    padded = model.apply({"params": params}, longer)[:, :7]
+    padded = applied(model, params, longer)[:, :7]
     np.testing.assert_allclose(padded, alone, rtol=1e-4, atol=1e-5)
     classes = model.clone(outputs=3)
     params = made(classes, given)
-    logits = (classes.apply({"params": params}, x) for x in (given, longer))
+    logits = (applied(classes, params, x) for x in (given, longer))
     np.testing.assert_allclose(*logits, rtol=1e-4, atol=1e-5)
 
 
@@ -177,11 +183,11 @@ def test_padding_of_the_source_never_changes_a_translation(pre_norm):
     )
     source, given = tokens(2, 7), tokens(2, 6, seed=1)
     params = made(model, source, given)
-    alone = model.apply({"params": params}, source, given)
+    alone = applied(model, params, source, given)
     longer = jnp.pad(source, ((0, 0), (0, 3)))
-    padded = model.apply({"params": params}, longer, given)
+    padded = applied(model, params, longer, given)
     np.testing.assert_allclose(padded, alone, rtol=1e-4, atol=1e-5)
-    other = model.apply({"params": params}, source.at[:, 0].add(1) % 11, given)
+    other = applied(model, params, source.at[:, 0].add(1) % 11, given)
     assert (np.abs(other - alone).max(-1) > 1e-4).all()
 
 
@@ -189,11 +195,11 @@ def test_a_cached_decoder_equals_the_uncached():
     model = EncoderDecoder(vocabulary=11, context=12, layers=2, heads=2, width=16)
     source, given = tokens(2, 7).at[1, 5:].set(0), tokens(2, 6, seed=1)
     params = {"params": made(model, source, given)}
-    expected = model.apply(params, source, given)
-    memory = model.apply(params, source, method="encode")
+    expected = applied(model, params, source, given)
+    memory = applied(model, params, source, method="encode")
     at = jnp.arange(6)[None]
     step = functools.partial(
-        model.apply, memory=memory, source=source, decode=True, mutable="cache", method="decode"
+        applied, model, memory=memory, source=source, decode=True, mutable="cache", method="decode"
     )
     cache = step(params, jnp.zeros_like(given), positions=at)[1]
     found = []
@@ -207,13 +213,13 @@ def test_masked_tokens_are_told_at_their_places_alone():
     model, given = BERT(vocabulary=11, context=12, layers=1, heads=2, width=16), tokens()
     params = {"params": made(model, given)}
     places = jnp.array([[3, 0], [7, 11]])
-    everywhere = model.apply(params, given)
-    logits = model.apply(params, given, places=places)
+    everywhere = applied(model, params, given)
+    logits = applied(model, params, given, places=places)
     expected = jnp.take_along_axis(everywhere, places[..., None], 1)
     np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
     targets, weights = jnp.array([[1, 2], [3, 4]]), jnp.array([[1.0, 0.0], [0.5, 2.0]])
     losses = -jnp.take_along_axis(jax.nn.log_softmax(expected), targets[..., None], -1)[..., 0]
-    total = model.apply(params, given, targets, weights, places)
+    total = applied(model, params, given, targets, weights, places)
     np.testing.assert_allclose(total, (losses * weights).sum(), rtol=1e-5)
 
 

@@ -1,0 +1,28 @@
+"""A small vision transformer on CIFAR-10: patches of 4x4 pixels, RandAugment, label smoothing.
+
+    jdl prepare cifar10
+    TFDS_DATA_DIR=DIR jdl train cifar10_vit --seeds 3
+
+From scratch a transformer needs more augmentation and patience than a convolutional network
+(Touvron et al., 2021). Not run on the set itself, which was not at hand; the tests train it on a
+stand-in of its shape.
+"""
+
+from jdl import Experiment
+from jdl.data import TFDS, RandAugment, RandomCrop, RandomFlip, Scale
+from jdl.models import ViT
+from jdl.optimizers import AdamW, Cosine
+from jdl.tasks import Classification
+
+experiment = Experiment(
+    model=ViT(patch=4, layers=6, heads=6, width=192, pool="mean", dropout=0.1),
+    task=Classification(label_smoothing=0.1),
+    data=TFDS(
+        "cifar10",
+        validation_fraction=0.0,
+        device_transforms=(RandomCrop(padding=4), RandomFlip(), RandAugment(), Scale()),
+    ),
+    optimizer=AdamW(1e-3, schedule=Cosine(warmup=0.05), weight_decay=0.05, clip_norm=1.0),
+    epochs=200,
+    batch_size=128,
+)

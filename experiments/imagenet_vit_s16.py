@@ -1,0 +1,28 @@
+"""ViT-S/16 on ImageNet, after the plain recipe of Beyer et al. (2022).
+
+    TFDS_DATA_DIR=DIR jdl train imagenet_vit_s16
+
+AdamW at 1e-3 for batches of 1,024, warmed up for 10,000 steps, 90 epochs, the mean over patches
+classified; a decay of 0.1 is their 1e-4, which no rate multiplies. Images are shifted rather than
+cropped, and not mixed. It has not been run: the images must be fetched by hand from
+https://image-net.org and prepared with `tfds build imagenet2012 --file_format=array_record`.
+"""
+
+from jdl import Experiment
+from jdl.data import TFDS, RandAugment, RandomCrop, RandomFlip, Resize, Scale
+from jdl.models import ViTSmall16
+from jdl.optimizers import AdamW, Cosine
+
+experiment = Experiment(
+    model=ViTSmall16(outputs=1000, pool="mean"),
+    data=TFDS(
+        "imagenet2012",
+        transforms=(Resize(height=224, width=224),),
+        device_transforms=(RandomFlip(), RandomCrop(padding=28), RandAugment(), Scale()),
+        workers=8,
+        test_fraction=0.0,
+    ),
+    optimizer=AdamW(1e-3, schedule=Cosine(warmup=0.09), weight_decay=0.1, clip_norm=1.0),
+    epochs=90,
+    batch_size=1024,
+)
