@@ -3,6 +3,8 @@
     TFDS_DATA_DIR=DIR jdl train imdb_lstm
 
 The last 200 words of each review, ranked by frequency on the training text, as in Keras' example.
+
+Expect: test accuracy 0.8622 (3 seeds, min 0.8584), 548 s, 2 busy cores of an AMD EPYC
 """
 
 from jdl import Experiment
