@@ -266,6 +266,7 @@ class Run:
                 f"batch_size: {experiment.batch_size // experiment.accumulate} examples{micro} "
                 f"cannot be shared out evenly over {count} devices"
             )
+        _check_vocabulary(experiment)
         examples = self.data.count("train")
         self.steps = experiment.total_steps(examples)
         self.steps_per_epoch = max(1, -(-examples // experiment.batch_size))
@@ -284,3 +285,16 @@ class Run:
         self._look_over(pipeline, feed, "train")
         self.compiled = experiment.strategy.compile(self.program, resident, feed)
         self.batch = batch_shapes(resident, feed)
+
+
+def _check_vocabulary(experiment: Experiment) -> None:
+    """Raises a UserError where the tokenizer has tokens that the model does not know."""
+    known = getattr(experiment.model, "vocabulary", None)
+    if not (known and experiment.data.has_tokenizer):
+        return
+    size = experiment.data.tokenizer().size
+    if size > known:
+        raise UserError(
+            f"the tokenizer of {experiment.data.describe()} has {size} tokens, the model knows "
+            f"{known}: set model.vocabulary to {size}"
+        )
