@@ -52,6 +52,7 @@ class Run:
         Raises:
           UserError: data, model, task and devices do not fit together.
         """
+        _check_vocabulary(experiment)
         self.experiment, self.name, self.workdir = experiment, name, workdir
         self.result: dict[str, Json] = {}
         self.state: Any = None
@@ -266,7 +267,6 @@ class Run:
                 f"batch_size: {experiment.batch_size // experiment.accumulate} examples{micro} "
                 f"cannot be shared out evenly over {count} devices"
             )
-        _check_vocabulary(experiment)
         examples = self.data.count("train")
         self.steps = experiment.total_steps(examples)
         self.steps_per_epoch = max(1, -(-examples // experiment.batch_size))

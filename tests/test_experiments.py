@@ -48,9 +48,11 @@ STAND_INS = {
     "fashion_mnist_cnn": images(28, 28, 1),
     "imagenet_resnet50": images(224, 224, 3),
     "imdb_bag_of_words": tokens(400, 10_000),
+    "imdb_bert": tokens(128, 8192),
     "imdb_bilstm": tokens(200, 10_000),
     "imdb_gru": tokens(200, 10_000),
     "imdb_lstm": tokens(200, 10_000),
+    "imdb_mlm": tokens(128, 8192, labelled=False),
     "mnist_cnn": images(28, 28, 1),
     "mnist_few_digits": images(28, 28, 1, classes=5),
     "mnist_low_digits": images(28, 28, 1, classes=5),
@@ -60,6 +62,7 @@ STAND_INS = {
     "optimizers": images(28, 28, 1),
     "shakespeare_char_gpt": tokens(65, 65, labelled=False),
     "shakespeare_char_lstm": {**tokens(65, 65, labelled=False), "begins": np.zeros(24, bool)},
+    "stdlib_byte_gpt": tokens(129, 256, labelled=False),
     "temperatures_rnn": series(20),
 }
 

@@ -17,6 +17,7 @@ from jdl.data.language import Streams, Tokens
 from jdl.data.randaugment import RandAugment
 from jdl.data.selection import Selection
 from jdl.data.series import Series
+from jdl.data.stdlib import StandardLibrary
 from jdl.data.tables import Table, TextFile, TextTable
 from jdl.data.text import Words
 from jdl.data.tfds import TFDS
@@ -48,6 +49,7 @@ __all__ = [
     "Selection",
     "Series",
     "Source",
+    "StandardLibrary",
     "Streams",
     "Subset",
     "Table",

@@ -250,8 +250,10 @@ def read_tokenizer(text: str) -> Tokenizer:
             return pieces
         if known == {"jdl": "bytes"}:
             return Bytes()
-        assert isinstance(known["characters"], str)
-        return Alphabet(known["characters"])
+        characters = known["characters"]
+        assert isinstance(characters, str)
+        assert len(set(characters)) == len(characters)
+        return Alphabet(characters)
     except UserError:
         raise
     except Exception as error:  # of the library's own kind, which is Exception itself
