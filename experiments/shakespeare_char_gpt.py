@@ -7,7 +7,7 @@ of the text, every character scored once.
 """
 
 from jdl import Experiment
-from jdl.data import TFDS, Characters
+from jdl.data import TFDS, Tokens
 from jdl.hooks import Checkpoint, Evaluate, Progress, TensorBoard
 from jdl.models import GPT
 from jdl.optimizers import AdamW, Cosine
@@ -16,7 +16,7 @@ from jdl.tasks import LanguageModeling
 experiment = Experiment(
     model=GPT(vocabulary=65, context=64, layers=4, heads=4, width=128),
     task=LanguageModeling(),
-    data=Characters(TFDS("tiny_shakespeare"), length=64),
+    data=Tokens(TFDS("tiny_shakespeare"), length=64),
     optimizer=AdamW(
         1e-3,
         schedule=Cosine(warmup=0.05, end=0.1),

@@ -122,8 +122,8 @@ def predict(
     if not files:
         raise UserError("predict needs at least one FILE (`jdl predict --help` says more)")
     recorded = read_run(directory, experiment)
-    reader = recorded.experiment.data.reader()
     run = open_to_predict(directory, recorded.experiment, recorded.file.name)
+    reader = run.experiment.data.reader()
     failed = []
 
     def complain(error: UserError) -> None:

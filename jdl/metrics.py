@@ -44,6 +44,15 @@ class Perplexity(Mean):
 
 
 @flax.struct.dataclass
+class BitsPerByte(Mean):
+    """A cross-entropy: `total` in nats, `count` the bytes of the text that was predicted."""
+
+    def compute(self) -> float:
+        """The value as a Python float."""
+        return float(self.total / self.count / np.log(2))
+
+
+@flax.struct.dataclass
 class RootMean(Mean):
     """The square root of a mean of squares, as in the root mean squared error."""
 

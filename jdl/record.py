@@ -1,6 +1,7 @@
 """What a run directory says about its run, and whether a run may go on in it."""
 
 import contextlib
+import dataclasses
 import fcntl
 import hashlib
 import importlib.metadata
@@ -18,6 +19,8 @@ import jax
 import numpy as np
 
 from jdl._version import __version__
+from jdl.data.base import Data
+from jdl.data.tokenizers import TOKENIZER, Saved
 from jdl.errors import UserError
 from jdl.experiment import Experiment, ExperimentFile
 from jdl.logging import write_json
@@ -125,6 +128,25 @@ def describe(
                 shutil.copyfile(source, workdir / target)
     write_json(workdir / "overrides.json", dict(overrides))
     write_json(workdir / "environment.json", surroundings)
+
+
+def keep_tokenizer(workdir: Path, data: Data) -> None:
+    """Writes the tokenizer of the data, where it has one, unless the directory holds it already."""
+    path = workdir / TOKENIZER
+    if data.has_tokenizer and not path.exists():
+        write_json(path, json.loads(data.tokenizer().to_json()))
+
+
+def with_tokenizer(workdir: Path, experiment: Experiment) -> Experiment:
+    """The experiment with the tokenizer that its run directory holds, if any, in place of its own.
+
+    So nothing is learned anew, and another version of the library changes nothing.
+    """
+    data: Any = experiment.data
+    if not (data.has_tokenizer and (workdir / TOKENIZER).exists()):
+        return experiment
+    data = dataclasses.replace(data, encoding=Saved(str(workdir)))
+    return dataclasses.replace(experiment, data=data)
 
 
 def read(workdir: Path, name: str) -> Any:

@@ -52,6 +52,7 @@ class Run:
         Raises:
           UserError: data, model, task and devices do not fit together.
         """
+        _check_vocabulary(experiment)
         self.experiment, self.name, self.workdir = experiment, name, workdir
         self.result: dict[str, Json] = {}
         self.state: Any = None
@@ -284,3 +285,16 @@ class Run:
         self._look_over(pipeline, feed, "train")
         self.compiled = experiment.strategy.compile(self.program, resident, feed)
         self.batch = batch_shapes(resident, feed)
+
+
+def _check_vocabulary(experiment: Experiment) -> None:
+    """Raises a UserError where the tokenizer has tokens that the model does not know."""
+    known = getattr(experiment.model, "vocabulary", None)
+    if not (known and experiment.data.has_tokenizer):
+        return
+    size = experiment.data.tokenizer().size
+    if size > known:
+        raise UserError(
+            f"the tokenizer of {experiment.data.describe()} has {size} tokens, the model knows "
+            f"{known}: set model.vocabulary to {size}"
+        )

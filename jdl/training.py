@@ -62,8 +62,9 @@ def train(
         record.check_resumable(workdir, name, experiment)
         if record.finished(workdir, experiment):
             return open_run(workdir, experiment, name)
+    known = record.with_tokenizer(workdir, experiment)
     with _directory(workdir):
-        run = Run(experiment, name, workdir, data)
+        run = Run(known, name, workdir, data if known is experiment else None)
         if temporary:
             weakref.finalize(run, shutil.rmtree, temporary, ignore_errors=True)
         with run.interruption:
@@ -78,6 +79,7 @@ def train(
             if jax.process_index() == 0:
                 (workdir / "result.json").unlink(missing_ok=True)
                 record.mark(workdir, name, experiment, run.steps)
+                record.keep_tokenizer(workdir, experiment.data)
                 record.describe(workdir, file, overrides or {}, surroundings)
             loop.go()
     return run
@@ -123,7 +125,7 @@ def open_run(workdir: Path, experiment: Experiment, name: str) -> Run:
       UserError: the directory holds no checkpoint of this experiment.
     """
     keep_compiled()
-    run = Run(experiment, name, workdir)
+    run = Run(record.with_tokenizer(workdir, experiment), name, workdir)
     store = Store(workdir / "checkpoints", run.say)
     try:
         found = store.newest(run.compiled.like)

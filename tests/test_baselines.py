@@ -14,7 +14,7 @@ from sklearn.preprocessing import StandardScaler
 import jdl
 from jdl import baselines
 from jdl.baselines import Baseline
-from jdl.data import Arrays, Characters, Digits, Series, Words
+from jdl.data import Arrays, Digits, Series, Tokens, Words
 from jdl.models import GPT, MLP, RNN
 from jdl.report.beside import averaged, baselines_of, held_out, sample
 from jdl.run import Run
@@ -221,7 +221,7 @@ def test_numbers_are_judged_by_their_mean(tmp_path):
 
 def test_texts_by_characters_are_judged_by_their_frequencies(tmp_path):
     parts = {"train": {"text": ["abcab" * 9]}, "validation": {"text": ["bcad"]}}
-    data = Characters(Arrays(parts), length=4, stride=2)
+    data = Tokens(Arrays(parts), length=4, stride=2)
     model = GPT(vocabulary=4, context=4, layers=1, heads=1, width=4)
     run = opened(LanguageModeling(), data, model, tmp_path)
     splits = {name: stack(source)["tokens"] for name, source in data.splits().items()}

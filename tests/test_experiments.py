@@ -51,9 +51,11 @@ STAND_INS = {
     "imagenet_resnet50": images(224, 224, 3),
     "imagenet_vit_s16": images(224, 224, 3),
     "imdb_bag_of_words": tokens(400, 10_000),
+    "imdb_bert": tokens(128, 8192),
     "imdb_bilstm": tokens(200, 10_000),
     "imdb_gru": tokens(200, 10_000),
     "imdb_lstm": tokens(200, 10_000),
+    "imdb_mlm": tokens(128, 8192, labelled=False),
     "mnist_cnn": images(28, 28, 1),
     "mnist_few_digits": images(28, 28, 1, classes=5),
     "mnist_low_digits": images(28, 28, 1, classes=5),
@@ -63,6 +65,7 @@ STAND_INS = {
     "optimizers": images(28, 28, 1),
     "shakespeare_char_gpt": tokens(65, 65, labelled=False),
     "shakespeare_char_lstm": {**tokens(65, 65, labelled=False), "begins": np.zeros(24, bool)},
+    "stdlib_byte_gpt": tokens(129, 256, labelled=False),
     "temperatures_rnn": series(20),
 }
 

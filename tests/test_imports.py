@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import jdl
-from jdl.data import TFDS, Characters, Series, Source, Streams, Subset
+from jdl.data import BPE, TFDS, Series, Source, Streams, Subset, Texts, Tokens
 from jdl.data.base import Data
 from jdl.data.prepare import prepare
 from jdl.errors import UserError
@@ -108,8 +108,12 @@ def tiny(tmp_path_factory):
 
 def found(data, tiny):
     """The data of an experiment where they can be had: tiny, or the real ones."""
-    if isinstance(data, (Characters, Streams)):
+    if isinstance(data, (Tokens, Streams)):
         return dataclasses.replace(data, text=found(data.text, tiny))
+    if isinstance(data, Texts):
+        fractions = {"test_fraction": 0.0, "validation_fraction": 0.0}
+        few = Few(whole=found(data.text, tiny), **fractions)
+        return dataclasses.replace(data, text=few, encoding=BPE(300))
     places, reason = [data], ""
     if isinstance(data, TFDS):
         places = [dataclasses.replace(data, data_dir=str(root)) for root in (tiny, SHARED)]

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import jdl
-from jdl.data import Arrays, Characters, Data, TextFile, Words
+from jdl.data import Arrays, Data, TextFile, Tokens, Words
 from jdl.data.pipeline import Streamed
 from jdl.data.text import START, UNKNOWN
 from jdl.errors import UserError
@@ -328,7 +328,7 @@ def test_what_cannot_be_predicted_from_files_says_so(command, clouds, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("abc" * 50)
     with pytest.raises(UserError, match="does not continue texts"):
-        Characters(TextFile(str(text))).reader()
+        Tokens(TextFile(str(text))).reader()
     arrays = {"train": {"image": np.zeros((20, 3)), "label": np.arange(20) % 2}}
     with pytest.raises(UserError, match=r"arrays does not say .* define Arrays\.reader"):
         Arrays(arrays).reader()

@@ -14,8 +14,8 @@ import pytest
 
 import jdl
 from jdl import UserError
-from jdl.data import Arrays, Characters, Streams
-from jdl.data.characters import SideBySide
+from jdl.data import Arrays, Streams, Tokens
+from jdl.data.language import SideBySide
 from jdl.data.pipeline import Resident, Shard, open_pipeline, read
 from jdl.hooks import Checkpoint, Evaluate
 from jdl.models import GPT, RecurrentLM
@@ -221,7 +221,7 @@ def test_parameter_counts_are_the_closed_forms():
 
 
 def test_streams_lie_side_by_side_and_predict_each_token_once():
-    source = SideBySide(np.arange(101, dtype=np.int32), length=4, streams=3)
+    source = SideBySide(np.arange(101, dtype=np.int32), np.ones(101, int), length=4, streams=3)
     assert len(source) == 8 * 3
     examples = [source[i] for i in range(len(source))]
     for row in range(3):
@@ -348,12 +348,12 @@ REFUSED = {
     "another batch size": (lambda: experiment(batch_size=8), "fits batches of 4, not of 8"),
     "too short": (
         lambda: experiment(data=set_of("ab")),
-        "arrays has 2 characters, too few for 4 streams of windows of 5",
+        "arrays has 2 tokens, too few for 4 streams of windows of 5",
     ),
     "shuffled": (lambda: set_of("ab", shuffle=True), "streams are read in order"),
     "no length": (lambda: set_of("ab", length=0), "data.length must be at least 1, not 0"),
     "no streams": (
-        lambda: experiment(data=Characters(set_of("abcdefghi" * 9).text, length=5)),
+        lambda: experiment(data=Tokens(set_of("abcdefghi" * 9).text, length=5)),
         r"RecurrentLM goes on where .* \(jdl.data.Streams\)",
     ),
 }
@@ -370,7 +370,7 @@ def test_what_cannot_be_is_refused_in_a_sentence(case, tmp_path):
 
 def test_without_a_carried_state_any_windows_and_any_strategy_will_do(tmp_path):
     model = RecurrentLM(**SMALL, carry=False)
-    data = Characters(set_of("abcdefghi" * 9).text, length=5)
+    data = Tokens(set_of("abcdefghi" * 9).text, length=5)
     for changes in ({"accumulate": 2}, {"strategy": Pmap(2)}):
         run = Run(experiment(model=model, data=data, **changes), "windows", tmp_path)
         assert run.compiled.like.collections == {}

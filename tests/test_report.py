@@ -16,7 +16,7 @@ from sklearn.metrics import confusion_matrix
 import jdl
 from jdl.__main__ import _separate
 from jdl.baselines import Baseline
-from jdl.data import Arrays, Characters, Words
+from jdl.data import Arrays, Tokens, Words
 from jdl.data.text import START, UNKNOWN, encode, rank
 from jdl.report import classes, facts, page, texts
 from jdl.report.classes import Judged
@@ -177,8 +177,8 @@ class Bigrams(nn.Module):
 
 def test_a_language_model_writes_by_its_probabilities(tmp_path):
     parts = {"train": {"text": ["ab\ncd" * 5]}, "validation": {"text": ["abcd\n"]}}
-    data = Characters(Arrays(parts), length=4)
-    assert data.alphabet() == "\nabcd"
+    data = Tokens(Arrays(parts), length=4)
+    assert data.tokenizer().characters == "\nabcd"
     experiment = jdl.Experiment(
         model=Bigrams(), task=LanguageModeling(), data=data, steps=1, batch_size=2, hooks=()
     )
@@ -411,7 +411,7 @@ experiment = Experiment(
 WRITER = '''"""Characters."""
 
 from jdl import Experiment
-from jdl.data import Arrays, Characters
+from jdl.data import Arrays, Tokens
 from jdl.models import GPT
 from jdl.tasks import LanguageModeling
 
@@ -419,7 +419,7 @@ parts = {"train": {"text": ["abcab" * 9]}, "validation": {"text": ["bca"]}}
 experiment = Experiment(
     model=GPT(vocabulary=3, context=4, layers=1, heads=1, width=4),
     task=LanguageModeling(),
-    data=Characters(Arrays(parts), length=4),
+    data=Tokens(Arrays(parts), length=4),
     steps=2,
     batch_size=4,
     hooks=(),

@@ -12,8 +12,8 @@ import pytest
 
 import jdl
 from jdl import UserError
-from jdl.data import Arrays, Characters, Words
-from jdl.data.characters import Windows
+from jdl.data import Arrays, Tokens, Words
+from jdl.data.language import Windows
 from jdl.data.text import PADDING, START, UNKNOWN, encode, rank, words
 from jdl.models import GPT, RNN
 from jdl.optimizers import Adam
@@ -103,10 +103,11 @@ def test_the_numbers_on_file_are_keras_own():
 
 @pytest.mark.parametrize("size", [2, 5, 6, 7, 11, 12, 13, 26])
 def test_windows_of_their_own_length_predict_every_token_once(size):
-    windows = Windows(np.arange(size, dtype=np.int32), 5, 5)
+    windows = Windows(np.arange(size, dtype=np.int32), np.arange(size), 5, 5)
     rows = [windows[i]["tokens"] for i in range(len(windows))]
     predicted = [token for row in rows for token in row[1:] if token >= 0]
     assert predicted == list(range(1, size))
+    assert sum(windows[i]["bytes"] for i in range(len(windows))) == sum(predicted)
     for row in rows:
         kept = row[row >= 0]
         np.testing.assert_array_equal(np.diff(kept), 1)
@@ -114,15 +115,15 @@ def test_windows_of_their_own_length_predict_every_token_once(size):
 
 def test_characters_join_validation_and_test():
     parts = {"train": texts("abcab" * 9), "validation": texts("bca"), "test": texts("dab")}
-    splits = Characters(Arrays(parts), length=4, stride=2).splits()
+    splits = Tokens(Arrays(parts), length=4, stride=2).splits()
     assert set(splits) == {"train", "validation"}
     np.testing.assert_array_equal(splits["validation"][0]["tokens"], [1, 2, 0, 3, 0])
     np.testing.assert_array_equal(splits["validation"][1]["tokens"], [0, 1, -1, -1, -1])
     whole = {"test_fraction": 0.0, "validation_fraction": 0.0}
     with pytest.raises(UserError, match="no validation text"):
-        Characters(Arrays({"train": texts("abc")}, **whole)).splits()
+        Tokens(Arrays({"train": texts("abc")}, **whole)).splits()
     with pytest.raises(UserError, match="length, stride >= 1"):
-        Characters(Arrays(parts), length=0)
+        Tokens(Arrays(parts), length=0)
 
 
 def state(model, task, batch):

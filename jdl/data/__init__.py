@@ -11,40 +11,51 @@ from jdl.data.augment import (
     RandomFlip,
 )
 from jdl.data.base import Data, Source, Subset
-from jdl.data.characters import Characters, Streams
+from jdl.data.documents import Documents, Texts
 from jdl.data.folder import ImageFolder
+from jdl.data.language import Streams, Tokens
 from jdl.data.randaugment import RandAugment
 from jdl.data.selection import Selection
 from jdl.data.series import Series
+from jdl.data.stdlib import StandardLibrary
 from jdl.data.tables import Table, TextFile, TextTable
 from jdl.data.text import Words
 from jdl.data.tfds import TFDS
-from jdl.data.transforms import Resize, Scale
+from jdl.data.tokenizers import BPE, Bytes, Chars, Saved
+from jdl.data.transforms import MaskTokens, Resize, Scale
 
 __all__ = [
+    "BPE",
     "TFDS",
     "Arrays",
-    "Characters",
+    "Bytes",
+    "Chars",
     "ColorJitter",
     "CutMix",
     "Cutout",
     "Data",
     "Digits",
+    "Documents",
     "ImageFolder",
+    "MaskTokens",
     "Mixup",
     "RandAugment",
     "RandomAffine",
     "RandomCrop",
     "RandomFlip",
     "Resize",
+    "Saved",
     "Scale",
     "Selection",
     "Series",
     "Source",
+    "StandardLibrary",
     "Streams",
     "Subset",
     "Table",
     "TextFile",
     "TextTable",
+    "Texts",
+    "Tokens",
     "Words",
 ]

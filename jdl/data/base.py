@@ -1,5 +1,6 @@
 """What every data set has in common: named splits of examples, and what is done to each."""
 
+import functools
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 
 from jdl.data.files import MODES, decode, read_texts
+from jdl.data.tokenizers import Encoding, Tokenizer
 from jdl.data.transforms import Resize
 from jdl.errors import UserError, nearest
 from jdl.typing import Batch, Keys
@@ -151,6 +153,19 @@ class Data:
         resized = any(isinstance(transform, Resize) for transform in self.transforms)
         return _image_reader({image.shape for image in images}, resized)
 
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether its examples are texts as tokens: it then says how in a field `encoding`."""
+        return isinstance(getattr(self, "encoding", None), Encoding)
+
+    def tokenizer(self) -> Tokenizer:
+        """How texts became the tokens of the examples; it is made once, where need be by learning.
+
+        Raises:
+          UserError: the examples are not texts as tokens.
+        """
+        return self._tokenizer
+
     def output_names(self) -> tuple[str, ...]:
         """What the numbers of a prediction stand for: the classes in the order of their ids.
 
@@ -179,6 +194,13 @@ class Data:
                 digest.update(name.encode())
                 add_array(digest, np.asarray(value))
         return digest.hexdigest()
+
+    @functools.cached_property
+    def _tokenizer(self) -> Tokenizer:
+        return self._make_tokenizer()
+
+    def _make_tokenizer(self) -> Tokenizer:
+        raise UserError(f"{self.describe()} has no tokenizer: its examples are not texts as tokens")
 
     def _hold_out(self, source: Source, fraction: float) -> tuple[Source, Source]:
         count = len(source)

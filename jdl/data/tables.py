@@ -134,7 +134,7 @@ class TextTable(Data):
 
 @dataclass(frozen=True, kw_only=True)
 class TextFile(Data):
-    """A long text in a file, as `Characters` takes it: its end is held out, `text` is a part."""
+    """A long text in a file, as `Tokens` takes it: its end is held out, `text` is a part."""
 
     path: str = field(kw_only=False)  # of the file, UTF-8
     test_fraction: float = 0.0  # of the characters, at the end; 0: no such split

@@ -73,7 +73,7 @@ class Words(Data):
         read, ids = self.text.reader(), self._ids()
 
         def encoded(path: Path) -> dict[str, np.ndarray]:
-            texts = map(_text, read(path)["text"])
+            texts = map(as_text, read(path)["text"])
             return {"tokens": np.stack([encode(text, ids, self.length) for text in texts])}
 
         return encoded
@@ -95,8 +95,9 @@ def read_texts(source: Source) -> Iterable[tuple[str, Any]]:
     """Each example's text and label, None where it has none."""
     for index in range(len(source)):
         example = source[index]
-        yield _text(example["text"]), example.get("label")
+        yield as_text(example["text"]), example.get("label")
 
 
-def _text(value: Any) -> str:
+def as_text(value: Any) -> str:
+    """A text that may be given as bytes of UTF-8."""
     return value.decode() if isinstance(value, bytes) else str(value)

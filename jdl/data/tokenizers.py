@@ -1,11 +1,18 @@
 """How text becomes tokens: by bytes, by characters, or by pieces learned from the training text."""
 
+import functools
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from jdl.errors import UserError
+import numpy as np
+
+from jdl.errors import UserError, first_line
+
+TOKENIZER = "tokenizer.json"
+"""The file of a run directory that holds the run's tokenizer."""
 
 SPECIALS = ("<pad>", "<bos>", "<eos>", "<mask>")
 """What the first ids of `BPE` stand for: padding, begin and end of a text, a hidden token."""
@@ -20,6 +27,10 @@ class Tokenizer(Protocol):
     @property
     def size(self) -> int:
         """How many ids there are."""
+        ...
+
+    def sizes(self) -> np.ndarray:
+        """How many bytes of UTF-8 each id stands for, (size,) int32; 0 for special tokens."""
         ...
 
     def encode(self, text: str) -> list[int]:
@@ -40,7 +51,16 @@ class Tokenizer(Protocol):
 
 
 @dataclass(frozen=True)
-class Bytes:
+class Encoding:
+    """Makes the tokenizer of some text."""
+
+    def build(self, texts: Iterable[str]) -> Tokenizer:
+        """The tokenizer for data whose training texts these are."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Bytes(Encoding):
     """The bytes of UTF-8: 256 ids, and nothing to learn. It is its own `Tokenizer`."""
 
     size = 256
@@ -49,6 +69,10 @@ class Bytes:
         """Itself, whatever the texts."""
         del texts
         return self
+
+    def sizes(self) -> np.ndarray:
+        """See `Tokenizer.sizes`."""
+        return np.ones(256, np.int32)
 
     def encode(self, text: str) -> list[int]:
         """See `Tokenizer.encode`."""
@@ -64,7 +88,7 @@ class Bytes:
 
 
 @dataclass(frozen=True)
-class Chars:
+class Chars(Encoding):
     """One id for each character of the text, in Unicode order."""
 
     def build(self, texts: Iterable[str]) -> Tokenizer:
@@ -78,19 +102,27 @@ class Alphabet:
 
     characters: str
 
+    @functools.cached_property
+    def _ids(self) -> dict[str, int]:
+        return {character: index for index, character in enumerate(self.characters)}
+
     @property
     def size(self) -> int:
         """See `Tokenizer.size`."""
         return len(self.characters)
 
+    def sizes(self) -> np.ndarray:
+        """See `Tokenizer.sizes`."""
+        return np.array([len(character.encode()) for character in self.characters], np.int32)
+
     def encode(self, text: str) -> list[int]:
         """See `Tokenizer.encode`."""
-        ids = {character: index for index, character in enumerate(self.characters)}
-        unknown = sorted(set(text) - set(ids))
-        if unknown:
+        ids = self._ids
+        if unknown := sorted(set(text) - ids.keys()):
+            shown = ", ".join(map(repr, unknown[:5]))
             raise UserError(
-                f"the text holds {', '.join(map(repr, unknown[:5]))}, which the training text "
-                f"has not, so that there is no token for it"
+                f"the text holds {shown}, for which there is no token: what the tokenizer was "
+                f"made from has none"
             )
         return [ids[character] for character in text]
 
@@ -104,7 +136,7 @@ class Alphabet:
 
 
 @dataclass(frozen=True)
-class BPE:
+class BPE(Encoding):
     """Pieces that pairs of bytes, frequent in the training text, were merged to.
 
     Sennrich et al. (2016), on bytes (Radford et al., 2019), by the library `tokenizers` (the extra
@@ -147,27 +179,61 @@ class Pieces:
 
     text: str
 
-    def __post_init__(self) -> None:
+    def __reduce__(self) -> Any:
+        # Without what is cached: a pickled tokenizer of the library forgets how it was set.
+        return Pieces, (self.text,)
+
+    @functools.cached_property
+    def _pieces(self) -> Any:
         pieces = _library().Tokenizer.from_str(self.text)
         pieces.encode_special_tokens = True  # "<eos>" in a text is five characters, no command
-        object.__setattr__(self, "_pieces", pieces)
+        return pieces
 
     @property
     def size(self) -> int:
         """See `Tokenizer.size`."""
-        return self.__dict__["_pieces"].get_vocab_size()
+        return self._pieces.get_vocab_size()
+
+    def sizes(self) -> np.ndarray:
+        """See `Tokenizer.sizes`; where capitals are lost, of the text in small letters."""
+        found = np.zeros(self.size, np.int32)
+        for piece, token in self._pieces.get_vocab().items():
+            found[token] = 0 if piece in SPECIALS else len(piece)  # a letter stands for a byte
+        return found
 
     def encode(self, text: str) -> list[int]:
         """See `Tokenizer.encode`."""
-        return self.__dict__["_pieces"].encode(text, add_special_tokens=False).ids
+        return self._pieces.encode(text, add_special_tokens=False).ids
 
     def decode(self, tokens: Sequence[int]) -> str:
         """See `Tokenizer.decode`."""
-        return self.__dict__["_pieces"].decode(list(map(int, tokens)), skip_special_tokens=True)
+        return self._pieces.decode(list(map(int, tokens)), skip_special_tokens=True)
 
     def to_json(self) -> str:
         """See `Tokenizer.to_json`."""
         return self.text
+
+
+@dataclass(frozen=True)
+class Saved(Encoding):
+    """The tokenizer that another run used, whatever the texts."""
+
+    run: str  # the other run's directory
+
+    def build(self, texts: Iterable[str]) -> Tokenizer:
+        """Reads it.
+
+        Raises:
+          UserError: the run holds none, or it cannot be read.
+        """
+        del texts
+        path = Path(self.run).expanduser() / TOKENIZER
+        try:
+            return read_tokenizer(path.read_text())
+        except FileNotFoundError as error:
+            raise UserError(f"{self.run} holds no tokenizer of a run ({TOKENIZER})") from error
+        except (OSError, UnicodeDecodeError, UserError) as error:
+            raise UserError(f"{path} cannot be read: {first_line(error)}") from error
 
 
 def read_tokenizer(text: str) -> Tokenizer:
@@ -179,10 +245,15 @@ def read_tokenizer(text: str) -> Tokenizer:
     try:
         known = json.loads(text)
         if "jdl" not in known:
-            return Pieces(text)
-        if known["jdl"] == "bytes":
+            pieces = Pieces(text)
+            assert pieces.size
+            return pieces
+        if known == {"jdl": "bytes"}:
             return Bytes()
-        return Alphabet(str(known["characters"]))
+        characters = known["characters"]
+        assert isinstance(characters, str)
+        assert len(set(characters)) == len(characters)
+        return Alphabet(characters)
     except UserError:
         raise
     except Exception as error:  # of the library's own kind, which is Exception itself

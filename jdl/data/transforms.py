@@ -1,12 +1,15 @@
 """What is done to every example: on the host one by one, on the device batch by batch."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jdl.data.tokenizers import MASK, SPECIALS
 from jdl.errors import UserError
 from jdl.typing import Batch, Keys
 
@@ -47,3 +50,58 @@ class Scale:
         del keys
         scaled = (batch[self.name].astype(jnp.float32) - self.offset) / self.divisor
         return {**batch, self.name: scaled}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskTokens:
+    """Device: hides some tokens of each text, for a model to tell (Devlin et al., 2019, A.1).
+
+    Of a text's tokens, special ones aside, `share` is hidden, one at least: 80 % of them are
+    replaced by `<mask>`, 10 % by any token, and 10 % stay. Adds `places` and `targets` (batch, n)
+    int32, the tokens as they were, and `weights` (batch, n) float32, 0 where a text has fewer than
+    n. In training each text draws by its own key, anew in every epoch; otherwise by what it says,
+    so that a text is scored alike in any batch of any run.
+    """
+
+    vocabulary: int = 8192  # tokens that there are: the model's
+    share: float = 0.15  # of the tokens that are hidden
+    name: str = "tokens"  # of the array (batch, length)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise UserError(f"MaskTokens.share is a share in (0, 1], not {self.share}")
+        if self.vocabulary <= len(SPECIALS):
+            raise UserError(f"MaskTokens.vocabulary must exceed the special tokens {SPECIALS}")
+
+    def __call__(self, batch: Batch, keys: Keys | None) -> Batch:
+        """The batch with tokens hidden."""
+        tokens = batch[self.name]
+        keys = _keys(tokens) if keys is None else keys
+        return {**batch, **jax.vmap(self._hide)(tokens, keys)}
+
+    def _hide(self, tokens: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
+        """What becomes of one text, (length,) int32."""
+        where, how, what = jax.random.split(key, 3)
+        may = tokens >= len(SPECIALS)
+        count = math.ceil(self.share * len(tokens))
+        ranked = jnp.where(may, jax.random.uniform(where, tokens.shape), -1.0)
+        places = jax.lax.top_k(ranked, count)[1].astype(jnp.int32)
+        wanted = jnp.maximum(jnp.round(self.share * may.sum()), 1)
+        hidden = (jnp.arange(count) < wanted) & may[places]
+        targets = tokens[places]
+        draw = jax.random.uniform(how, (count,))
+        other = jax.random.randint(what, (count,), len(SPECIALS), self.vocabulary)
+        shown = jnp.where(draw < 0.8, MASK, jnp.where(draw < 0.9, other, targets))
+        return {
+            self.name: tokens.at[places].set(jnp.where(hidden, shown, targets)),
+            "places": places,
+            "targets": targets,
+            "weights": hidden.astype(jnp.float32),
+        }
+
+
+def _keys(tokens: jax.Array) -> Keys:
+    """A key for each text (batch, length) that depends on its tokens alone."""
+    factors = jax.random.bits(jax.random.key(0), tokens.shape[1:], jnp.uint32)
+    hashes = (tokens.astype(jnp.uint32) * factors).sum(1, dtype=jnp.uint32)
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(1), hashes)

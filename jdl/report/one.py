@@ -8,7 +8,7 @@ import numpy as np
 
 from jdl import record
 from jdl.baselines import Baseline
-from jdl.data import Characters, Series, Words
+from jdl.data import Series, Tokens, Words
 from jdl.errors import UserError
 from jdl.experiment import documentation
 from jdl.logging import read_rows
@@ -104,9 +104,9 @@ def _of_the_task(run: Run, folder: Folder) -> list[Html]:
         return [*found, classes.influences(run, judged, words)] if words else found
     if isinstance(task, Forecast) and isinstance(data, Series):
         return [_forecasts(run, data, folder)]
-    if isinstance(task, LanguageModeling) and isinstance(data, Characters):
+    if isinstance(task, LanguageModeling) and isinstance(data, Tokens):
         sample = html('<pre class="sample">{}</pre>', texts.written(run, data))
-        about = "200 characters drawn from its probabilities, seed 0."
+        about = "200 tokens drawn from its probabilities, seed 0."
         return [section("What it writes", paragraph(about), sample)]
     return []
 

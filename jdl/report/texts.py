@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from jdl.data import Characters
+from jdl.data import Tokens
 from jdl.data.text import UNKNOWN
+from jdl.errors import UserError
 from jdl.report.beside import class_chances
 from jdl.report.page import Html, html, join
 from jdl.run import Run
@@ -56,22 +57,26 @@ def coloured(tokens: np.ndarray, changes: np.ndarray, words: tuple[str, ...]) ->
     return html('<p class="text">{}</p>', join(shown, " "))
 
 
-def written(run: Run, data: Characters, count: int = 200, seed: int = 0) -> str:
-    """Characters drawn one by one from a language model's probabilities, as they are.
+def written(run: Run, data: Tokens, count: int = 200, seed: int = 0) -> str:
+    """Tokens drawn one by one from a language model's probabilities, as they are, decoded.
 
-    It begins after a line break where the text has any, else after its first character in Unicode
-    order. The model reads the last `data.length` characters for each that it draws.
+    It begins after a line break where the text has any, else after its first token. The model reads
+    the last `data.length` tokens for each that it draws.
     """
-    alphabet, generator = data.alphabet(), np.random.default_rng(seed)
-    tokens = [alphabet.index("\n") if "\n" in alphabet else 0]
+    tokenizer, generator = data.tokenizer(), np.random.default_rng(seed)
+    try:
+        tokens = tokenizer.encode("\n")
+    except UserError:
+        tokens = [0]
+    begun = len(tokens)
     for _ in range(count):
         known = tokens[-data.length :]
         window = np.full((1, data.length + 1), -1, np.int32)
         window[0, : len(known)] = known
         chances = run.predict_rows({run.experiment.task.inputs: window})[0, len(known) - 1]
-        chances = chances[: len(alphabet)].astype(np.float64)
-        tokens.append(int(generator.choice(len(alphabet), p=chances / chances.sum())))
-    return "".join(alphabet[token] for token in tokens[1:])
+        chances = chances[: tokenizer.size].astype(np.float64)
+        tokens.append(int(generator.choice(tokenizer.size, p=chances / chances.sum())))
+    return tokenizer.decode(tokens[begun:])
 
 
 def _word(token: int, words: tuple[str, ...]) -> str:

@@ -5,6 +5,7 @@ from jdl.tasks.binary import BinaryClassification
 from jdl.tasks.classification import Classification, balanced_weights
 from jdl.tasks.forecast import Forecast
 from jdl.tasks.language import LanguageModeling
+from jdl.tasks.masked import MaskedLanguageModeling
 from jdl.tasks.regression import Regression
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "Classification",
     "Forecast",
     "LanguageModeling",
+    "MaskedLanguageModeling",
     "Regression",
     "Task",
     "balanced_weights",

@@ -52,8 +52,12 @@ def forward(
 
 def _named(model: nn.Module, **named: Any) -> Any:
     """Those arguments that the module's `__call__` takes."""
-    parameters = inspect.signature(type(model).__call__).parameters
-    return {name: value for name, value in named.items() if name in parameters}
+    return {name: value for name, value in named.items() if takes(model, name)}
+
+
+def takes(model: nn.Module, name: str) -> bool:
+    """Whether a module's `__call__` names this argument."""
+    return name in inspect.signature(type(model).__call__).parameters
 
 
 @dataclass(frozen=True, kw_only=True)

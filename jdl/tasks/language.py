@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jdl.errors import UserError
-from jdl.metrics import Mean, Perplexity
+from jdl.metrics import BitsPerByte, Mean, Perplexity
 from jdl.state import CARRY, TrainState
-from jdl.tasks.base import Task, forward
+from jdl.tasks.base import Task, forward, takes
 from jdl.typing import Batch, Key, PyTree
 
 
@@ -24,9 +24,12 @@ class LanguageModeling(Task):
     model reads all but the last and predicts all but the first. Its `__call__(tokens, train)` gives
     logits (batch, length, vocabulary); with `targets` and `weights` (batch, length) it gives the
     weighted sum of cross-entropies instead, so that it may do so without all logits in memory. A
-    model that takes `begins` also gets that array of the batch (`jdl.data.Streams`).
+    model that takes `begins` also gets that array of the batch (`jdl.data.Streams`). Where the
+    batch has `segments` (batch, length + 1), the model gets them too, and no token is predicted
+    from another segment (`jdl.data.Documents`).
 
-    Metrics: `loss` in nats and `perplexity`, both over tokens.
+    Metrics: `loss` in nats and `perplexity`, both over tokens; and where the batch says how many
+    `bytes` (batch,) the predicted tokens of each window stand for, `bits_per_byte`.
     """
 
     inputs: str = "tokens"  # name of the windows in a batch
@@ -36,8 +39,14 @@ class LanguageModeling(Task):
         """See `Task.init`.
 
         Raises:
-          UserError: the model carries a state from batch to batch, and the data is in no order.
+          UserError: the model carries a state from batch to batch, and the data is in no order; or
+            it would not tell documents in one window apart.
         """
+        if "segments" in batch and not takes(model, "segments"):
+            raise UserError(
+                f"{type(model).__name__} takes no segments, so that it would read over the borders "
+                f"of packed documents: use a model that does, such as GPT, or jdl.data.Tokens"
+            )
         variables = super().init(model, key, {self.inputs: batch[self.inputs][:, :-1]})
         if CARRY in variables and "begins" not in batch:
             raise UserError(
@@ -56,34 +65,52 @@ class LanguageModeling(Task):
         train: bool,
         key: Key | None = None,
     ) -> tuple[dict[str, Mean], dict[str, PyTree]]:
-        """See `Task.score`; `loss` and `perplexity`, whose weight is the number of tokens."""
-        tokens = batch[self.inputs]
+        """See `Task.score`; the weight of `loss` is the number of tokens."""
+        tokens, segments = batch[self.inputs], _segments(batch)
         known = (tokens[:, 1:] >= 0) & batch["mask"][:, None]
+        if segments is not None:
+            known &= segments == batch["segments"][:, 1:]
         weights, tokens = known.astype(jnp.float32), jnp.maximum(tokens, 0)
         total, collections = forward(
             model, params, state.collections, tokens[:, :-1], tokens[:, 1:], weights,
-            train=train, key=key, begins=batch.get("begins"),
+            train=train, key=key, begins=batch.get("begins"), segments=segments,
         )  # fmt: skip
         count = weights.sum()
-        return {"loss": Mean(total, count), "perplexity": Perplexity(total, count)}, collections
+        metrics = {"loss": Mean(total, count), "perplexity": Perplexity(total, count)}
+        if "bytes" in batch:
+            size = jnp.where(batch["mask"], batch["bytes"], 0).sum()
+            metrics["bits_per_byte"] = BitsPerByte(total, size.astype(jnp.float32))
+        return metrics, collections
 
     def predict(self, model: nn.Module, state: TrainState, batch: Batch) -> jax.Array:
         """Probabilities of the token after each of the window's but the last, float32."""
         tokens = jnp.maximum(batch[self.inputs], 0)[:, :-1]
-        logits, _ = forward(model, state.params, state.collections, tokens, train=False)
+        logits, _ = forward(
+            model, state.params, state.collections, tokens, train=False, segments=_segments(batch)
+        )
         return jax.nn.softmax(logits.astype(jnp.float32))
 
     def check(self, batch: Mapping[str, np.ndarray], outputs: Any, where: str) -> None:
         """Also raises for tokens that the model does not know."""
         super().check(batch, outputs, where)
-        tokens, size = np.asarray(batch[self.inputs]), outputs.shape[-1]
-        if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer):
-            raise UserError(
-                f"{where}: {self.inputs!r} has shape {tokens.shape} and dtype {tokens.dtype}, "
-                f"where language modelling needs windows of integers"
-            )
-        if tokens.size and not -1 <= tokens.min() <= tokens.max() < size:
-            raise UserError(
-                f"{where}: tokens lie between {tokens.min()} and {tokens.max()}, where the model "
-                f"knows 0..{size - 1}"
-            )
+        check_tokens(np.asarray(batch[self.inputs]), outputs.shape[-1], where, least=-1)
+
+
+def check_tokens(tokens: np.ndarray, size: int, where: str, least: int = 0) -> None:
+    """Raises a UserError unless tokens (batch, length) are integers from `least` to `size - 1`."""
+    if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer):
+        raise UserError(
+            f"{where}: tokens have shape {tokens.shape} and dtype {tokens.dtype}, where language "
+            f"modelling needs windows of integers"
+        )
+    if tokens.size and not least <= tokens.min() <= tokens.max() < size:
+        hint = f": set model.vocabulary to {tokens.max() + 1}" if tokens.max() >= size else ""
+        raise UserError(
+            f"{where}: tokens lie between {tokens.min()} and {tokens.max()}, where the model knows "
+            f"0..{size - 1}{hint}"
+        )
+
+
+def _segments(batch: Batch) -> jax.Array | None:
+    """Those of the tokens that the model reads, where the batch has any."""
+    return batch["segments"][:, :-1] if "segments" in batch else None

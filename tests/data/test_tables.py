@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jdl.data import Characters, Table, TextFile, TextTable, Words
+from jdl.data import Table, TextFile, TextTable, Tokens, Words
 from jdl.errors import UserError
 
 IRIS = "length,width,kind\n" + "\n".join(
@@ -56,7 +56,7 @@ def test_texts_with_labels_become_words(tmp_path):
 def test_a_text_file_is_read_in_order(tmp_path):
     text = "".join(chr(97 + i % 26) for i in range(1000))
     path = write(tmp_path, text, "text.txt")
-    data = Characters(TextFile(path), length=8, stride=8)
+    data = Tokens(TextFile(path), length=8, stride=8)
     parts = {name: stack(s)["tokens"] for name, s in data.splits().items()}
     assert list(parts) == ["train", "validation"]
     assert parts["train"][0].tolist() == [i % 26 for i in range(9)]

@@ -1,0 +1,35 @@
+"""The BERT of `imdb_mlm` learns whether a review is good or bad.
+
+    TFDS_DATA_DIR=DIR jdl train imdb_mlm --workdir runs/imdb_mlm
+    TFDS_DATA_DIR=DIR jdl train imdb_bert --seeds 3
+
+Its tokenizer and its weights are those of that run, but for the head (Devlin et al., 2019).
+"""
+
+import dataclasses
+
+from imdb_mlm import experiment as mlm
+
+from jdl.data import Saved
+from jdl.hooks import Checkpoint, EarlyStopping, Evaluate, Progress, TensorBoard
+from jdl.optimizers import AdamW, Linear
+from jdl.tasks import BinaryClassification
+from jdl.weights import Weights
+
+experiment = dataclasses.replace(
+    mlm,
+    model=mlm.model.clone(outputs=1),
+    task=BinaryClassification(inputs="tokens"),
+    data=dataclasses.replace(mlm.data, encoding=Saved("runs/imdb_mlm"), device_transforms=()),
+    weights=Weights(run="runs/imdb_mlm", leave_out=("pooler", "logits")),
+    optimizer=AdamW(2e-4, schedule=Linear(warmup=0.1, end=0.0), weight_decay=0.01, clip_norm=1.0),
+    hooks=(
+        Progress(),
+        TensorBoard(),
+        Evaluate(),
+        Checkpoint(),
+        EarlyStopping(metric="validation.accuracy", mode="max", patience=2),
+    ),
+    epochs=4,
+    batch_size=32,
+)

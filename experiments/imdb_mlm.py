@@ -1,0 +1,33 @@
+"""A small BERT learns to tell hidden words of IMDb reviews, before `imdb_bert` judges them.
+
+    TFDS_DATA_DIR=DIR jdl train imdb_mlm --workdir runs/imdb_mlm
+
+Devlin et al. (2019): of each review's last 127 tokens, 15 % are hidden, drawn anew in every epoch.
+8,192 pieces by byte-pair encoding, learned from the training text; 4 layers, 4 heads, width 128.
+"""
+
+from jdl import Experiment
+from jdl.data import BPE, TFDS, MaskTokens, Texts
+from jdl.hooks import Checkpoint, Evaluate, Progress, TensorBoard
+from jdl.models import BERT
+from jdl.optimizers import AdamW, Linear
+from jdl.tasks import MaskedLanguageModeling
+
+experiment = Experiment(
+    model=BERT(vocabulary=8192, context=128, layers=4, heads=4, width=128),
+    task=MaskedLanguageModeling(),
+    data=Texts(
+        TFDS("imdb_reviews"),
+        encoding=BPE(8192, lowercase=True),
+        length=128,
+        keep="end",
+        device_transforms=(MaskTokens(vocabulary=8192),),
+    ),
+    optimizer=AdamW(
+        1e-3, schedule=Linear(warmup=0.05, end=0.0), b2=0.98, weight_decay=0.01, clip_norm=1.0
+    ),
+    hooks=(Progress(), TensorBoard(), Evaluate(), Checkpoint()),
+    epochs=10,
+    batch_size=64,
+    malloc_arenas=0,
+)

@@ -1,0 +1,32 @@
+"""GPT on the text of Python's own standard library, byte by byte: data that needs no network.
+
+    jdl train stdlib_byte_gpt
+
+4 layers, 4 heads, width 128, 128 bytes of context. The text is that of the Python that runs, its
+tests left out; a tenth of the files is held out, and every byte of them scored once. A number of
+this experiment names the version of Python with it.
+"""
+
+from jdl import Experiment
+from jdl.data import Bytes, StandardLibrary, Tokens
+from jdl.hooks import Checkpoint, Evaluate, Progress, TensorBoard
+from jdl.models import GPT
+from jdl.optimizers import AdamW, Cosine
+from jdl.tasks import LanguageModeling
+
+experiment = Experiment(
+    model=GPT(vocabulary=256, context=128, layers=4, heads=4, width=128),
+    task=LanguageModeling(),
+    data=Tokens(StandardLibrary(), encoding=Bytes(), length=128, stride=128),
+    optimizer=AdamW(
+        1e-3,
+        schedule=Cosine(warmup=0.02, end=0.1),
+        b2=0.99,
+        weight_decay=0.1,
+        clip_norm=1.0,
+    ),
+    hooks=(Progress(), TensorBoard(), Evaluate(every=2000), Checkpoint(every=500)),
+    steps=6000,
+    batch_size=16,
+    malloc_arenas=0,
+)

@@ -1,0 +1,188 @@
+"""Many texts as tokens, begun and ended by tokens of their own: packed in rows, or one a row."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from jdl.data.base import Data, Example, Reader, Source, read_many
+from jdl.data.language import no_reader
+from jdl.data.text import as_text, read_texts
+from jdl.data.tokenizers import BOS, BPE, EOS, PAD, SPECIALS, Encoding, Tokenizer
+from jdl.errors import UserError
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Documents one after the other, in windows of `length + 1` tokens that begin `length` apart.
+
+    Every token but those that begin a document is predicted exactly once, from what its window
+    shows of the document before it.
+    """
+
+    tokens: np.ndarray  # (n,) int32
+    documents: np.ndarray  # (n,) int32, to which of them each token belongs
+    sizes: np.ndarray  # bytes that each id stands for
+    length: int
+
+    def __len__(self) -> int:
+        """Number of windows."""
+        return -(-max(len(self.tokens) - 1, 0) // self.length)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        """`tokens` and `segments` (length + 1,) int32, -1 beyond the end, and `bytes`."""
+        part = slice(index * self.length, (index + 1) * self.length + 1)
+        found, segments = self.tokens[part], self.documents[part] - self.documents[part][0]
+        predicted = found[1:][segments[1:] == segments[:-1]]
+        fill = (0, self.length + 1 - len(found))
+        return {
+            "tokens": np.pad(found, fill, constant_values=-1),
+            "segments": np.pad(segments, fill, constant_values=-1),
+            "bytes": self.sizes[predicted].sum(),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Documents(Data):
+    """Texts for language modelling, packed: none sees another and no place is left empty.
+
+    Examples are windows `tokens` (length + 1,) over all texts, `<bos>` before and `<eos>` behind
+    each, and `segments` (length + 1,), which tell them apart; what follows an `<eos>` is not
+    predicted. A text that goes on in the next window is read from there as if it began. `bytes` is
+    what the predicted tokens stand for, `<eos>` for none. Splits are those of `text`; pieces are
+    learned from its training texts alone.
+    """
+
+    text: Data = field(kw_only=False)  # the set; its examples have `text`
+    encoding: Encoding = BPE()  # how text becomes tokens
+    length: int = 128  # tokens that a model reads at once
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.length < 1:
+            raise UserError(f"data.length must be at least 1, not {self.length}")
+
+    def splits(self) -> dict[str, Source]:
+        """The splits of the text, packed."""
+        return {name: self._packed(source) for name, source in self.text.splits().items()}
+
+    def reader(self) -> Reader:
+        """Raises a UserError: there is no one prediction for a file."""
+        return no_reader(self)
+
+    def describe(self) -> str:
+        """That of the texts."""
+        return self.text.describe()
+
+    def _make_tokenizer(self) -> Tokenizer:
+        return _with_specials(self.encoding, self.text)
+
+    def _packed(self, source: Source) -> Packed:
+        encode, sizes = self.tokenizer().encode, self.tokenizer().sizes()
+        rows = [np.array([BOS, *encode(t), EOS], np.int32) for t, _ in read_texts(source)]
+        numbers = np.repeat(np.arange(len(rows), dtype=np.int32), [len(row) for row in rows])
+        return Packed(np.concatenate(rows), numbers, sizes, self.length)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Texts as tokens of a fixed number, encoded when they are read."""
+
+    source: Source
+    tokenizer: Tokenizer
+    length: int
+    keep: Literal["start", "end"]
+
+    def __len__(self) -> int:
+        """Number of texts."""
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Example:
+        """`tokens` (length,) int32, and `label` where the text has one."""
+        return self._encoded(self.source[index])
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Example]:
+        """Several at once."""
+        return [self._encoded(example) for example in read_many(self.source, indices)]
+
+    def tokens(self, text: Any) -> np.ndarray:
+        """`<bos>` and the text, (length,) int32; padded behind, and cut where it is too long."""
+        found = self.tokenizer.encode(as_text(text))
+        room = self.length - 1
+        found = found[:room] if self.keep == "start" else found[max(len(found) - room, 0) :]
+        return np.array([BOS, *found] + [PAD] * (room - len(found)), np.int32)
+
+    def _encoded(self, example: Example) -> Example:
+        labels = {name: example[name] for name in ("label",) if name in example}
+        return {"tokens": self.tokens(example["text"]), **labels}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Texts(Data):
+    """Texts of their own, such as BERT reads: `tokens` (length,) and `label` where they have one.
+
+    `<bos>` comes first, padding last. Splits are those of `text`; pieces are learned from its
+    training texts alone.
+    """
+
+    text: Data = field(kw_only=False)  # the set; its examples have `text`
+    encoding: Encoding = BPE()  # how text becomes tokens
+    length: int = 128  # tokens of a text, `<bos>` included
+    keep: Literal["start", "end"] = "start"  # of a text that is too long
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.length < 2:
+            raise UserError(f"data.length must be at least 2, not {self.length}")
+
+    def splits(self) -> dict[str, Source]:
+        """The splits of the text, encoded when they are read."""
+        return {name: self._encoded(source) for name, source in self.text.splits().items()}
+
+    def reader(self) -> Reader:
+        """Of the files that the text set reads; pieces are those of training."""
+        read, encoded = self.text.reader(), self._encoded(())
+
+        def tokens(path: Path) -> dict[str, np.ndarray]:
+            return {"tokens": np.stack([encoded.tokens(text) for text in read(path)["text"]])}
+
+        return tokens
+
+    def fingerprint(self, source: Source) -> dict[str, Any]:
+        """That of the texts, with the tokenizer and how they are cut."""
+        assert isinstance(source, Encoded)
+        found = self.text.fingerprint(source.source)
+        cut = f"{found['sha256']} {self.length} {self.keep} {self.tokenizer().to_json()}"
+        return {**found, "sha256": hashlib.sha256(cut.encode()).hexdigest()}
+
+    def output_names(self) -> tuple[str, ...]:
+        """Those of the text."""
+        return self.text.output_names()
+
+    def describe(self) -> str:
+        """That of the text."""
+        return self.text.describe()
+
+    def _make_tokenizer(self) -> Tokenizer:
+        return _with_specials(self.encoding, self.text)
+
+    def _encoded(self, source: Source) -> Encoded:
+        return Encoded(source, self.tokenizer(), self.length, self.keep)
+
+
+def _with_specials(encoding: Encoding, data: Data) -> Tokenizer:
+    """The tokenizer of texts that are begun and ended.
+
+    Raises:
+      UserError: it has no tokens for that.
+    """
+    tokenizer = encoding.build(text for text, _ in read_texts(data.splits()["train"]))
+    if tokenizer.sizes()[: len(SPECIALS)].any():
+        raise UserError(
+            f"the texts of {data.describe()} need tokens that begin, end and pad them, which bytes "
+            f"and characters have not: set data.encoding to bpe"
+        )
+    return tokenizer

@@ -1,0 +1,93 @@
+"""Masked language modelling: tokens that were hidden, from those on both sides."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jdl.errors import UserError
+from jdl.metrics import Mean, Perplexity
+from jdl.state import TrainState
+from jdl.tasks.base import Task, forward, takes
+from jdl.tasks.language import check_tokens
+from jdl.typing import Batch, Key, PyTree
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedLanguageModeling(Task):
+    """Cross-entropy of hidden tokens given all others (Devlin et al., 2019).
+
+    `jdl.data.MaskTokens` hides them: it leaves `tokens` (batch, length) as the model is to read
+    them, and gives `places`, `targets` (batch, n) int32 and `weights` (batch, n). The model's
+    `__call__(tokens, places=places)` gives logits (batch, n, vocabulary); with `targets` and
+    `weights`, the weighted sum of their cross-entropies, so that it may do so without all logits
+    in memory.
+
+    Metrics: `loss` in nats and `perplexity` over hidden tokens, and outside training `accuracy`.
+    """
+
+    inputs: str = "tokens"  # name of the texts in a batch
+    targets: str = "tokens"  # the same: some are hidden
+
+    def init(self, model: nn.Module, key: Key, batch: Batch) -> dict[str, PyTree]:
+        """See `Task.init`.
+
+        Raises:
+          UserError: no token is hidden, or the model cannot say what stands at a place.
+        """
+        if "places" not in batch:
+            raise UserError(
+                "masked language modelling needs hidden tokens: add jdl.data.MaskTokens() to "
+                "data.device_transforms"
+            )
+        if not takes(model, "places"):
+            raise UserError(
+                f"{type(model).__name__} takes no places of hidden tokens: use a model that does, "
+                f"such as BERT"
+            )
+        return super().init(model, key, batch)
+
+    def score(
+        self,
+        model: nn.Module,
+        params: PyTree,
+        state: TrainState,
+        batch: Batch,
+        *,
+        train: bool,
+        key: Key | None = None,
+    ) -> tuple[dict[str, Mean], dict[str, PyTree]]:
+        """See `Task.score`; the weight of `loss` is the number of hidden tokens."""
+        weights, targets = batch["weights"] * batch["mask"][:, None], batch["targets"]
+        places, count = batch["places"], weights.sum()
+        inputs = (model, params, state.collections, batch[self.inputs])
+        if train:
+            total, collections = forward(
+                *inputs, targets, weights, places=places, train=True, key=key
+            )
+            return _metrics(total, count), collections
+        logits, collections = forward(*inputs, places=places, train=False)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+        right = (logits.argmax(-1) == targets).astype(jnp.float32)
+        accuracy = Mean.of(right, weights)
+        return {**_metrics((losses * weights).sum(), count), "accuracy": accuracy}, collections
+
+    def predict(self, model: nn.Module, state: TrainState, batch: Batch) -> jax.Array:
+        """Probabilities of the tokens at the hidden places, (batch, n, vocabulary) float32."""
+        inputs = (model, state.params, state.collections, batch[self.inputs])
+        logits, _ = forward(*inputs, places=batch["places"], train=False)
+        return jax.nn.softmax(logits.astype(jnp.float32))
+
+    def check(self, batch: Mapping[str, np.ndarray], outputs: Any, where: str) -> None:
+        """Also raises for tokens that the model does not know."""
+        super().check(batch, outputs, where)
+        check_tokens(np.asarray(batch[self.inputs]), outputs.shape[-1], where)
+
+
+def _metrics(total: jax.Array, count: jax.Array) -> dict[str, Mean]:
+    return {"loss": Mean(total, count), "perplexity": Perplexity(total, count)}
