@@ -7,6 +7,7 @@ import numpy as np
 
 from jdl.data.base import Data, Reader, Source
 from jdl.data.text import read_texts
+from jdl.data.tokenizers import Alphabet
 from jdl.errors import UserError
 
 
@@ -69,6 +70,10 @@ class Characters(Data):
     def alphabet(self) -> str:
         """What each id stands for, in order; the text is read again."""
         return _alphabet(_parts(self.text))
+
+    def tokenizer(self) -> Alphabet:
+        """Of the alphabet; the text is read again."""
+        return Alphabet(self.alphabet())
 
     def reader(self) -> Reader:
         """Raises a UserError: there is no one prediction for a file."""
@@ -149,6 +154,10 @@ class Streams(Data):
             "train": train,
             "validation": Windows(tokens["validation"], length, length, begins=True),
         }
+
+    def tokenizer(self) -> Alphabet:
+        """Of the text's characters; the text is read again."""
+        return Alphabet(_alphabet(_parts(self.text)))
 
     def reader(self) -> Reader:
         """Raises a UserError: there is no one prediction for a file."""

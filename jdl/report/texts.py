@@ -1,8 +1,7 @@
-"""Texts in a report: which words decide, and what a language model writes."""
+"""Texts in a report: which words decide."""
 
 import numpy as np
 
-from jdl.data import Characters
 from jdl.data.text import UNKNOWN
 from jdl.report.beside import class_chances
 from jdl.report.page import Html, html, join
@@ -54,24 +53,6 @@ def coloured(tokens: np.ndarray, changes: np.ndarray, words: tuple[str, ...]) ->
 
     shown = [word(int(t), float(c)) for t, c in zip(tokens, changes, strict=True) if t >= UNKNOWN]
     return html('<p class="text">{}</p>', join(shown, " "))
-
-
-def written(run: Run, data: Characters, count: int = 200, seed: int = 0) -> str:
-    """Characters drawn one by one from a language model's probabilities, as they are.
-
-    It begins after a line break where the text has any, else after its first character in Unicode
-    order. The model reads the last `data.length` characters for each that it draws.
-    """
-    alphabet, generator = data.alphabet(), np.random.default_rng(seed)
-    tokens = [alphabet.index("\n") if "\n" in alphabet else 0]
-    for _ in range(count):
-        known = tokens[-data.length :]
-        window = np.full((1, data.length + 1), -1, np.int32)
-        window[0, : len(known)] = known
-        chances = run.predict_rows({run.experiment.task.inputs: window})[0, len(known) - 1]
-        chances = chances[: len(alphabet)].astype(np.float64)
-        tokens.append(int(generator.choice(len(alphabet), p=chances / chances.sum())))
-    return "".join(alphabet[token] for token in tokens[1:])
 
 
 def _word(token: int, words: tuple[str, ...]) -> str:
