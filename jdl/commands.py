@@ -11,6 +11,7 @@ import tyro
 from tyro.conf import Positional, arg
 
 from jdl.errors import UserError
+from jdl.generation.commands import generate
 from jdl.report.commands import compare, report
 
 
@@ -302,6 +303,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "train": train,
     "evaluate": evaluate,
     "predict": predict,
+    "generate": generate,
     "reproduce": reproduce,
     "report": report,
     "compare": compare,

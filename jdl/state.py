@@ -12,7 +12,8 @@ CARRY = "carry"
 or a mean over the batch, but the rows' own."""
 
 CACHE = "cache"
-"""The collection of keys and values that attention has seen in generation, (batch, ...) each."""
+"""The collection of what a model has read in generation, keys and values or states, (batch, ...)
+each."""
 
 
 @flax.struct.dataclass

@@ -8,7 +8,6 @@ import shutil
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix
@@ -16,12 +15,12 @@ from sklearn.metrics import confusion_matrix
 import jdl
 from jdl.__main__ import _separate
 from jdl.baselines import Baseline
-from jdl.data import Arrays, Tokens, Words
+from jdl.data import Arrays, Words
 from jdl.data.text import START, UNKNOWN, encode, rank
 from jdl.report import classes, facts, page, texts
 from jdl.report.classes import Judged
 from jdl.report.learning import curves, verdict
-from jdl.tasks import BinaryClassification, LanguageModeling
+from jdl.tasks import BinaryClassification
 from tests.breaks import Killed, broken, make_experiment
 from tests.clouds import CLOUDS, contents, read
 
@@ -160,32 +159,6 @@ def test_ids_are_turned_back_into_words():
     assert len(words) == 3 + len(ids)
     found = encode("the bird, a cat", ids, 7)
     assert texts.text_of(found, words) == "the [?] a cat"
-
-
-class Bigrams(nn.Module):
-    """Logits by the last token alone: after each the next in the alphabet, nearly surely."""
-
-    @nn.compact
-    def __call__(self, tokens, targets=None, weights=None):
-        scale = self.param("scale", nn.initializers.constant(50.0), ())
-        logits = scale * jnp.eye(5)[(tokens + 1) % 5]
-        if targets is None:
-            return logits
-        chances = jnp.take_along_axis(nn.log_softmax(logits), targets[..., None], -1)[..., 0]
-        return -(chances * (1.0 if weights is None else weights)).sum()
-
-
-def test_a_language_model_writes_by_its_probabilities(tmp_path):
-    parts = {"train": {"text": ["ab\ncd" * 5]}, "validation": {"text": ["abcd\n"]}}
-    data = Tokens(Arrays(parts), length=4)
-    assert data.tokenizer().characters == "\nabcd"
-    experiment = jdl.Experiment(
-        model=Bigrams(), task=LanguageModeling(), data=data, steps=1, batch_size=2, hooks=()
-    )
-    run = jdl.train(experiment, tmp_path / "run")
-    assert texts.written(run, data, 11) == "abcd\nabcd\na"
-    other = texts.written(run, data, 11, seed=1)
-    assert other == "abcd\nabcd\na"
 
 
 def test_overrides_are_said_as_the_command_line_takes_them():

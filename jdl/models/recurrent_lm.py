@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jdl import ops
 from jdl.models.rnn import CELLS
-from jdl.state import CARRY
+from jdl.state import CACHE, CARRY
 
 
 class RecurrentLM(nn.Module):
@@ -22,7 +22,8 @@ class RecurrentLM(nn.Module):
     before ended in, and no gradient flows back over the cut: truncated back-propagation through
     time (Williams and Peng, 1990). Rows whose `begins` (batch,) is True start from zero. The data
     must come in that order, as `jdl.data.Streams` gives it. The states are the collection `carry`,
-    (batch, units) for each layer. In evaluation and prediction every window starts from zero.
+    (batch, units) for each layer. In evaluation and prediction every window starts from zero. With
+    `decode` the call goes on from the states in the collection `cache`, which are zero at first.
     """
 
     vocabulary: int = 65  # tokens that there are
@@ -41,9 +42,12 @@ class RecurrentLM(nn.Module):
         targets: jax.Array | None = None,
         weights: jax.Array | None = None,
         begins: jax.Array | None = None,
+        positions: jax.Array | None = None,
         train: bool = False,
+        decode: bool = False,
     ) -> jax.Array:
-        """Logits, or with targets the sum of cross-entropies."""
+        """Logits, or with targets the sum of cross-entropies; `positions` change nothing."""
+        del positions
         init = nn.initializers.normal(0.05)
         embed = nn.Embed(
             self.vocabulary, self.units, embedding_init=init, dtype=self.dtype, name="tokens"
@@ -55,7 +59,7 @@ class RecurrentLM(nn.Module):
         drop = nn.Dropout(self.dropout, deterministic=not train)
         x = drop(embed(tokens))
         for index in range(self.layers):
-            x = drop(self._layer(index, x, begins, train))
+            x = drop(self._layer(index, x, begins, train, decode))
         if targets is None:
             return (x @ kernel.astype(self.dtype).T).astype(jnp.float32)
         weights = jnp.ones(targets.shape) if weights is None else weights
@@ -63,10 +67,16 @@ class RecurrentLM(nn.Module):
             x.reshape(-1, self.units), kernel, targets.reshape(-1), weights.reshape(-1)
         )
 
-    def _layer(self, index: int, x: jax.Array, begins: jax.Array | None, train: bool) -> jax.Array:
+    def _layer(
+        self, index: int, x: jax.Array, begins: jax.Array | None, train: bool, decode: bool
+    ) -> jax.Array:
         """A recurrent layer; in training it takes up its carried state and leaves its last."""
         layer = CELLS[self.cell](self.units, dtype=self.dtype)
         zero, name = layer.zero(x.shape[0]), f"layer_{index}"
+        if decode:
+            x, last = layer.resume(x, self.get_variable(CACHE, name, zero))
+            self.put_variable(CACHE, name, last)
+            return x
         if not (self.carry and (train or self.is_initializing())):
             return layer(x)
         state = jax.lax.stop_gradient(self.get_variable(CARRY, name, zero))

@@ -8,11 +8,12 @@ import numpy as np
 
 from jdl import record
 from jdl.baselines import Baseline
-from jdl.data import Series, Tokens, Words
+from jdl.data import Series, Words
 from jdl.errors import UserError
 from jdl.experiment import documentation
+from jdl.generation.texts import write
 from jdl.logging import read_rows
-from jdl.report import classes, facts, learning, plots, texts
+from jdl.report import classes, facts, learning, plots
 from jdl.report.beside import baselines_of, held_out
 from jdl.report.page import Folder, Html, html, paragraph, section, table
 from jdl.reproduce import read_run
@@ -104,11 +105,22 @@ def _of_the_task(run: Run, folder: Folder) -> list[Html]:
         return [*found, classes.influences(run, judged, words)] if words else found
     if isinstance(task, Forecast) and isinstance(data, Series):
         return [_forecasts(run, data, folder)]
-    if isinstance(task, LanguageModeling) and isinstance(data, Tokens):
-        sample = html('<pre class="sample">{}</pre>', texts.written(run, data))
-        about = "200 tokens drawn from its probabilities, seed 0."
-        return [section("What it writes", paragraph(about), sample)]
+    if isinstance(task, LanguageModeling):
+        return _writing(run)
     return []
+
+
+def _writing(run: Run) -> list[Html]:
+    """What a language model writes, where its data says how text becomes tokens."""
+    try:
+        tokenizer = run.experiment.data.tokenizer()
+    except UserError:
+        return []
+    written = "".join(text for (text,) in write(run, tokenizer, None, 200))
+    about = "200 tokens drawn from its probabilities, seed 0."
+    return [
+        section("What it writes", paragraph(about), html('<pre class="sample">{}</pre>', written))
+    ]
 
 
 def _forecasts(run: Run, data: Series, folder: Folder) -> Html:

@@ -1,10 +1,8 @@
-"""Texts in a report: which words decide, and what a language model writes."""
+"""Texts in a report: which words decide."""
 
 import numpy as np
 
-from jdl.data import Tokens
 from jdl.data.text import UNKNOWN
-from jdl.errors import UserError
 from jdl.report.beside import class_chances
 from jdl.report.page import Html, html, join
 from jdl.run import Run
@@ -55,28 +53,6 @@ def coloured(tokens: np.ndarray, changes: np.ndarray, words: tuple[str, ...]) ->
 
     shown = [word(int(t), float(c)) for t, c in zip(tokens, changes, strict=True) if t >= UNKNOWN]
     return html('<p class="text">{}</p>', join(shown, " "))
-
-
-def written(run: Run, data: Tokens, count: int = 200, seed: int = 0) -> str:
-    """Tokens drawn one by one from a language model's probabilities, as they are, decoded.
-
-    It begins after a line break where the text has any, else after its first token. The model reads
-    the last `data.length` tokens for each that it draws.
-    """
-    tokenizer, generator = data.tokenizer(), np.random.default_rng(seed)
-    try:
-        tokens = tokenizer.encode("\n")
-    except UserError:
-        tokens = [0]
-    begun = len(tokens)
-    for _ in range(count):
-        known = tokens[-data.length :]
-        window = np.full((1, data.length + 1), -1, np.int32)
-        window[0, : len(known)] = known
-        chances = run.predict_rows({run.experiment.task.inputs: window})[0, len(known) - 1]
-        chances = chances[: tokenizer.size].astype(np.float64)
-        tokens.append(int(generator.choice(tokenizer.size, p=chances / chances.sum())))
-    return tokenizer.decode(tokens[begun:])
 
 
 def _word(token: int, words: tuple[str, ...]) -> str:

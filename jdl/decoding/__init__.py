@@ -1,0 +1,16 @@
+"""Tokens from a model, one after the other: drawn, or searched for. Pure functions."""
+
+from jdl.decoding.autoregressive import generate, stream
+from jdl.decoding.beam import beam_search, length_penalty, translate
+from jdl.decoding.sampling import Sampling, draw, filtered
+
+__all__ = [
+    "Sampling",
+    "beam_search",
+    "draw",
+    "filtered",
+    "generate",
+    "length_penalty",
+    "stream",
+    "translate",
+]

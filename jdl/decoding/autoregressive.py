@@ -1,0 +1,267 @@
+"""Texts that a language model goes on with, token by token."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jdl.decoding.cache import empty, read, takes
+from jdl.decoding.sampling import PLAIN, Sampling, draw
+from jdl.errors import UserError
+from jdl.typing import Key, PyTree
+
+
+def generate(
+    model: nn.Module,
+    params: PyTree,
+    prompts: Iterable[Iterable[int]],
+    length: int,
+    sampling: Sampling = PLAIN,
+    key: Key | None = None,
+    *,
+    end: int | None = None,
+    cached: bool | None = None,
+    collections: Mapping[str, PyTree] | None = None,
+) -> np.ndarray:
+    """Goes on with prompts, all at once.
+
+    A row's tokens depend on its prompt, its number and the key alone, not on the other rows. It is
+    compiled once for each number of prompts, length of the shortest and longest, and setting.
+
+    Args:
+      model: takes tokens (rows, time) int32 and gives logits (rows, time, vocabulary), of which
+        none depends on later tokens. One that takes `decode`, as `jdl.models.GPT` does, reads each
+        token once; another reads all of them again for each that is drawn.
+      params: its parameters.
+      prompts: tokens of each, in one row after the other; they need not be equally long.
+      length: how many tokens are drawn for each.
+      sampling: how they are drawn.
+      key: what they are drawn with; None: `jax.random.key(0)`.
+      end: the token that ends a text; what follows it is filled up with it.
+      cached: whether to read each token once; None: if the model can.
+      collections: the model's other variables.
+
+    Returns:
+      (rows, length) int32.
+
+    Raises:
+      UserError: a prompt is empty or holds a token that the model does not know, the length is less
+        than 1, or prompt and length are beyond the model's context.
+    """
+    known = [np.asarray(list(prompt), np.int32) for prompt in prompts]
+    if not known:
+        raise UserError("there is no prompt to go on with")
+    form = _form(model, sampling, cached, end)
+    variables = {"params": params, **(collections or {})}
+    _check(form, variables, known, length)
+    lengths = np.array([len(prompt) for prompt in known], np.int32)
+    longest, context = int(lengths.max()), getattr(model, "context", None)
+    # The last token is never read.
+    if context is not None and longest + length - 1 > context:
+        raise UserError(
+            f"a prompt of {longest} tokens and {length} more do not fit the model's context of "
+            f"{context}"
+        )
+    tokens = np.full((len(known), longest + length), form.filler, np.int32)
+    for row, prompt in zip(tokens, known, strict=True):
+        row[: len(prompt)] = prompt
+    state = _begin(form, variables, tokens, np.zeros(len(known), bool), int(lengths.min()))
+    state = _advance(form, variables, state, lengths, _keys(key, len(known)), 0, tokens.shape[1])
+    made = np.array(state.tokens)
+    return np.stack([row[n : n + length] for row, n in zip(made, lengths, strict=True)])
+
+
+def stream(
+    model: nn.Module,
+    params: PyTree,
+    prompt: Iterable[int],
+    length: int,
+    sampling: Sampling = PLAIN,
+    key: Key | None = None,
+    *,
+    samples: int = 1,
+    chunk: int = 8,
+    end: int | None = None,
+    size: int | None = None,
+    context: int | None = None,
+    collections: Mapping[str, PyTree] | None = None,
+) -> Iterator[np.ndarray]:
+    """As `generate`, of one prompt, giving tokens as they are drawn, however many they are.
+
+    Where the context is full, the model reads the last half of it anew, as if the text began there,
+    and goes on.
+
+    Args:
+      model: see `generate`.
+      params: its parameters.
+      prompt: tokens.
+      length: how many tokens are drawn for each sample.
+      sampling: how they are drawn.
+      key: what they are drawn with; None: `jax.random.key(0)`.
+      samples: how often the prompt is gone on with.
+      chunk: tokens that are drawn in one call to the device.
+      end: the token that ends a text; what follows it is filled up with it.
+      size: draw among the first so many tokens; None: among all.
+      context: tokens that the model can read; None: its field `context`, else any number.
+      collections: the model's other variables.
+
+    Yields:
+      (samples, up to chunk) int32, `length` tokens of each in all; fewer once all have ended.
+
+    Raises:
+      UserError: as `generate`, or the prompt alone is longer than the context.
+    """
+    known = np.asarray(list(prompt), np.int32)
+    form = _form(model, sampling, None, end, size)
+    variables = {"params": params, **(collections or {})}
+    _check(form, variables, [known], length)
+    context = getattr(model, "context", None) if context is None else context
+    if context is not None and len(known) > context:
+        raise UserError(
+            f"the prompt has {len(known)} tokens, more than the model's context of {context}"
+        )
+    known = np.tile(known, (samples, 1))
+    return _stream(form, variables, known, length, _keys(key, samples), chunk, context)
+
+
+@dataclass(frozen=True)
+class _Form:
+    """What is fixed when a program is compiled."""
+
+    model: nn.Module
+    sampling: Sampling
+    cached: bool
+    end: int | None
+    size: int | None  # draw among the first so many tokens
+
+    @property
+    def filler(self) -> int:
+        return 0 if self.end is None else self.end
+
+
+class _State(NamedTuple):
+    tokens: Any  # (rows, total) int32, of which `position` are known
+    position: Any  # int32
+    stopped: Any  # (rows,) bool: the end was drawn
+    cache: PyTree
+
+
+def _form(
+    model: nn.Module,
+    sampling: Sampling,
+    cached: bool | None,
+    end: int | None,
+    size: int | None = None,
+) -> _Form:
+    return _Form(model, sampling, takes(model, "decode") if cached is None else cached, end, size)
+
+
+def _check(form: _Form, variables: PyTree, prompts: list[np.ndarray], length: int) -> None:
+    """Refuses prompts and lengths that nothing can be made of."""
+    if length < 1:
+        raise UserError(f"the number of tokens to generate must be at least 1, not {length}")
+    one = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    size = jax.eval_shape(partial(_logits, form.model), variables, one).shape[-1]
+    for prompt in prompts:
+        if not prompt.size:
+            raise UserError("the prompt is empty: give it a token or more")
+        wrong = prompt[(prompt < 0) | (prompt >= size)]
+        if wrong.size:
+            raise UserError(
+                f"the prompt holds the token {wrong[0]}, where the model knows 0..{size - 1}"
+            )
+
+
+def _keys(key: Key | None, rows: int) -> jax.Array:
+    key = jax.random.key(0) if key is None else key
+    return jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(rows))
+
+
+def _stream(
+    form: _Form,
+    variables: PyTree,
+    known: np.ndarray,
+    length: int,
+    keys: jax.Array,
+    chunk: int,
+    context: int | None,
+) -> Iterator[np.ndarray]:
+    rows, begin = known.shape
+    total = begin + length if context is None else min(begin + length, context + 1)
+    made, stopped = 0, np.zeros(rows, bool)
+    while made < length and not stopped.all():
+        begin, before = known.shape[1], made
+        tokens = np.full((rows, total), form.filler, np.int32)
+        tokens[:, :begin] = known
+        state = _begin(form, variables, tokens, stopped, begin)
+        lengths, at, last = np.full(rows, begin, np.int32), begin, min(total, begin + length - made)
+        while at < last and not stopped.all():
+            until = min(at + chunk, last)
+            state = _advance(form, variables, state, lengths, keys, before, until)
+            reached, stopped = int(state.position), np.array(state.stopped)
+            yield np.array(state.tokens)[:, at:reached]
+            made, at = made + reached - at, reached
+        known = np.array(state.tokens)[:, at - max((context or 0) // 2, 1) : at]
+
+
+@partial(jax.jit, static_argnames=("form", "prefix"))
+def _begin(form: _Form, variables: PyTree, tokens: Any, stopped: Any, prefix: int) -> _State:
+    """All rows know their first `prefix` tokens; what is before the last of them is read."""
+    tokens, cache = jnp.asarray(tokens), None
+    if form.cached:
+        cache = empty(form.model, variables, tokens.shape[0], tokens.shape[1] - 1)
+        if prefix > 1:
+            before = tokens[:, : prefix - 1]
+            _, cache = read(form.model, variables, before, jnp.int32(0), cache)
+    return _State(tokens, jnp.int32(prefix), jnp.asarray(stopped), cache)
+
+
+@partial(jax.jit, static_argnames="form", donate_argnames="state")
+def _advance(
+    form: _Form, variables: PyTree, state: _State, lengths: Any, keys: Any, drawn: Any, until: Any
+) -> _State:
+    """Draws up to the position `until`, or until all rows have stopped.
+
+    Rows whose prompt, `lengths` (rows,), is longer than the position take their token from it, so
+    that all rows share one position. `drawn` tokens were drawn before this text began.
+    """
+
+    def going(state: _State) -> Any:
+        return (state.position < until) & ~state.stopped.all()
+
+    def one(state: _State) -> _State:
+        at = state.position
+        logits, cache = _next(form, variables, state)
+        here = jax.vmap(jax.random.fold_in)(keys, at - lengths + drawn)
+        token = draw(logits[:, : form.size], form.sampling, here)
+        given, stopped = at < lengths, state.stopped
+        if form.end is not None:
+            token = jnp.where(stopped, form.end, token)
+            stopped = stopped | (~given & (token == form.end))
+        known = jax.lax.dynamic_index_in_dim(state.tokens, at, 1, keepdims=False)
+        token = jnp.where(given, known, token)[:, None]
+        tokens = jax.lax.dynamic_update_slice_in_dim(state.tokens, token, at, 1)
+        return _State(tokens, at + 1, stopped, cache)
+
+    return jax.lax.while_loop(going, one, state)
+
+
+def _next(form: _Form, variables: PyTree, state: _State) -> tuple[jax.Array, PyTree]:
+    """Logits (rows, vocabulary) of the token at the position, and the cache after those before."""
+    last = state.position - 1
+    if form.cached:
+        token = jax.lax.dynamic_slice_in_dim(state.tokens, last, 1, axis=1)
+        logits, cache = read(form.model, variables, token, last, state.cache)
+        return logits[:, 0], cache
+    logits = _logits(form.model, variables, state.tokens[:, :-1])
+    return jax.lax.dynamic_index_in_dim(logits, last, 1, keepdims=False), state.cache
+
+
+def _logits(model: nn.Module, variables: PyTree, tokens: Any) -> Any:
+    modes: Any = {"train": False} if takes(model, "train") else {}
+    return model.apply(variables, tokens, **modes)

@@ -1,0 +1,56 @@
+"""The commands of `jdl` that write texts."""
+
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+SEPARATOR = "-" * 15
+"""The line between samples."""
+
+
+def generate(
+    directory: Annotated[Positional[Path], arg(metavar="RUN")],
+    /,
+    prompt: str | None = None,
+    tokens: int = 200,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int = 0,
+    samples: int = 1,
+    experiment: Path | None = None,
+) -> None:
+    """Go on with a text, by the language model of a run; it is printed as it is written.
+
+    Without a prompt it begins after a line break, or where the run's tokenizer knows none, after
+    its first token. Where the model's context is full, it reads the last half of it anew and goes
+    on. Of several samples the first is printed as it is written and the others when all are done.
+    Runs the directory's experiment.py: trust a run directory as you would a script.
+
+    Args:
+        directory: a run directory.
+        prompt: the text to go on with, which is printed too.
+        tokens: how many are written.
+        temperature: below 1 keeps to the likely, above 1 strays; 0 always takes the likeliest.
+        top_k: draw each token among so many likeliest.
+        top_p: draw each token among the likeliest that together have this probability.
+        seed: another one gives another text.
+        samples: how many texts, with a line of dashes between.
+        experiment: an experiment file of your own to use instead of the directory's.
+    """
+    from jdl.decoding import Sampling
+    from jdl.generation.texts import open_to_write, write
+    from jdl.reproduce import read_run
+
+    sampling = Sampling(temperature, top_k, top_p)
+    recorded = read_run(directory, experiment)
+    run, tokenizer = open_to_write(directory, recorded.experiment, recorded.file.name)
+    pieces = []
+    for piece in write(run, tokenizer, prompt, tokens, sampling, seed, samples):
+        said = piece[0] if pieces else (prompt or "") + piece[0]
+        print(said, end="", flush=True)
+        pieces.append(piece)
+    print()
+    for others in list(zip(*pieces, strict=True))[1:]:
+        print(f"{SEPARATOR}\n{prompt or ''}{''.join(others)}")
