@@ -13,6 +13,7 @@ from jdl.data.augment import (
 from jdl.data.base import Data, Source, Subset
 from jdl.data.characters import Characters, Streams
 from jdl.data.folder import ImageFolder
+from jdl.data.pairs import Pairs, PairTable
 from jdl.data.randaugment import RandAugment
 from jdl.data.selection import Selection
 from jdl.data.series import Series
@@ -32,6 +33,8 @@ __all__ = [
     "Digits",
     "ImageFolder",
     "Mixup",
+    "PairTable",
+    "Pairs",
     "RandAugment",
     "RandomAffine",
     "RandomCrop",
