@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import jdl
-from jdl.data import TFDS, Characters, Series, Source, Streams, Subset
+from jdl.data import TFDS, Characters, Pairs, Series, Source, Streams, Subset
 from jdl.data.base import Data
 from jdl.data.prepare import prepare
 from jdl.errors import UserError
@@ -108,7 +108,7 @@ def tiny(tmp_path_factory):
 
 def found(data, tiny):
     """The data of an experiment where they can be had: tiny, or the real ones."""
-    if isinstance(data, (Characters, Streams)):
+    if isinstance(data, (Characters, Pairs, Streams)):
         return dataclasses.replace(data, text=found(data.text, tiny))
     places, reason = [data], ""
     if isinstance(data, TFDS):
