@@ -249,7 +249,8 @@ class Loop:
         if best not in (None, step):
             run.state = run.compiled.spread(self._store.restore(best, run.compiled.like)[0])
         order = ("train", "validation", "test")
-        metrics, signatures = {}, {}
+        metrics: dict[str, Json] = {}
+        signatures: dict[str, str] = {}
         for split in (name for name in order if name in run.data.names):
             metrics[split], judgement = run.score(split)
             if judgement is not None:

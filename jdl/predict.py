@@ -83,14 +83,16 @@ def translate(run: Run, texts: Iterable[str]) -> Iterator[str]:
     Raises:
       UserError: a text is empty, or too long for the model.
     """
-    data, lines = run.experiment.data, iter(texts)
-    count = 0
+    data: Any = run.experiment.data
+    lines, count = iter(texts), 0
     while some := list(itertools.islice(lines, run.experiment.batch_size)):
         for count, text in enumerate(some, start=count + 1):  # noqa: B020
             if not text.strip():
                 raise UserError(f"text {count} is empty: there is nothing to translate")
         found = run.predict_rows({run.experiment.task.inputs: data.encode(some)})
         yield from decoded(found, data.tokenizer())
+    if not count:
+        raise UserError("there is no text to translate: give --text, or lines to read")
 
 
 def _predictions(

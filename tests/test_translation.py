@@ -1,6 +1,8 @@
 """Translation: what is minimised, what is scored, and what is written."""
 
+import io
 import json
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -11,17 +13,20 @@ import pytest
 import sacrebleu
 
 import jdl
+from benchmarks.results import row
 from jdl import ops
 from jdl.data import Arrays, Pairs
 from jdl.data.tokenizers import BOS, BPE, EOS, MASK, PAD
 from jdl.decoding.greedy import decoder, greedy
 from jdl.errors import UserError
+from jdl.experiment import expectation
 from jdl.models import EncoderDecoder, LSTMEncoderDecoder
 from jdl.ops import cross_entropy
 from jdl.optimizers import Adam
 from jdl.parallel import Single
+from jdl.predict import check_translates
 from jdl.state import TrainState
-from jdl.tasks import Translation
+from jdl.tasks import LanguageModeling, Translation
 from jdl.tasks.translation import corpus_bleu
 
 pytestmark = pytest.mark.usefixtures("cheap_compilation")
@@ -343,3 +348,80 @@ def test_what_cannot_be_is_refused_in_a_sentence(monkeypatch, tmp_path):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"needs the package sacrebleu: pip install .*\[text\]"):
         jdl.train(experiment(LSTM), tmp_path / "run")
+
+
+FILE = '''"""Translates a little.
+
+Expect: test bleu 33.5 (2 seeds, min 33.1), 900 s, 2 CPU cores
+"""
+
+from jdl import Experiment
+from jdl.data import Pairs, PairTable
+from jdl.data.tokenizers import BPE
+from jdl.models import LSTMEncoderDecoder
+from jdl.tasks import Translation
+
+table = PairTable("pairs.tsv", validation_fraction=0.0, test_fraction=0.25)
+experiment = Experiment(
+    model=LSTMEncoderDecoder(vocabulary=300, layers=1, units=8),
+    task=Translation(longer=3),
+    data=Pairs(table, encoding=BPE(vocabulary=300), source_length=40, target_length=60),
+    steps=2, batch_size=2, hooks=(),
+)
+'''
+
+
+def test_texts_and_lines_are_translated_by_a_command(command, tmp_path, monkeypatch):
+    table = "".join("\t".join(pair) + "\n" for pair in [("en", "de"), *TEXTS])
+    (tmp_path / "pairs.tsv").write_text(table)
+    (tmp_path / "little.py").write_text(FILE)
+    code, out, _ = command("train", "little.py", "--workdir", "run")
+    assert code == 0
+    assert "bleu       nrefs:1|case:mixed" in out
+    code, out, err = command("evaluate", "run")
+    scores = json.loads(out)
+    written = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (code, err) == (0, "")
+    assert scores.pop("signatures") == written["signatures"]
+    assert scores == {"split": "test", **written["metrics"]["test"]}
+
+    code, out, err = command("translate", "run", "--text", "A dog runs.", "Two men\n sit.")
+    assert (code, err) == (0, "")
+    assert len(out.splitlines()) == 2
+    monkeypatch.setattr("sys.stdin", io.StringIO("Two men\nA dog runs.\n" * 3))
+    lines = command("translate", "run")[1].splitlines()
+    assert lines == [lines[0], out.splitlines()[0]] * 3
+    for text, complaint in (
+        ((" ",), "text 1 is empty: there is nothing to translate"),
+        (("A dog.", ""), "text 2 is empty"),
+    ):
+        code, _, err = command("translate", "run", "--text", *text)
+        assert code == 2
+        assert err.startswith(f"jdl: {complaint}")
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    assert command("translate", "run")[2].startswith("jdl: there is no text")
+
+
+def test_a_run_of_another_task_does_not_translate():
+    data = Arrays({"train": {"tokens": np.zeros((2, 3), int)}})
+    other = experiment(LSTM, task=LanguageModeling(), data=data)
+    with pytest.raises(UserError, match="runs/x holds a run of LanguageModeling on Arrays: what"):
+        check_translates(Path("runs/x"), other)
+
+
+def test_more_bleu_is_better_in_the_table_of_results(tmp_path, monkeypatch):
+    (tmp_path / "experiments").mkdir()
+    path = tmp_path / "experiments" / "little.py"
+    path.write_text(FILE)
+    monkeypatch.chdir(tmp_path)
+    promise = expectation(path)
+    assert promise is not None
+    assert (promise.metric, promise.mean, promise.least) == ("test bleu", 33.5, 33.1)
+    for seed, bleu in enumerate((33.1, 33.9)):
+        folder = tmp_path / "runs" / f"seed-{seed}"
+        folder.mkdir(parents=True)
+        result = {"experiment": "little", "metrics": {"test": {"bleu": bleu}}, "seconds": 900}
+        data = {"train": {"source": "pairs.tsv", "count": 3}}
+        (folder / "result.json").write_text(json.dumps(result))
+        (folder / "environment.json").write_text(json.dumps({"data": data}))
+    assert row(tmp_path / "runs").split(" | ")[2:5] == ["test bleu", "33.5000", "33.1000"]
