@@ -16,6 +16,9 @@ from jdl.experiment import expectation, find
 HEAD = """| experiment | data | metric | mean | worst | seeds | seconds a run |
 |---|---|---|---|---|---|---|"""
 
+HIGHER = ("accuracy", "bleu")
+"""Metrics of which more is better."""
+
 
 def row(directory: Path) -> str:
     """A line for a run, or for the runs that `--seeds` made.
@@ -29,7 +32,7 @@ def row(directory: Path) -> str:
     promise = expectation(find(name))
     split, metric = promise.metric.split() if promise else ("test", "accuracy")
     scores = [result["metrics"][split][metric] for result in results]
-    worst = min(scores) if metric == "accuracy" else max(scores)
+    worst = min(scores) if metric in HIGHER else max(scores)
     seconds = sum(result["seconds"] for result in results) / len(results)
     data = _read(runs[0] / "environment.json")["data"]
     splits = [split for split in ("train", "validation", "test") if split in data]

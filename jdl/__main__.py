@@ -23,6 +23,8 @@ USAGE = f"""jdl {__version__}: deep-learning research on JAX
       predict from images, CSV files or texts; a line of JSON for each example
   jdl generate RUN [--prompt TEXT] [--tokens N]
       go on with a text, by the language model of a run
+  jdl translate RUN [--text TEXT]
+      translate a text, or the lines of the standard input
   jdl reproduce DIR | --all
       run a finished run again and compare; or every experiment against its promise
   jdl report RUN [--out DIR]

@@ -61,6 +61,8 @@ def train(
         run = train(changed, workdir, file=file, overrides=changes)
         for split, metrics in run.result["metrics"].items():
             run.say(_scores(split, metrics))
+        for name, signature in run.result.get("signatures", {}).items():
+            run.say(f"{name:<10} {signature}")
         run.say(f"{run.result['seconds']:.1f} s; {workdir} holds the run")
     else:
         from jdl.seeds import train_seeds
@@ -93,7 +95,9 @@ def evaluate(
 
     recorded = read_run(directory, experiment)
     run = open_run(directory, recorded.experiment, recorded.file.name)
-    print(json.dumps({"split": split, **run.evaluate(split)}))
+    scores, judgement = run.score(split)
+    signatures = {"signatures": dict(judgement.signatures)} if judgement else {}
+    print(json.dumps({"split": split, **scores, **signatures}))
 
 
 def predict(
@@ -134,6 +138,32 @@ def predict(
     for line in predict_files(run, reader, files, complain):
         print(json.dumps(line), flush=True)
     return min(len(failed), 1) + (len(failed) == len(files))
+
+
+def translate(
+    directory: Annotated[Positional[Path], arg(metavar="RUN")],
+    /,
+    text: tuple[str, ...] = (),
+    experiment: Path | None = None,
+) -> None:
+    """Translate texts, or the lines of the standard input, by the model of a run.
+
+    Each becomes a line. Runs the directory's experiment.py: trust a run directory as you would a
+    script.
+
+    Args:
+        directory: a run directory.
+        text: to translate, one or several; none: each line of the standard input.
+        experiment: an experiment file of your own to use instead of the directory's.
+    """
+    from jdl.predict import check_translates, open_to_predict, translate
+    from jdl.reproduce import read_run
+
+    recorded = read_run(directory, experiment)
+    check_translates(directory, recorded.experiment)
+    run = open_to_predict(directory, recorded.experiment, recorded.file.name)
+    for line in translate(run, text or (line.rstrip("\r\n") for line in sys.stdin)):
+        print(" ".join(line.split("\n")), flush=True)
 
 
 def reproduce(
@@ -304,6 +334,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "evaluate": evaluate,
     "predict": predict,
     "generate": generate,
+    "translate": translate,
     "reproduce": reproduce,
     "report": report,
     "compare": compare,

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ def cut_rows(path: Path, step: int) -> None:
 def write_atomically(path: Path, text: str) -> None:
     """Replaces a file; whoever reads it finds the old text or the new."""
     draft = path.with_name(f".{path.name}.tmp")
-    with draft.open("w") as file:
+    with draft.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -60,3 +60,8 @@ def write_atomically(path: Path, text: str) -> None:
 def write_json(path: Path, value: Json) -> None:
     """Replaces a file by JSON for people to read."""
     write_atomically(path, json.dumps(value, indent=2, sort_keys=False) + "\n")
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Replaces a file by texts, one a line; line breaks within a text become spaces."""
+    write_atomically(path, "".join(" ".join(line.split("\n")) + "\n" for line in lines))

@@ -13,7 +13,7 @@ from jdl.errors import UserError
 from jdl.hooks import Checkpoint, Listener
 from jdl.hooks.rows import Rows
 from jdl.interrupt import Interrupted
-from jdl.logging import MetricsLog, cut_rows, write_json
+from jdl.logging import MetricsLog, cut_rows, write_json, write_lines
 from jdl.metrics import Metrics, Packed
 from jdl.run import Run
 from jdl.step import update
@@ -249,7 +249,13 @@ class Loop:
         if best not in (None, step):
             run.state = run.compiled.spread(self._store.restore(best, run.compiled.like)[0])
         order = ("train", "validation", "test")
-        metrics = {split: run.evaluate(split) for split in order if split in run.data.names}
+        metrics: dict[str, Json] = {}
+        signatures: dict[str, str] = {}
+        for split in (name for name in order if name in run.data.names):
+            metrics[split], judgement = run.score(split)
+            if judgement is not None:
+                signatures |= judgement.signatures
+                write_lines(run.workdir / f"predictions.{split}.txt", judgement.lines)
         speed = step * self._experiment.batch_size / self._training if self._training else 0.0
         device = jax.devices()[0]
         params = run.evaluation_state(run.collected()).params
@@ -257,6 +263,7 @@ class Loop:
             "experiment": run.name,
             "step": step,
             "metrics": metrics,
+            **({"signatures": signatures} if signatures else {}),
             "params_sha256": record.params_sha256(params),
             "seconds": round(self._seconds + time.perf_counter() - self._begun, 3),
             "compile_seconds": round(run.compile_seconds, 3),

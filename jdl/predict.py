@@ -1,18 +1,21 @@
 """Predictions from files: images, tables, texts or series in, one JSON object an example out."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from jdl.data import Series
+from jdl.data import Pairs, Series
 from jdl.data.base import Example, Reader
 from jdl.data.pipeline import transformed
 from jdl.errors import UserError
 from jdl.experiment import Experiment
 from jdl.run import Run
+from jdl.tasks import Translation
+from jdl.tasks.translation import texts as decoded
 from jdl.training import open_run
 from jdl.typing import Json
 
@@ -58,6 +61,38 @@ def predict_files(
             places, examples = [], []
     if examples:
         yield from _predictions(run, names, places, examples)
+
+
+def check_translates(workdir: Path, experiment: Experiment) -> None:
+    """Raises a UserError where a directory's run does not translate texts."""
+    task, data = experiment.task, experiment.data
+    if not (isinstance(task, Translation) and isinstance(data, Pairs)):
+        raise UserError(
+            f"{workdir} holds a run of {type(task).__name__} on {type(data).__name__}: what "
+            f"translates texts is Translation on Pairs"
+        )
+
+
+def translate(run: Run, texts: Iterable[str]) -> Iterator[str]:
+    """Translates texts, up to a batch at once.
+
+    Args:
+      run: of `Translation` on `Pairs`.
+      texts: read as far as is needed for what is asked of the result.
+
+    Raises:
+      UserError: a text is empty, or too long for the model.
+    """
+    data: Any = run.experiment.data
+    lines, count = iter(texts), 0
+    while some := list(itertools.islice(lines, run.experiment.batch_size)):
+        for count, text in enumerate(some, start=count + 1):  # noqa: B020
+            if not text.strip():
+                raise UserError(f"text {count} is empty: there is nothing to translate")
+        found = run.predict_rows({run.experiment.task.inputs: data.encode(some)})
+        yield from decoded(found, data.tokenizer())
+    if not count:
+        raise UserError("there is no text to translate: give --text, or lines to read")
 
 
 def _predictions(

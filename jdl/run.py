@@ -22,6 +22,7 @@ from jdl.optimizers import averaged_params
 from jdl.parallel import batch_shapes
 from jdl.state import TrainState
 from jdl.step import Program, init, predict
+from jdl.tasks import Judgement
 from jdl.typing import Json
 
 
@@ -91,18 +92,34 @@ class Run:
         Raises:
           UserError: there is no such split.
         """
+        return self.score(split, state)[0]
+
+    def score(
+        self, split: str = "test", state: Any = None
+    ) -> tuple[dict[str, float], Judgement | None]:
+        """As `evaluate`, and what the task says of all predictions, where it judges this split."""
         pipeline = self.pipeline(split)
         state = self.evaluation_state(self.state if state is None else state)
         size, parts, last = self.experiment.batch_size, [], None
+        predicted: list[Any] = []
         for batch in batches(pipeline, size, self.shard):
             self._look_over(pipeline, batch, split)
-            scores = self.timed(self.compiled.evaluate, state, self.compiled.put(batch))
+            placed = self.compiled.put(batch)
+            scores = self.timed(self.compiled.evaluate, state, placed)
             if last is not None:
                 parts.append(jax.device_get(last))
             last = scores
+            if split in self._judged:
+                found = jax.device_get(self.timed(self.compiled.predict, state, placed))
+                predicted.append(_rows((found, batch), batch["mask"]))
             if self.interruption.asked:
                 raise Interrupted
-        return metrics_lib.compute(metrics_lib.merge([*parts, jax.device_get(last)]))
+        metrics = metrics_lib.compute(metrics_lib.merge([*parts, jax.device_get(last)]))
+        if not predicted:
+            return metrics, None
+        found, batch = jax.tree.map(lambda *leaves: np.concatenate(leaves), *predicted)
+        judgement = self.experiment.task.judge(found, batch, self.experiment.data)
+        return {**metrics, **judgement.scores}, judgement
 
     def predict(self, x: Any) -> Any:
         """Predicts from raw inputs, which take the way through the experiment's transforms.
@@ -257,6 +274,22 @@ class Run:
         if not isinstance(pipeline, Resident):
             self.experiment.task.check(batch, self.prediction, f"a batch of split {split!r}")
 
+    def _judging(self) -> set[str]:
+        """The splits whose predictions are judged: with several processes none is, which is said.
+
+        Raises:
+          UserError: what that needs is not there.
+        """
+        task, data = self.experiment.task, self.experiment.data
+        judged = {split for split in self.data.names if task.judges(split, data)}
+        if judged and jax.process_count() > 1:
+            self.say(
+                "predictions are judged in one process only: `jdl evaluate`, in one, gives the "
+                "scores that are now left out"
+            )
+            return set()
+        return judged
+
     def _prepare(self) -> None:
         experiment = self.experiment
         self.shard = Shard(jax.process_index(), jax.process_count())
@@ -278,6 +311,7 @@ class Run:
             experiment.accumulate,
             experiment.compiler_options,
         )
+        self._judged = self._judging()
         pipeline = self.pipeline("train")
         self.prediction = self.outputs(pipeline.rows(np.zeros(1, int)))
         resident = pipeline.arrays if isinstance(pipeline, Resident) else {}
@@ -298,3 +332,8 @@ def _check_vocabulary(experiment: Experiment) -> None:
             f"the tokenizer of {experiment.data.describe()} has {size} tokens, the model knows "
             f"{known}: set model.vocabulary to {size}"
         )
+
+
+def _rows(tree: Any, mask: np.ndarray) -> Any:
+    """The rows of arrays where a mask is True."""
+    return jax.tree.map(lambda leaf: leaf[mask], tree)

@@ -37,6 +37,11 @@ def series(count, columns=1):
     return {"x": x, "y": y, "value": y, "offset": 0 * one, "scale": one, "log": np.zeros(24, bool)}
 
 
+def pairs(length, vocabulary):
+    source, target = (tokens(length + extra, vocabulary, False)["tokens"] for extra in (0, 1))
+    return {"source": source, "target": target}
+
+
 STAND_INS = {
     "activations": images(28, 28, 1),
     "airline_lstm": series(12),
@@ -62,6 +67,8 @@ STAND_INS = {
     "mnist_mlp": images(28, 28, 1),
     "mnist_mlp_dropout": images(28, 28, 1),
     "mnist_transfer": images(28, 28, 1, classes=5),
+    "multi30k_lstm_attention": pairs(32, 8192),
+    "multi30k_transformer": pairs(32, 8192),
     "optimizers": images(28, 28, 1),
     "shakespeare_char_gpt": tokens(65, 65, labelled=False),
     "shakespeare_char_lstm": {**tokens(65, 65, labelled=False), "begins": np.zeros(24, bool)},

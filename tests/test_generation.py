@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import jdl
-from jdl.data import Arrays, Tokens, Streams
+from jdl.data import Arrays, Streams, Tokens
 from jdl.data.tokenizers import Alphabet, Bytes
 from jdl.decoding import Sampling
 from jdl.generation import texts

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import jdl
-from jdl.data import BPE, TFDS, Series, Source, Streams, Subset, Texts, Tokens
+from jdl.data import BPE, TFDS, Pairs, Series, Source, Streams, Subset, Texts, Tokens
 from jdl.data.base import Data
 from jdl.data.prepare import prepare
 from jdl.errors import UserError
@@ -108,7 +108,7 @@ def tiny(tmp_path_factory):
 
 def found(data, tiny):
     """The data of an experiment where they can be had: tiny, or the real ones."""
-    if isinstance(data, (Tokens, Streams)):
+    if isinstance(data, (Pairs, Streams, Tokens)):
         return dataclasses.replace(data, text=found(data.text, tiny))
     if isinstance(data, Texts):
         fractions = {"test_fraction": 0.0, "validation_fraction": 0.0}

@@ -266,15 +266,15 @@ def make_experiment(**changes):
 
 
 def test_while_the_finished_run_is_scored(tmp_path, monkeypatch):
-    real = Run.evaluate
+    real = Run.score
 
-    def evaluate(self, split="test", state=None):
+    def score(self, split="test", state=None):
         if split == "test":
             os.kill(os.getpid(), signal.SIGTERM)
         return real(self, split, state)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Run, "evaluate", evaluate)
+        patched.setattr(Run, "score", score)
         with pytest.raises(SystemExit) as ended:
             jdl.train(make_experiment(), tmp_path / "run")
     assert ended.value.code == 75

@@ -14,6 +14,7 @@ from jdl.data.base import Data, Source, Subset
 from jdl.data.documents import Documents, Texts
 from jdl.data.folder import ImageFolder
 from jdl.data.language import Streams, Tokens
+from jdl.data.pairs import Pairs, PairTable
 from jdl.data.randaugment import RandAugment
 from jdl.data.selection import Selection
 from jdl.data.series import Series
@@ -39,6 +40,8 @@ __all__ = [
     "ImageFolder",
     "MaskTokens",
     "Mixup",
+    "PairTable",
+    "Pairs",
     "RandAugment",
     "RandomAffine",
     "RandomCrop",

@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,13 +16,17 @@ MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 def read_csv(path: str | Path) -> tuple[list[str], list[list[str]]]:
     """The header and the rows of a CSV file; blank lines are left out.
 
+    Fields of a file called `.tsv` end at tabs, and quotes in them are characters like others.
+
     Raises:
       UserError: it cannot be read, is empty, or a row is longer or shorter than the header.
     """
     file = Path(path).expanduser()
+    tabbed = file.suffix.lower() == ".tsv"
+    form: Any = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabbed else {}
     try:
         with file.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.reader(stream, strict=True)
+            reader = csv.reader(stream, strict=True, **form)
             numbered = [(reader.line_num, row) for row in reader if row]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{file} cannot be read: {_reason(error)}") from error

@@ -151,7 +151,7 @@ class BPE(Encoding):
         if self.vocabulary < least:
             raise UserError(f"BPE.vocabulary must be at least {least}, not {self.vocabulary}")
 
-    def build(self, texts: Iterable[str]) -> Tokenizer:
+    def build(self, texts: Iterable[str]) -> "Pieces":
         """Learns from texts.
 
         Raises:
@@ -204,6 +204,11 @@ class Pieces:
     def encode(self, text: str) -> list[int]:
         """See `Tokenizer.encode`."""
         return self._pieces.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of several texts, by all cores."""
+        found = self._pieces.encode_batch(list(texts), add_special_tokens=False)
+        return [each.ids for each in found]
 
     def decode(self, tokens: Sequence[int]) -> str:
         """See `Tokenizer.decode`."""

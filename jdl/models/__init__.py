@@ -23,6 +23,7 @@ from jdl.models.resnet import (
 )
 from jdl.models.rnn import RNN
 from jdl.models.seq2seq import EncoderDecoder, TransformerBase, TransformerBig
+from jdl.models.seq2seq_lstm import LSTMEncoderDecoder
 from jdl.models.vit import ViT, ViTBase16, ViTLarge16, ViTSmall16, ViTTiny16
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "EncoderDecoder",
     "GPT2Large",
     "GPT2Medium",
+    "LSTMEncoderDecoder",
     "RecurrentLM",
     "ResNet",
     "ResNet8",

@@ -1,21 +1,24 @@
 """Learning problems: what is minimised, measured and predicted."""
 
-from jdl.tasks.base import Task, forward
+from jdl.tasks.base import Judgement, Task, forward
 from jdl.tasks.binary import BinaryClassification
 from jdl.tasks.classification import Classification, balanced_weights
 from jdl.tasks.forecast import Forecast
 from jdl.tasks.language import LanguageModeling
 from jdl.tasks.masked import MaskedLanguageModeling
 from jdl.tasks.regression import Regression
+from jdl.tasks.translation import Translation
 
 __all__ = [
     "BinaryClassification",
     "Classification",
     "Forecast",
+    "Judgement",
     "LanguageModeling",
     "MaskedLanguageModeling",
     "Regression",
     "Task",
+    "Translation",
     "balanced_weights",
     "forward",
 ]

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from jdl.data.base import Data
 from jdl.errors import UserError
 from jdl.metrics import Metrics
 from jdl.state import TrainState
@@ -58,6 +59,15 @@ def _named(model: nn.Module, **named: Any) -> Any:
 def takes(model: nn.Module, name: str) -> bool:
     """Whether a module's `__call__` names this argument."""
     return name in inspect.signature(type(model).__call__).parameters
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What is said on the host of all predictions for a split."""
+
+    scores: Mapping[str, float]  # by name, beside the metrics of `Task.evaluate`
+    signatures: Mapping[str, str]  # of those scores that are defined in several ways, which it is
+    lines: Sequence[str]  # the predictions as text, one for each example
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +148,25 @@ class Task:
 
     def predict(self, model: nn.Module, state: TrainState, batch: Batch) -> Any:
         """The prediction for each row of `batch[self.inputs]`."""
+        raise NotImplementedError
+
+    def judges(self, split: str, data: Data) -> bool:
+        """Whether the predictions for a split are to be judged, for which they must be computed.
+
+        Raises:
+          UserError: what that needs is not there.
+        """
+        del split, data
+        return False
+
+    def judge(self, prediction: Any, batch: Mapping[str, np.ndarray], data: Data) -> Judgement:
+        """Scores that are no means over examples, or need texts; asked for where it `judges`.
+
+        Args:
+          prediction: what `predict` gives for all examples of a split, in order.
+          batch: the arrays of those examples, before the device transforms.
+          data: what the split is one of.
+        """
         raise NotImplementedError
 
     def describe(self, prediction: Any, names: Sequence[str]) -> dict[str, Json]:

@@ -1,0 +1,20 @@
+"""LSTMs with attention that translate from English to German, beside `multi30k_transformer`.
+
+    TFDS_DATA_DIR=DIR jdl train multi30k_lstm_attention
+
+Encoder as in Bahdanau et al. (2015), attention as in Luong et al. (2015); data, tokens, batches and
+schedule are the transformer's.
+"""
+
+import dataclasses
+
+from multi30k_transformer import experiment as transformer
+
+from jdl.models import LSTMEncoderDecoder
+
+experiment = dataclasses.replace(
+    transformer,
+    model=LSTMEncoderDecoder(vocabulary=8192, layers=2, units=256, dropout=0.3),
+    # On CPUs the small products of each time step are faster without YNNPACK.
+    compiler_options=(("xla_cpu_experimental_ynn_fusion_type", "LIBRARY_FUSION_TYPE_REDUCE"),),
+)

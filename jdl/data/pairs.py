@@ -1,0 +1,172 @@
+"""Pairs of texts, one the translation of the other, as the ids of pieces of words."""
+
+import functools
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jdl.data.arrays import ArraySource
+from jdl.data.base import Data, Reader, Source, read_many
+from jdl.data.files import read_columns
+from jdl.data.tokenizers import BOS, BPE, EOS, PAD, Encoding, Pieces, Tokenizer
+from jdl.errors import UserError, nearest
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairTable(Data):
+    """A CSV or TSV file of texts: an example holds a row's fields, by the names of the columns."""
+
+    path: str = field(kw_only=False)  # of the file, whose first row names its columns
+
+    def load(self) -> dict[str, Source]:
+        """One split, `train`.
+
+        Raises:
+          UserError: the file cannot be read.
+        """
+        columns = read_columns(self.path)
+        texts = {name: np.array(column, object) for name, column in columns.items()}
+        return {"train": ArraySource(texts)}
+
+    def describe(self) -> str:
+        """The file's name."""
+        return Path(self.path).name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pairs(Data):
+    """Pairs of texts as token ids, for translation: `source` and `target`.
+
+    `source` (source_length,) int32 ends with `<eos>`; `target` (target_length + 1,) int32 begins
+    with `<bos>` and ends with `<eos>`; both are padded with 0 behind. Pieces are learned from both
+    sides of the training split together. Training texts that are longer lose their end; how many
+    is logged. The other splits are scored whole: where need be, their arrays are longer.
+    """
+
+    text: Data = field(kw_only=False)  # the set, whose splits are taken; its examples hold texts
+    source: str = "en"  # feature or column that is translated
+    target: str = "de"  # what it is translated to
+    encoding: Encoding = BPE(vocabulary=8192)  # pieces of both languages together
+    source_length: int = 48  # tokens of a training source, `<eos>` included
+    target_length: int = 48  # tokens of a training target, `<eos>` included
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("source_length", "target_length"):
+            if getattr(self, name) < 2:
+                raise UserError(f"data.{name} must be at least 2, not {getattr(self, name)}")
+
+    def splits(self) -> dict[str, Source]:
+        """Those of the text, encoded once.
+
+        Raises:
+          UserError: an example lacks one of the texts, or it is empty.
+        """
+        return dict(self._arrays_of_splits)
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """Texts to translate, (texts, length) int32: `source_length`, or longer rather than cut."""
+        return _padded(self._pieces().encode_batch(texts), self.source_length)
+
+    def reader(self) -> Reader:
+        """Raises a UserError: what a file says is translated by `jdl translate`."""
+        raise UserError(
+            f"{self.describe()} holds pairs of texts: `jdl translate` translates the lines that it "
+            f"is given, and predict does not"
+        )
+
+    def describe(self) -> str:
+        """That of the text."""
+        return self.text.describe()
+
+    @functools.cached_property
+    def _texts(self) -> dict[str, tuple[list[str], list[str]]]:
+        """The sources and the targets of each split."""
+        return {name: self._read(name, source) for name, source in self.text.splits().items()}
+
+    @functools.cached_property
+    def _arrays_of_splits(self) -> dict[str, Source]:
+        pieces = self._pieces()
+        return {name: self._arrays(name, both, pieces) for name, both in self._texts.items()}
+
+    def _make_tokenizer(self) -> Tokenizer:
+        return self.encoding.build(text for side in self._texts["train"] for text in side)
+
+    def _pieces(self) -> Pieces:
+        """The tokenizer, which has tokens that begin, end and pad a text."""
+        pieces = self.tokenizer()
+        if not isinstance(pieces, Pieces):
+            raise UserError(
+                f"the texts of {self.describe()} need tokens that begin, end and pad them, which "
+                f"bytes and characters have not: set data.encoding to bpe"
+            )
+        return pieces
+
+    def _read(self, split: str, source: Source) -> tuple[list[str], list[str]]:
+        """The sources and the targets of a split."""
+        examples = read_many(source, range(len(source)))
+        for name in (self.source, self.target):
+            known = [key for key, value in examples[0].items() if isinstance(value, (str, bytes))]
+            if name not in known:
+                raise UserError(
+                    f"{self.describe()} has no text {name!r} (it has "
+                    f"{', '.join(map(repr, known)) or 'none'}){nearest(name, known)}: name both "
+                    f"with data.source and data.target"
+                )
+        sides = [[_text(e[name]) for e in examples] for name in (self.source, self.target)]
+        for name, side in zip((self.source, self.target), sides, strict=True):
+            empty = [row for row, text in enumerate(side, start=1) if not text.strip()]
+            if empty:
+                raise UserError(
+                    f"{self.describe()}: the text {name!r} of example {empty[0]} in split "
+                    f"{split!r} is empty"
+                )
+        return sides[0], sides[1]
+
+    def _arrays(self, split: str, texts: tuple[list[str], list[str]], pieces: Pieces) -> Source:
+        sources, targets = map(pieces.encode_batch, texts)
+        cut = split == "train"
+        if cut:
+            self._count_cut(sources, targets)
+        return ArraySource(
+            {
+                "source": _padded(sources, self.source_length, (), cut),
+                "target": _padded(targets, self.target_length + 1, (BOS,), cut),
+            }
+        )
+
+    def _count_cut(self, sources: list[list[int]], targets: list[list[int]]) -> None:
+        cut = sum(
+            len(s) >= self.source_length or len(t) >= self.target_length
+            for s, t in zip(sources, targets, strict=True)
+        )
+        if cut:
+            _log.warning(
+                "%d of %d training pairs of %s are longer than %d and %d tokens and lose their end",
+                cut, len(sources), self.describe(), self.source_length, self.target_length,
+            )  # fmt: skip
+
+
+def _padded(
+    texts: list[list[int]], length: int, begin: tuple[int, ...] = (), cut: bool = False
+) -> np.ndarray:
+    """Ids after `begin` and before `<eos>`, padded behind to `length`.
+
+    What is longer makes all longer, or is cut.
+    """
+    rows = [[*begin, *ids, EOS] for ids in texts]
+    length = length if cut else max(length, *map(len, rows))
+    padded = np.full((len(rows), length), PAD, np.int32)
+    for row, ids in zip(padded, rows, strict=True):
+        row[: len(ids)] = ids[:length]
+    return padded
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)

@@ -1,0 +1,135 @@
+"""Recurrent networks that translate with attention (Bahdanau et al., 2015; Luong et al., 2015)."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jdl import ops
+from jdl.layers import LSTM
+from jdl.layers.recurrent import State
+from jdl.state import CACHE
+
+
+class LSTMEncoderDecoder(nn.Module):
+    """LSTMs read a source in both directions; others write from left to right and attend to it.
+
+    Takes and gives what `EncoderDecoder` does, and has its methods. The decoder begins with a
+    projection of the mean of what the encoder gives (Sennrich et al., 2017); its last layer attends
+    to that, and context and state together give the logits (Luong et al., 2015, section 3.1, the
+    score `general`). A context is not fed to the next step, so that all steps attend at once. Both
+    sides and the logits share one embedding.
+    """
+
+    vocabulary: int = 8192  # tokens that there are, of both languages
+    layers: int = 2  # recurrent layers of the encoder, and of the decoder
+    units: int = 256  # of the embedding and of each layer, half of them for each way of reading
+    padding: int = 0  # the token that fills sequences up
+    dropout: float = 0.2  # share dropped of the embeddings and of what each layer hands upwards
+    dtype: Any = jnp.float32  # of the computation; parameters are float32
+
+    def setup(self) -> None:
+        """Names the parts."""
+        init = nn.initializers.normal(self.units**-0.5)
+        self.embedding = self.param("embedding", init, (self.vocabulary, self.units))
+        half = self.units // 2
+        self.forwards = [LSTM(half, self.dtype) for _ in range(self.layers)]
+        self.backwards = [LSTM(half, self.dtype) for _ in range(self.layers)]
+        self.decoders = [LSTM(self.units, self.dtype) for _ in range(self.layers)]
+        self.begins = [nn.Dense(self.units, dtype=self.dtype) for _ in range(self.layers)]
+        self.query = nn.Dense(self.units, use_bias=False, dtype=self.dtype)
+        self.combine = nn.Dense(self.units, use_bias=False, dtype=self.dtype)
+        self.drop = nn.Dropout(self.dropout)
+
+    def __call__(
+        self,
+        source: jax.Array,
+        tokens: jax.Array,
+        targets: jax.Array | None = None,
+        weights: jax.Array | None = None,
+        smoothing: float = 0.0,
+        train: bool = False,
+    ) -> jax.Array:
+        """Logits, or with targets the sum of cross-entropies, their labels smoothed."""
+        x = self._decoded(tokens, self.encode(source, train), source, train=train)
+        if targets is None:
+            return self._logits(x)
+        weights = jnp.ones(targets.shape) if weights is None else weights
+        return ops.linear_cross_entropy(
+            x.reshape(-1, self.units), self.embedding, targets.reshape(-1), weights.reshape(-1),
+            smoothing=smoothing,
+        )  # fmt: skip
+
+    def encode(self, source: jax.Array, train: bool = False) -> jax.Array:
+        """The source (batch, keys) as a memory (batch, keys, units)."""
+        turned = self._turned(source)
+        x = self._embed(source, train)
+        for forward, backward in zip(self.forwards, self.backwards, strict=True):
+            back = _take(backward(_take(x, turned)), turned)
+            x = self._drop(jnp.concatenate([forward(x), back], -1), train)
+        return x
+
+    def decode(
+        self,
+        tokens: jax.Array,
+        memory: jax.Array,
+        source: jax.Array,
+        positions: jax.Array | None = None,
+        decode: bool = False,
+    ) -> jax.Array:
+        """Logits (batch, time, vocabulary) of tokens, given what `encode` made of the source.
+
+        With `decode` the call goes on from the states in the collection `cache`; the first such
+        call makes it, as it is before any token. `positions` change nothing.
+        """
+        del positions
+        return self._logits(self._decoded(tokens, memory, source, decode=decode))
+
+    def _decoded(
+        self,
+        tokens: jax.Array,
+        memory: jax.Array,
+        source: jax.Array,
+        train: bool = False,
+        decode: bool = False,
+    ) -> jax.Array:
+        seen = source != self.padding
+        mean = jnp.where(seen[..., None], memory, 0).sum(1) / seen.sum(1, keepdims=True)
+        x = self._embed(tokens, train)
+        for index, layer in enumerate(self.decoders):
+            state = jnp.tanh(self.begins[index](mean)), layer.zero(len(tokens))[1]
+            x = self._drop(self._resumed(index, layer, x, state, decode), train)
+        heads = (y[:, :, None] for y in (self.query(x), memory, memory))
+        context = ops.attention(*heads, mask=seen[:, None, None])[:, :, 0]
+        return self._drop(jnp.tanh(self.combine(jnp.concatenate([context, x], -1))), train)
+
+    def _resumed(
+        self, index: int, layer: LSTM, x: jax.Array, state: State, decode: bool
+    ) -> jax.Array:
+        """What a layer gives, in `decode` from the state that it was left in."""
+        name = f"decoder_{index}"
+        made = decode and self.has_variable(CACHE, name)
+        x, last = layer.resume(x, self.get_variable(CACHE, name) if made else state)
+        if decode:
+            self.put_variable(CACHE, name, last if made else state)
+        return x
+
+    def _turned(self, source: jax.Array) -> jax.Array:
+        """Where the tokens of each row stand from the last to the first, padding behind them."""
+        places, count = jnp.arange(source.shape[1]), (source != self.padding).sum(1)[:, None]
+        return jnp.where(places < count, count - 1 - places, places)
+
+    def _embed(self, tokens: jax.Array, train: bool) -> jax.Array:
+        return self._drop(self.embedding[tokens].astype(self.dtype), train)
+
+    def _drop(self, x: jax.Array, train: bool) -> jax.Array:
+        return self.drop(x, deterministic=not train)
+
+    def _logits(self, x: jax.Array) -> jax.Array:
+        return (x @ self.embedding.astype(self.dtype).T).astype(jnp.float32)
+
+
+def _take(x: jax.Array, places: jax.Array) -> jax.Array:
+    """x (batch, time, features) at places (batch, time)."""
+    return jnp.take_along_axis(x, places[..., None], axis=1)

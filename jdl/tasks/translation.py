@@ -1,0 +1,154 @@
+"""Translation: one sequence of tokens from another."""
+
+import functools
+import importlib.util
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jdl.data.base import Data
+from jdl.data.tokenizers import BOS, EOS, MASK, PAD, Tokenizer
+from jdl.decoding.greedy import decoder, greedy
+from jdl.errors import UserError
+from jdl.metrics import Mean, Perplexity
+from jdl.state import TrainState
+from jdl.tasks.base import Judgement, Task, forward
+from jdl.typing import Batch, Key, PyTree
+
+
+@dataclass(frozen=True, kw_only=True)
+class Translation(Task):
+    """Cross-entropy of each token of a target, given the source and the tokens before it.
+
+    A batch holds sources (batch, keys) and targets (batch, length + 1), int32 and padded with 0
+    behind, as `jdl.data.Pairs` makes them: the model reads all of a target but the last token and
+    predicts all but the first. Its `__call__(source, tokens, targets, weights, smoothing, train)`
+    gives the weighted sum of cross-entropies, without `targets` logits (batch, length, vocabulary);
+    with `encode` and `decode` it writes, as `jdl.models.EncoderDecoder` does.
+
+    Metrics over tokens, of which padding is none: `loss` in nats, `perplexity` and `accuracy`, as a
+    fraction. Training rows have the loss that is minimised, which is smoothed, alone. Of the splits
+    in `bleu`, where the data has a tokenizer, also SacreBLEU from 0 to 100 (Post, 2018).
+    """
+
+    inputs: str = "source"  # name of the sources in a batch
+    targets: str = "target"  # name of what they are translated to
+    label_smoothing: float = 0.1  # share of the target spread over all tokens (Szegedy, 2016)
+    longer: int = 50  # tokens that a translation may have more than its source
+    bleu: tuple[str, ...] = ("test",)  # splits that are translated and scored by BLEU
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise UserError(f"label_smoothing is a share in [0, 1), not {self.label_smoothing}")
+        if self.longer < 0:
+            raise UserError(f"task.longer must not be negative, but is {self.longer}")
+
+    def init(self, model: nn.Module, key: Key, batch: Batch) -> dict[str, PyTree]:
+        """See `Task.init`."""
+        return dict(model.init(key, batch[self.inputs], batch[self.targets][:, :-1]))
+
+    def score(
+        self,
+        model: nn.Module,
+        params: PyTree,
+        state: TrainState,
+        batch: Batch,
+        *,
+        train: bool,
+        key: Key | None = None,
+    ) -> tuple[dict[str, Mean], dict[str, PyTree]]:
+        """See `Task.score`; the weight is the number of tokens."""
+        source, tokens = batch[self.inputs], batch[self.targets][:, :-1]
+        targets = batch[self.targets][:, 1:]
+        weights = ((targets != PAD) & batch["mask"][:, None]).astype(jnp.float32)
+        call = functools.partial(forward, model, params, state.collections, source, tokens)
+        if train:
+            total, collections = call(
+                targets, weights, smoothing=self.label_smoothing, train=True, key=key
+            )
+            return {"loss": Mean(total, weights.sum())}, collections
+        logits, collections = call(train=False)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+        loss = Mean.of(losses, weights)
+        right = (logits.argmax(-1) == targets).astype(jnp.float32)
+        return {
+            "loss": loss,
+            "perplexity": Perplexity(loss.total, loss.count),
+            "accuracy": Mean.of(right, weights),
+        }, collections
+
+    def predict(self, model: nn.Module, state: TrainState, batch: Batch) -> jax.Array:
+        """Translations (batch, longest) int32, filled up with `<eos>`."""
+        source = batch[self.inputs]
+        longest = source.shape[1] + self.longer
+        longest = min(longest, getattr(model, "context", longest))
+        variables = {"params": state.params, **state.collections}
+        step, cache = decoder(model, variables, source, longest, never=(PAD, BOS, MASK))
+        first = jnp.full(len(source), BOS, jnp.int32)
+        found = greedy(step, cache, first, 0, longest, end=EOS)
+        # Padding of the source must not let a translation that does not end be longer.
+        limits = (source != PAD).sum(1, keepdims=True) + self.longer
+        return jnp.where(jnp.arange(longest) < limits, found, EOS)
+
+    def judges(self, split: str, data: Data) -> bool:
+        """Whether BLEU is asked for, of data that has a tokenizer.
+
+        Raises:
+          UserError: `sacrebleu` is not installed.
+        """
+        if split not in self.bleu or not data.has_tokenizer:
+            return False
+        if importlib.util.find_spec("sacrebleu") is None:
+            raise UserError(
+                "scoring by BLEU needs the package sacrebleu: pip install 'jdl-research[text]', or "
+                "set task.bleu to ()"
+            )
+        return True
+
+    def judge(self, prediction: Any, batch: Mapping[str, np.ndarray], data: Data) -> Judgement:
+        """`bleu`, with the signature of SacreBLEU; the lines are the translations."""
+        tokenizer = data.tokenizer()
+        lines = texts(prediction, tokenizer)
+        bleu, signature = corpus_bleu(lines, texts(batch[self.targets], tokenizer))
+        return Judgement({"bleu": bleu}, {"bleu": signature}, lines)
+
+    def check(self, batch: Mapping[str, np.ndarray], outputs: Any, where: str) -> None:
+        """Also raises where sources or targets are no sequences of tokens."""
+        super().check(batch, outputs, where)
+        for name in (self.inputs, self.targets):
+            tokens = np.asarray(batch[name])
+            if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer):
+                raise UserError(
+                    f"{where}: {name!r} has shape {tokens.shape} and dtype {tokens.dtype}, where "
+                    f"translation needs sequences of integers"
+                )
+            empty = np.flatnonzero((tokens == PAD).all(1))
+            if empty.size:
+                raise UserError(f"{where}: {name!r} has no tokens at row {empty[0]}")
+
+
+def texts(tokens: np.ndarray, tokenizer: Tokenizer) -> list[str]:
+    """The text of each row of tokens (rows, length), special ones left out."""
+    return [tokenizer.decode(row) for row in np.asarray(tokens).tolist()]
+
+
+def corpus_bleu(found: Sequence[str], expected: Sequence[str]) -> tuple[float, str]:
+    """BLEU from 0 to 100 (Papineni et al., 2002) and its signature, by SacreBLEU's defaults.
+
+    That is: cased and detokenised texts, which it splits into words as `13a` does.
+
+    Args:
+      found: translations, as text.
+      expected: as many references.
+    """
+    from sacrebleu.metrics.bleu import BLEU
+
+    metric = BLEU(tokenize="13a")
+    score = metric.corpus_score(found, [expected])
+    return score.score, str(metric.get_signature())
