@@ -1,5 +1,6 @@
 """The commands of `jdl`, as functions whose arguments tyro reads from the command line."""
 
+import dataclasses
 import json
 import sys
 import time
@@ -144,6 +145,8 @@ def translate(
     directory: Annotated[Positional[Path], arg(metavar="RUN")],
     /,
     text: tuple[str, ...] = (),
+    beams: int = 4,
+    alpha: float = 0.6,
     experiment: Path | None = None,
 ) -> None:
     """Translate texts, or the lines of the standard input, by the model of a run.
@@ -154,6 +157,8 @@ def translate(
     Args:
         directory: a run directory.
         text: to translate, one or several; none: each line of the standard input.
+        beams: beginnings that are kept as a translation is searched for; 1 is quickest.
+        alpha: power of the penalty on length; more of it favours longer translations.
         experiment: an experiment file of your own to use instead of the directory's.
     """
     from jdl.predict import check_translates, open_to_predict, translate
@@ -161,7 +166,9 @@ def translate(
 
     recorded = read_run(directory, experiment)
     check_translates(directory, recorded.experiment)
-    run = open_to_predict(directory, recorded.experiment, recorded.file.name)
+    task = dataclasses.replace(recorded.experiment.task, beams=beams, alpha=alpha)
+    changed = dataclasses.replace(recorded.experiment, task=task)
+    run = open_to_predict(directory, changed, recorded.file.name)
     for line in translate(run, text or (line.rstrip("\r\n") for line in sys.stdin)):
         print(" ".join(line.split("\n")), flush=True)
 

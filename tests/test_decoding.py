@@ -319,19 +319,31 @@ def test_the_length_penalty_is_that_of_the_paper():
     assert score[0] == pytest.approx(np.log(0.6 * 0.98**2) * 6 / 8, rel=1e-5)
 
 
-def translator():
-    model = EncoderDecoder(vocabulary=4, context=12, layers=2, heads=2, width=8, dropout=0.0)
+def translator(vocabulary=4):
+    """A model whose words depend much on the source, and three sources."""
+    model = EncoderDecoder(
+        vocabulary=vocabulary, context=12, layers=2, heads=2, width=8, dropout=0.0
+    )
     sources = jnp.array([[1, 2, 3, 3, 1], [3, 1, 2, 0, 0], [2, 2, 0, 0, 0]], jnp.int32)
-    return model, drawn(model, sources, sources), sources
+    factors = {"kernel": 3.0, "bias": 0.0, "scale": 1.0, "embedding": 0.3}
+    params = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf * factors[path[-1].key], drawn(model, sources, sources)
+    )
+    return model, params, sources
+
+
+def translated(model, params, sources, length, **options):
+    def run(params, sources):
+        return translate(model, {"params": params}, sources, length, begin=1, end=2, **options)
+
+    return np.array(jax.jit(run)(params, sources))
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.8])
 def test_a_wide_beam_finds_the_best_translation(alpha):
     model, params, sources = translator()
     length, begin, end = 3, 1, 2
-    found = translate(
-        model, params, sources, length, begin=begin, end=end, beams=4**length, alpha=alpha
-    )
+    found = translated(model, params, sources, length, beams=4**length, alpha=alpha)
     said, every = jax.jit(model.apply), np.array(list(itertools.product(range(4), repeat=length)))
     for source, tokens in zip(sources, found, strict=True):
         given = np.concatenate([np.full((len(every), 1), begin), every[:, :-1]], 1)
@@ -346,14 +358,14 @@ def test_a_wide_beam_finds_the_best_translation(alpha):
         assert tokens.tolist() == best(known.__getitem__, 4, length, end, alpha)[0]
 
 
-def test_a_translation_depends_on_its_source_alone_and_not_on_padding():
-    model, params, sources = translator()
-    options = {"begin": 1, "end": 2, "beams": 3}
-    together = translate(model, params, sources, 8, **options)
+@pytest.mark.parametrize("beams", [1, 3])
+def test_a_translation_depends_on_its_source_alone_and_not_on_padding(beams):
+    model, params, sources = translator(vocabulary=17)
+    together = translated(model, params, sources, 8, beams=beams)
     assert len({tuple(row) for row in together.tolist()}) > 1
     for source, tokens in zip(sources, together, strict=True):
         bare = source[source != 0][None]
-        np.testing.assert_array_equal(translate(model, params, bare, 8, **options)[0], tokens)
+        np.testing.assert_array_equal(translated(model, params, bare, 8, beams=beams)[0], tokens)
 
 
 @pytest.mark.parametrize(
@@ -389,4 +401,4 @@ def test_what_cannot_be_is_refused_in_a_sentence(call, message, monkeypatch):
 def test_targets_beyond_the_context_are_refused():
     model, params, sources = translator()
     with pytest.raises(UserError, match=r"targets of 13 tokens do not fit .* of 12"):
-        translate(model, params, sources, 13, begin=1, end=2)
+        translated(model, params, sources, 13)

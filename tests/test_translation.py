@@ -17,7 +17,8 @@ from benchmarks.results import row
 from jdl import ops
 from jdl.data import Arrays, Pairs
 from jdl.data.tokenizers import BOS, BPE, EOS, MASK, PAD
-from jdl.decoding.greedy import decoder, greedy
+from jdl.decoding import greedy
+from jdl.decoding.translation import decoder
 from jdl.errors import UserError
 from jdl.experiment import expectation
 from jdl.models import EncoderDecoder, LSTMEncoderDecoder

@@ -1,8 +1,10 @@
 """Tokens from a model, one after the other: drawn, or searched for. Pure functions."""
 
 from jdl.decoding.autoregressive import generate, stream
-from jdl.decoding.beam import beam_search, length_penalty, translate
+from jdl.decoding.beam import beam_search, length_penalty
+from jdl.decoding.greedy import greedy
 from jdl.decoding.sampling import Sampling, draw, filtered
+from jdl.decoding.translation import translate
 
 __all__ = [
     "Sampling",
@@ -10,6 +12,7 @@ __all__ = [
     "draw",
     "filtered",
     "generate",
+    "greedy",
     "length_penalty",
     "stream",
     "translate",

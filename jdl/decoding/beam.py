@@ -1,55 +1,13 @@
 """Beam search: a sequence of high probability, of which several beginnings are kept."""
 
-from functools import partial
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from jdl.decoding.cache import Step, batch_axes, reorder, repeat
+from jdl.decoding.cache import Step, reorder, repeat
 from jdl.errors import UserError
-from jdl.state import CACHE
 from jdl.typing import PyTree
-
-
-def translate(
-    model: nn.Module,
-    params: PyTree,
-    sources: Any,
-    length: int,
-    *,
-    begin: int,
-    end: int,
-    beams: int = 4,
-    alpha: float = 0.6,
-) -> np.ndarray:
-    """The target that beam search finds for each source.
-
-    Compiled once for each shape of the sources and setting.
-
-    Args:
-      model: has the methods `encode` and `decode` of `jdl.models.EncoderDecoder`.
-      params: its parameters.
-      sources: (rows, keys) int32, filled up with the model's padding.
-      length: of the longest target, its end included.
-      begin: the token that stands before a target.
-      end: the token that ends one.
-      beams: see `beam_search`.
-      alpha: see `beam_search`.
-
-    Returns:
-      (rows, length) int32, filled up with `end` from where a target ends.
-
-    Raises:
-      UserError: sources or length are beyond the model's context, or a setting is out of range.
-    """
-    context = getattr(model, "context", length)
-    if length > context:
-        raise UserError(f"targets of {length} tokens do not fit the model's context of {context}")
-    found = _translate(model, params, jnp.asarray(sources), length, begin, end, beams, alpha)
-    return np.array(found[0])
 
 
 def beam_search(
@@ -158,43 +116,3 @@ def _extend(
 def _pick(x: jax.Array, index: jax.Array) -> jax.Array:
     """x (rows, n, ...) at index (rows, m) of each row."""
     return jnp.take_along_axis(x, index.reshape(*index.shape, *[1] * (x.ndim - 2)), 1)
-
-
-@partial(jax.jit, static_argnames=("model", "length", "begin", "end", "beams", "alpha"))
-def _translate(
-    model: nn.Module,
-    params: PyTree,
-    sources: jax.Array,
-    length: int,
-    begin: int,
-    end: int,
-    beams: int,
-    alpha: float,
-) -> tuple[jax.Array, jax.Array]:
-    variables = {"params": params}
-
-    def encoded(sources: jax.Array) -> jax.Array:
-        return model.apply(variables, sources, method="encode")  # type: ignore[return-value]
-
-    def begun(sources: jax.Array) -> PyTree:
-        tokens, positions = jnp.zeros((len(sources), length), jnp.int32), jnp.arange(length)[None]
-        return model.apply(
-            variables, tokens, encoded(sources), sources, positions,
-            decode=True, mutable=CACHE, method="decode",
-        )[1][CACHE]  # fmt: skip
-
-    wide = jnp.repeat(sources, beams, 0)
-    memory = jnp.repeat(encoded(sources), beams, 0)
-
-    def step(tokens: jax.Array, position: jax.Array, cache: PyTree) -> tuple[jax.Array, PyTree]:
-        logits, changed = model.apply(
-            {**variables, CACHE: cache}, tokens, memory, wide, position[None, None],
-            decode=True, mutable=CACHE, method="decode",
-        )  # fmt: skip
-        return logits, changed[CACHE]
-
-    axes = batch_axes(lambda rows: begun(jnp.zeros((rows, sources.shape[1]), jnp.int32)))
-    first = jnp.full(len(sources), begin, jnp.int32)
-    return beam_search(
-        step, begun(sources), axes, first, 0, length, end=end, beams=beams, alpha=alpha
-    )

@@ -14,7 +14,7 @@ import optax
 
 from jdl.data.base import Data
 from jdl.data.tokenizers import BOS, EOS, MASK, PAD, Tokenizer
-from jdl.decoding.greedy import decoder, greedy
+from jdl.decoding import translate
 from jdl.errors import UserError
 from jdl.metrics import Mean, Perplexity
 from jdl.state import TrainState
@@ -41,13 +41,16 @@ class Translation(Task):
     targets: str = "target"  # name of what they are translated to
     label_smoothing: float = 0.1  # share of the target spread over all tokens (Szegedy, 2016)
     longer: int = 50  # tokens that a translation may have more than its source
+    beams: int = 1  # beginnings that are kept as a translation is searched for; 1: greedy
+    alpha: float = 0.6  # power of the length penalty where there are several (Wu et al., 2016)
     bleu: tuple[str, ...] = ("test",)  # splits that are translated and scored by BLEU
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
             raise UserError(f"label_smoothing is a share in [0, 1), not {self.label_smoothing}")
-        if self.longer < 0:
-            raise UserError(f"task.longer must not be negative, but is {self.longer}")
+        for name, least in (("longer", 0), ("beams", 1), ("alpha", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"task.{name} must be at least {least}, not {getattr(self, name)}")
 
     def init(self, model: nn.Module, key: Key, batch: Batch) -> dict[str, PyTree]:
         """See `Task.init`."""
@@ -89,9 +92,10 @@ class Translation(Task):
         longest = source.shape[1] + self.longer
         longest = min(longest, getattr(model, "context", longest))
         variables = {"params": state.params, **state.collections}
-        step, cache = decoder(model, variables, source, longest, never=(PAD, BOS, MASK))
-        first = jnp.full(len(source), BOS, jnp.int32)
-        found = greedy(step, cache, first, 0, longest, end=EOS)
+        found = translate(
+            model, variables, source, longest, begin=BOS, end=EOS, never=(PAD, BOS, MASK),
+            beams=self.beams, alpha=self.alpha,
+        )  # fmt: skip
         # Padding of the source must not let a translation that does not end be longer.
         limits = (source != PAD).sum(1, keepdims=True) + self.longer
         return jnp.where(jnp.arange(longest) < limits, found, EOS)
