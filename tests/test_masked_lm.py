@@ -158,7 +158,7 @@ def experiment(**changes):
         "optimizer": Adam(0.01),
         "strategy": Single(),
         "hooks": (),
-        "steps": 80,
+        "steps": 60,
         "batch_size": 16,
     }
     return jdl.Experiment(**settings | changes)

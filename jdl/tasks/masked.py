@@ -1,6 +1,6 @@
 """Masked language modelling: tokens that were hidden, from those on both sides."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from jdl.metrics import Mean, Perplexity
 from jdl.state import TrainState
 from jdl.tasks.base import Task, forward, takes
 from jdl.tasks.language import check_tokens
-from jdl.typing import Batch, Key, PyTree
+from jdl.typing import Batch, Json, Key, PyTree
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +82,11 @@ class MaskedLanguageModeling(Task):
         inputs = (model, state.params, state.collections, batch[self.inputs])
         logits, _ = forward(*inputs, places=batch["places"], train=False)
         return jax.nn.softmax(logits.astype(jnp.float32))
+
+    def describe(self, prediction: Any, names: Sequence[str]) -> dict[str, Json]:
+        """The likeliest token at each place."""
+        del names
+        return {"prediction": np.argmax(prediction, -1).tolist()}
 
     def check(self, batch: Mapping[str, np.ndarray], outputs: Any, where: str) -> None:
         """Also raises for tokens that the model does not know."""
