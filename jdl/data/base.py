@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 
 from jdl.data.files import MODES, decode, read_texts
+from jdl.data.tokenizers import Tokenizer
 from jdl.data.transforms import Resize
 from jdl.errors import UserError, nearest
 from jdl.typing import Batch, Keys
@@ -157,6 +158,14 @@ class Data:
         Empty where they have no names.
         """
         return ()
+
+    def tokenizer(self) -> Tokenizer:
+        """How texts become the tokens of its examples.
+
+        Raises:
+          UserError: it has none.
+        """
+        raise UserError(f"{self.describe()} has no tokenizer")
 
     def fingerprint(self, source: Source) -> dict[str, Any]:
         """Identifies the examples of a split: source, version and SHA-256."""

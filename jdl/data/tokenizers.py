@@ -1,5 +1,6 @@
 """How text becomes tokens: by bytes, by characters, or by pieces learned from the training text."""
 
+import functools
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -147,28 +148,33 @@ class Pieces:
 
     text: str
 
-    def __post_init__(self) -> None:
+    def __reduce__(self) -> Any:
+        # Without what is cached: a pickled tokenizer of the library forgets how it was set.
+        return Pieces, (self.text,)
+
+    @functools.cached_property
+    def _pieces(self) -> Any:
         pieces = _library().Tokenizer.from_str(self.text)
         pieces.encode_special_tokens = True  # "<eos>" in a text is five characters, no command
-        object.__setattr__(self, "_pieces", pieces)
+        return pieces
 
     @property
     def size(self) -> int:
         """See `Tokenizer.size`."""
-        return self.__dict__["_pieces"].get_vocab_size()
+        return self._pieces.get_vocab_size()
 
     def encode(self, text: str) -> list[int]:
         """See `Tokenizer.encode`."""
-        return self.__dict__["_pieces"].encode(text, add_special_tokens=False).ids
+        return self._pieces.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of several texts, by all cores."""
-        found = self.__dict__["_pieces"].encode_batch(list(texts), add_special_tokens=False)
+        found = self._pieces.encode_batch(list(texts), add_special_tokens=False)
         return [each.ids for each in found]
 
     def decode(self, tokens: Sequence[int]) -> str:
         """See `Tokenizer.decode`."""
-        return self.__dict__["_pieces"].decode(list(map(int, tokens)), skip_special_tokens=True)
+        return self._pieces.decode(list(map(int, tokens)), skip_special_tokens=True)
 
     def to_json(self) -> str:
         """See `Tokenizer.to_json`."""

@@ -157,5 +157,7 @@ def corpus_bleu(found: Sequence[str], expected: Sequence[str]) -> tuple[float, s
 
 def _tokenizer(data: Data) -> Tokenizer | None:
     """That of the data, where it has one."""
-    find = getattr(data, "tokenizer", None)
-    return find() if find else None
+    try:
+        return data.tokenizer()
+    except UserError:
+        return None
