@@ -63,8 +63,8 @@ class Pairs(Data):
                 raise UserError(f"data.{name} must be at least 2, not {getattr(self, name)}")
         if self.encoding.lowercase:
             raise UserError(
-                "data.encoding.lowercase must stay false: a translation has capitals, and is scored "
-                "with them"
+                "data.encoding.lowercase must stay false: translations have capitals, and are "
+                "scored with them"
             )
 
     def splits(self) -> dict[str, Source]:
