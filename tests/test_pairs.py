@@ -133,6 +133,8 @@ def test_what_cannot_be_translated_is_named(tmp_path):
         pairs(empty).splits()
     with pytest.raises(UserError, match="target_length must be at least 2, not 1"):
         pairs(target_length=1)
+    with pytest.raises(UserError, match="lowercase must stay false"):
+        pairs(encoding=BPE(lowercase=True))
     with pytest.raises(UserError, match="jdl translate"):
         pairs().reader()
 

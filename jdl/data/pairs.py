@@ -61,6 +61,11 @@ class Pairs(Data):
         for name in ("source_length", "target_length"):
             if getattr(self, name) < 2:
                 raise UserError(f"data.{name} must be at least 2, not {getattr(self, name)}")
+        if isinstance(self.encoding, BPE) and self.encoding.lowercase:
+            raise UserError(
+                "data.encoding.lowercase must stay false: translations have capitals, and are "
+                "scored with them"
+            )
 
     def splits(self) -> dict[str, Source]:
         """Those of the text, encoded once.
