@@ -13,6 +13,7 @@ from jdl.weights.layouts import ACTIVATIONS, LABELS, LAYOUTS, Entry, Layout
 
 CONFIG = "config.json"
 IMAGE = {"image_size": 224, "num_channels": 3}
+"""What images a model reads that reads images, and what transformers take where it is unsaid."""
 
 
 def read_config(directory: Path) -> tuple[Layout, dict[str, Json]]:
@@ -90,12 +91,8 @@ def labels(config: Mapping[str, Json]) -> int:
     return count if isinstance(count, int) else 2
 
 
-def write_config(model: Any, image: dict[str, int]) -> tuple[Layout, dict[str, Json]]:
-    """The layout that a model has there, and its config.json.
-
-    Args:
-      model: ours.
-      image: `image_size` and `num_channels` where it reads images.
+def write_config(model: Any) -> tuple[Layout, dict[str, Json]]:
+    """The layout that a model of ours has there, and its config.json, but for `IMAGE`.
 
     Raises:
       UserError: there is no such layout, or it cannot say what the model does.
@@ -103,9 +100,7 @@ def write_config(model: Any, image: dict[str, int]) -> tuple[Layout, dict[str, J
     found = [layout for layout in LAYOUTS if type(model) is layout.model]
     if not found:
         known = _among(_name(layout) for layout in LAYOUTS)
-        raise UserError(
-            f"transformers' layout is known for {known}, not for {type(model).__name__}"
-        )
+        raise UserError(f"transformers' layout is that of {known}, not of {type(model).__name__}")
     (layout,) = found
     wrong = [
         f"{field}={getattr(model, field)!r}, where it means {value!r}"
@@ -128,7 +123,7 @@ def write_config(model: Any, image: dict[str, int]) -> tuple[Layout, dict[str, J
         "hidden": model.hidden or 4 * model.width,
     }
     entries = {e.key: special.get(e.field, getattr(model, e.field)) for e in layout.entries}
-    config = {"architectures": [architecture], "model_type": layout.kind, **entries, **image}
+    config = {"architectures": [architecture], "model_type": layout.kind, **entries}
     count = getattr(model, "outputs", None)
     if count:
         names = {str(i): f"LABEL_{i}" for i in range(count)}

@@ -78,7 +78,8 @@ def save(model: nn.Module, params: PyTree, directory: str | Path) -> None:
     """
     directory = Path(directory).expanduser()
     arrays = _unstacked({path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(params)})
-    layout, config = write_config(model, _image(model, arrays))
+    layout, config = write_config(model)
+    config |= _image(model, arrays)
     wanted = _shapes(model, config)
     wrong = _misfits(wanted, {name: np.shape(array) for name, array in arrays.items()})
     if wrong:
