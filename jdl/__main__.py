@@ -21,6 +21,8 @@ USAGE = f"""jdl {__version__}: deep-learning research on JAX
       score a run on a whole split
   jdl predict DIR FILE ...
       predict from images, CSV files or texts; a line of JSON for each example
+  jdl export RUN FILE
+      write a run's prediction as StableHLO, which JAX runs without jdl
   jdl reproduce DIR | --all
       run a finished run again and compare; or every experiment against its promise
   jdl report RUN [--out DIR]

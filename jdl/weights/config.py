@@ -102,33 +102,55 @@ def write_config(model: Any) -> tuple[Layout, dict[str, Json]]:
         known = _among(_name(layout) for layout in LAYOUTS)
         raise UserError(f"transformers' layout is that of {known}, not of {type(model).__name__}")
     (layout,) = found
+    if wrong := _unsayable(layout, model):
+        raise UserError(
+            f"the layout of {layout.kind} cannot say of {_name(layout)}: {'; '.join(wrong)}"
+        )
+    hidden = model.hidden or 4 * model.width
+    special = {"activation": _activations(model)[0], "hidden": hidden}
+    config: dict[str, Json] = {
+        "architectures": _architectures(layout, model)[:1],
+        "model_type": layout.kind,
+        **{e.key: special.get(e.field, getattr(model, e.field)) for e in layout.entries},
+        **layout.written,
+    }
+    if count := getattr(model, "outputs", None):
+        config["id2label"] = {str(i): f"LABEL_{i}" for i in range(count)}
+        config["label2id"] = {f"LABEL_{i}": i for i in range(count)}
+    return layout, config
+
+
+def _unsayable(layout: Layout, model: Any) -> list[str]:
+    """The fields of a model whose values have no counterpart in its layout."""
     wrong = [
         f"{field}={getattr(model, field)!r}, where it means {value!r}"
         for field, value in layout.fixed.items()
         if getattr(model, field) != value
     ]
-    activation = model.activation
-    names = [name for name, function in ACTIVATIONS.items() if function is activation]
-    if not names:
-        wrong.append(f"activation={getattr(activation, '__name__', activation)}")
-    architecture = next((n for n in layout.architectures if _has_head(layout, n, model)), None)
-    if architecture is None:
+    if not _activations(model):
+        wrong.append(f"activation={getattr(model.activation, '__name__', model.activation)}")
+    if not _architectures(layout, model):
         wrong.append(f"outputs={model.outputs}")
-    if wrong:
-        raise UserError(
-            f"the layout of {layout.kind} cannot say of {_name(layout)}: {'; '.join(wrong)}"
-        )
-    special = {
-        "activation": names[0],
-        "hidden": model.hidden or 4 * model.width,
-    }
-    entries = {e.key: special.get(e.field, getattr(model, e.field)) for e in layout.entries}
-    config = {"architectures": [architecture], "model_type": layout.kind, **entries}
-    count = getattr(model, "outputs", None)
-    if count:
-        names = {str(i): f"LABEL_{i}" for i in range(count)}
-        config |= {"id2label": names, "label2id": {name: int(i) for i, name in names.items()}}
-    return layout, {**config, **layout.written}
+    return wrong
+
+
+def _activations(model: Any) -> list[str]:
+    """What transformers call the model's activation; empty where they do not know it."""
+    return [name for name, function in ACTIVATIONS.items() if function is model.activation]
+
+
+def _architectures(layout: Layout, model: Any) -> list[str]:
+    """Their classes that have the model's head."""
+
+    def fits(field: str, value: Any) -> bool:
+        given = getattr(model, field)
+        return bool(given) if value is LABELS else given == value
+
+    return [
+        name
+        for name, fields in layout.architectures.items()
+        if all(fits(field, value) for field, value in fields.items())
+    ]
 
 
 def _layout(kind: Json, path: Path) -> Layout:
@@ -139,14 +161,6 @@ def _layout(kind: Json, path: Path) -> Layout:
             f"{nearest(str(kind), known)}"
         )
     return known[kind]
-
-
-def _has_head(layout: Layout, architecture: str, model: nn.Module) -> bool:
-    for field, value in layout.architectures[architecture].items():
-        given = getattr(model, field)
-        if given != value and not (value is LABELS and given):
-            return False
-    return True
 
 
 def _value(entry: Entry, value: Json, path: Path) -> Any:
