@@ -88,7 +88,7 @@ def labels(config: Mapping[str, Json]) -> int:
     named, count = config.get("id2label"), config.get("num_labels")
     if named and isinstance(named, dict):
         return len(named)
-    return count if isinstance(count, int) else 2
+    return count if isinstance(count, int) and count > 0 else 2
 
 
 def write_config(model: Any) -> tuple[Layout, dict[str, Json]]:
