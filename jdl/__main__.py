@@ -25,6 +25,8 @@ USAGE = f"""jdl {__version__}: deep-learning research on JAX
       go on with a text, by the language model of a run
   jdl translate RUN [--text TEXT]
       translate a text, or the lines of the standard input
+  jdl export RUN FILE
+      write a run's prediction as StableHLO, which JAX runs without jdl
   jdl reproduce DIR | --all
       run a finished run again and compare; or every experiment against its promise
   jdl report RUN [--out DIR]

@@ -173,6 +173,36 @@ def translate(
         print(" ".join(line.split("\n")), flush=True)
 
 
+def export(
+    directory: Annotated[Positional[Path], arg(metavar="RUN")],
+    file: Annotated[Positional[Path], arg(metavar="FILE")],
+    /,
+    experiment: Path | None = None,
+) -> None:
+    """Write a run's prediction, weights included, as StableHLO, which JAX runs without jdl.
+
+    A file that holds an earlier export is replaced; any other is left alone. Runs the directory's
+    experiment.py: trust a run directory as you would a script.
+
+    Args:
+        directory: a run directory.
+        file: to write, such as digits.stablehlo.
+        experiment: an experiment file of your own to use instead of the directory's.
+    """
+    from jdl.export import check_target, exported, signature, write
+    from jdl.predict import open_to_predict
+    from jdl.reproduce import read_run
+
+    check_target(file)
+    recorded = read_run(directory, experiment)
+    run = open_to_predict(directory, recorded.experiment, recorded.file.name)
+    if not run.result:
+        print(f"{directory} is not finished: this is its newest checkpoint", file=sys.stderr)
+    function = exported(run)
+    write(file, function)
+    print(f"{file}: {signature(function)}")
+
+
 def reproduce(
     directory: Annotated[Positional[Path | None], arg(metavar="DIR")] = None,
     /,
@@ -342,6 +372,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "predict": predict,
     "generate": generate,
     "translate": translate,
+    "export": export,
     "reproduce": reproduce,
     "report": report,
     "compare": compare,

@@ -24,7 +24,7 @@ from jdl.run import Run
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "tfds"
 HEAVY = ["grain", "tensorflow_datasets", "orbax", "matplotlib", "sklearn", "optuna"]
-HEAVY += ["torch", "tensorflow", "tokenizers"]
+HEAVY += ["torch", "tensorflow", "tokenizers", "sacrebleu", "safetensors", "flatbuffers"]
 LIGHT = ["models", "ops", "step", "optimizers", "parallel", "tasks", "layers", "metrics", "state"]
 
 
@@ -40,6 +40,7 @@ def python(code, **options):
         "import jdl",
         "import " + ", ".join(f"jdl.{name}" for name in LIGHT),
         "import jdl; jdl.Experiment, jdl.override, jdl.train, jdl.fit, jdl.load",
+        "import jdl.weights, jdl.export",
     ],
 )
 def test_what_is_heavy_loads_when_it_is_used(code):

@@ -16,10 +16,11 @@ class BERT(nn.Module):
     """Embeddings of tokens, places and kinds, blocks normed after, and a head.
 
     Takes tokens (batch, time) int32, time up to `context`, of which `padding` is seen by none.
-    With `outputs`, the head classifies texts: logits (batch, outputs) float32 from the first place.
-    Without, it tells masked tokens: logits (batch, time, vocabulary) float32, or (batch, n,
-    vocabulary) at the `places` (batch, n) int32 that are given; given also `targets` and `weights`
-    of that shape, the weighted sum of their cross-entropies in nats, a float32 scalar.
+    With `outputs`, the head classifies texts: logits (batch, outputs) float32 from the first place;
+    with 0 of them it gives the vector (batch, width) float32 that logits are made of. Without, it
+    tells masked tokens: logits (batch, time, vocabulary) float32, or (batch, n, vocabulary) at the
+    `places` (batch, n) int32 that are given; given also `targets` and `weights` of that shape, the
+    weighted sum of their cross-entropies in nats, a float32 scalar.
     """
 
     vocabulary: int = 8192  # tokens that there are
@@ -30,7 +31,7 @@ class BERT(nn.Module):
     hidden: int | None = None  # units of the feed-forward networks; None: four times the width
     kinds: int = 2  # of tokens, such as those of a first and of a second sentence
     padding: int = 0  # the token that fills sequences up
-    outputs: int | None = None  # classes of texts; None: tell masked tokens
+    outputs: int | None = None  # classes of texts; 0: a vector of each; None: tell masked tokens
     activation: Callable[[jax.Array], jax.Array] = exact_gelu  # of the feed-forward networks
     epsilon: float = 1e-12  # of the norms
     dropout: float = 0.1  # share dropped of the embeddings and of each part of a block
@@ -56,6 +57,8 @@ class BERT(nn.Module):
         x = self._encode(embed, tokens, kinds, train)
         if self.outputs is not None:
             first = nn.tanh(self._dense(self.width, "pooler")(x[:, 0]))
+            if self.outputs == 0:
+                return first.astype(jnp.float32)
             first = nn.Dropout(self.dropout, deterministic=not train)(first)
             return self._dense(self.outputs, "logits")(first).astype(jnp.float32)
         if places is not None:

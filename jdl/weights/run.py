@@ -1,4 +1,4 @@
-"""Weights that one run ended with, as those that another begins with."""
+"""Weights that one run ended with, or transformers saved, as those that another begins with."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,24 +13,27 @@ from jdl.checkpoint import Store
 from jdl.errors import UserError
 from jdl.paths import check_modules, path_name, within
 from jdl.state import TrainState
+from jdl.weights.config import CONFIG
+from jdl.weights.huggingface import read_arrays
 
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
     """What a run begins with: weights that another run ended with, or fresh ones.
 
-    They are those that the other run is scored with. Modules are named by path, such as `Conv_0`
-    or `encoder.Dense_1`; what is left out begins as it would without another run.
+    They are those that the other run is scored with, or those of a model that Hugging Face
+    transformers saved (see `jdl.weights.load`). Modules are named by path, such as `Conv_0` or
+    `encoder.Dense_1`; what is left out begins as it would without another run.
     """
 
-    run: str | None = None  # the other run's directory; none: everything begins fresh
+    run: str | None = None  # another run's directory, or one of transformers; none: all is fresh
     modules: tuple[str, ...] = ()  # that are taken; none given: all
     leave_out: tuple[str, ...] = ()  # modules that are not taken
 
     def read(self, like: TrainState) -> dict[str, np.ndarray]:
         """The arrays that a new run takes, by their path in the state.
 
-        Only arrays and JSON are read, and verified, as on resume.
+        Only arrays and JSON are read, and of a run verified, as on resume.
 
         Args:
           like: shapes and dtypes of the new run's state.
@@ -78,10 +81,14 @@ def _learned(state: TrainState) -> dict[str, Any]:
 
 
 def _given(run: Path) -> dict[str, np.ndarray]:
-    """The weights of a run."""
+    """The weights of a run, or of a model in transformers' layout."""
     folder = run / "checkpoints"
     if not folder.is_dir():
-        raise UserError(f"weights.run: {run} holds no checkpoint of a run")
+        if not (run / CONFIG).is_file():
+            raise UserError(
+                f"weights.run: {run} holds no checkpoint of a run, and no {CONFIG} of transformers"
+            )
+        return {f"params.{path}": array for path, array in read_arrays(run).items()}
     store = Store(folder)
     try:
         given = store.weights()

@@ -1,0 +1,116 @@
+"""Tensors in safetensors files: what there are, and their values; never anything pickled."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+
+from jdl.errors import UserError, first_line
+
+FILE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
+FLOATS = ("F16", "BF16", "F32", "F64")
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor that lies in a file."""
+
+    file: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    """As safetensors call it, such as `BF16`."""
+
+    def read(self) -> np.ndarray:
+        """Its values as float32.
+
+        Raises:
+          UserError: the file was changed since it was looked over.
+        """
+        safetensors = _safetensors()
+        try:
+            with safetensors.safe_open(self.file, "np") as opened:
+                return opened.get_tensor(self.name).astype(np.float32)
+        except (OSError, safetensors.SafetensorError) as error:
+            raise _damaged(self.file, error) from error
+
+
+def describe(directory: Path) -> dict[str, Tensor]:
+    """Every tensor in the safetensors files of a directory, by its name; no values are read.
+
+    Raises:
+      UserError: there are no such files, one is missing, cut short or damaged.
+    """
+    safetensors = _safetensors()
+    found = {}
+    for file in _files(directory):
+        try:
+            with safetensors.safe_open(file, "np") as opened:
+                for name in opened.keys():  # noqa: SIM118 - it is no dict
+                    part = opened.get_slice(name)
+                    shape = tuple(part.get_shape())
+                    found[name] = Tensor(file, name, shape, part.get_dtype())
+        except (OSError, safetensors.SafetensorError) as error:
+            raise _damaged(file, error) from error
+    return found
+
+
+def write(directory: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Writes tensors into the one file of a directory, or leaves it as it was.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    safetensors = _safetensors()
+    draft = directory / f".{FILE}.tmp"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        safetensors.numpy.save_file(dict(tensors), draft, metadata={"format": "pt"})
+        draft.replace(directory / FILE)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"{directory} cannot be written: {first_line(error)}") from error
+    finally:
+        if draft.exists():
+            draft.unlink()
+
+
+def _files(directory: Path) -> list[Path]:
+    """The one file, or those that the index names."""
+    one, index = directory / FILE, directory / INDEX
+    if one.is_file():
+        return [one]
+    if not index.is_file():
+        pickled = sorted(p.name for pattern in PICKLES for p in directory.glob(pattern))
+        if pickled:
+            raise UserError(
+                f"{directory} holds {pickled[0]} and no {FILE}: pickled weights are never read, "
+                f"since that may run what they hold; save the model again as safetensors"
+            )
+        raise UserError(f"{directory} holds no {FILE}")
+    try:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{index} holds no index of files: {first_line(error)}") from error
+    files = [directory / Path(name).name for name in names]
+    if missing := [file.name for file in files if not file.is_file()]:
+        raise UserError(f"{directory} lacks files that {INDEX} names: {', '.join(missing)}")
+    return files
+
+
+def _safetensors() -> ModuleType:
+    try:
+        import safetensors.numpy
+    except ImportError as error:
+        raise UserError(
+            "models of transformers need the package safetensors: pip install 'jdl-research[text]'"
+        ) from error
+    return safetensors
+
+
+def _damaged(file: Path, error: Exception) -> UserError:
+    return UserError(f"{file} is damaged or no safetensors file: {first_line(error)}")
