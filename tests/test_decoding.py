@@ -260,8 +260,7 @@ def best(score, size, length, end, alpha):
     return [*text, *[end] * (length - len(text))], penalised[text]
 
 
-@pytest.mark.parametrize("scan", [False, True])
-@pytest.mark.parametrize("alpha", [0.0, 1.0])
+@pytest.mark.parametrize(("scan", "alpha"), [(False, 0.0), (True, 1.0)])
 def test_a_wide_beam_finds_the_best_of_all_texts(scan, alpha):
     model = gpt(vocabulary=3, scan=scan)
     params = drawn(model)
@@ -285,9 +284,8 @@ def test_a_wide_beam_finds_the_best_of_all_texts(scan, alpha):
         assert found_score == pytest.approx(score, rel=1e-4)
 
 
-@pytest.mark.parametrize("scan", [False, True])
-def test_one_beam_is_greedy(scan):
-    model = gpt(scan=scan)
+def test_one_beam_is_greedy():
+    model = gpt()
     params = drawn(model)
     prompts = [[3, 1], [5, 9], [2, 6]]
     greedy = generate(model, params, prompts, 10, GREEDY)
