@@ -259,12 +259,13 @@ class Run:
     def _prepare(self) -> None:
         experiment = self.experiment
         self.shard = Shard(jax.process_index(), jax.process_count())
-        count = len(experiment.strategy.used())
+        count = experiment.strategy.parts()
         if experiment.batch_size // experiment.accumulate % count:
             micro = " of a micro-batch" if experiment.accumulate > 1 else ""
+            kind = "devices" if count == len(experiment.strategy.used()) else "groups of devices"
             raise UserError(
                 f"batch_size: {experiment.batch_size // experiment.accumulate} examples{micro} "
-                f"cannot be shared out evenly over {count} devices"
+                f"cannot be shared out evenly over {count} {kind}"
             )
         examples = self.data.count("train")
         self.steps = experiment.total_steps(examples)
