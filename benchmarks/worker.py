@@ -160,7 +160,7 @@ def cost(folder: str) -> dict[str, int]:
     """Operations and least traffic of a training step, from the plain definition in Flax."""
     import jax
 
-    from benchmarks import flops
+    from jdl import flops
     from benchmarks.peers.flax import loss_function
 
     function, params, rest, batch = loss_function(read_case(Path(folder)))

@@ -1,5 +1,6 @@
 """A run: an experiment with its data, its compiled steps, its state and its directory."""
 
+import contextlib
 import os
 import sys
 import time
@@ -199,21 +200,8 @@ class Run:
         def guess(key: jax.Array, batch: Any) -> Any:
             return predict(self.program, init(self.program, key, batch), batch)
 
-        try:
+        with fitting({name: value.shape[1:] for name, value in arrays.items()}):
             return jax.eval_shape(guess, jax.random.key(0), batch)
-        except KeyError as error:
-            known = ", ".join(map(repr, sorted(arrays)))
-            raise UserError(
-                f"the data has no array {error} (it has {known}): name the arrays with "
-                f"task.inputs and task.targets"
-            ) from error
-        except UserError:
-            raise
-        except Exception as error:
-            shapes = {name: value.shape[1:] for name, value in arrays.items()}
-            raise UserError(
-                f"the model cannot take examples of shapes {shapes}: {first_line(error)}"
-            ) from error
 
     def timed(self, function: Callable[..., Any], *args: Any) -> Any:
         """Calls a compiled function; a call that had to compile adds to `compile_seconds`."""
@@ -285,3 +273,26 @@ class Run:
         self._look_over(pipeline, feed, "train")
         self.compiled = experiment.strategy.compile(self.program, resident, feed)
         self.batch = batch_shapes(resident, feed)
+
+
+@contextlib.contextmanager
+def fitting(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[None]:
+    """Says what does not fit where a model is traced on examples of these shapes.
+
+    Raises:
+      UserError: the model or the task cannot take them.
+    """
+    try:
+        yield
+    except KeyError as error:
+        known = ", ".join(map(repr, sorted(shapes)))
+        raise UserError(
+            f"the data has no array {error} (it has {known}): name the arrays with "
+            f"task.inputs and task.targets"
+        ) from error
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"the model cannot take examples of shapes {dict(shapes)}: {first_line(error)}"
+        ) from error

@@ -22,6 +22,12 @@ class Single(Strategy):
             raise UserError("the strategy single runs on one device of one process")
         return jax.local_devices()[:1]
 
+    def sizes(self, count: int) -> tuple[int, int, int]:
+        """Of one device."""
+        if count != 1:
+            raise UserError("the strategy single runs on one device of one process")
+        return (1, 1, 1)
+
 
 @dataclass(frozen=True)
 class DataParallel(Strategy):
