@@ -118,25 +118,28 @@ def _loop(
     equation: core.JaxprEqn, ins: Sequence[Value], parts: int
 ) -> tuple[int, list[int | None]]:
     """What an operation holds meanwhile, and how the arrays that it gives are split."""
-    name, params = equation.primitive.name, equation.params
-    dims = [dim for _, dim in ins]
-    inner = [getattr(one, "jaxpr", one) for one in held(params)] if name in LOOPS else []
+    name, dims = equation.primitive.name, [dim for _, dim in ins]
+    inner = [getattr(one, "jaxpr", one) for one in held(equation.params)]
     if name == "scan":
-        carried = params["num_consts"] + params["num_carry"]
-        slices = [dim - 1 if dim else None for dim in dims[carried:]]
-        outs = _dims_out(inner[0], [*dims[:carried], *slices], parts)
-        count = params["num_carry"]
-        stacked = [None if dim is None else dim + 1 for dim in outs[count:]]
-        return peak(inner[0], [*dims[:carried], *slices], parts), [*outs[:count], *stacked]
+        (body,) = inner
+        # What it loops over comes with an axis 0 more than its body is given, or gives.
+        given = [
+            dim if dim is None or outer.aval.ndim == one.aval.ndim else (dim - 1 if dim else None)
+            for dim, outer, one in zip(dims, equation.invars, body.invars, strict=True)
+        ]
+        made = [
+            dim if dim is None or outer.aval.ndim == one.aval.ndim else dim + 1
+            for dim, outer, one in zip(
+                _dims_out(body, given, parts), equation.outvars, body.outvars, strict=True
+            )
+        ]
+        return peak(body, given, parts), made
     if name == "cond":
-        held_most = max(peak(branch, dims[1:], parts) for branch in inner)
-        return held_most, _dims_out(inner[0], dims[1:], parts)
-    most = max((peak(one) for one in inner), default=0)
+        return max(peak(one, dims[1:], parts) for one in inner), _dims_out(
+            inner[0], dims[1:], parts
+        )
+    most = max(map(peak, inner)) if name == "while" else 0
     return most, [_dim_out(equation, dims, out.aval, parts) for out in equation.outvars]
-
-
-LOOPS = {"scan", "while", "cond"}
-"""Hold more meanwhile than what they read and give."""
 
 
 def _dims_out(jaxpr: Any, dims: Sequence[int | None], parts: int) -> list[int | None]:
