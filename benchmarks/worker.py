@@ -160,8 +160,8 @@ def cost(folder: str) -> dict[str, int]:
     """Operations and least traffic of a training step, from the plain definition in Flax."""
     import jax
 
-    from benchmarks import flops
     from benchmarks.peers.flax import loss_function
+    from jdl import flops
 
     function, params, rest, batch = loss_function(read_case(Path(folder)))
     counted = flops.count(jax.value_and_grad(function, has_aux=True), params, rest, batch)

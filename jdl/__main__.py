@@ -37,6 +37,8 @@ USAGE = f"""jdl {__version__}: deep-learning research on JAX
       suggest a learning rate: where the loss falls steepest
   jdl find-batch EXPERIMENT [--field.path VALUE ...]
       suggest a batch size: the smallest that is about as fast as any
+  jdl plan EXPERIMENT [--devices N] [--memory 80GB] [--field.path VALUE ...]
+      parameters, memory and time before compiling, and what would fit
   jdl list
       the experiments: what, data, expected result and time
   jdl prepare NAME [--from RAW]
@@ -83,7 +85,7 @@ def _call(command: str, args: list[str]) -> int | None:
     function = COMMANDS[command]
     parameters = inspect.signature(function).parameters
     own = {
-        "from" if name == "from_" else name.replace("_", "-")
+        name.removesuffix("_").replace("_", "-")
         for name, parameter in parameters.items()
         if name != "changes" and parameter.kind is not parameter.POSITIONAL_ONLY
     }

@@ -325,6 +325,43 @@ def find_batch(
     print(f"--batch-size {search.suggestion}")
 
 
+def plan(
+    experiment: Annotated[Positional[str], arg(metavar="EXPERIMENT")],
+    /,
+    devices: int | None = None,
+    memory: str | None = None,
+    flops: float | None = None,
+    json_: Annotated[bool, arg(name="json")] = False,
+    *,
+    changes: tyro.conf.Suppress[Mapping[str, Any] | None] = None,
+) -> None:
+    """Predict parameters, memory and time before anything is compiled, and what would fit.
+
+    A table says for each strategy, precision and remat what lies on a device, and the largest
+    batch that fits. Times are those of the matrix products alone: no step takes less. Fields are
+    set by their path as for `train`.
+
+    Args:
+        experiment: a Python file, or the name of one in ./experiments or shipped with jdl.
+        devices: how many there will be (default: those of the strategy, here).
+        memory: of each, such as 80GB or 16GiB (default: that of a device here).
+        flops: floating-point operations a second of each, such as 989e12 (default: measured here).
+        json_: print JSON.
+    """
+    from jdl import plan as planning
+    from jdl.experiment import load
+    from jdl.overrides import override
+
+    limit = None if memory is None else planning.parse_bytes(memory)
+    changed = override(load(experiment).experiment, changes or {})
+    found = planning.plan(changed, devices=devices, memory=limit, rate=flops)
+    if json_:
+        print(json.dumps(dataclasses.asdict(found)))
+        return
+    for line in planning.lines(found):
+        print(line)
+
+
 def list_experiments() -> None:
     """List the experiments: what, data, expected result and time."""
     from jdl.experiment import available, documentation, expectation, load
@@ -378,6 +415,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "compare": compare,
     "find-lr": find_lr,
     "find-batch": find_batch,
+    "plan": plan,
     "list": list_experiments,
     "prepare": prepare,
 }

@@ -191,7 +191,7 @@ def find_batch(
     keep_memory(experiment.malloc_arenas)
     data = Splits(experiment.data)
     rows: list[BatchRow] = []
-    size = len(experiment.strategy.used()) * experiment.accumulate
+    size = experiment.strategy.parts() * experiment.accumulate
     while not (ended := _obstacle(rows, size, largest, data.count("train"))):
         try:
             rows.append(_measured(experiment, size, data))

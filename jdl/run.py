@@ -1,5 +1,6 @@
 """A run: an experiment with its data, its compiled steps, its state and its directory."""
 
+import contextlib
 import os
 import sys
 import time
@@ -217,21 +218,8 @@ class Run:
         def guess(key: jax.Array, batch: Any) -> Any:
             return predict(self.program, init(self.program, key, batch), batch)
 
-        try:
+        with fitting({name: value.shape[1:] for name, value in arrays.items()}):
             return jax.eval_shape(guess, jax.random.key(0), batch)
-        except KeyError as error:
-            known = ", ".join(map(repr, sorted(arrays)))
-            raise UserError(
-                f"the data has no array {error} (it has {known}): name the arrays with "
-                f"task.inputs and task.targets"
-            ) from error
-        except UserError:
-            raise
-        except Exception as error:
-            shapes = {name: value.shape[1:] for name, value in arrays.items()}
-            raise UserError(
-                f"the model cannot take examples of shapes {shapes}: {first_line(error)}"
-            ) from error
 
     def timed(self, function: Callable[..., Any], *args: Any) -> Any:
         """Calls a compiled function; a call that had to compile adds to `compile_seconds`."""
@@ -293,12 +281,13 @@ class Run:
     def _prepare(self) -> None:
         experiment = self.experiment
         self.shard = Shard(jax.process_index(), jax.process_count())
-        count = len(experiment.strategy.used())
+        count = experiment.strategy.parts()
         if experiment.batch_size // experiment.accumulate % count:
             micro = " of a micro-batch" if experiment.accumulate > 1 else ""
+            kind = "devices" if count == len(experiment.strategy.used()) else "groups of devices"
             raise UserError(
                 f"batch_size: {experiment.batch_size // experiment.accumulate} examples{micro} "
-                f"cannot be shared out evenly over {count} devices"
+                f"cannot be shared out evenly over {count} {kind}"
             )
         examples = self.data.count("train")
         self.steps = experiment.total_steps(examples)
@@ -337,3 +326,26 @@ def _check_vocabulary(experiment: Experiment) -> None:
 def _rows(tree: Any, mask: np.ndarray) -> Any:
     """The rows of arrays where a mask is True."""
     return jax.tree.map(lambda leaf: leaf[mask], tree)
+
+
+@contextlib.contextmanager
+def fitting(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[None]:
+    """Says what does not fit where a model is traced on examples of these shapes.
+
+    Raises:
+      UserError: the model or the task cannot take them.
+    """
+    try:
+        yield
+    except KeyError as error:
+        known = ", ".join(map(repr, sorted(shapes)))
+        raise UserError(
+            f"the data has no array {error} (it has {known}): name the arrays with "
+            f"task.inputs and task.targets"
+        ) from error
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"the model cannot take examples of shapes {dict(shapes)}: {first_line(error)}"
+        ) from error

@@ -26,13 +26,13 @@ from jdl.tasks import Classification, Regression
 @pytest.fixture(autouse=True)
 def traced(monkeypatch):
     """Grows with every compilation of the training step."""
-    found, update = [], jdl.parallel.update
+    found, update = [], jdl.parallel.base.update
 
     def spy(*args, **options):
         found.append(args)
         return update(*args, **options)
 
-    monkeypatch.setattr("jdl.parallel.update", spy)
+    monkeypatch.setattr("jdl.parallel.base.update", spy)
     return found
 
 

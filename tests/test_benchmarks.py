@@ -14,7 +14,6 @@ from benchmarks import __main__ as command
 from benchmarks import (
     augmentation,
     compare,
-    flops,
     measure,
     ours,
     profiles,
@@ -25,6 +24,7 @@ from benchmarks import (
 )
 from benchmarks.trainer import first_batch
 from benchmarks.workloads import augmented, gpt, lstm_lm, resnet50, workloads
+from jdl import flops
 from jdl.errors import UserError
 
 SMALL = (

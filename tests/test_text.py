@@ -174,26 +174,6 @@ def test_no_logit_depends_on_a_later_token():
         assert changed[place:].all()
 
 
-def test_scanned_and_rematerialised_blocks_give_the_same_gradients():
-    batch, task = language_batch(), LanguageModeling()
-    plain = GPT(**SMALL)
-    begun = state(plain, task, batch)
-    blocks = [begun.params[f"block_{i}"] for i in range(2)]
-    rest = {k: v for k, v in begun.params.items() if not k.startswith("block_")}
-    stacked = {**rest, "blocks": jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)}
-    key = jax.random.key(0)
-    expected = task.gradient(plain, begun, batch, key)[0]
-    again = task.gradient(GPT(**SMALL, remat=True), begun, batch, key)[0]
-    scanned = task.gradient(GPT(**SMALL, scan=True), begun.replace(params=stacked), batch, key)[0]
-    for path in ("positions", "tokens", "norm"):
-        for other in (again, scanned):
-            jax.tree.map(
-                lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
-                other[path],
-                expected[path],
-            )
-
-
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_a_recurrent_network_overfits_one_batch(cell, tmp_path):
     rng = np.random.default_rng(0)

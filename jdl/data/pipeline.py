@@ -176,7 +176,7 @@ def open_pipeline(data: Data, source: Source, name: str) -> Pipeline:
     size = sum(value.nbytes for value in first.values()) * len(source)
     probe = np.unique(np.linspace(0, len(source) - 1, 8).astype(int))
     stack([transformed(data, source[int(i)]) for i in probe], probe, name)
-    if data.pipeline == "grain" or (data.pipeline == "auto" and size > RESIDENT_BYTES):
+    if not is_resident(data, size):
         return Streamed(source, data)
     arrays = {k: np.empty((len(source), *v.shape), v.dtype) for k, v in first.items()}
     chunk = 1024
@@ -186,6 +186,11 @@ def open_pipeline(data: Data, source: Source, name: str) -> Pipeline:
         for key, values in stack(examples, indices, name).items():
             arrays[key][indices] = values
     return Resident(arrays, data.shuffle)
+
+
+def is_resident(data: Data, size: int) -> bool:
+    """Whether a split of so many bytes is kept in memory."""
+    return data.pipeline == "resident" or (data.pipeline == "auto" and size <= RESIDENT_BYTES)
 
 
 def transformed(data: Data, example: Mapping[str, Any]) -> dict[str, np.ndarray]:

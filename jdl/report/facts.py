@@ -9,7 +9,7 @@ import jax
 
 from jdl import record
 from jdl.experiment import available
-from jdl.parallel import path_name
+from jdl.paths import path_name
 from jdl.report.page import Html, html, section, table
 from jdl.reproduce import Recorded
 from jdl.run import Run

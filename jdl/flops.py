@@ -55,10 +55,10 @@ def count(function: Callable[..., Any], *args: Any) -> Cost:
         math.prod(aval.shape) * aval.dtype.itemsize
         for aval in (*constants, *jaxpr.in_avals, *jaxpr.out_avals)
     )
-    return Cost(flops=_flops(jaxpr), bytes=moved)
+    return Cost(flops=of(jaxpr), bytes=moved)
 
 
-def _held(params: dict[str, Any]) -> list[Any]:
+def held(params: dict[str, Any]) -> list[Any]:
     """The programs among a primitive's parameters, wherever they stand."""
     return [leaf for leaf in jax.tree.leaves(params) if isinstance(leaf, JAXPRS)]
 
@@ -67,13 +67,13 @@ def _constants(jaxpr: Any) -> dict[int, Any]:
     """The arrays that a program or one within it closes over, by identity: each is read once."""
     found = {id(constant): constant for constant in getattr(jaxpr, "consts", ())}
     for equation in jaxpr.eqns:
-        for inner in _held(equation.params):
+        for inner in held(equation.params):
             found |= _constants(inner)
     return found
 
 
-def _flops(jaxpr: Any) -> int:
-    """The operations of a `Jaxpr` or a `ClosedJaxpr`."""
+def of(jaxpr: Any) -> int:
+    """The operations of a `Jaxpr` or a `ClosedJaxpr`, as in `count`."""
     return sum(_flops_of_equation(equation) for equation in jaxpr.eqns)
 
 
@@ -84,13 +84,13 @@ def _flops_of_equation(equation: core.JaxprEqn) -> int:
     if name == "conv_general_dilated":
         return _flops_of_conv(equation)
     if name == "custom_linear_solve":  # also holds the product with the matrix, which is not run
-        return _flops(params["jaxprs"].solve)
+        return of(params["jaxprs"].solve)
     if OPAQUE.search(name):
         raise ValueError(
             f"the matrix products inside {name!r} cannot be counted: count a version of the "
             "function that is written with jax.numpy"
         )
-    inner = [_flops(jaxpr) for jaxpr in _held(params)]
+    inner = [of(jaxpr) for jaxpr in held(params)]
     if name == "cond":
         return max(inner)
     if name == "while" and any(inner):

@@ -1,0 +1,249 @@
+"""What a strategy is, and how its program is compiled: one `jit` with a global view over a mesh."""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jdl.data.pipeline import read
+from jdl.errors import UserError, first_line
+from jdl.metrics import Metrics, Packed
+from jdl.paths import path_name
+from jdl.state import CARRY, TrainState
+from jdl.step import Program, evaluate, init, loop, predict, update
+from jdl.typing import Batch, Key, PyTree
+
+_log = logging.getLogger(__name__)
+
+AXES = ("data", "fsdp", "tensor")
+"""Names of the axes of every mesh."""
+
+BATCH = P(("data", "fsdp"))
+"""Rows of a batch are spread over both axes."""
+
+
+@dataclass(frozen=True)
+class Steps:
+    """A program compiled for its devices. States and batches stay where `init` and `put` lay them.
+
+    Attributes:
+      init: a fresh state from a key.
+      update: one step on one feed; consumes its state and gives the new one and the metrics.
+      update_many: several steps on feeds stacked along a new axis 0, their metrics stacked alike.
+      evaluate: metrics of one batch, equal on every device.
+      predict: the prediction for one batch, as one global array.
+      put: lays a feed or a batch, of which each process holds its rows, on the devices; where
+        there is but one device it leaves that to the call, which is several times quicker at it.
+      put_many: the same for stacked feeds.
+      collect: the state as one global TrainState, which does not depend on the strategy.
+      spread: the inverse of `collect`, from a state as `like` describes it.
+      like: shapes, dtypes and shardings of a collected state.
+      traces: how often each function was traced so far, by name.
+    """
+
+    init: Callable[[Key], PyTree]
+    update: Callable[[PyTree, Any], tuple[PyTree, Packed]]
+    update_many: Callable[[PyTree, Any], tuple[PyTree, Packed]]
+    evaluate: Callable[[PyTree, Batch], Metrics]
+    predict: Callable[[PyTree, Batch], Any]
+    put: Callable[[Any], Any]
+    put_many: Callable[[Any], Any]
+    collect: Callable[[PyTree], TrainState]
+    spread: Callable[[TrainState], PyTree]
+    like: TrainState
+    traces: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """Where state and batches lie. Subclasses say it with `sizes` and `place`, or `compile`."""
+
+    devices: int | None = None  # use the first N; None: all
+
+    def __post_init__(self) -> None:
+        if self.devices is not None and self.devices < 1:
+            raise UserError(f"strategy.devices is a number of devices, not {self.devices}")
+
+    def used(self) -> list[Any]:
+        """The devices of this run, over all processes.
+
+        Raises:
+          UserError: there are fewer than asked for.
+        """
+        found = jax.devices()
+        if self.devices is not None and self.devices > len(found):
+            raise UserError(
+                f"strategy.devices asks for {self.devices} devices and there are {len(found)}"
+            )
+        return found[: self.devices]
+
+    def sizes(self, count: int) -> tuple[int, int, int]:
+        """How many of `count` devices lie along `data`, `fsdp` and `tensor`; all along `data`."""
+        return (count, 1, 1)
+
+    def mesh(self) -> Mesh:
+        """The devices of this run, in the order of their axes."""
+        kinds = (AxisType.Auto,) * len(AXES)
+        sizes = self.sizes(len(self.used()))
+        return jax.make_mesh(sizes, AXES, axis_types=kinds, devices=self.used())
+
+    def parts(self) -> int:
+        """Parts of equal size that a batch is shared out in."""
+        shape = self.mesh().shape
+        return shape["data"] * shape["fsdp"]
+
+    def layout(self, state: PyTree, mesh: Mesh | AbstractMesh) -> PyTree:
+        """The sharding of each leaf of a state, of which shapes and dtypes matter."""
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: NamedSharding(mesh, self.place(path_name(path), leaf, mesh)), state
+        )
+
+    def place(self, path: str, leaf: jax.ShapeDtypeStruct, mesh: Mesh | AbstractMesh) -> P:
+        """How a leaf of the state is split over the mesh; whole on every device by default.
+
+        Args:
+          path: names from the state to the leaf, joined by dots.
+          leaf: its shape and dtype.
+          mesh: the mesh.
+        """
+        del path, leaf, mesh
+        return P()
+
+    def compile(self, program: Program, resident: Mapping[str, np.ndarray], feed: Any) -> Steps:
+        """Prepares the compiled functions; each is compiled at its first call.
+
+        Args:
+          program: what to compute.
+          resident: arrays from which feeds are read, (examples, ...).
+          feed: one feed of this process; its shapes matter.
+        """
+        mesh, traces = self.mesh(), {}
+        whole = NamedSharding(mesh, P())
+        rows, stacked = NamedSharding(mesh, BATCH), NamedSharding(mesh, P(None, *BATCH))
+        start = initializer(program, resident, feed)
+        shapes = jax.eval_shape(start, jax.random.key(0))
+        laid = self.layout(shapes, mesh)
+        like = jax.tree.map(
+            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+            shapes,
+            laid,
+        )
+        if program.accumulate > 1:
+            refuse_carry(like, program, "accumulate splits the batch")
+        data = jax.tree.map(lambda array: assemble(whole, array), dict(resident))
+
+        def one(state: TrainState, data: Any, feed: Any) -> tuple[TrainState, Packed]:
+            return second(Packed.of, update(program, state, read(data, feed)))
+
+        def many(state: TrainState, data: Any, feeds: Any) -> tuple[TrainState, Packed]:
+            return loop(lambda carry, feed: one(carry, data, feed), state, feeds)
+
+        chosen = supported(program.compiler_options)
+
+        def compiled(name: str, function: Callable[..., Any], out: Any, **options: Any) -> Any:
+            counted = counting(traces, name, function)
+            return jax.jit(counted, out_shardings=out, compiler_options=chosen, **options)
+
+        step = compiled("update", one, (laid, whole), donate_argnums=0)
+        steps = compiled("update_many", many, (laid, whole), donate_argnums=0)
+        return Steps(
+            init=compiled("init", start, laid),
+            update=lambda state, feed: step(state, data, feed),
+            update_many=lambda state, feeds: steps(state, data, feeds),
+            evaluate=compiled("evaluate", lambda s, b: evaluate(program, s, b), whole),
+            predict=compiled("predict", lambda s, b: predict(program, s, b), whole),
+            put=_putting(rows),
+            put_many=_putting(stacked),
+            collect=lambda state: state,
+            spread=lambda state: state,
+            like=like,
+            traces=traces,
+        )
+
+
+def supported(options: tuple[tuple[str, str], ...]) -> dict[str, Any]:
+    """Those options that this version of XLA knows; says which it does not.
+
+    Options are no part of what is computed, and their names change between versions.
+    """
+    found: dict[str, Any] = {}
+    for name, value in options:
+        try:
+            jax.jit(lambda x: x, compiler_options={name: value}).lower(0.0).compile()
+        except Exception as error:  # of jaxlib, and not public
+            _log.warning(
+                "the compiler option %s=%s is left out: %s", name, value, first_line(error)
+            )
+        else:
+            found[name] = value
+    return found
+
+
+def state_bytes(state: TrainState) -> int:
+    """Bytes of parameters and optimizer state that one device of this process holds."""
+    leaves = jax.tree.leaves((state.params, state.opt_state))
+    return sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves)
+
+
+def batch_shapes(resident: Mapping[str, np.ndarray], feed: Any) -> dict[str, Any]:
+    """Shapes and dtypes of the global batch of which a feed gives this process its rows."""
+    count = jax.process_count()
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((count * x.shape[0], *x.shape[1:]), x.dtype),
+        jax.eval_shape(read, dict(resident), feed),
+    )
+
+
+def initializer(
+    program: Program, resident: Mapping[str, np.ndarray], feed: Any
+) -> Callable[[Key], TrainState]:
+    """`init` on zeros of the batch's shape: a model's variables depend on nothing else."""
+    batch = batch_shapes(resident, feed)
+
+    def start(key: Key) -> TrainState:
+        return init(program, key, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), batch))
+
+    return start
+
+
+def refuse_carry(like: TrainState, program: Program, reason: str) -> None:
+    """Raises a UserError for a model that carries a state of each row from batch to batch."""
+    if CARRY in like.collections:
+        raise UserError(
+            f"{type(program.model).__name__} carries a state of each row from batch to batch, and "
+            f"{reason}: do without, or set model.carry to false"
+        )
+
+
+def assemble(sharding: NamedSharding, array: np.ndarray) -> jax.Array:
+    """A global array of which each process holds its own rows."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(array, sharding)
+    return jax.make_array_from_process_local_data(sharding, np.asarray(array))
+
+
+def _putting(sharding: NamedSharding) -> Callable[[Any], Any]:
+    if sharding.mesh.size == 1:
+        return lambda tree: tree
+    return lambda tree: jax.tree.map(lambda x: assemble(sharding, x), tree)
+
+
+def counting(traces: dict[str, int], name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Counts how often JAX traces a function, which it does once per set of shapes."""
+
+    def counted(*args: Any) -> Any:
+        traces[name] = traces.get(name, 0) + 1
+        return function(*args)
+
+    return counted
+
+
+def second(function: Callable[[Any], Any], pair: tuple[Any, Any]) -> tuple[Any, Any]:
+    """The pair with a function applied to its second part."""
+    return pair[0], function(pair[1])
