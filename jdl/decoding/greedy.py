@@ -38,7 +38,7 @@ def decoder(
       step: for rows * copies; it takes one token of each.
       cache: before the first step, each row once.
     """
-    memory = model.apply(variables, sources, method="encode")
+    memory: Any = model.apply(variables, sources, method="encode")
 
     def decode(
         tokens: jax.Array, positions: jax.Array, cache: PyTree, times: int
