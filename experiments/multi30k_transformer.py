@@ -2,9 +2,9 @@
 
     TFDS_DATA_DIR=DIR jdl train multi30k_transformer
 
-Vaswani et al. (2017), made small for 29,000 pairs and for CPUs, with the dropout of 0.3 that Wu et
-al. (2021, section 4.1) train such models with. Data: Elliott et al. (2016), task 1; test is
-test_2016_flickr. One vocabulary of 8,192 pieces serves both languages. BLEU is SacreBLEU's, on
+The transformer of Vaswani et al. (2017) in the tiny size that Wu et al. (2021) give it for these
+29,000 pairs; normed before each part, and with a cosine. Data: Elliott et al. (2016), task 1; test
+is test_2016_flickr. One vocabulary of 8,192 pieces serves both languages. BLEU is SacreBLEU's, on
 cased and detokenised text: `result.json` holds its signature, `predictions.test.txt` what was
 translated.
 """
@@ -17,11 +17,11 @@ from jdl.optimizers import Adam, Cosine
 from jdl.tasks import Translation
 
 experiment = Experiment(
-    model=EncoderDecoder(vocabulary=8192, layers=3, heads=4, width=256, hidden=512, dropout=0.3),
+    model=EncoderDecoder(vocabulary=8192, layers=4, heads=4, width=128, hidden=256, dropout=0.3),
     task=Translation(label_smoothing=0.1),
     data=Pairs(TFDS("multi30k"), source_length=32, target_length=32),
-    optimizer=Adam(1e-3, schedule=Cosine(warmup=0.1), b2=0.98, clip_norm=1.0),
+    optimizer=Adam(2e-3, schedule=Cosine(warmup=0.1), b2=0.98, clip_norm=1.0),
     hooks=(Progress(), TensorBoard(), Evaluate(), Checkpoint()),
-    epochs=25,
+    epochs=30,
     batch_size=128,
 )

@@ -124,11 +124,11 @@ def _loop(
         (body,) = inner
         # What it loops over comes with an axis 0 more than its body is given, or gives.
         given = [
-            dim if dim is None or outer.aval.ndim == one.aval.ndim else (dim - 1 if dim else None)
+            dim if dim is None or _ndim(outer) == _ndim(one) else (dim - 1 if dim else None)
             for dim, outer, one in zip(dims, equation.invars, body.invars, strict=True)
         ]
         made = [
-            dim if dim is None or outer.aval.ndim == one.aval.ndim else dim + 1
+            dim if dim is None or _ndim(outer) == _ndim(one) else dim + 1
             for dim, outer, one in zip(
                 _dims_out(body, given, parts), equation.outvars, body.outvars, strict=True
             )
@@ -140,6 +140,14 @@ def _loop(
         )
     most = max(map(peak, inner)) if name == "while" else 0
     return most, [_dim_out(equation, dims, out.aval, parts) for out in equation.outvars]
+
+
+def _shape(variable: Any) -> tuple[int, ...]:
+    return variable.aval.shape
+
+
+def _ndim(variable: Any) -> int:
+    return len(_shape(variable))
 
 
 def _dims_out(jaxpr: Any, dims: Sequence[int | None], parts: int) -> list[int | None]:
@@ -155,7 +163,7 @@ def _dim_out(
 ) -> int | None:
     """The dimension along which an operation's result stays split; None where devices sum it."""
     name, params = equation.primitive.name, equation.params
-    found = [(v.aval.shape, dim) for v, dim in zip(equation.invars, dims, strict=True)]
+    found = [(_shape(v), dim) for v, dim in zip(equation.invars, dims, strict=True)]
     split = [(shape, dim) for shape, dim in found if dim is not None]
     if not split or not hasattr(out, "shape"):
         return None

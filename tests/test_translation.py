@@ -159,23 +159,20 @@ def test_greedy_writing_equals_choosing_again_from_all_before(name):
     np.testing.assert_array_equal(cached(), written[:, 1:])
 
 
-def test_writing_ends_with_the_last_row():
-    """Row r ends after r + 1 tokens; no step is taken once all have."""
+def test_a_row_that_has_ended_stays_so():
+    """Row r writes r tokens, 5 and upward, and would go on after its end."""
 
     def step(given, position, cache):
-        over = position == jnp.arange(3)
-        logits = jax.nn.one_hot(jnp.where(over, EOS, 5 + position), 13)[:, None]
-        return logits, cache + 1
+        chosen = jnp.where(position == jnp.arange(3), EOS, 5 + position)
+        return jax.nn.one_hot(chosen, 13)[:, None], cache
 
-    def count(length):
-        seen = []
-        steps = lambda *a: (seen.append(a), step(*a))[1]  # noqa: E731
-        found = greedy(steps, jnp.int32(0), jnp.full(3, BOS, jnp.int32), 0, length, end=EOS)
-        return np.asarray(found)
-
-    np.testing.assert_array_equal(count(6)[:, :3], [[EOS] * 3, [5, EOS, EOS], [5, 6, EOS]])
-    assert (count(6)[:, 3:] == EOS).all()
-    np.testing.assert_array_equal(count(2), [[EOS, EOS], [5, EOS], [5, 6]])
+    first = jnp.full(3, BOS, jnp.int32)
+    found = greedy(step, jnp.zeros(3), first, 0, 5, end=EOS)
+    expected = [[EOS] * 5, [5, *[EOS] * 4], [5, 6, *[EOS] * 3]]
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(
+        greedy(step, jnp.zeros(3), first, 0, 2, end=EOS), np.array(expected)[:, :2]
+    )
 
 
 @pytest.mark.parametrize("name", ["transformer", "lstm"])
@@ -191,7 +188,7 @@ def test_padding_of_the_source_changes_no_score_and_no_translation(name):
         ]
 
     (loss, found), (padded, longer) = both(state(made(model)))
-    np.testing.assert_allclose(loss, padded, rtol=1e-5)
+    np.testing.assert_allclose(loss, padded, rtol=1e-4)
     assert (found.shape, longer.shape) == ((3, 10), (3, 14))
     np.testing.assert_array_equal(longer[:, :10], found)
     assert (longer[:, 10:] == EOS).all()
@@ -243,7 +240,7 @@ def pairs():
 
 def experiment(model, **changes):
     settings = {
-        "task": Translation(), "data": pairs(), "optimizer": Adam(1e-2), "steps": 80,
+        "task": Translation(), "data": pairs(), "optimizer": Adam(1e-2), "steps": 150,
         "batch_size": 4, "hooks": (), "strategy": Single(),
     }  # fmt: skip
     return jdl.Experiment(model=model, **settings | changes)
@@ -258,7 +255,7 @@ FITTING = {
 
 
 @pytest.mark.parametrize("name", FITTING)
-def test_one_batch_is_learned_by_heart_and_translated_back(name, tmp_path, capsys):
+def test_one_batch_is_learned_by_heart_and_translated_back(name, tmp_path):
     run = jdl.train(experiment(FITTING[name]), tmp_path / "run")
     assert run.result["metrics"]["test"]["accuracy"] == 1
     assert run.result["metrics"]["test"]["bleu"] == pytest.approx(100)
@@ -388,10 +385,12 @@ def test_texts_and_lines_are_translated_by_a_command(command, tmp_path, monkeypa
 
     code, out, err = command("translate", "run", "--text", "A dog runs.", "Two men\n sit.")
     assert (code, err) == (0, "")
-    assert len(out.splitlines()) == 2
+    first, second, rest = out.split("\n")
+    assert rest == ""
     monkeypatch.setattr("sys.stdin", io.StringIO("Two men\nA dog runs.\n" * 3))
-    lines = command("translate", "run")[1].splitlines()
-    assert lines == [lines[0], out.splitlines()[0]] * 3
+    lines = command("translate", "run")[1].split("\n")
+    assert lines == [lines[0], first] * 3 + [""]
+    assert second != ""
     for text, complaint in (
         ((" ",), "text 1 is empty: there is nothing to translate"),
         (("A dog.", ""), "text 2 is empty"),
