@@ -3,6 +3,8 @@
     TFDS_DATA_DIR=DIR jdl train cats_vs_dogs_augmented
 
 The seven options that introductions give Keras' `ImageDataGenerator`, inside the compiled step.
+
+Expect: test accuracy 0.8263 (1 seed, min 0.8263), 2981 s, 2 busy cores of an AMD EPYC
 """
 
 import dataclasses
