@@ -3,6 +3,8 @@
     TFDS_DATA_DIR=DIR jdl train imdb_bilstm
 
 Schuster and Paliwal (1997) read a sequence both ways; half of the last states are dropped.
+
+Expect: test accuracy 0.8675 (3 seeds, min 0.8660), 343 s, 2 busy cores of an AMD EPYC
 """
 
 import dataclasses

@@ -4,6 +4,10 @@
     TFDS_DATA_DIR=DIR jdl train mnist_transfer --seeds 3
 
 The convolutions stay as they were learned; the dense layers begin fresh (Yosinski et al., 2014).
+Both networks see the 100 images ten times: 5.0 points more than `mnist_few_digits`. Sixty times, it
+is 3.7 points (0.943 and 0.906).
+
+Expect: test accuracy 0.9321 (3 seeds, min 0.9185), 10.6 s, 2 busy cores of an AMD EPYC
 """
 
 import dataclasses
@@ -15,7 +19,5 @@ from jdl.weights import Weights
 experiment = dataclasses.replace(
     scratch,
     weights=Weights(run="runs/mnist_low_digits", leave_out=("Dense_0", "logits")),
-    optimizer=dataclasses.replace(
-        scratch.optimizer, frozen=("Conv_0", "Conv_1", "BatchNorm_0", "BatchNorm_1")
-    ),
+    optimizer=dataclasses.replace(scratch.optimizer, frozen=("Conv_0", "Conv_1", "Conv_2")),
 )
