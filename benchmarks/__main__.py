@@ -16,7 +16,7 @@ from benchmarks.report import heading, table
 from benchmarks.workloads import Workload, workloads
 from jdl.errors import UserError, nearest
 
-WORKLOADS = ("mlp", "cnn", "lstm", "transformer", "lstm_lm", "resnet50")
+WORKLOADS = ("mlp", "cnn", "lstm", "transformer", "lstm_lm", "resnet50", "vit_s16")
 DTYPES = ("fp32", "bf16")
 PEERS = {
     "torch": ("torch-eager", "torch-channels_last", "torch-compile"),
@@ -69,7 +69,9 @@ def run(
 def implementations(workload: Workload, peers: Sequence[str], quick: bool) -> list[str]:
     """The rows of a workload, jdl's first."""
     names = ["jdl", *(name for peer in peers for name in PEERS[peer])]
-    senseless = set() if workload.name in ("cnn", "resnet50") else {"torch-channels_last"}
+    senseless = (
+        set() if workload.name in ("cnn", "resnet50", "vit_s16") else {"torch-channels_last"}
+    )
     if workload.name in ("lstm", "lstm_lm"):
         senseless.add("torch-compile")  # it compiles nothing of `nn.LSTM`
     slow = {"torch-compile"} if quick else set()

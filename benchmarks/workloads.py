@@ -174,6 +174,19 @@ def resnet50(batch: int = 4, side: int = 224, classes: int = 1000, **model: Any)
     )
 
 
+def vit_s16(batch: int = 4, side: int = 224, **model: Any) -> Workload:
+    """ViT-S/16, with further fields of the model by name; no augmentation."""
+    changes = {f"model.{name}": value for name, value in {"outputs": 1000, **model}.items()}
+    return Workload(
+        name="vit_s16",
+        size=f"{side}x{side}x3",
+        experiment="imagenet_vit_s16",
+        changes={**changes, "data.device_transforms": (Scale(),)},
+        batch=batch,
+        draw=_images(side, side, 3, classes=changes["model.outputs"]),
+    )
+
+
 def augmented(batch: int = 32) -> Workload:
     """The CNN that sees every photograph moved at random."""
     experiment = "cats_vs_dogs_augmented"
@@ -197,8 +210,8 @@ def workloads(accelerator: bool) -> tuple[Workload, ...]:
     if accelerator:
         large = {"layers": 12, "width": 768, "context": 1024, "heads": 12, "vocabulary": 50_304}
         gpt2 = gpt("GPT-2 124M", batch=32, **large)
-        return mlp(), cnn(256), lstm(), gpt2, lstm_lm(), resnet50(256)
+        return mlp(), cnn(256), lstm(), gpt2, lstm_lm(), resnet50(256), vit_s16(256)
     tiny = gpt("tiny", layers=4, width=128, context=64, batch=12, heads=4)
     shape = {"layers": 6, "width": 384, "context": 256, "batch": 8, "heads": 6}
     small = gpt("small", **shape, compiler_options=ONEDNN, malloc_arenas=1)
-    return mlp(), cnn(), lstm(), tiny, small, lstm_lm(), resnet50()
+    return mlp(), cnn(), lstm(), tiny, small, lstm_lm(), resnet50(), vit_s16()

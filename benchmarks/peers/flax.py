@@ -156,16 +156,18 @@ class Block(nn.Module):
 
     heads: int  # of the attention
     dtype: Any  # of the computation
+    epsilon: float = 1e-5  # of the norms
+    approximate: bool = True  # the GELU by a hyperbolic tangent
 
     @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         """(batch, time, width) to the same."""
         width = x.shape[-1]
-        y = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm1")(x)
+        y = nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name="norm1")(x)
         attention = nn.MultiHeadDotProductAttention(self.heads, dtype=self.dtype, name="attention")
         x = x + attention(y, mask=mask)
-        y = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm2")(x)
-        y = nn.gelu(nn.Dense(4 * width, dtype=self.dtype, name="inner")(y))
+        y = nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name="norm2")(x)
+        y = nn.gelu(nn.Dense(4 * width, dtype=self.dtype, name="inner")(y), self.approximate)
         return x + nn.Dense(width, dtype=self.dtype, name="outer")(y)
 
 
@@ -192,10 +194,35 @@ class GPT(nn.Module):
         return embed.attend(nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm")(x))
 
 
+class ViT(nn.Module):
+    """A vision transformer whose patches' mean is classified; uint8 images to logits."""
+
+    patch: int  # side of a patch
+    layers: int  # blocks
+    heads: int  # of each attention
+    width: int  # of the sequence
+    outputs: int  # units of the last layer
+    dtype: Any  # of the computation
+
+    @nn.compact
+    def __call__(self, image: jax.Array) -> jax.Array:
+        """Applies the layers."""
+        x, sides = image.astype(jnp.float32) / 255, (self.patch, self.patch)
+        x = nn.Conv(self.width, sides, sides, dtype=self.dtype, name="patches")(x)
+        x = x.reshape(len(x), -1, self.width)
+        init = nn.initializers.normal(0.02)
+        x = x + self.param("positions", init, x.shape[1:]).astype(self.dtype)
+        for i in range(self.layers):
+            x = Block(self.heads, self.dtype, 1e-6, False, name=f"block_{i}")(x)
+        x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x).mean(1)
+        return nn.Dense(self.outputs, dtype=self.dtype, name="logits")(x)
+
+
 MODELS = {
     "mlp": MLP,
     "cnn": CNN,
     "resnet50": ResNet,
+    "vit_s16": ViT,
     "lstm": RNN,
     "lstm_lm": LanguageModel,
     "transformer": GPT,
@@ -333,6 +360,9 @@ def _convert(case: Case) -> Any:
             params |= _heads(path, array, case.model["heads"])
         elif path == "logits":
             params["logits.kernel"] = array.T
+        elif path == "patches.kernel":
+            side = case.model["patch"]
+            params[path] = array.reshape(side, side, -1, array.shape[-1])
         else:
             params[path.replace("BatchNorm_0.BatchNorm_0", "BatchNorm_0")] = array
     return unflatten_dict(params, sep=".")

@@ -21,7 +21,7 @@ from jdl.errors import UserError, nearest
 VERSION = torch.__version__
 VARIANTS = ("eager", "compile", "channels_last")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-IMAGES = ("cnn", "resnet50")
+IMAGES = ("cnn", "resnet50", "vit_s16")
 """Workloads that convolve, and so have channels that may come last."""
 
 Params = dict[str, np.ndarray]
@@ -156,29 +156,32 @@ class LanguageModel(nn.Module):
 
 
 class Block(nn.Module):
-    """`jdl.layers.Block`, causal."""
+    """`jdl.layers.Block`: with GPT's GELU and causal, or with ViT's."""
 
-    def __init__(self, params: Params, name: str, heads: int) -> None:
+    def __init__(
+        self, params: Params, name: str, heads: int, causal: bool = True, eps: float = 1e-5
+    ) -> None:
         super().__init__()
-        self.heads = heads
-        self.norm1 = layer_norm(params, f"{name}.norm1")
+        self.heads, self.causal = heads, causal
+        self.gelu = nn.GELU(approximate="tanh" if causal else "none")
+        self.norm1 = layer_norm(params, f"{name}.norm1", eps)
         self.qkv = joint(params, f"{name}.attention.qkv", heads)
         self.output = linear(params, f"{name}.attention.output")
-        self.norm2 = layer_norm(params, f"{name}.norm2")
+        self.norm2 = layer_norm(params, f"{name}.norm2", eps)
         self.inner = linear(params, f"{name}.feed_forward.inner")
         self.outer = linear(params, f"{name}.feed_forward.outer")
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, time, width) to the same."""
         x = x + self.output(self.attention(self.qkv(self.norm1(x))))
-        return x + self.outer(F.gelu(self.inner(self.norm2(x)), approximate="tanh"))
+        return x + self.outer(self.gelu(self.inner(self.norm2(x))))
 
     def attention(self, joint: Tensor) -> Tensor:
         """Queries, keys and values (batch, time, 3 width) to (batch, time, width)."""
         query, key, value = (
             part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in joint.chunk(3, -1)
         )
-        x = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        x = F.scaled_dot_product_attention(query, key, value, is_causal=self.causal)
         return x.transpose(1, 2).flatten(2)
 
 
@@ -204,10 +207,35 @@ class GPT(nn.Module):
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
+class ViT(nn.Module):
+    """`jdl.models.ViT` of the patches' mean: images (batch, channels, height, width) uint8."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__()
+        params, side = case.params, case.model["patch"]
+        kernel = params["patches.kernel"].reshape(side, side, -1, case.model["width"])
+        patches = {"patches.kernel": kernel, "patches.bias": params["patches.bias"]}
+        self.patches = convolution(patches, "patches", 0, side)
+        self.positions = nn.Parameter(torch.tensor(params["positions"]))
+        heads, layers = case.model["heads"], case.model["layers"]
+        self.blocks = nn.Sequential(
+            *(Block(params, f"block_{i}", heads, False, 1e-6) for i in range(layers))
+        )
+        self.norm = layer_norm(params, "norm", 1e-6)
+        self.logits = linear(params, "logits")
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        """The mean loss."""
+        x = self.patches(images / 255).flatten(2).transpose(1, 2) + self.positions
+        logits = self.logits(self.norm(self.blocks(x)).mean(1))
+        return F.cross_entropy(logits.float(), labels)
+
+
 MODELS = {
     "mlp": MLP,
     "cnn": CNN,
     "resnet50": ResNet,
+    "vit_s16": ViT,
     "lstm": LSTM,
     "lstm_lm": LanguageModel,
     "transformer": GPT,
@@ -289,10 +317,10 @@ def recurrent(params: Params, layers: int) -> nn.LSTM:
     return lstm
 
 
-def layer_norm(params: Params, name: str) -> nn.LayerNorm:
+def layer_norm(params: Params, name: str, eps: float = 1e-5) -> nn.LayerNorm:
     """A layer norm."""
     scale, bias = params[f"{name}.scale"], params[f"{name}.bias"]
-    layer = nn.LayerNorm(len(scale), eps=1e-5)
+    layer = nn.LayerNorm(len(scale), eps=eps)
     fill(layer, weight=scale, bias=bias)
     return layer
 

@@ -52,9 +52,7 @@ class ViT(nn.Module):
         x = stack(block, self.layers, x, remat=self.remat, scan=self.scan, train=train)
         x = normalisation("layer", self.dtype, "norm", self.epsilon)(x)
         x = x[:, 0] if self.pool == "first" else x.mean(1)
-        logits = nn.Dense(
-            self.outputs, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="logits"
-        )
+        logits = nn.Dense(self.outputs, kernel_init=init, dtype=self.dtype, name="logits")
         return logits(x).astype(jnp.float32)
 
     def _patches(self, images: jax.Array) -> jax.Array:
