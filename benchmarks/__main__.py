@@ -16,7 +16,7 @@ from benchmarks.report import heading, table
 from benchmarks.workloads import Workload, workloads
 from jdl.errors import UserError, nearest
 
-WORKLOADS = ("mlp", "cnn", "lstm", "transformer", "lstm_lm", "resnet50", "vit_s16")
+WORKLOADS = ("mlp", "cnn", "lstm", "transformer", "lstm_lm", "resnet50", "vit_s16", "bert_base")
 DTYPES = ("fp32", "bf16")
 PEERS = {
     "torch": ("torch-eager", "torch-channels_last", "torch-compile"),

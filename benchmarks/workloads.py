@@ -187,6 +187,21 @@ def vit_s16(batch: int = 4, side: int = 224, **model: Any) -> Workload:
     )
 
 
+def bert_base(batch: int = 8, length: int = 128, **model: Any) -> Workload:
+    """BERT-base judges texts, with further fields of the model by name; no dropout."""
+    base = {"vocabulary": 30_522, "context": 512, "layers": 12, "heads": 12, "width": 768}
+    fields = {**base, "dropout": 0.0, **model}
+    return Workload(
+        name="bert_base",
+        size=f"T={length}",
+        experiment="imdb_bert",
+        changes={f"model.{name}": value for name, value in fields.items()},
+        batch=batch,
+        tokens=length,
+        draw=_reviews(fields["vocabulary"], length),
+    )
+
+
 def augmented(batch: int = 32) -> Workload:
     """The CNN that sees every photograph moved at random."""
     experiment = "cats_vs_dogs_augmented"
@@ -210,8 +225,8 @@ def workloads(accelerator: bool) -> tuple[Workload, ...]:
     if accelerator:
         large = {"layers": 12, "width": 768, "context": 1024, "heads": 12, "vocabulary": 50_304}
         gpt2 = gpt("GPT-2 124M", batch=32, **large)
-        return mlp(), cnn(256), lstm(), gpt2, lstm_lm(), resnet50(256), vit_s16(256)
+        return mlp(), cnn(256), lstm(), gpt2, lstm_lm(), resnet50(256), vit_s16(256), bert_base(64)
     tiny = gpt("tiny", layers=4, width=128, context=64, batch=12, heads=4)
     shape = {"layers": 6, "width": 384, "context": 256, "batch": 8, "heads": 6}
     small = gpt("small", **shape, compiler_options=ONEDNN, malloc_arenas=1)
-    return mlp(), cnn(), lstm(), tiny, small, lstm_lm(), resnet50(), vit_s16()
+    return mlp(), cnn(), lstm(), tiny, small, lstm_lm(), resnet50(), vit_s16(), bert_base()

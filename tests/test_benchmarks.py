@@ -23,7 +23,7 @@ from benchmarks import (
     worker,
 )
 from benchmarks.trainer import first_batch
-from benchmarks.workloads import augmented, gpt, lstm_lm, resnet50, vit_s16, workloads
+from benchmarks.workloads import augmented, bert_base, gpt, lstm_lm, resnet50, vit_s16, workloads
 from jdl import flops
 from jdl.errors import UserError
 
@@ -31,6 +31,7 @@ SMALL = (
     gpt("tiny", layers=1, width=8, context=4, batch=2, heads=2),
     lstm_lm(2, length=4, layers=2, units=8, vocabulary=11),
     resnet50(2, side=32, classes=5, stages=(1, 1), width=4),
+    bert_base(2, length=4, vocabulary=11, context=8, layers=1, heads=2, width=8),
     vit_s16(2, side=8, outputs=5, patch=4, layers=1, heads=2, width=8),
 )
 

@@ -218,11 +218,57 @@ class ViT(nn.Module):
         return nn.Dense(self.outputs, dtype=self.dtype, name="logits")(x)
 
 
+class EncoderBlock(nn.Module):
+    """Attention and two dense layers, each added and then normed."""
+
+    heads: int  # of the attention
+    dtype: Any  # of the computation
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
+        """(batch, time, width) to the same."""
+        width = x.shape[-1]
+        attention = nn.MultiHeadDotProductAttention(self.heads, dtype=self.dtype, name="attention")
+        y = attention(x, mask=mask)
+        x = nn.LayerNorm(epsilon=1e-12, dtype=self.dtype, name="norm1")(x + y)
+        y = nn.Dense(4 * width, dtype=self.dtype, name="inner")(x)
+        y = nn.Dense(width, dtype=self.dtype, name="outer")(nn.gelu(y, approximate=False))
+        return nn.LayerNorm(epsilon=1e-12, dtype=self.dtype, name="norm2")(x + y)
+
+
+class BERT(nn.Module):
+    """An encoder normed after each part; tokens (batch, time) to logits from the first place."""
+
+    vocabulary: int  # tokens that there are
+    context: int  # longest sequence
+    layers: int  # blocks
+    heads: int  # of each attention
+    width: int  # of the sequence
+    outputs: int  # units of the last layer
+    dtype: Any  # of the computation
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """Applies the layers."""
+        init = nn.initializers.normal(0.02)
+        positions = self.param("positions", init, (self.context, self.width))
+        kinds = self.param("kinds", init, (2, self.width))
+        x = nn.Embed(self.vocabulary, self.width, dtype=self.dtype, name="tokens")(tokens)
+        x = x + (positions[: tokens.shape[1]] + kinds[0]).astype(self.dtype)
+        x = nn.LayerNorm(epsilon=1e-12, dtype=self.dtype, name="norm")(x)
+        for i in range(self.layers):
+            block = EncoderBlock(self.heads, self.dtype, name=f"block_{i}")
+            x = block(x, (tokens != 0)[:, None, None])
+        first = nn.tanh(nn.Dense(self.width, dtype=self.dtype, name="pooler")(x[:, 0]))
+        return nn.Dense(self.outputs, dtype=self.dtype, name="logits")(first)
+
+
 MODELS = {
     "mlp": MLP,
     "cnn": CNN,
     "resnet50": ResNet,
     "vit_s16": ViT,
+    "bert_base": BERT,
     "lstm": RNN,
     "lstm_lm": LanguageModel,
     "transformer": GPT,

@@ -156,13 +156,19 @@ class LanguageModel(nn.Module):
 
 
 class Block(nn.Module):
-    """`jdl.layers.Block`: with GPT's GELU and causal, or with ViT's."""
+    """`jdl.layers.Block`: causal and with GPT's GELU, or neither; normed before or after."""
 
     def __init__(
-        self, params: Params, name: str, heads: int, causal: bool = True, eps: float = 1e-5
+        self,
+        params: Params,
+        name: str,
+        heads: int,
+        causal: bool = True,
+        eps: float = 1e-5,
+        pre_norm: bool = True,
     ) -> None:
         super().__init__()
-        self.heads, self.causal = heads, causal
+        self.heads, self.causal, self.pre_norm = heads, causal, pre_norm
         self.gelu = nn.GELU(approximate="tanh" if causal else "none")
         self.norm1 = layer_norm(params, f"{name}.norm1", eps)
         self.qkv = joint(params, f"{name}.attention.qkv", heads)
@@ -171,17 +177,20 @@ class Block(nn.Module):
         self.inner = linear(params, f"{name}.feed_forward.inner")
         self.outer = linear(params, f"{name}.feed_forward.outer")
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(batch, time, width) to the same."""
-        x = x + self.output(self.attention(self.qkv(self.norm1(x))))
-        return x + self.outer(self.gelu(self.inner(self.norm2(x))))
+    def forward(self, x: Tensor, seen: Tensor | None = None) -> Tensor:
+        """(batch, time, width) to the same; `seen` (batch, 1, 1, time) is True where one looks."""
+        if self.pre_norm:
+            x = x + self.output(self.attention(self.qkv(self.norm1(x)), seen))
+            return x + self.outer(self.gelu(self.inner(self.norm2(x))))
+        x = self.norm1(x + self.output(self.attention(self.qkv(x), seen)))
+        return self.norm2(x + self.outer(self.gelu(self.inner(x))))
 
-    def attention(self, joint: Tensor) -> Tensor:
+    def attention(self, joint: Tensor, seen: Tensor | None) -> Tensor:
         """Queries, keys and values (batch, time, 3 width) to (batch, time, width)."""
         query, key, value = (
             part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in joint.chunk(3, -1)
         )
-        x = F.scaled_dot_product_attention(query, key, value, is_causal=self.causal)
+        x = F.scaled_dot_product_attention(query, key, value, seen, is_causal=self.causal)
         return x.transpose(1, 2).flatten(2)
 
 
@@ -231,11 +240,39 @@ class ViT(nn.Module):
         return F.cross_entropy(logits.float(), labels)
 
 
+class BERT(nn.Module):
+    """`jdl.models.BERT` with one output: tokens (batch, time) int64, labels float32."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__()
+        params, model = case.params, case.model
+        table = torch.tensor(params["tokens.embedding"])
+        self.tokens = nn.Embedding.from_pretrained(table, freeze=False)
+        self.positions = nn.Parameter(torch.tensor(params["positions"]))
+        self.kinds = nn.Parameter(torch.tensor(params["kinds"]))
+        self.norm = layer_norm(params, "norm", 1e-12)
+        self.blocks = nn.ModuleList(
+            Block(params, f"block_{i}", model["heads"], False, 1e-12, pre_norm=False)
+            for i in range(model["layers"])
+        )
+        self.pooler, self.logits = linear(params, "pooler"), linear(params, "logits")
+
+    def forward(self, tokens: Tensor, labels: Tensor) -> Tensor:
+        """The mean loss."""
+        x = self.tokens(tokens) + self.positions[: tokens.shape[1]] + self.kinds[0]
+        x, seen = self.norm(x), (tokens != 0)[:, None, None]
+        for block in self.blocks:
+            x = block(x, seen)
+        logits = self.logits(torch.tanh(self.pooler(x[:, 0]))).float()
+        return F.binary_cross_entropy_with_logits(logits[:, 0], labels)
+
+
 MODELS = {
     "mlp": MLP,
     "cnn": CNN,
     "resnet50": ResNet,
     "vit_s16": ViT,
+    "bert_base": BERT,
     "lstm": LSTM,
     "lstm_lm": LanguageModel,
     "transformer": GPT,
