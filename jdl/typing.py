@@ -19,6 +19,9 @@ Keys = jax.Array
 Batch = Mapping[str, Any]
 """Arrays by name, examples along axis 0; `mask` (batch,) is False where a row is padding."""
 
+Size = Any
+"""Of an axis: an int, or a symbol where `jax.export` leaves it open."""
+
 FILE_MODULE = "jdl_file_"
 """How the names of modules begin that stand for experiment files; the rest depends on the path."""
 

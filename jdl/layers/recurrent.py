@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jdl import ops
+from jdl.typing import Size
 
 State = tuple[jax.Array, ...]
 """What a layer remembers, each (batch, units): the hidden state, of an LSTM also the cell's."""
@@ -25,7 +26,7 @@ class SimpleRNN(nn.Module):
         """The hidden state after each step; it begins as zero."""
         return self.resume(x, self.zero(x.shape[0]))[0]
 
-    def zero(self, batch: int) -> State:
+    def zero(self, batch: Size) -> State:
         """The state that sequences begin with."""
         return (jnp.zeros((batch, self.units), self.dtype),)
 
@@ -62,7 +63,7 @@ class LSTM(nn.Module):
         """The hidden state after each step; it begins as zero."""
         return self.resume(x, self.zero(x.shape[0]))[0]
 
-    def zero(self, batch: int) -> State:
+    def zero(self, batch: Size) -> State:
         """The state that sequences begin with."""
         shape = (batch, self.units)
         return jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype)
@@ -95,7 +96,7 @@ class GRU(nn.Module):
         """The hidden state after each step; it begins as zero."""
         return self.resume(x, self.zero(x.shape[0]))[0]
 
-    def zero(self, batch: int) -> State:
+    def zero(self, batch: Size) -> State:
         """The state that sequences begin with."""
         return (jnp.zeros((batch, self.units), self.dtype),)
 
