@@ -37,12 +37,13 @@ def batch(case):
     language = case == "gpt"  # whose targets are in the window
     tokens = rng.integers(1, WORDS, (ROWS, TIME + language), np.int32)
     tokens[1, 3:] = -1 if language else 0
-    return {
+    arrays = {
         "tokens": tokens,
         "image": np.float32(rng.normal(size=(ROWS, 8, 8, 1))),
         "label": rng.integers(0, 3, ROWS, np.int32),
         "mask": np.ones(ROWS, bool),
     }
+    return jax.tree.map(jnp.asarray, arrays)
 
 
 @functools.cache
@@ -134,9 +135,9 @@ def test_bfloat16_is_near_float32(case):
 def test_micro_batches_weigh_by_their_tokens(count):
     """A window of few tokens beside full ones: a mean of means would go elsewhere."""
     windows = batch("gpt")
-    windows["tokens"][0, 2:] = -1  # one token is predicted
+    windows["tokens"] = windows["tokens"].at[0, 2:].set(-1)  # one token is predicted
     model, task = LANGUAGE
-    counts = (windows["tokens"][:, 1:] >= 0).sum(1)
+    counts = np.sum(windows["tokens"][:, 1:] >= 0, axis=1)
     assert len(set(counts.reshape(-1, count).sum(0))) > 1
 
     def stepped(k):
