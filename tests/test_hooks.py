@@ -90,20 +90,20 @@ def watched(tmp_path_factory):
         Watch(),
     )
     experiment = make_experiment(*hooks, steps=18, log_every=5, strategy=Spied())
-    said, pipeline, evaluate = io.StringIO(), Splits.pipeline, Run.evaluate
+    said, pipeline, score = io.StringIO(), Splits.pipeline, Run.score
 
     def spied_pipeline(self, name):
         CALLS.append(("open", name))
         return pipeline(self, name)
 
-    def spied_evaluate(self, split="test", state=None):
+    def spied_score(self, split="test", state=None):
         CALLS.append(("evaluate", split))
-        return evaluate(self, split, state)
+        return score(self, split, state)
 
     CALLS.clear()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
         patch.setattr(Splits, "pipeline", spied_pipeline)
-        patch.setattr(Run, "evaluate", spied_evaluate)
+        patch.setattr(Run, "score", spied_score)
         run = jdl.train(experiment, workdir)
     return run, workdir, list(CALLS), said.getvalue()
 

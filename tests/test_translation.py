@@ -333,7 +333,7 @@ def test_data_without_a_tokenizer_is_scored_without_bleu(tmp_path):
 def test_what_cannot_be_is_refused_in_a_sentence(monkeypatch, tmp_path):
     with pytest.raises(UserError, match=r"label_smoothing is a share in \[0, 1\), not 1.0"):
         Translation(label_smoothing=1.0)
-    with pytest.raises(UserError, match="longer must not be negative"):
+    with pytest.raises(UserError, match="longer must be at least 0"):
         Translation(longer=-1)
     shape, good = jax.ShapeDtypeStruct((2, 3), jnp.int32), np.ones((2, 3), np.int32)
     for source, message in (
