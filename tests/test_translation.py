@@ -345,7 +345,7 @@ def test_what_cannot_be_is_refused_in_a_sentence(monkeypatch, tmp_path):
             Translation().check({"source": source, "target": good}, shape, "split 'train'")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"needs the package sacrebleu: pip install .*\[text\]"):
-        jdl.train(experiment(LSTM), tmp_path / "run")
+        jdl.train(experiment(LSTM.clone(vocabulary=320)), tmp_path / "run")
 
 
 FILE = '''"""Translates a little.

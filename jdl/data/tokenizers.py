@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
 import numpy as np
 
@@ -41,7 +41,7 @@ class Tokenizer(Protocol):
         """
         ...
 
-    def decode(self, tokens: Sequence[int]) -> str:
+    def decode(self, tokens: Iterable[SupportsIndex]) -> str:
         """The text of ids; special tokens are left out."""
         ...
 
@@ -78,9 +78,9 @@ class Bytes(Encoding):
         """See `Tokenizer.encode`."""
         return list(text.encode())
 
-    def decode(self, tokens: Sequence[int]) -> str:
+    def decode(self, tokens: Iterable[SupportsIndex]) -> str:
         """See `Tokenizer.decode`; what is no UTF-8 shows as the replacement character."""
-        return bytes(tokens).decode(errors="replace")
+        return bytes(map(int, tokens)).decode(errors="replace")
 
     def to_json(self) -> str:
         """See `Tokenizer.to_json`."""
@@ -126,7 +126,7 @@ class Alphabet:
             )
         return [ids[character] for character in text]
 
-    def decode(self, tokens: Sequence[int]) -> str:
+    def decode(self, tokens: Iterable[SupportsIndex]) -> str:
         """See `Tokenizer.decode`."""
         return "".join(self.characters[token] for token in tokens)
 
@@ -210,7 +210,7 @@ class Pieces:
         found = self._pieces.encode_batch(list(texts), add_special_tokens=False)
         return [each.ids for each in found]
 
-    def decode(self, tokens: Sequence[int]) -> str:
+    def decode(self, tokens: Iterable[SupportsIndex]) -> str:
         """See `Tokenizer.decode`."""
         return self._pieces.decode(list(map(int, tokens)), skip_special_tokens=True)
 
