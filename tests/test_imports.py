@@ -24,7 +24,7 @@ from jdl.run import Run
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "tfds"
 HEAVY = ["grain", "tensorflow_datasets", "orbax", "matplotlib", "sklearn", "optuna"]
-HEAVY += ["torch", "tensorflow", "safetensors", "flatbuffers"]
+HEAVY += ["torch", "tensorflow", "safetensors"]
 LIGHT = ["models", "ops", "step", "optimizers", "parallel", "tasks", "layers", "metrics", "state"]
 
 
