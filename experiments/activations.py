@@ -5,6 +5,10 @@
             --workdir runs/activations/$name
     done
     jdl compare runs/activations/* --out runs/activations
+
+Test accuracy of one seed: gelu 0.9716, relu 0.9712, sigmoid 0.9032, tanh 0.9717.
+
+Expect: test accuracy 0.9712 (1 seed, min 0.9712), 16.8 s, 2 busy cores of an AMD EPYC
 """
 
 import dataclasses
