@@ -8,6 +8,8 @@
     jdl compare runs/optimizers/* --out runs/optimizers
 
 Each at its own default learning rate. `--batch-size 54000` makes gradient descent of mini-batches.
+
+Test accuracy of one seed: sgd 0.9236, momentum 0.9700, adagrad 0.9391, rmsprop 0.9740, adam 0.9735.
 """
 
 import dataclasses
