@@ -7,14 +7,9 @@ import pytest
 from beartype import BeartypeConf
 from beartype.claw import beartype_package
 
-os.environ["XLA_FLAGS"] = " ".join(
-    [
-        "--xla_force_host_platform_device_count=2",
-        # Programs here are small and many: these two compile them three times as fast.
-        "--xla_cpu_use_fusion_emitters=false",
-        "--xla_cpu_parallel_codegen_split_count=1",
-    ]
-)
+from tests.flags import devices
+
+os.environ["XLA_FLAGS"] = devices(2)
 os.environ.pop("TFDS_DATA_DIR", None)
 # What is compiled is kept for this process and those that it starts, and then forgotten.
 _caches = tempfile.TemporaryDirectory(prefix="jdl-tests-")

@@ -10,7 +10,10 @@ import sys
 from dataclasses import dataclass
 
 if __name__ == "__main__":
-    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={sys.argv[1]}"
+    from tests.flags import devices
+
+    os.environ["XLA_FLAGS"] = devices(int(sys.argv[1]))
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 import flax.linen as nn
 import jax

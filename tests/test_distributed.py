@@ -14,6 +14,7 @@ import jdl
 from jdl.experiment import load
 from jdl.logging import read_rows
 from jdl.parallel import DataParallel, FullySharded
+from tests.flags import CHEAP
 
 EXPERIMENT = """
 from jdl import Experiment
@@ -59,7 +60,7 @@ def launch(folder, *command):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-    environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    environment = {**os.environ, "XLA_FLAGS": CHEAP, "JAX_PLATFORMS": "cpu"}
     started = [
         subprocess.Popen(
             [sys.executable, *(word.format(address=address, index=index) for word in command)],

@@ -106,9 +106,14 @@ def test_the_parts_of_an_experiment_fit_together(name, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "steps"), [("cifar10_resnet", 30), ("cifar10_vit", 90), ("fashion_mnist_cnn", 30)]
+    ("name", "steps", "changes"),
+    [
+        ("cifar10_resnet", 30, {}),
+        ("cifar10_vit", 60, {"model.layers": 1}),
+        ("fashion_mnist_cnn", 30, {}),
+    ],
 )
-def test_an_experiment_whose_data_must_be_fetched_learns_a_stand_in(name, steps, tmp_path):
-    changes = {"epochs": None, "steps": steps, "steps_per_dispatch": 1}
-    result = jdl.train(stand_in(name, **changes), tmp_path / "run").result
+def test_an_experiment_whose_data_must_be_fetched_learns_a_stand_in(name, steps, changes, tmp_path):
+    experiment = stand_in(name, epochs=None, steps=steps, steps_per_dispatch=1)
+    result = jdl.train(jdl.override(experiment, changes), tmp_path / "run").result
     assert result["metrics"]["train"]["loss"] < np.log(10) - 0.3  # better than a guess

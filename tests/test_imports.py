@@ -23,6 +23,7 @@ from jdl.run import Run
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "tfds"
+AT_HAND = ("digits", "mnist", "stdlib")  # whose data is here, or is made
 HEAVY = ["grain", "tensorflow_datasets", "orbax", "matplotlib", "sklearn", "optuna"]
 HEAVY += ["torch", "tensorflow", "tokenizers", "sacrebleu", "safetensors"]
 LIGHT = ["models", "ops", "step", "optimizers", "parallel", "tasks", "layers", "metrics", "state"]
@@ -140,7 +141,15 @@ def quick_compilation():
 
 
 @pytest.mark.usefixtures("quick_compilation")
-@pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.py")), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path",
+    [
+        # Others read data that few have; `tests/test_experiments.py` has stand-ins for theirs.
+        pytest.param(path, marks=() if path.stem.startswith(AT_HAND) else pytest.mark.slow)
+        for path in sorted((ROOT / "experiments").glob("*.py"))
+    ],
+    ids=lambda p: p.stem,
+)
 def test_an_experiment_takes_a_step(path, tiny, tmp_path):
     experiment = jdl.load(path).experiment
     whole = found(experiment.data, tiny)

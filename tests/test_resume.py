@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import random
 import shutil
 import signal
 from dataclasses import dataclass
@@ -249,18 +250,19 @@ experiment = Experiment(
     optimizer=SGD(0.1, momentum=0.9),
     strategy=Single(),
     hooks=(Progress(), TensorBoard(), Evaluate(every=50), Checkpoint(), RetraceWarning()),
-    steps=300,
+    steps=150,
 )
 """
 
 
-def test_killed_at_random_moments(tmp_path, capsys):
+def test_killed_at_a_random_moment(tmp_path):
     (tmp_path / "small.py").write_text(EXPERIMENT)
-    words = ["--experiment", str(tmp_path / "small.py"), "--every", "10", "--seed", "3"]
-    code = kill_resume.main([*words, "--runs", "1", "--kills", "1", "--workdir", str(tmp_path)])
-    said = capsys.readouterr().out
-    assert code == 0, said
-    assert "1 of 1 equal" in said
+    job = kill_resume.Job(experiment=str(tmp_path / "small.py"), every=10)
+    reference = kill_resume.train_reference(job, tmp_path / "reference")
+    draw = random.Random("3 0")  # about half-way
+    report = kill_resume.train_killed(job, tmp_path / "killed", reference, 1, draw)
+    assert report.faults == []
+    assert (report.kills, len(report.resumed)) == (1, 1)
 
 
 def test_the_script_sees_what_differs(plain, tmp_path):
