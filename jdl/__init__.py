@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from jdl.experiment import Experiment, load
     from jdl.overrides import override
     from jdl.run import Run
+    from jdl.search.tuning import tune
     from jdl.training import fit, open_run, train
 
 _HOMES = {
@@ -26,6 +27,7 @@ _HOMES = {
     "open_run": "jdl.training",
     "override": "jdl.overrides",
     "train": "jdl.training",
+    "tune": "jdl.search.tuning",
 }
 
 __all__ = [
@@ -38,6 +40,7 @@ __all__ = [
     "open_run",
     "override",
     "train",
+    "tune",
 ]
 
 

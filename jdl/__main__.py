@@ -17,6 +17,8 @@ USAGE = f"""jdl {__version__}: deep-learning research on JAX
 
   jdl train EXPERIMENT [--workdir DIR] [--seeds N] [--field.path VALUE ...]
       train an experiment, or go on with the run that DIR holds
+  jdl tune EXPERIMENT [--space PATH=KIND:... ...] [--sampler S] [--trials N] [--workers K]
+      search for the best variant of an experiment, or go on with the search that DIR holds
   jdl evaluate DIR [--split S]
       score a run on a whole split
   jdl predict DIR FILE ...

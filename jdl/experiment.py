@@ -8,11 +8,11 @@ import math
 import re
 import sys
 import traceback
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -119,6 +119,10 @@ class ExperimentFile:
     path: Path
     siblings: tuple[Path, ...] = ()
     """Other files of the same folder that it imports."""
+    space: Mapping[str, Any] = field(default_factory=dict)
+    """What `jdl tune` may vary: dimensions of `jdl.search` by path."""
+    constraints: tuple[Callable[[Mapping[str, Any]], bool], ...] = ()
+    """Functions that must be true of what it varies, given its values by path."""
 
 
 def load(name: str | Path) -> ExperimentFile:
@@ -155,7 +159,10 @@ def load(name: str | Path) -> ExperimentFile:
     experiment = getattr(module, "experiment", None)
     if not isinstance(experiment, Experiment):
         raise UserError(f"{path} defines no `experiment = Experiment(...)`")
-    return ExperimentFile(path.stem, experiment, path, tuple(siblings))
+    space, constraints = (getattr(module, name, ()) for name in ("space", "constraints"))
+    return ExperimentFile(
+        path.stem, experiment, path, tuple(siblings), dict(space), tuple(constraints)
+    )
 
 
 def find(name: str | Path) -> Path:

@@ -1,10 +1,11 @@
 """Training, from Python: an experiment, or a module and two arrays."""
 
 import contextlib
+import dataclasses
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from jdl.data.arrays import Arrays
 from jdl.data.splits import Splits
 from jdl.errors import UserError
 from jdl.experiment import Experiment, ExperimentFile
+from jdl.hooks import Hook
 from jdl.loop import Loop
 from jdl.parallel import Single
 from jdl.run import Run
@@ -34,6 +36,7 @@ def train(
     file: ExperimentFile | None = None,
     overrides: Mapping[str, Json] | None = None,
     data: Splits | None = None,
+    hooks: Sequence[Hook] = (),
 ) -> Run:
     """Trains an experiment, or goes on with it where its directory holds a run.
 
@@ -43,6 +46,7 @@ def train(
       file: where the experiment comes from, kept in the directory with `overrides`.
       overrides: what was changed in the experiment of that file, by path.
       data: the splits of `experiment.data`, where the caller has them open.
+      hooks: the caller's own, after those of the experiment and not part of its record.
 
     Returns:
       The finished run. A run that had finished before is returned as it is.
@@ -64,7 +68,10 @@ def train(
             return open_run(workdir, experiment, name)
     known = record.with_tokenizer(workdir, experiment)
     with _directory(workdir):
-        run = Run(known, name, workdir, data if known is experiment else None)
+        watched = dataclasses.replace(known, hooks=(*known.hooks, *hooks))
+        if data is not None and known is not experiment:
+            data = data.of(known.data)
+        run = Run(watched, name, workdir, data)
         if temporary:
             weakref.finalize(run, shutil.rmtree, temporary, ignore_errors=True)
         with run.interruption:

@@ -5,12 +5,14 @@ from collections.abc import Callable
 from jdl.commands.listing import list_experiments, prepare
 from jdl.commands.planning import find_batch, find_lr, plan
 from jdl.commands.reporting import compare, report
+from jdl.commands.searching import tune
 from jdl.commands.training import reproduce, train
 from jdl.commands.using import evaluate, export, predict
 from jdl.commands.writing import generate, translate
 
 COMMANDS: dict[str, Callable[..., int | None]] = {
     "train": train,
+    "tune": tune,
     "evaluate": evaluate,
     "predict": predict,
     "generate": generate,

@@ -13,7 +13,7 @@ from jdl.errors import UserError
 def evaluate(
     directory: Annotated[Positional[Path], arg(metavar="DIR")],
     /,
-    split: str = "test",
+    split: str | None = None,
     experiment: Path | None = None,
 ) -> None:
     """Score a run on a whole split, with the weights that it ended with.
@@ -22,7 +22,8 @@ def evaluate(
 
     Args:
         directory: a run directory.
-        split: train, validation or test.
+        split: train, validation or test (default: test; validation where the run kept away from
+            test, as trials of a search do).
         experiment: an experiment file of your own to use instead of the directory's.
     """
     from jdl.reproduce import read_run
@@ -30,6 +31,9 @@ def evaluate(
 
     recorded = read_run(directory, experiment)
     run = open_run(directory, recorded.experiment, recorded.file.name)
+    if split is None:
+        scored = run.result.get("metrics", {"test": {}})
+        split = "test" if "test" in scored else "validation"
     scores, judgement = run.score(split)
     signatures = {"signatures": dict(judgement.signatures)} if judgement else {}
     print(json.dumps({"split": split, **scores, **signatures}))

@@ -1,5 +1,7 @@
 """The splits of a data set, opened when they are first read and shared by runs on the same data."""
 
+from collections.abc import Collection
+
 from jdl.data.base import Data, pick
 from jdl.data.pipeline import Pipeline, open_pipeline
 from jdl.typing import Json
@@ -10,15 +12,21 @@ class Splits:
 
     Args:
       data: the data set.
+      without: splits that are left out, as if there were none of these names.
 
     Raises:
       UserError: the set is missing, or a split is empty.
     """
 
-    def __init__(self, data: Data) -> None:
-        self._data = data
-        self._sources = data.splits()
+    def __init__(self, data: Data, without: Collection[str] = ()) -> None:
+        self._data, self._without = data, without
+        found = data.splits()
+        self._sources = {name: source for name, source in found.items() if name not in without}
         self._pipelines: dict[str, Pipeline] = {}
+
+    def of(self, data: Data) -> "Splits":
+        """Those of another data set, without the same."""
+        return Splits(data, self._without)
 
     @property
     def names(self) -> tuple[str, ...]:

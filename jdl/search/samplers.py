@@ -1,0 +1,126 @@
+"""Optuna's samplers and pruners by name, each draw a function of the seed and the trial alone."""
+
+import importlib.util
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from jdl.errors import UserError
+
+SamplerName = Literal["grid", "random", "tpe", "gp", "cmaes"]
+PrunerName = Literal["none", "median", "hyperband"]
+
+EXTRAS = {"gp": "torch", "cmaes": "cmaes"}
+"""Packages that Optuna needs for some of its samplers."""
+
+
+class PerTrial(BaseSampler):
+    """A sampler that is made anew for each trial.
+
+    So what is drawn depends on the seed, the trial's number and the trials before: a study that was
+    broken goes on as if it never had been, and workers that begin at once draw different points.
+
+    Args:
+      build: makes the sampler of a trial, given its number.
+    """
+
+    def __init__(self, build: Callable[[int], BaseSampler]) -> None:
+        self._build = build
+        self._sampler = build(0)
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        """See `BaseSampler`."""
+        self._sampler = self._build(trial.number)
+        self._sampler.before_trial(study, trial)
+
+    def infer_relative_search_space(
+        self, study: Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """See `BaseSampler`."""
+        return self._sampler.infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """See `BaseSampler`."""
+        return self._sampler.sample_relative(study, trial, search_space)
+
+    def sample_independent(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        """See `BaseSampler`."""
+        return self._sampler.sample_independent(study, trial, param_name, param_distribution)
+
+    def after_trial(
+        self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
+    ) -> None:
+        """See `BaseSampler`."""
+        self._sampler.after_trial(study, trial, state, values)
+
+
+def make_sampler(
+    name: SamplerName, seed: int, grid: Sequence[Mapping[str, Any]] = ()
+) -> BaseSampler:
+    """The sampler of a study.
+
+    Args:
+      name: of the sampler.
+      seed: of all that it draws.
+      grid: for `grid` the values of each point by the names that trials ask for: the trial of
+        number n takes the n-th, so that no two take the same.
+
+    Raises:
+      UserError: a package that it needs is missing.
+    """
+    needed = EXTRAS.get(name)
+    if needed and importlib.util.find_spec(needed) is None:
+        raise UserError(
+            f"the sampler {name} needs the package {needed}: pip install "
+            f"'jdl-research[search-{name}]'"
+        )
+
+    def build(number: int) -> BaseSampler:
+        state = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+        if name == "grid":
+            values = dict(grid[number]) if number < len(grid) else {}
+            return optuna.samplers.PartialFixedSampler(values, optuna.samplers.RandomSampler(state))
+        if name == "random":
+            return optuna.samplers.RandomSampler(state)
+        if name == "tpe":
+            return optuna.samplers.TPESampler(seed=state, constant_liar=True)
+        if name == "gp":
+            return optuna.samplers.GPSampler(seed=state, deterministic_objective=False)
+        return optuna.samplers.CmaEsSampler(seed=state)
+
+    with quiet():
+        return PerTrial(build)
+
+
+def make_pruner(name: PrunerName) -> optuna.pruners.BasePruner:
+    """The pruner of a study."""
+    if name == "median":
+        return optuna.pruners.MedianPruner()
+    if name == "hyperband":
+        return optuna.pruners.HyperbandPruner()
+    return optuna.pruners.NopPruner()
+
+
+class quiet(warnings.catch_warnings):
+    """Keeps from the user what Optuna warns of, such as that a sampler is experimental."""
+
+    def __enter__(self) -> Any:
+        found = super().__enter__()
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        warnings.simplefilter("ignore", UserWarning)
+        return found

@@ -1,0 +1,250 @@
+"""A search finds the best of its trials, goes on where it broke off, and says what is wrong."""
+
+import dataclasses
+import json
+import time
+
+import numpy as np
+import pytest
+
+import jdl
+from jdl.data import Arrays
+from jdl.errors import UserError
+from jdl.hooks import Checkpoint, Evaluate
+from jdl.models import MLP
+from jdl.optimizers import SGD
+from jdl.parallel import Single
+from jdl.search import Choice, Int, LogUniform, Uniform
+
+optuna = pytest.importorskip("optuna", reason="optuna is not installed")
+
+from jdl.search import claims, worker  # noqa: E402 - they need it
+from jdl.search.samplers import quiet  # noqa: E402
+from jdl.search.study import open_storage  # noqa: E402
+
+RNG = np.random.default_rng(0)
+LABEL = RNG.integers(0, 2, 96)
+IMAGE = RNG.normal(size=(96, 3)) + LABEL[:, None]
+SPACE = {"optimizer.learning_rate": LogUniform(1e-3, 1.0), "model.widths.0": Int(2, 6)}
+BOOM = {"optimizer.learning_rate": Choice(0.1, 1e30)}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Guarded(Arrays):
+    """Arrays whose test split must not be read."""
+
+    def load(self):
+        return {**super().load(), "test": Forbidden()}
+
+
+class Forbidden:
+    """A split that fails where it is read."""
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        raise AssertionError("the test split was read")
+
+
+def experiment(**changes):
+    data = Guarded({"train": {"image": IMAGE, "label": LABEL}}, validation_fraction=0.25)
+    settings = {
+        "model": MLP(widths=(4,), outputs=2),
+        "data": data,
+        "optimizer": SGD(0.1),
+        "strategy": Single(),
+        "hooks": (Evaluate(every=4), Checkpoint(every=4)),
+        "steps": 12,
+        "batch_size": 8,
+    }
+    return jdl.Experiment(**{**settings, **changes})
+
+
+def tuned(workdir, space=SPACE, **options):
+    said = []
+    options = {"sampler": "random", "trials": 3, **options}
+    changes = options.pop("experiment", {})
+    study = jdl.tune(experiment(**changes), space, workdir=workdir, say=said.append, **options)
+    return study, said
+
+
+def values(study):
+    return [(each.number, each.state, each.value, each.point) for each in study.trials]
+
+
+def test_the_best_is_a_run_with_the_score_that_was_logged(tmp_path):
+    study, said = tuned(tmp_path / "study", metric="validation.loss")
+    assert [each.number for each in study.trials] == [0, 1, 2]
+    assert study.best.value == min(each.value for each in study.trials)
+    assert len({each.value for each in study.trials}) == 3
+    for each in study.trials:
+        result = json.loads((tmp_path / f"study/trials/{each.number:04d}/result.json").read_text())
+        assert set(result["metrics"]) == {"train", "validation"}
+        assert result["metrics"]["validation"]["loss"] == each.value
+    best = tmp_path / "study" / "best"
+    run = jdl.open_run(best, jdl.override(experiment(), study.best.point), "experiment")
+    assert run.evaluate("validation")["loss"] == study.best.value
+    rows = [json.loads(line) for line in (tmp_path / "study/study.jsonl").read_text().splitlines()]
+    assert [row["value"] for row in rows] == [each.value for each in study.trials]
+    assert f"best {study.best.value:.4f} in trial {study.best.number}" in said[-1]
+    assert "3 of 3 done" in said[-1]
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_a_broken_search_ends_as_one_that_never_was(sampler, tmp_path, monkeypatch):
+    whole, _ = tuned(tmp_path / "whole", sampler=sampler, trials=4)
+    train, calls = worker.train, []
+
+    class Killed(BaseException):
+        pass
+
+    def dying(*args, **kwargs):
+        calls.append(args)
+        if len(calls) in (2, 4):
+            if len(calls) == 4:
+                train(*args, **kwargs)  # it dies between its end and the telling of it
+            raise Killed
+        return train(*args, **kwargs)
+
+    monkeypatch.setattr(worker, "train", dying)
+    for _ in range(2):
+        with pytest.raises(Killed):
+            tuned(tmp_path / "broken", sampler=sampler, trials=4)
+    broken, said = tuned(tmp_path / "broken", sampler=sampler, trials=4)
+    assert values(broken) == values(whole)
+    assert said[0] == "going on with a study of 2 trials"
+    assert len(calls) == 6
+    again, _ = tuned(tmp_path / "broken", sampler=sampler, trials=4)
+    assert (values(again), len(calls)) == (values(whole), 6)
+    more, _ = tuned(tmp_path / "broken", sampler=sampler, trials=5)
+    assert (len(more.trials), len(calls)) == (5, 7)
+
+
+def test_a_grid_runs_each_point_once_and_a_finished_one_nothing(tmp_path, monkeypatch):
+    space = {"model.widths.0": Int(2, 4), "optimizer.momentum": Uniform(0.0, 0.9, step=0.9)}
+    constraints = [lambda point: point["model.widths.0"] != 3]
+    options = {"sampler": "grid", "trials": None, "constraints": constraints}
+    study, _ = tuned(tmp_path, space, **options)
+    points = {tuple(each.point.values()) for each in study.trials}
+    assert points == {(2, 0.0), (2, 0.9), (4, 0.0), (4, 0.9)}
+    assert len(study.trials) == 4
+    monkeypatch.setattr(worker, "train", None)
+    again, _ = tuned(tmp_path, space, **options)
+    assert values(again) == values(study)
+    assert (
+        len(optuna.load_study(study_name="study", storage=open_storage(None, tmp_path)).trials) == 4
+    )
+
+
+def test_points_that_constraints_turn_down_are_not_trained(tmp_path, monkeypatch):
+    constraints = [lambda point: point["model.widths.0"] < 4]
+    study, _ = tuned(tmp_path, constraints=constraints, trials=4)
+    assert len(study.trials) == 4
+    assert all(each.point["model.widths.0"] < 4 for each in study.trials)
+    monkeypatch.setattr(worker, "REJECTIONS", 20)
+    with pytest.raises(UserError, match="turned 20 points down"):
+        tuned(tmp_path / "none", constraints=[lambda point: False])
+
+
+def test_a_hopeless_trial_is_pruned(tmp_path):
+    space = {"optimizer.learning_rate": Choice(0.3, 1e-9)}
+    study, _ = tuned(tmp_path, space, pruner="median", trials=12, metric="validation.loss")
+    states = {(each.point["optimizer.learning_rate"], each.state) for each in study.trials}
+    assert (0.3, "complete") in states
+    assert (1e-9, "pruned") in states
+    assert (0.3, "pruned") not in states
+    pruned = next(each for each in study.trials if each.state == "pruned")
+    result = json.loads((tmp_path / f"trials/{pruned.number:04d}/result.json").read_text())
+    assert result["step"] < 12
+    assert len(study.trials) == 12
+    assert study.best.point == {"optimizer.learning_rate": 0.3}
+
+
+def test_a_failure_is_kept_and_the_search_goes_on(tmp_path):
+    study, said = tuned(tmp_path, BOOM, trials=4)
+    failed = [each for each in study.trials if each.state == "failed"]
+    assert failed
+    assert all("not finite" in each.error for each in failed)
+    assert sum(each.state == "complete" for each in study.trials) == 4
+    assert any("failed" in line and "not finite" in line for line in said)
+
+
+def test_where_all_fail_the_first_failure_is_said_and_the_rest_counted(tmp_path):
+    with pytest.raises(UserError, match=r"came to its end; the first failure: .*\(2 more failed\)"):
+        tuned(tmp_path, {"optimizer.learning_rate": Choice(1e30)})
+    assert len((tmp_path / "study.jsonl").read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"metric": "validation.acuracy"}, "there is no metric 'acuracy'.*did you mean 'accuracy'"),
+        ({"metric": "valid.accuracy"}, "no split 'valid'"),
+        ({"metric": "test.accuracy"}, "never reads the test split"),
+        ({"metric": "accuracy"}, "a metric is SPLIT.NAME"),
+        ({"trials": 0}, "trials must be at least 1"),
+        ({"sampler": "grid"}, "optimizer.learning_rate: .*has no step"),
+        ({"storage": "sqlite:////nowhere/at/all.db"}, "cannot be reached"),
+        ({"storage": "grpc://nowhere"}, "cannot be reached: .*write it as grpc://HOST:PORT"),
+        ({"storage": "nosuch://a"}, "cannot be reached"),
+    ],
+)
+def test_a_mistake_is_said_before_anything_is_trained(options, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        tuned(tmp_path / "study", **options)
+    assert not (tmp_path / "study" / "trials").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"space": {"model.widths.0": Int(2, 9)}}, "space.model.widths.0: .*step"),
+        ({"experiment": {"batch_size": 4}}, "fields.batch_size: 8 -> 4"),
+        ({"sampler": "tpe"}, "sampler: random -> tpe"),
+        ({"metric": "validation.loss"}, "metric: validation.accuracy -> validation.loss"),
+    ],
+)
+def test_a_study_of_something_else_is_refused(options, message, tmp_path, monkeypatch):
+    space = {"model.widths.0": Int(2, 6)}
+    study, _ = tuned(tmp_path, space, trials=1)
+    with pytest.raises(UserError, match=f"holds a study 'study' of something else .*{message}"):
+        tuned(tmp_path, **{"space": space, "trials": 1, **options})
+    again, _ = tuned(tmp_path, space, trials=1)
+    assert values(again) == values(study)
+
+
+def test_a_trial_is_held_by_one_worker_and_freed_by_its_end(tmp_path):
+    study = optuna.create_study(storage=open_storage(None, tmp_path))
+    one, other = (claims.Claims(study, study._storage, tmp_path) for _ in range(2))
+    trial = study.ask()
+    held = one.hold(trial.number, trial._trial_id)
+    (found,) = study.trials
+    assert other.claim(found) is None
+    held.release()
+    taken = other.claim(found)
+    assert taken is not None
+    taken.release()
+
+
+@pytest.mark.parametrize("url", [None, "sqlite:///{}/study.db"])
+def test_of_several_that_see_a_stopped_heart_one_takes_the_trial_over(url, tmp_path, monkeypatch):
+    monkeypatch.setattr(claims, "GRACE", 1.0)
+    monkeypatch.setattr("jdl.search.study.GRACE", 1.0)
+    monkeypatch.setattr("jdl.search.study.BEAT", 1.0)
+    storage = open_storage(url and url.format(tmp_path), tmp_path)
+    study = optuna.create_study(storage=storage)
+    places = [tmp_path / name for name in "abc"]
+    dead, *others = (claims.Claims(study, storage, place) for place in places)
+    with quiet():
+        trial = study.ask()
+    held = dead.hold(trial.number, trial._trial_id)
+    held.release()  # its beats end, its trial does not
+    (found,) = study.trials
+    assert [each.claim(found) for each in others] == [None, None]
+    time.sleep(2.5)
+    taken = [each.claim(found) for each in others]
+    assert sum(claim is not None for claim in taken) == 1
+    for claim in taken:
+        if claim:
+            claim.release()
