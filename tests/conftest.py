@@ -10,6 +10,7 @@ from beartype.claw import beartype_package
 from tests.flags import devices
 
 os.environ["XLA_FLAGS"] = devices(2)
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 os.environ.pop("TFDS_DATA_DIR", None)
 # What is compiled is kept for this process and those that it starts, and then forgotten.
 _caches = tempfile.TemporaryDirectory(prefix="jdl-tests-")
@@ -69,16 +70,3 @@ def command(capsys, monkeypatch, tmp_path):
         return code, *capsys.readouterr()
 
     return run
-
-
-@pytest.fixture(scope="module")
-def cheap_compilation():
-    """Compiles without optimizing: for tests of many small programs that run a few steps."""
-    import jax
-
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    jax.clear_caches()
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-    jax.clear_caches()

@@ -179,14 +179,6 @@ def test_random_data_fits_its_experiment_and_is_never_all_zeros(workload):
     assert experiment.task.inputs in arrays
 
 
-@pytest.fixture
-def quick_compilation():
-    """Compiles in half the time what is to take a few steps."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @functools.cache
 def begun(name):
     """A small workload's case, and jdl's first gradient and losses."""
@@ -199,7 +191,6 @@ def begun(name):
     return case, gradient, losses
 
 
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("name", [workload.name for workload in SMALL])
 @pytest.mark.parametrize(("peer", "variant"), [("flax", "default"), ("torch", "eager")])
 def test_a_peer_begins_as_jdl_does(peer, variant, name):
