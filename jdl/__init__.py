@@ -5,6 +5,7 @@ devices that are there, and leaves a directory from which the result can be repr
 """
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 from jdl._version import __version__
@@ -41,7 +42,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Loads a public name when it is first used, so that `import jdl` takes no time."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'jdl' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    """Loads a public name or a module when it is first used, so that `import jdl` takes no time."""
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    if not name.startswith("_") and importlib.util.find_spec(f"jdl.{name}"):
+        return importlib.import_module(f"jdl.{name}")
+    raise AttributeError(f"module 'jdl' has no attribute {name!r}")

@@ -80,7 +80,7 @@ class Loop:
         if found is None:
             if jax.process_index() == 0:
                 (run.workdir / "metrics.jsonl").unlink(missing_ok=True)
-            given = self._experiment.weights.read(run.compiled.like)
+            given = self._experiment.weights.read(run.compiled.like, self._experiment.model)
             run.state = run.timed(run.compiled.init, jax.random.key(self._experiment.seed))
             if given:
                 run.state = run.compiled.spread(replace_weights(run.collected(), given))

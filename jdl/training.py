@@ -75,7 +75,8 @@ def train(
             if resumed:
                 _check_surroundings(run, surroundings)
             else:
-                experiment.weights.read(run.compiled.like)  # says now what is wrong with them
+                # What is wrong with them is said now.
+                experiment.weights.read(run.compiled.like, experiment.model)
             if jax.process_index() == 0:
                 (workdir / "result.json").unlink(missing_ok=True)
                 record.mark(workdir, name, experiment, run.steps)

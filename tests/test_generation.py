@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 import jdl
+from jdl import generation
 from jdl.data import Arrays, Streams, Tokens
 from jdl.data.tokenizers import Alphabet, Bytes
 from jdl.decoding import Sampling
-from jdl.generation import texts
-from jdl.generation.texts import open_to_write, write
+from jdl.generation import open_to_write, write
 from jdl.models import GPT, RecurrentLM
 from jdl.optimizers import Adam
 from jdl.parallel import Pmap, Single
@@ -230,14 +230,14 @@ def test_a_text_without_line_breaks_begins_after_its_first_character(tmp_path):
 def test_a_character_of_several_bytes_is_held_back_until_it_is_whole():
     made = np.array([list("é€ö".encode())])
     chunks = iter([made[:, :1], made[:, 1:4], made[:, 4:5], made[:, 5:6]])
-    pieces = list(texts._decoded(Bytes(), list(b"caf"), chunks, 1, None))
+    pieces = list(generation._decoded(Bytes(), list(b"caf"), chunks, 1, None))
     assert pieces == [[""], ["é"], ["€"], [""], ["\ufffd"]]
 
 
 def test_of_a_text_that_has_ended_nothing_more_is_shown():
     letters = Alphabet("ab.d")
     chunks = iter([np.array([[0, 1], [2, 2]]), np.array([[2, 2], [2, 2]])])
-    pieces = list(texts._decoded(letters, [3], chunks, 2, end=2))
+    pieces = list(generation._decoded(letters, [3], chunks, 2, end=2))
     assert pieces == [["ab", "."], [".", ""], ["", ""]]
 
 
@@ -245,14 +245,14 @@ def test_averaged_weights_write(tmp_path):
     optimizer = replace(Adam(1e-1), average=0.5)
     run, tokenizer = opened(tmp_path / "run", optimizer=optimizer, steps=5)
     given = []
-    original = texts.stream
+    original = generation.stream
 
     def spy(model, params, *args, **options):
         given.append(params)
         return original(model, params, *args, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(texts, "stream", spy)
+        patch.setattr(generation, "stream", spy)
         list(write(run, tokenizer, "a", 1))
     expected = run.evaluation_state(run.state).params
     jax.tree.map(np.testing.assert_array_equal, given[0], expected)

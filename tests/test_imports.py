@@ -26,7 +26,10 @@ SHARED = ROOT.parent / "shared" / "tfds"
 AT_HAND = ("digits", "mnist", "stdlib")  # whose data is here, or is made
 HEAVY = ["grain", "tensorflow_datasets", "orbax", "matplotlib", "sklearn", "optuna"]
 HEAVY += ["torch", "tensorflow", "tokenizers", "sacrebleu", "safetensors"]
-LIGHT = ["models", "ops", "step", "optimizers", "parallel", "tasks", "layers", "metrics", "state"]
+MODULES = sorted(
+    {path.parent.name for path in ROOT.glob("jdl/*/__init__.py")}
+    | {path.stem for path in ROOT.glob("jdl/[!_]*.py")}
+)
 
 
 def python(code, **options):
@@ -39,15 +42,20 @@ def python(code, **options):
     "code",
     [
         "import jdl",
-        "import " + ", ".join(f"jdl.{name}" for name in LIGHT),
         "import jdl; jdl.Experiment, jdl.override, jdl.train, jdl.fit, jdl.load",
-        "import jdl.weights, jdl.export",
+        f"import jdl; {', '.join(f'jdl.{name}' for name in MODULES)}; jdl.weights.load",
     ],
 )
 def test_what_is_heavy_loads_when_it_is_used(code):
     ask = f"import sys; print(*[name for name in {HEAVY} if name in sys.modules])"
     done = python(f"{code}\n{ask}")
     assert (done.returncode, done.stdout, done.stderr) == (0, "\n", "")
+
+
+def test_the_package_itself_loads_none_of_its_modules():
+    code = "import jdl, sys; print(*sorted(x for x in sys.modules if x.startswith(('jdl', 'jax'))))"
+    done = python(code)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "jdl jdl._version\n", "")
 
 
 def test_each_layer_imports_only_from_those_below():

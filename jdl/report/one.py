@@ -11,7 +11,7 @@ from jdl.baselines import Baseline
 from jdl.data import Series, Words
 from jdl.errors import UserError
 from jdl.experiment import documentation
-from jdl.generation.texts import write
+from jdl.generation import write
 from jdl.logging import read_rows
 from jdl.report import classes, facts, learning, plots
 from jdl.report.beside import baselines_of, held_out

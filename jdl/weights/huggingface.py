@@ -93,8 +93,12 @@ def save(model: nn.Module, params: PyTree, directory: str | Path) -> None:
     write_json(directory / CONFIG, config)
 
 
-def read_arrays(directory: Path) -> dict[str, np.ndarray]:
-    """The parameters that a directory holds, by path, whichever head it has.
+def read_arrays(directory: Path, scan: bool = False) -> tuple[nn.Module, dict[str, np.ndarray]]:
+    """A directory's model, and the parameters that it holds, by path, whichever head it has.
+
+    Args:
+      directory: with config.json and safetensors.
+      scan: stack the parameters of the blocks, as a model with `scan` has them.
 
     Raises:
       UserError: a file is missing or damaged, the model is of another kind, or tensors have
@@ -107,7 +111,8 @@ def read_arrays(directory: Path) -> dict[str, np.ndarray]:
     wrong = _misfits({n: slot.shape for slot in slots for n in slot.names}, given, ["*"])
     if wrong:
         raise UserError(f"the tensors in {directory} do not fit its {CONFIG}: {wrong}")
-    return {slot.path: slot.read(given) for slot in slots}
+    arrays = {slot.path: slot.read(given) for slot in slots}
+    return model, _stacked(arrays) if scan else arrays
 
 
 @dataclass(frozen=True)
@@ -194,6 +199,19 @@ def _unstacked(arrays: Mapping[str, Any]) -> dict[str, Any]:
         else:
             found[path] = array
     return found
+
+
+def _stacked(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Parameters of `block_0`, `block_1`, ... as those of `blocks`."""
+    found, blocks = {}, {}
+    for path, array in arrays.items():
+        root, _, rest = path.partition(".")
+        if root.startswith("block_"):
+            blocks.setdefault(rest, {})[int(root.removeprefix("block_"))] = array
+        else:
+            found[path] = array
+    stacks = {rest: [parts[i] for i in sorted(parts)] for rest, parts in blocks.items()}
+    return found | {f"blocks.{rest}": np.stack(stack) for rest, stack in stacks.items()}
 
 
 def _image(model: nn.Module, arrays: Mapping[str, Any]) -> dict[str, int]:

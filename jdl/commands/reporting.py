@@ -1,4 +1,4 @@
-"""The commands of `jdl` that report, as functions whose arguments tyro reads."""
+"""The commands that say what came of runs: `jdl report` and `jdl compare`."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""Texts from a run's language model."""
+"""What language models of runs write."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,5 +1,7 @@
-"""The commands of `jdl` that write texts."""
+"""The commands that write texts by the model of a run: `jdl generate`, `jdl translate`."""
 
+import dataclasses
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -40,7 +42,7 @@ def generate(
         experiment: an experiment file of your own to use instead of the directory's.
     """
     from jdl.decoding import Sampling
-    from jdl.generation.texts import open_to_write, write
+    from jdl.generation import open_to_write, write
     from jdl.reproduce import read_run
 
     sampling = Sampling(temperature, top_k, top_p)
@@ -54,3 +56,35 @@ def generate(
     print()
     for others in list(zip(*pieces, strict=True))[1:]:
         print(f"{SEPARATOR}\n{prompt or ''}{''.join(others)}")
+
+
+def translate(
+    directory: Annotated[Positional[Path], arg(metavar="RUN")],
+    /,
+    text: tuple[str, ...] = (),
+    beams: int = 4,
+    alpha: float = 0.6,
+    experiment: Path | None = None,
+) -> None:
+    """Translate texts, or the lines of the standard input, by the model of a run.
+
+    Each becomes a line. Runs the directory's experiment.py: trust a run directory as you would a
+    script.
+
+    Args:
+        directory: a run directory.
+        text: to translate, one or several; none: each line of the standard input.
+        beams: beginnings that are kept as a translation is searched for; 1 is quickest.
+        alpha: power of the penalty on length; more of it favours longer translations.
+        experiment: an experiment file of your own to use instead of the directory's.
+    """
+    from jdl.predict import check_translates, open_to_predict, translate
+    from jdl.reproduce import read_run
+
+    recorded = read_run(directory, experiment)
+    check_translates(directory, recorded.experiment)
+    task = dataclasses.replace(recorded.experiment.task, beams=beams, alpha=alpha)
+    changed = dataclasses.replace(recorded.experiment, task=task)
+    run = open_to_predict(directory, changed, recorded.file.name)
+    for line in translate(run, text or (line.rstrip("\r\n") for line in sys.stdin)):
+        print(" ".join(line.split("\n")), flush=True)

@@ -1,1 +1,0 @@
-"""What language models of runs write."""
