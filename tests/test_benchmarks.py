@@ -247,7 +247,7 @@ def test_resnet50_multiplies_as_often_as_published():
     shapes = jax.eval_shape(model.init, jax.random.key(0), image)
     # On CPUs jdl convolves by products, which multiply the padding too.
     assert flops.count(model.apply, shapes, image).flops == 2 * padded
-    flax = pytest.importorskip("benchmarks.peers.flax")
+    flax = pytest.importorskip("benchmarks.peers.flax.models")
     plain = flax.ResNet(stages=(3, 4, 6, 3), width=64, outputs=1000, dtype=jnp.float32)
     shapes = jax.eval_shape(plain.init, jax.random.key(0), image)
     forward = functools.partial(plain.apply, mutable=["batch_stats"])
