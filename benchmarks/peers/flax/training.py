@@ -11,6 +11,7 @@ import optax
 from flax.training.train_state import TrainState
 
 from benchmarks.peers.flax.models import CNN, MLP, RNN, LanguageModel, ResNet
+from benchmarks.peers.flax.seq2seq import EncoderDecoder
 from benchmarks.peers.flax.transformers import BERT, GPT, ViT
 from benchmarks.peers.flax.weights import convert
 from benchmarks.trainer import Case, first_batch
@@ -26,6 +27,7 @@ MODELS = {
     "lstm": RNN,
     "lstm_lm": LanguageModel,
     "transformer": GPT,
+    "seq2seq": EncoderDecoder,
 }
 
 
@@ -41,27 +43,37 @@ def loss_function(case: Case) -> tuple[Callable[..., tuple[jax.Array, Any]], Any
     model = kind(**fields, dtype={"fp32": jnp.float32, "bf16": jnp.bfloat16}[case.dtype])
 
     def loss(params: Any, rest: Any, batch: Batch) -> tuple[jax.Array, Any]:
-        inputs, labels = _pair(batch)
+        inputs, labels = _split(batch)
         variables = {"params": params, **rest}
-        logits, rest = model.apply(variables, inputs, mutable=["batch_stats"])
+        logits, rest = model.apply(variables, *inputs, mutable=["batch_stats"])
         logits = logits.astype(jnp.float32)
+        if "target" in batch:
+            return _translation_loss(logits, labels, case.smoothing), rest
         if case.model.get("outputs") == 1:
             return optax.sigmoid_binary_cross_entropy(logits[:, 0], labels).mean(), rest
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), rest
 
     batch = first_batch(case)
-    shapes = dict(jax.eval_shape(model.init, jax.random.key(0), _pair(batch)[0]))
+    shapes = dict(jax.eval_shape(model.init, jax.random.key(0), *_split(batch)[0]))
     shapes.pop("params")
     # In training they are written and not read: what they begin with does not matter.
     rest = jax.tree.map(lambda shape: np.zeros(shape.shape, shape.dtype), shapes)
     return loss, convert(case), rest, batch
 
 
-def _pair(batch: Batch) -> tuple[Any, Any]:
-    """Inputs and targets."""
+def _translation_loss(logits: jax.Array, targets: Any, smoothing: float) -> jax.Array:
+    """The mean over targets that are no padding; smoothed labels as in Flax's WMT example."""
+    labels = optax.smooth_labels(jax.nn.one_hot(targets, logits.shape[-1]), smoothing)
+    return optax.softmax_cross_entropy(logits, labels).mean(where=targets != 0)
+
+
+def _split(batch: Batch) -> tuple[tuple[Any, ...], Any]:
+    """Inputs of the model, and targets."""
+    if "target" in batch:
+        return (batch["source"], batch["target"][:, :-1]), batch["target"][:, 1:]
     if "label" not in batch:
-        return batch["tokens"][:, :-1], batch["tokens"][:, 1:]
-    return batch["image" if "image" in batch else "tokens"], batch["label"]
+        return (batch["tokens"][:, :-1],), batch["tokens"][:, 1:]
+    return (batch["image" if "image" in batch else "tokens"],), batch["label"]
 
 
 class State(TrainState):

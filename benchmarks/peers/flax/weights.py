@@ -15,10 +15,12 @@ def convert(case: Case) -> Any:
         path = name.replace(".feed_forward.", ".")
         if path.startswith(("LSTM_", "GRU_")):
             params |= _gates(*path.split("."), array)
-        elif ".attention." in path:
+        elif ".attention." in path or ".cross." in path:
             params |= _heads(path, array, case.model["heads"])
         elif path == "logits":
             params["logits.kernel"] = array.T
+        elif path == "embedding":
+            params["embedding.embedding"] = array
         elif path == "patches.kernel":
             side = case.model["patch"]
             params[path] = array.reshape(side, side, -1, array.shape[-1])
@@ -44,5 +46,6 @@ def _heads(path: str, array: np.ndarray, heads: int) -> dict[str, np.ndarray]:
     if layer == "output":
         shape = (heads, -1, array.shape[-1]) if leaf == "kernel" else array.shape
         return {f"{place}.out.{leaf}": array.reshape(shape)}
-    parts = np.moveaxis(array.reshape(*array.shape[:-1], heads, 3, -1), -2, 0)
-    return {f"{place}.{n}.{leaf}": p for n, p in zip(("query", "key", "value"), parts, strict=True)}
+    names = {"qkv": ("query", "key", "value"), "query": ("query",), "kv": ("key", "value")}[layer]
+    parts = np.moveaxis(array.reshape(*array.shape[:-1], heads, len(names), -1), -2, 0)
+    return {f"{place}.{name}.{leaf}": part for name, part in zip(names, parts, strict=True)}

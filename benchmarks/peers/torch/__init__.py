@@ -8,6 +8,7 @@ Variants: `eager`; `channels_last`, the memory layout that PyTorch recommends fo
 import torch
 
 from benchmarks.peers.torch.models import CNN, LSTM, MLP, LanguageModel, ResNet
+from benchmarks.peers.torch.seq2seq import EncoderDecoder
 from benchmarks.peers.torch.training import DEVICE, IMAGES, Training, tensors
 from benchmarks.peers.torch.transformers import BERT, GPT, ViT
 from benchmarks.trainer import Case
@@ -25,6 +26,7 @@ MODELS = {
     "lstm": LSTM,
     "lstm_lm": LanguageModel,
     "transformer": GPT,
+    "seq2seq": EncoderDecoder,
 }
 
 

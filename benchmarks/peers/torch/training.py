@@ -18,6 +18,8 @@ IMAGES = ("cnn", "resnet50", "vit_s16")
 def tensors(case: Case) -> tuple[Tensor, Tensor]:
     """Inputs and targets of all examples, in the dtypes that PyTorch's layers and losses take."""
     data = {name: torch.tensor(array, device=DEVICE) for name, array in case.arrays.items()}
+    if "source" in data:
+        return data["source"].long(), data["target"].long()
     if "label" not in data:
         tokens = data["tokens"].long()
         return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()

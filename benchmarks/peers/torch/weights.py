@@ -14,12 +14,12 @@ def fill(layer: nn.Module, **weights: np.ndarray) -> None:
             layer.get_parameter(name).copy_(torch.tensor(value))
 
 
-def joint(params: Params, name: str, heads: int) -> nn.Linear:
-    """All queries, all keys, all values, which jdl has side by side for each head."""
+def joint(params: Params, name: str, heads: int, kinds: int = 3) -> nn.Linear:
+    """All queries, all keys, all values, or the last two; jdl has them head by head."""
     apart = {}
     for path in (f"{name}.kernel", f"{name}.bias"):
         array = params[path]
-        parts = array.reshape(*array.shape[:-1], heads, 3, -1).swapaxes(-3, -2)
+        parts = array.reshape(*array.shape[:-1], heads, kinds, -1).swapaxes(-3, -2)
         apart[path] = parts.reshape(array.shape)
     return linear(apart, name)
 
