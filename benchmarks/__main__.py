@@ -16,7 +16,17 @@ from benchmarks.report import heading, table
 from benchmarks.workloads import Workload, workloads
 from jdl.errors import UserError, nearest
 
-WORKLOADS = ("mlp", "cnn", "lstm", "transformer", "lstm_lm", "resnet50", "vit_s16", "bert_base")
+WORKLOADS = (
+    "mlp",
+    "cnn",
+    "lstm",
+    "transformer",
+    "lstm_lm",
+    "resnet50",
+    "vit_s16",
+    "bert_base",
+    "seq2seq",
+)
 DTYPES = ("fp32", "bf16")
 PEERS = {
     "torch": ("torch-eager", "torch-channels_last", "torch-compile"),
@@ -37,7 +47,8 @@ def run(
     """Times training steps of jdl and its peers, parity first, block by block in turn.
 
     Args:
-        chosen: mlp, cnn, lstm, transformer, lstm_lm, resnet50 (default: all).
+        chosen: mlp, cnn, lstm, transformer, lstm_lm, resnet50, vit_s16, bert_base, seq2seq
+            (default: all).
         peers: torch, flax, keras; one that is not installed is named and skipped.
         dtype: fp32 or bf16, of the computation in all implementations.
         json: a file for the rows, one JSON object a line.

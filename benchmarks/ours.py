@@ -42,6 +42,7 @@ def make_case(workload: Workload, dtype: str, threads: int) -> Case:
         threads=threads,
         rate=optimizer.learning_rate,
         eps=optimizer.eps,
+        smoothing=getattr(experiment.task, "label_smoothing", 0.0),
     )
 
 

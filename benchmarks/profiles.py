@@ -110,7 +110,7 @@ def main(
     """Prints the costliest operations before and after.
 
     Args:
-        chosen: mlp, cnn, lstm, transformer (default: all four).
+        chosen: names of workloads, such as `transformer` (default: all).
         top: how many operations.
         out: a file for the same text.
     """

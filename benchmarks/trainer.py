@@ -21,6 +21,7 @@ class Case:
       threads: that computation may use.
       rate: learning rate of Adam.
       eps: added to the root mean square in Adam.
+      smoothing: share of each label that is spread over all classes.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Case:
     threads: int
     rate: float = 1e-4
     eps: float = 1e-7
+    smoothing: float = 0.0
 
 
 class Trainer(Protocol):

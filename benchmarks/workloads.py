@@ -78,6 +78,20 @@ def _text(vocabulary: int, length: int) -> Callable[[np.random.Generator, int], 
     return draw
 
 
+def _pairs(vocabulary: int, length: int) -> Callable[[np.random.Generator, int], Arrays]:
+    """Sources and targets of 2 tokens to as many as have room, as `jdl.data.Pairs` pads them."""
+
+    def side(rng: np.random.Generator, count: int, length: int) -> np.ndarray:
+        tokens = rng.integers(1, vocabulary, (count, length), np.int32)
+        lengths = rng.integers(2, length + 1, (count, 1))
+        return np.where(np.arange(length) < lengths, tokens, 0)
+
+    def draw(rng: np.random.Generator, count: int) -> Arrays:
+        return {"source": side(rng, count, length), "target": side(rng, count, length + 1)}
+
+    return draw
+
+
 def gpt(
     size: str,
     *,
@@ -202,6 +216,28 @@ def bert_base(batch: int = 8, length: int = 128, **model: Any) -> Workload:
     )
 
 
+def seq2seq(
+    batch: int = 128,
+    *,
+    length: int = 32,
+    layers: int = 4,
+    width: int = 128,
+    vocabulary: int = 8192,
+    **model: Any,
+) -> Workload:
+    """A transformer translates, with further fields of the model by name; no dropout."""
+    shape = {"layers": layers, "width": width, "vocabulary": vocabulary}
+    return Workload(
+        name="seq2seq",
+        size=f"{layers}x{width}, T={length}",
+        experiment="multi30k_transformer",
+        changes={f"model.{k}": v for k, v in {**shape, "dropout": 0.0, **model}.items()},
+        batch=batch,
+        tokens=length,  # places of a target, padding included; those of its source do not count
+        draw=_pairs(vocabulary, length),
+    )
+
+
 def augmented(batch: int = 32) -> Workload:
     """The CNN that sees every photograph moved at random."""
     experiment = "cats_vs_dogs_augmented"
@@ -225,8 +261,12 @@ def workloads(accelerator: bool) -> tuple[Workload, ...]:
     if accelerator:
         large = {"layers": 12, "width": 768, "context": 1024, "heads": 12, "vocabulary": 50_304}
         gpt2 = gpt("GPT-2 124M", batch=32, **large)
-        return mlp(), cnn(256), lstm(), gpt2, lstm_lm(), resnet50(256), vit_s16(256), bert_base(64)
+        images = (resnet50(256), vit_s16(256))
+        base = {"layers": 6, "heads": 8, "width": 512, "hidden": 2048, "vocabulary": 37_000}
+        translation = seq2seq(length=64, **base, pre_norm=False)
+        return mlp(), cnn(256), lstm(), gpt2, lstm_lm(), *images, bert_base(64), translation
     tiny = gpt("tiny", layers=4, width=128, context=64, batch=12, heads=4)
     shape = {"layers": 6, "width": 384, "context": 256, "batch": 8, "heads": 6}
     small = gpt("small", **shape, compiler_options=ONEDNN, malloc_arenas=1)
-    return mlp(), cnn(), lstm(), tiny, small, lstm_lm(), resnet50(), vit_s16(), bert_base()
+    images = (resnet50(), vit_s16())
+    return mlp(), cnn(), lstm(), tiny, small, lstm_lm(), *images, bert_base(), seq2seq()

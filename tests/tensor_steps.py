@@ -13,7 +13,6 @@ if __name__ == "__main__":
     from tests.flags import devices
 
     os.environ["XLA_FLAGS"] = devices(int(sys.argv[1]))
-    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 import flax.linen as nn
 import jax
@@ -119,7 +118,6 @@ STRATEGIES = {
 
 
 def main(file):
-    jax.config.update("jax_disable_most_optimizations", True)
     found = {}
     for case in CASES:
         for name in list(STRATEGIES)[: 5 if case == "gpt" else 2]:

@@ -20,8 +20,6 @@ from jdl.report.beside import averaged, baselines_of, held_out, sample
 from jdl.run import Run
 from jdl.tasks import BinaryClassification, Forecast, LanguageModeling, Regression
 
-pytestmark = pytest.mark.usefixtures("cheap_compilation")
-
 RANDOM = np.random.default_rng(0)
 
 

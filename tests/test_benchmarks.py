@@ -1,5 +1,6 @@
 """The benchmarks' own arithmetic and errors; how fast anything is is no matter for a test."""
 
+import dataclasses
 import functools
 import importlib
 import json
@@ -23,16 +24,28 @@ from benchmarks import (
     worker,
 )
 from benchmarks.trainer import first_batch
-from benchmarks.workloads import augmented, bert_base, gpt, lstm_lm, resnet50, vit_s16, workloads
+from benchmarks.workloads import (
+    augmented,
+    bert_base,
+    gpt,
+    lstm_lm,
+    resnet50,
+    seq2seq,
+    vit_s16,
+    workloads,
+)
 from jdl import flops
 from jdl.errors import UserError
 
+TRANSLATION = {"layers": 1, "heads": 2, "width": 8, "hidden": 12, "vocabulary": 11, "context": 8}
 SMALL = (
     gpt("tiny", layers=1, width=8, context=4, batch=2, heads=2),
     lstm_lm(2, length=4, layers=2, units=8, vocabulary=11),
     resnet50(2, side=32, classes=5, stages=(1, 1), width=4),
     bert_base(2, length=4, vocabulary=11, context=8, layers=1, heads=2, width=8),
     vit_s16(2, side=8, outputs=5, patch=4, layers=1, heads=2, width=8),
+    seq2seq(2, length=4, **TRANSLATION),
+    seq2seq(2, length=5, **TRANSLATION, pre_norm=False),
 )
 
 
@@ -179,32 +192,44 @@ def test_random_data_fits_its_experiment_and_is_never_all_zeros(workload):
     assert experiment.task.inputs in arrays
 
 
-@pytest.fixture
-def quick_compilation():
-    """Compiles in half the time what is to take a few steps."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+def enlarged(params):
+    """With larger weights in attention: at their initial size, what is masked hardly matters."""
+
+    def change(path, leaf):
+        name = jax.tree_util.keystr(path)
+        return 20 * leaf if "attention" in name or "cross" in name else leaf
+
+    return jax.tree_util.tree_map_with_path(change, params)
+
+
+class Enlarged(ours.Bare):
+    """Begins with larger weights in attention."""
+
+    def _fresh(self):
+        state = super()._fresh()
+        return state.replace(params=enlarged(state.params))
 
 
 @functools.cache
-def begun(name):
+def begun(index):
     """A small workload's case, and jdl's first gradient and losses."""
-    workload = next(each for each in SMALL if each.name == name)
+    workload = SMALL[index]
     case = ours.make_case(workload, "fp32", 1)
-    mine = ours.Bare(workload.load("fp32"), case)
+    case = dataclasses.replace(case, params=enlarged(case.params))
+    mine = Enlarged(workload.load("fp32"), case)
     gradient, losses = mine.gradient(), mine.curve(5)
     assert mine.run(2) > 0
     assert len(next(iter(first_batch(case).values()))) == 2
     return case, gradient, losses
 
 
-@pytest.mark.usefixtures("quick_compilation")
-@pytest.mark.parametrize("name", [workload.name for workload in SMALL])
+@pytest.mark.parametrize(
+    "index", range(len(SMALL)), ids=lambda i: f"{SMALL[i].name} {SMALL[i].size}"
+)
 @pytest.mark.parametrize(("peer", "variant"), [("flax", "default"), ("torch", "eager")])
-def test_a_peer_begins_as_jdl_does(peer, variant, name):
+def test_a_peer_begins_as_jdl_does(peer, variant, index):
     pytest.importorskip(peer)
-    case, gradient, losses = begun(name)
+    case, gradient, losses = begun(index)
     other = importlib.import_module(f"benchmarks.peers.{peer}").build(case, variant)
     np.testing.assert_allclose(other.gradient(), gradient, rtol=1e-4)
     np.testing.assert_allclose(other.curve(5), losses, rtol=1e-4)
@@ -247,7 +272,7 @@ def test_resnet50_multiplies_as_often_as_published():
     shapes = jax.eval_shape(model.init, jax.random.key(0), image)
     # On CPUs jdl convolves by products, which multiply the padding too.
     assert flops.count(model.apply, shapes, image).flops == 2 * padded
-    flax = pytest.importorskip("benchmarks.peers.flax")
+    flax = pytest.importorskip("benchmarks.peers.flax.models")
     plain = flax.ResNet(stages=(3, 4, 6, 3), width=64, outputs=1000, dtype=jnp.float32)
     shapes = jax.eval_shape(plain.init, jax.random.key(0), image)
     forward = functools.partial(plain.apply, mutable=["batch_stats"])
@@ -263,6 +288,29 @@ def test_a_language_model_of_lstms_multiplies_what_its_gates_and_logits_need():
     assert flops.count(function, *arguments).flops == forward
     gradient = jax.value_and_grad(function, has_aux=True)
     assert flops.count(gradient, *arguments).flops == 3 * forward
+
+
+def test_a_translator_multiplies_what_its_layers_need():
+    training = pytest.importorskip("benchmarks.peers.flax.training")
+    batch, length, width, hidden = 2, 5, 8, 12
+    workload = seq2seq(batch, length=length, **{**TRANSLATION, "layers": 3})
+    function, *arguments = training.loss_function(ours.make_case(workload, "fp32", 1))
+    attention = 4 * width * width + 2 * length * width  # of each place
+    layers = 3 * (3 * attention + 2 * 2 * width * hidden)  # cross-attention is the third
+    forward = 2 * batch * length * (layers + width * 11)
+    assert flops.count(function, *arguments).flops == forward
+    gradient = jax.value_and_grad(function, has_aux=True)
+    assert flops.count(gradient, *arguments).flops == 3 * forward
+
+
+def test_texts_to_translate_are_padded_behind_as_those_of_pairs():
+    for name, places in (("source", 6), ("target", 7)):
+        tokens = seq2seq(200, length=6).examples()[name]
+        lengths = (tokens != 0).sum(1)
+        assert tokens.shape == (200, places)
+        assert tokens.dtype == np.int32
+        assert set(lengths) == set(range(2, places + 1))
+        np.testing.assert_array_equal(tokens != 0, np.arange(places) < lengths[:, None])
 
 
 def test_the_share_of_augmentation_is_what_the_plain_step_saves():

@@ -11,8 +11,6 @@ from jdl.report import several
 from jdl.report.several import Entry, read_entry
 from tests.clouds import FLAGS, contents, read
 
-pytestmark = pytest.mark.usefixtures("cheap_compilation")
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, clouds, trained):

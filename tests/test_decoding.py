@@ -14,8 +14,6 @@ from jdl.decoding.cache import batch_axes, empty, read
 from jdl.errors import UserError
 from jdl.models import GPT, EncoderDecoder, RecurrentLM
 
-pytestmark = pytest.mark.usefixtures("cheap_compilation")
-
 GREEDY = Sampling(temperature=0.0)
 PROMPTS = [[3, 1, 4], [5], [9, 2, 6, 5, 8]]
 FORMS = {

@@ -21,9 +21,6 @@ BLOCK = re.compile(
 )
 
 
-pytestmark = pytest.mark.usefixtures("cheap_compilation")
-
-
 @pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.stem)
 def test_every_example_of_a_guide_runs(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

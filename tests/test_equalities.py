@@ -18,8 +18,6 @@ from jdl.step import Program, init, update
 from jdl.tasks import Classification, LanguageModeling
 from tests.tensor_steps import Translation
 
-pytestmark = pytest.mark.usefixtures("cheap_compilation")
-
 ROWS, TIME, WORDS = 4, 6, 11
 SIZES = {"layers": 2, "heads": 2, "width": 16}
 TEXT = {**SIZES, "vocabulary": WORDS, "context": TIME}

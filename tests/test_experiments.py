@@ -14,8 +14,6 @@ from jdl.run import Run
 from jdl.step import update
 from jdl.weights import Weights
 
-pytestmark = pytest.mark.usefixtures("cheap_compilation")
-
 FILES = {path.stem: path for path in (Path(__file__).parents[1] / "experiments").glob("*.py")}
 RNG = np.random.default_rng(0)
 

@@ -18,7 +18,6 @@ from jdl.tasks import BinaryClassification, Classification, LanguageModeling
 from jdl.training import open_run
 
 pytest.importorskip("flatbuffers", reason="flatbuffers are not installed")
-pytestmark = pytest.mark.usefixtures("cheap_compilation")
 
 READ = """
 import sys

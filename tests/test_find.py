@@ -23,8 +23,6 @@ from jdl.run import Run
 from jdl.tasks import Regression
 from tests.runs import make_experiment
 
-pytestmark = pytest.mark.usefixtures("cheap_compilation")
-
 X = np.random.default_rng(0).normal(size=(64, 1)).astype(np.float32)
 CURVATURE = float(np.mean(X.astype(float) ** 2))
 

@@ -22,8 +22,6 @@ from jdl.optimizers import Adam
 from jdl.parallel import Pmap, Single
 from jdl.tasks import LanguageModeling
 
-pytestmark = pytest.mark.usefixtures("cheap_compilation")
-
 LINE = "sing a song of six\n"
 FILE = f'''"""A model that knows a line by heart."""
 

@@ -22,7 +22,6 @@ from jdl.weights import Weights, load, save
 from jdl.weights.layouts import LAYOUTS
 
 pytest.importorskip("safetensors", reason="safetensors are not installed")
-pytestmark = pytest.mark.usefixtures("cheap_compilation")
 
 TOKENS = np.random.default_rng(0).integers(1, 11, (3, 9)).astype(np.int32)
 TOKENS[1, 6:] = TOKENS[2, 2:] = 0  # padding, where there is such

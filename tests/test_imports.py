@@ -140,15 +140,6 @@ def found(data, tiny):
     return pytest.skip(reason)
 
 
-@pytest.fixture
-def quick_compilation():
-    """Compiles in half the time what is to take a step or two."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize(
     "path",
     [

@@ -22,8 +22,6 @@ from jdl.parallel import Single
 from jdl.state import TrainState
 from jdl.tasks import LanguageModeling
 
-pytestmark = pytest.mark.usefixtures("cheap_compilation")
-
 STORY = ["once upon a time, ", "there was a cat, Ŧ, and a dog; ", "the cat sat. the dog sat. "]
 PARTS = {"train": STORY * 3, "validation": ["the end of the ŧale", " of two"], "test": ["!"]}
 WHOLE = {"test_fraction": 0.0, "validation_fraction": 0.0}

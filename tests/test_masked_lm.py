@@ -18,8 +18,6 @@ from jdl.state import TrainState
 from jdl.tasks import BinaryClassification, MaskedLanguageModeling
 from jdl.weights import Weights
 
-pytestmark = pytest.mark.usefixtures("cheap_compilation")
-
 LENGTH, SIZE = 24, 60
 
 

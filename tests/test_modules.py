@@ -17,8 +17,6 @@ from jdl.parallel import Single
 from jdl.weights import Weights
 from tests.optimizer_steps import network, run, values
 
-pytestmark = pytest.mark.usefixtures("cheap_compilation")
-
 
 def gradients(params, count=3):
     return [

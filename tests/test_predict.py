@@ -4,7 +4,6 @@ import csv
 import dataclasses
 import json
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -17,8 +16,6 @@ from jdl.errors import UserError
 from jdl.predict import open_to_predict, predict_files
 from jdl.tasks import BinaryClassification, Classification, Forecast, Regression
 from jdl.tasks.base import plain
-
-pytestmark = pytest.mark.usefixtures("cheap_compilation")
 
 FILE = '''"""A small experiment."""
 
@@ -41,14 +38,6 @@ experiment = Experiment(
     model={model}, task={task}, data={data}, steps=4, batch_size=4, hooks=()
 )
 '''
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _cheap_compilation():
-    """Compiles without optimizing: the programs are small and run for a few steps."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture

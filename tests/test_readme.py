@@ -11,8 +11,6 @@ from jdl.data.prepare import prepare
 from jdl.models import MLP
 from tests.data.originals import write_mnist
 
-pytestmark = pytest.mark.usefixtures("cheap_compilation")
-
 README = (Path(__file__).parents[1] / "README.md").read_text()
 SCRIPT, EXPERIMENT, USE = re.findall(r"```python\n(.*?)```", README, flags=re.S)
 

@@ -29,8 +29,6 @@ from jdl.tasks import LanguageModeling
 from tests import kill_resume
 from tests.breaks import Break, Killed, broken
 
-pytestmark = pytest.mark.usefixtures("cheap_compilation")
-
 SMALL = {"vocabulary": 9, "units": 6, "layers": 2}
 
 
@@ -71,14 +69,6 @@ def experiment(**changes):
         "batch_size": 4,
     }
     return jdl.Experiment(**settings | changes)
-
-
-@pytest.fixture(autouse=True)
-def quick_compilation():
-    """Compiles in half the time what is to take a few steps."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def updates(made, count, tmp_path):

@@ -7,7 +7,6 @@ import shlex
 import shutil
 
 import flax.linen as nn
-import jax
 import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix
@@ -23,19 +22,6 @@ from jdl.report.learning import curves, verdict
 from jdl.tasks import BinaryClassification
 from tests.breaks import Killed, broken, make_experiment
 from tests.clouds import CLOUDS, contents, read
-
-pytestmark = pytest.mark.usefixtures("cheap_compilation")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _cheap_compilation():
-    """Compiles without optimizing: the models are small."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    jax.clear_caches()
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-    jax.clear_caches()
 
 
 def rows(train, validation):

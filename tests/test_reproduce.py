@@ -125,7 +125,7 @@ def test_what_is_different_elsewhere_is_said(command, run):
     change(run / "result.json", "params_sha256", value="0" * 64)
     change(path, "versions", "jax", value="0.0.1")
     change(path, "devices", "kind", value="abacus")
-    change(path, "flags", value={"XLA_FLAGS": "--other"})
+    change(path, "flags", "XLA_FLAGS", value="--other")
     change(path, "data", "test", "sha256", value="0" * 64)
     code, out, _ = command("reproduce", run, "--workdir", "again")
     # Not bit for bit, but every metric is as close as other surroundings allow.

@@ -22,8 +22,6 @@ from jdl.step import Program, init
 from jdl.tasks import Classification, LanguageModeling
 from tests import tensor_steps
 
-pytestmark = pytest.mark.usefixtures("cheap_compilation")
-
 MESH = AbstractMesh((2, 2, 2), AXES)
 MASK = np.ones(4, bool)
 WINDOWS = {"tokens": np.zeros((4, 5), np.int32), "mask": MASK}

@@ -29,8 +29,6 @@ from jdl.models import (
     ViTTiny16,
 )
 
-pytestmark = pytest.mark.usefixtures("cheap_compilation")
-
 FORMS = {
     "gpt": {},
     "llama": {

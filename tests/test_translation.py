@@ -30,8 +30,6 @@ from jdl.state import TrainState
 from jdl.tasks import LanguageModeling, Translation
 from jdl.tasks.translation import corpus_bleu
 
-pytestmark = pytest.mark.usefixtures("cheap_compilation")
-
 TRANSFORMER = EncoderDecoder(vocabulary=13, context=40, layers=2, heads=2, width=16)
 LSTM = LSTMEncoderDecoder(vocabulary=13, layers=2, units=16)
 MODELS = {"transformer": TRANSFORMER, "lstm": LSTM, "scanned": TRANSFORMER.clone(scan=True)}

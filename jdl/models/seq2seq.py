@@ -146,7 +146,7 @@ class _Side(nn.Module):
 TransformerBase = partial(
     EncoderDecoder, vocabulary=37_000, layers=6, heads=8, width=512, pre_norm=False
 )
-"""The base model of the paper, 63,083,520 parameters."""
+"""The base model of the paper, 63,082,496 parameters."""
 TransformerBig = partial(
     EncoderDecoder, vocabulary=37_000, layers=6, heads=16, width=1024, pre_norm=False, dropout=0.3
 )

@@ -10,8 +10,6 @@ from scipy import ndimage
 from jdl.data import RandAugment, randaugment
 from jdl.errors import UserError
 
-pytestmark = pytest.mark.usefixtures("cheap_compilation")
-
 PIXELS = np.random.default_rng(0).integers(20, 230, (17, 23, 3), dtype=np.uint8)
 PICTURE = Image.fromarray(PIXELS)
 

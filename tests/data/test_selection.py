@@ -9,8 +9,6 @@ from jdl.data.splits import Splits
 from jdl.errors import UserError
 from jdl.models import MLP
 
-pytestmark = pytest.mark.usefixtures("cheap_compilation")
-
 RNG = np.random.default_rng(0)
 LABELS = RNG.integers(0, 6, 300)
 IMAGES = RNG.normal(size=(300, 4)) + 10 * LABELS[:, None]

@@ -1,0 +1,137 @@
+"""The networks that are no transformers, as Flax's examples write them."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+class MLP(nn.Module):
+    """Dense layers with relu between; uint8 images (batch, ...) to logits (batch, outputs)."""
+
+    widths: tuple[int, ...]  # units of each hidden layer
+    outputs: int  # units of the last layer
+    dtype: Any  # of the computation
+
+    @nn.compact
+    def __call__(self, image: jax.Array) -> jax.Array:
+        """Applies the layers."""
+        x = image.reshape(image.shape[0], -1).astype(jnp.float32) / 255
+        for width in self.widths:
+            x = nn.relu(nn.Dense(width, dtype=self.dtype)(x))
+        return nn.Dense(self.outputs, dtype=self.dtype, name="logits")(x)
+
+
+class CNN(nn.Module):
+    """Convolutions, each with relu and a pool, then dense layers; uint8 images to logits."""
+
+    channels: tuple[int, ...]  # of each convolution
+    dense: tuple[int, ...]  # units of each hidden dense layer
+    outputs: int  # units of the last layer
+    padding: str  # of the convolutions
+    dtype: Any  # of the computation
+
+    @nn.compact
+    def __call__(self, image: jax.Array) -> jax.Array:
+        """Applies the layers."""
+        x = image.astype(jnp.float32) / 255
+        for channels in self.channels:
+            x = nn.Conv(channels, (3, 3), padding=self.padding, dtype=self.dtype)(x)
+            x = nn.max_pool(nn.relu(x), (2, 2), strides=(2, 2))
+        x = x.reshape(x.shape[0], -1)
+        for width in self.dense:
+            x = nn.relu(nn.Dense(width, dtype=self.dtype)(x))
+        return nn.Dense(self.outputs, dtype=self.dtype, name="logits")(x)
+
+
+class NormedConv(nn.Module):
+    """A convolution without bias, and batch norm."""
+
+    channels: int  # of the output
+    size: int  # of the kernel's sides
+    strides: int  # by which height and width shrink
+    dtype: Any  # of the computation
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Applies both."""
+        sides, pad = (self.size, self.size), self.size // 2
+        options = {"padding": pad, "use_bias": False, "dtype": self.dtype}
+        x = nn.Conv(self.channels, sides, self.strides, **options)(x)
+        return nn.BatchNorm(use_running_average=False, momentum=0.9, dtype=self.dtype)(x)
+
+
+class Bottleneck(nn.Module):
+    """Three convolutions, of which the second has the strides, added to their input."""
+
+    channels: int  # inside; at the end four times as many
+    strides: int  # by which height and width shrink
+    dtype: Any  # of the computation
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Applies the layers."""
+        y = nn.relu(NormedConv(self.channels, 1, 1, self.dtype, name="conv0")(x))
+        y = nn.relu(NormedConv(self.channels, 3, self.strides, self.dtype, name="conv1")(y))
+        y = NormedConv(4 * self.channels, 1, 1, self.dtype, name="conv2")(y)
+        if x.shape != y.shape:
+            x = NormedConv(4 * self.channels, 1, self.strides, self.dtype, name="project")(x)
+        return nn.relu(x + y)
+
+
+class ResNet(nn.Module):
+    """A residual network of bottlenecks ("v1.5"); uint8 images to logits."""
+
+    stages: tuple[int, ...]  # blocks of each stage
+    width: int  # channels of the first stage
+    outputs: int  # units of the last layer
+    dtype: Any  # of the computation
+
+    @nn.compact
+    def __call__(self, image: jax.Array) -> jax.Array:
+        """Applies the layers."""
+        x = image.astype(jnp.float32) / 255
+        x = nn.relu(NormedConv(self.width, 7, 2, self.dtype, name="stem")(x))
+        x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        for i, blocks in enumerate(self.stages):
+            for j in range(blocks):
+                strides, name = 2 if i and not j else 1, f"stage{i}_block{j}"
+                x = Bottleneck(self.width << i, strides, self.dtype, name=name)(x)
+        return nn.Dense(self.outputs, dtype=self.dtype, name="logits")(x.mean((1, 2)))
+
+
+class RNN(nn.Module):
+    """Embedding, recurrent layer, dense layer on its last state; tokens (batch, time) to logits."""
+
+    vocabulary: int  # tokens that have an embedding
+    features: int  # of an embedding
+    units: int  # of the recurrent layer
+    cell: str  # lstm or gru
+    outputs: int  # units of the last layer
+    dtype: Any  # of the computation
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """Applies the layers."""
+        x = nn.Embed(self.vocabulary, self.features, dtype=self.dtype)(tokens)
+        kind = {"lstm": nn.OptimizedLSTMCell, "gru": nn.GRUCell}[self.cell]
+        x = nn.RNN(kind(self.units, dtype=self.dtype, name=f"{self.cell.upper()}_0"))(x)[:, -1]
+        return nn.Dense(self.outputs, dtype=self.dtype, name="logits")(x)
+
+
+class LanguageModel(nn.Module):
+    """Embedding, LSTM layers, logits; tokens (batch, time) to (..., vocabulary)."""
+
+    vocabulary: int  # tokens that there are
+    units: int  # of the embedding and of each layer
+    layers: int  # recurrent layers
+    dtype: Any  # of the computation
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """Applies the layers."""
+        x = nn.Embed(self.vocabulary, self.units, dtype=self.dtype, name="tokens")(tokens)
+        for i in range(self.layers):
+            x = nn.RNN(nn.OptimizedLSTMCell(self.units, dtype=self.dtype, name=f"LSTM_{i}"))(x)
+        return nn.Dense(self.vocabulary, use_bias=False, dtype=self.dtype, name="logits")(x)

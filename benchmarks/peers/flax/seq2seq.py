@@ -1,0 +1,91 @@
+"""The transformer with an encoder and a decoder, written like Flax's WMT example."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+
+class Layer(nn.Module):
+    """Attention, in a decoder also to a memory, and two dense layers, each normed and added."""
+
+    heads: int  # of each attention
+    hidden: int  # units between the dense layers
+    pre_norm: bool  # norm before each part, not after it
+    dtype: Any  # of the computation
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        mask: jax.Array,
+        memory: jax.Array | None = None,
+        memory_mask: jax.Array | None = None,
+    ) -> jax.Array:
+        """(batch, time, width) to the same; masks are True where one looks."""
+        attention = self._attention("attention")
+        x = self._add(x, "norm1", lambda y: attention(y, mask=mask))
+        if memory is not None:
+            cross = self._attention("cross")
+            x = self._add(x, "norm_cross", lambda y: cross(y, memory, mask=memory_mask))
+        inner = nn.Dense(self.hidden, dtype=self.dtype, name="inner")
+        outer = nn.Dense(x.shape[-1], dtype=self.dtype, name="outer")
+        return self._add(x, "norm2", lambda y: outer(nn.relu(inner(y))))
+
+    def _attention(self, name: str) -> nn.MultiHeadDotProductAttention:
+        return nn.MultiHeadDotProductAttention(self.heads, dtype=self.dtype, name=name)
+
+    def _add(self, x: jax.Array, name: str, part: Callable[[jax.Array], jax.Array]) -> jax.Array:
+        norm = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name=name)
+        return x + part(norm(x)) if self.pre_norm else norm(x + part(x))
+
+
+class Side(nn.Module):
+    """The encoder or the decoder."""
+
+    layers: int  # how many
+    heads: int  # of each attention
+    hidden: int  # units between the dense layers
+    pre_norm: bool  # norm before each part, and so once more at the end
+    dtype: Any  # of the computation
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *inputs: jax.Array) -> jax.Array:
+        """(batch, time, width) to the same; the other inputs are those of the layers."""
+        for i in range(self.layers):
+            layer = Layer(self.heads, self.hidden, self.pre_norm, self.dtype, name=f"block_{i}")
+            x = layer(x, *inputs)
+        return nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm")(x) if self.pre_norm else x
+
+
+class EncoderDecoder(nn.Module):
+    """One embedding for both sides and the logits; source, tokens to logits (..., vocabulary)."""
+
+    vocabulary: int  # tokens that there are
+    layers: int  # of each side
+    heads: int  # of each attention
+    width: int  # of the sequences
+    hidden: int  # units between the dense layers
+    pre_norm: bool  # norm before each part of a layer, not after it
+    dtype: Any  # of the computation
+
+    @nn.compact
+    def __call__(self, source: jax.Array, tokens: jax.Array) -> jax.Array:
+        """Applies the layers; source (batch, keys), tokens (batch, time)."""
+        embed = nn.Embed(self.vocabulary, self.width, dtype=self.dtype, name="embedding")
+        shape = (self.layers, self.heads, self.hidden, self.pre_norm, self.dtype)
+        x, y = (
+            embed(ids) * self.width**0.5 + sinusoids(ids.shape[1], self.width).astype(self.dtype)
+            for ids in (source, tokens)
+        )
+        seen, causal = (source != 0)[:, None, None], nn.make_causal_mask(tokens[:1], dtype=bool)
+        memory = Side(*shape, name="encoder")(x, seen)
+        return embed.attend(Side(*shape, name="decoder")(y, causal, memory, seen))
+
+
+def sinusoids(length: int, width: int) -> np.ndarray:
+    """Sines and cosines in turn, (length, width)."""
+    angles = np.arange(length)[:, None] * 10_000 ** (-np.arange(0, width, 2) / width)
+    return np.stack([np.sin(angles), np.cos(angles)], -1).reshape(length, width)

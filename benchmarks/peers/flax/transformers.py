@@ -1,0 +1,119 @@
+"""The transformers, as Flax's examples write them."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+class Block(nn.Module):
+    """Attention and two dense layers, each normed before and added after."""
+
+    heads: int  # of the attention
+    dtype: Any  # of the computation
+    epsilon: float = 1e-5  # of the norms
+    approximate: bool = True  # the GELU by a hyperbolic tangent
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        """(batch, time, width) to the same."""
+        width = x.shape[-1]
+        y = nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name="norm1")(x)
+        attention = nn.MultiHeadDotProductAttention(self.heads, dtype=self.dtype, name="attention")
+        x = x + attention(y, mask=mask)
+        y = nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name="norm2")(x)
+        y = nn.gelu(nn.Dense(4 * width, dtype=self.dtype, name="inner")(y), self.approximate)
+        return x + nn.Dense(width, dtype=self.dtype, name="outer")(y)
+
+
+class GPT(nn.Module):
+    """A decoder with tied embeddings; tokens (batch, time) to logits (..., vocabulary)."""
+
+    vocabulary: int  # tokens that there are
+    context: int  # longest sequence
+    layers: int  # blocks
+    heads: int  # of each attention
+    width: int  # of the sequence
+    dtype: Any  # of the computation
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """Applies the layers."""
+        embed = nn.Embed(self.vocabulary, self.width, dtype=self.dtype, name="tokens")
+        init = nn.initializers.normal(0.02)
+        positions = self.param("positions", init, (self.context, self.width))
+        x = embed(tokens) + positions[: tokens.shape[1]].astype(self.dtype)
+        mask = nn.make_causal_mask(tokens[:1], dtype=bool)
+        for i in range(self.layers):
+            x = Block(self.heads, self.dtype, name=f"block_{i}")(x, mask)
+        return embed.attend(nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm")(x))
+
+
+class ViT(nn.Module):
+    """A vision transformer whose patches' mean is classified; uint8 images to logits."""
+
+    patch: int  # side of a patch
+    layers: int  # blocks
+    heads: int  # of each attention
+    width: int  # of the sequence
+    outputs: int  # units of the last layer
+    dtype: Any  # of the computation
+
+    @nn.compact
+    def __call__(self, image: jax.Array) -> jax.Array:
+        """Applies the layers."""
+        x, sides = image.astype(jnp.float32) / 255, (self.patch, self.patch)
+        x = nn.Conv(self.width, sides, sides, dtype=self.dtype, name="patches")(x)
+        x = x.reshape(len(x), -1, self.width)
+        init = nn.initializers.normal(0.02)
+        x = x + self.param("positions", init, x.shape[1:]).astype(self.dtype)
+        for i in range(self.layers):
+            x = Block(self.heads, self.dtype, 1e-6, False, name=f"block_{i}")(x)
+        x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x).mean(1)
+        return nn.Dense(self.outputs, dtype=self.dtype, name="logits")(x)
+
+
+class EncoderBlock(nn.Module):
+    """Attention and two dense layers, each added and then normed."""
+
+    heads: int  # of the attention
+    dtype: Any  # of the computation
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
+        """(batch, time, width) to the same."""
+        width = x.shape[-1]
+        attention = nn.MultiHeadDotProductAttention(self.heads, dtype=self.dtype, name="attention")
+        y = attention(x, mask=mask)
+        x = nn.LayerNorm(epsilon=1e-12, dtype=self.dtype, name="norm1")(x + y)
+        y = nn.Dense(4 * width, dtype=self.dtype, name="inner")(x)
+        y = nn.Dense(width, dtype=self.dtype, name="outer")(nn.gelu(y, approximate=False))
+        return nn.LayerNorm(epsilon=1e-12, dtype=self.dtype, name="norm2")(x + y)
+
+
+class BERT(nn.Module):
+    """An encoder normed after each part; tokens (batch, time) to logits from the first place."""
+
+    vocabulary: int  # tokens that there are
+    context: int  # longest sequence
+    layers: int  # blocks
+    heads: int  # of each attention
+    width: int  # of the sequence
+    outputs: int  # units of the last layer
+    dtype: Any  # of the computation
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """Applies the layers."""
+        init = nn.initializers.normal(0.02)
+        positions = self.param("positions", init, (self.context, self.width))
+        kinds = self.param("kinds", init, (2, self.width))
+        x = nn.Embed(self.vocabulary, self.width, dtype=self.dtype, name="tokens")(tokens)
+        x = x + (positions[: tokens.shape[1]] + kinds[0]).astype(self.dtype)
+        x = nn.LayerNorm(epsilon=1e-12, dtype=self.dtype, name="norm")(x)
+        for i in range(self.layers):
+            block = EncoderBlock(self.heads, self.dtype, name=f"block_{i}")
+            x = block(x, (tokens != 0)[:, None, None])
+        first = nn.tanh(nn.Dense(self.width, dtype=self.dtype, name="pooler")(x[:, 0]))
+        return nn.Dense(self.outputs, dtype=self.dtype, name="logits")(first)

@@ -1,0 +1,51 @@
+"""jdl's weights in Flax's layout."""
+
+from typing import Any
+
+import numpy as np
+from flax.traverse_util import unflatten_dict
+
+from benchmarks.trainer import Case
+
+
+def convert(case: Case) -> Any:
+    """jdl's weights in Flax's layout: attention by heads, the LSTM's gates each on its own."""
+    params: dict[str, np.ndarray] = {}
+    for name, array in case.params.items():
+        path = name.replace(".feed_forward.", ".")
+        if path.startswith(("LSTM_", "GRU_")):
+            params |= _gates(*path.split("."), array)
+        elif ".attention." in path or ".cross." in path:
+            params |= _heads(path, array, case.model["heads"])
+        elif path == "logits":
+            params["logits.kernel"] = array.T
+        elif path == "embedding":
+            params["embedding.embedding"] = array
+        elif path == "patches.kernel":
+            side = case.model["patch"]
+            params[path] = array.reshape(side, side, -1, array.shape[-1])
+        else:
+            params[path.replace("BatchNorm_0.BatchNorm_0", "BatchNorm_0")] = array
+    return unflatten_dict(params, sep=".")
+
+
+def _gates(layer: str, name: str, array: np.ndarray) -> dict[str, np.ndarray]:
+    """Splits the gates, and says where Flax's cells have them."""
+    gates, biased = ("ifog", "h") if layer.startswith("LSTM") else ("rzn", "i")
+    if name == "recurrent_bias":
+        return {f"{layer}.hn.bias": array}
+    places = {"kernel": "i{}.kernel", "recurrent": "h{}.kernel", "bias": biased + "{}.bias"}
+    path = f"{layer}.{places[name]}"
+    parts = np.split(array, len(gates), axis=-1)
+    return {path.format(gate): part for gate, part in zip(gates, parts, strict=True)}
+
+
+def _heads(path: str, array: np.ndarray, heads: int) -> dict[str, np.ndarray]:
+    """Takes apart the queries, keys and values, which jdl has side by side for each head."""
+    place, layer, leaf = path.rsplit(".", 2)
+    if layer == "output":
+        shape = (heads, -1, array.shape[-1]) if leaf == "kernel" else array.shape
+        return {f"{place}.out.{leaf}": array.reshape(shape)}
+    names = {"qkv": ("query", "key", "value"), "query": ("query",), "kv": ("key", "value")}[layer]
+    parts = np.moveaxis(array.reshape(*array.shape[:-1], heads, len(names), -1), -2, 0)
+    return {f"{place}.{name}.{leaf}": part for name, part in zip(names, parts, strict=True)}
