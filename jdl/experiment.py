@@ -29,6 +29,7 @@ from jdl.hooks import (
 )
 from jdl.optimizers import Adam, Optimizer
 from jdl.parallel import DataParallel, Strategy
+from jdl.step import Program
 from jdl.tasks import Classification, Task
 from jdl.typing import FILE_MODULE
 from jdl.weights import Weights
@@ -108,6 +109,21 @@ class Experiment:
                 f"{type(self.model).__name__} has not"
             )
         return self.model.clone(dtype=jnp.bfloat16)
+
+    def program(self, steps: int) -> Program:
+        """What a step of a run of so many steps computes.
+
+        Raises:
+          UserError: bf16 was asked of a model that has no field `dtype`.
+        """
+        return Program(
+            self.compute_model(),
+            self.task,
+            self.optimizer.build(steps),
+            self.data.device_transforms,
+            self.accumulate,
+            self.compiler_options,
+        )
 
 
 @dataclass(frozen=True)

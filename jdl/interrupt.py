@@ -21,9 +21,9 @@ class Interrupted(SystemExit):
 
 
 class Interruption:
-    """Notes signals while a run is on.
+    """Notes signals while a run is on, or several that share it.
 
-    Inside the loop, between `begin` and `end`, a signal sets `asked` and the loop sees to the rest.
+    Inside a loop, between `begin` and `end`, a signal sets `asked` and the loop sees to the rest.
     Elsewhere nothing needs saving, and the signal raises `Interrupted` at once.
 
     Args:
@@ -34,17 +34,17 @@ class Interruption:
     def __init__(self, shared: bool = False, hard: bool = False) -> None:
         self.asked = self.again = False
         self._shared, self._hard = shared, hard
-        self._looping = False
+        self._looping = 0
         self._over = threading.Event()
         self._old: dict[int, Any] = {}
 
     def begin(self) -> None:
         """From here on a signal only sets `asked`."""
-        self._looping = True
+        self._looping += 1
 
     def end(self) -> None:
-        """From here on a signal raises at once."""
-        self._looping = False
+        """From here on a signal raises at once, unless another loop is on."""
+        self._looping -= 1
         if self.asked:
             raise Interrupted
 

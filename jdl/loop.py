@@ -1,9 +1,10 @@
 """The one loop: next batch, place, update, hooks, wait for the step before."""
 
+import contextlib
 import json
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Generator, Iterator, Mapping
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 
@@ -19,6 +20,28 @@ from jdl.run import Run
 from jdl.step import update
 from jdl.typing import Event, Json
 from jdl.weights import replace_weights
+
+
+class Dispatch(NamedTuple):
+    """What a loop wants next: `count` steps after `step`; `due` where the state is looked at then.
+
+    It is answered by their metrics and the seconds that giving the devices their work took, without
+    those of compiling; or by None where nothing was done, since the run was asked to end.
+    """
+
+    step: int
+    count: int
+    due: bool
+
+
+Dispatches = Generator[Dispatch, tuple[Packed, float] | None, None]
+
+
+def dispatched(run: Run, feeds: Iterator[Any], count: int) -> tuple[Packed, float]:
+    """Has a run take its next `count` steps; answers a `Dispatch`."""
+    begun, compiled = time.perf_counter(), run.compile_seconds
+    metrics = run.dispatch(feeds, count)
+    return metrics, time.perf_counter() - begun - (run.compile_seconds - compiled)
 
 
 class Loop:
@@ -42,8 +65,25 @@ class Loop:
         self._seconds = self._training = 0.0
         self._saved: int | None = None
 
+    @property
+    def run(self) -> Run:
+        """The run that is taken to its end."""
+        return self._run
+
     def go(self) -> None:
         """Restores or begins, trains, and finishes."""
+        run = self._run
+        with contextlib.closing(self.dispatches()) as going:
+            wanted, feeds = next(going, None), None
+            while wanted is not None:
+                feeds = feeds or run.feeds(wanted.step)
+                try:
+                    wanted = going.send(dispatched(run, feeds, wanted.count))
+                except StopIteration:
+                    wanted = None
+
+    def dispatches(self) -> Dispatches:
+        """As `go`, for whoever has the steps taken: gives what is to be done next."""
         run = self._run
         try:
             step, pending = self._restore()
@@ -55,7 +95,7 @@ class Loop:
             run.interruption.begin()
             if pending is not None:
                 self._deliver(step, self._metrics(pending), run.state)
-            step = self._train(step)
+            step = yield from self._train(step)
             if self._saved != step:
                 self._save(step, self._states())
             run.interruption.end()
@@ -101,18 +141,22 @@ class Loop:
         run.say(f"going on from step {step} of {run.steps}")
         return step, pending
 
-    def _train(self, step: int) -> int:
+    def _train(self, step: int) -> Generator[Dispatch, tuple[Packed, float] | None, int]:
         """Steps until the end or a hook stops it; returns the step reached."""
         run = self._run
-        feeds = run.feeds(step)
         waiting: tuple[int, int, Packed] | None = None
         while step < run.steps and not run.stop_reason:
-            begun, compiled = time.perf_counter(), run.compile_seconds
             count = self._dispatched(step)
-            metrics = run.dispatch(feeds, count)
+            due = self._due(step + count)
+            answer = yield Dispatch(step, count, due)
+            begun, compiled = time.perf_counter(), run.compile_seconds
+            if answer is None:
+                if waiting:
+                    self._tell(*waiting)
+                self._leave(step)
+            metrics, spent = answer
             step += count
             run.dispatched = step
-            due = self._due(step)
             if waiting:
                 # Its metrics are there once the step before this one is done: at most two steps
                 # are in flight, and reading them never leaves the device idle.
@@ -121,20 +165,26 @@ class Loop:
             asked = self._asked(step)
             if due or asked:
                 jax.block_until_ready(metrics)
-            self._training += time.perf_counter() - begun - (run.compile_seconds - compiled)
+            compiling = run.compile_seconds - compiled
+            self._training += spent + time.perf_counter() - begun - compiling
             if due or asked:
                 self._tell(*waiting, state=run.state if due else None)
                 waiting = None
             if asked:
-                run.interruption.seen()
-                if self._saved != step:
-                    self._save(step, self._states())
-                self._store.wait()
-                run.say(f"interrupted; saved at step {step}: the same command goes on from there")
-                raise Interrupted
+                self._leave(step)
         if waiting:
             self._tell(*waiting)
         return step
+
+    def _leave(self, step: int) -> NoReturn:
+        """Saves, and raises `Interrupted`."""
+        run = self._run
+        run.interruption.seen()
+        if self._saved != step:
+            self._save(step, self._states())
+        self._store.wait()
+        run.say(f"interrupted; saved at step {step}: the same command goes on from there")
+        raise Interrupted
 
     def _dispatched(self, step: int) -> int:
         """How many steps to dispatch at once; a function of the step alone, for exact resume."""

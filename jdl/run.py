@@ -20,7 +20,7 @@ from jdl.interrupt import Interrupted, Interruption
 from jdl.logging import MetricsLog
 from jdl.metrics import Packed
 from jdl.optimizers import averaged_params
-from jdl.parallel import batch_shapes
+from jdl.parallel import Steps, batch_shapes
 from jdl.state import TrainState
 from jdl.step import Program, init, predict
 from jdl.tasks import Judgement
@@ -37,7 +37,6 @@ class Run:
       steps: batches that the whole run consumes.
       steps_per_epoch: batches to one pass over the training split, rounded up.
       batch: shapes and dtypes of a training batch before the device transforms.
-      state: the state on the devices; after training with the weights that it ended with.
       dispatched: the last step that was given to the devices.
       result: what `result.json` holds, once the run is finished.
     """
@@ -48,8 +47,16 @@ class Run:
         name: str,
         workdir: Path,
         data: Splits | None = None,
+        compile: Callable[[Program, Mapping[str, np.ndarray], Any], Steps] | None = None,
     ) -> None:
         """Opens the data, unless it is open already, and prepares the compiled steps.
+
+        Args:
+          experiment: what is trained.
+          name: of the experiment.
+          workdir: the run directory.
+          data: the splits of `experiment.data`, where they are open.
+          compile: what prepares the steps; None: the experiment's strategy.
 
         Raises:
           UserError: data, model, task and devices do not fit together.
@@ -57,7 +64,8 @@ class Run:
         _check_vocabulary(experiment)
         self.experiment, self.name, self.workdir = experiment, name, workdir
         self.result: dict[str, Json] = {}
-        self.state: Any = None
+        self._state: Any = None
+        self._fetch: Callable[[], Any] | None = None
         self.data = data or Splits(experiment.data)
         self.compile_seconds = self.input_seconds = 0.0
         self.interruption = Interruption(shared=jax.process_count() > 1)
@@ -67,7 +75,22 @@ class Run:
         self._log: MetricsLog | None = None
         self._listeners: list[Any] = []
         self._checked: set[str] = set()
-        self._prepare()
+        self._prepare(compile or experiment.strategy.compile)
+
+    @property
+    def state(self) -> Any:
+        """The state on the devices; after training with the weights that it ended with."""
+        if self._fetch is not None:
+            self.state = self._fetch()
+        return self._state
+
+    @state.setter
+    def state(self, state: Any) -> None:
+        self._state, self._fetch = state, None
+
+    def lies_elsewhere(self, fetch: Callable[[], Any]) -> None:
+        """Leaves the state to be fetched when it is asked for."""
+        self._state, self._fetch = None, fetch
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -278,7 +301,7 @@ class Run:
             return set()
         return judged
 
-    def _prepare(self) -> None:
+    def _prepare(self, compile: Callable[..., Steps]) -> None:
         experiment = self.experiment
         self.shard = Shard(jax.process_index(), jax.process_count())
         count = experiment.strategy.parts()
@@ -292,21 +315,14 @@ class Run:
         examples = self.data.count("train")
         self.steps = experiment.total_steps(examples)
         self.steps_per_epoch = max(1, -(-examples // experiment.batch_size))
-        self.program = Program(
-            experiment.compute_model(),
-            experiment.task,
-            experiment.optimizer.build(self.steps),
-            experiment.data.device_transforms,
-            experiment.accumulate,
-            experiment.compiler_options,
-        )
+        self.program = experiment.program(self.steps)
         self._judged = self._judging()
         pipeline = self.pipeline("train")
         self.prediction = self.outputs(pipeline.rows(np.zeros(1, int)))
         resident = pipeline.arrays if isinstance(pipeline, Resident) else {}
         feed = pipeline.feed(0, experiment.batch_size, experiment.seed, self.shard)
         self._look_over(pipeline, feed, "train")
-        self.compiled = experiment.strategy.compile(self.program, resident, feed)
+        self.compiled = compile(self.program, resident, feed)
         self.batch = batch_shapes(resident, feed)
 
 
