@@ -1,6 +1,7 @@
 """Flax modules that models are made of."""
 
 from jdl.layers.attention import Attention
+from jdl.layers.dropout import Dropout
 from jdl.layers.norm import BatchNorm
 from jdl.layers.position import check_length, rotary, segment_positions, sinusoidal
 from jdl.layers.recurrent import GRU, LSTM, Bidirectional, SimpleRNN
@@ -14,6 +15,7 @@ __all__ = [
     "BatchNorm",
     "Bidirectional",
     "Block",
+    "Dropout",
     "FeedForward",
     "NormedConv",
     "Residual",

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jdl import ops
+from jdl.layers.dropout import Dropout
 from jdl.layers.position import rotary
 from jdl.state import CACHE
 
@@ -66,7 +67,7 @@ class Attention(nn.Module):
         x = ops.attention(query, key, value, causal=causal, mask=mask)
         output = self._dense(width, "output", nn.initializers.normal(self.output_stddev))
         x = output(x.reshape(batch, time, width))
-        return nn.Dropout(self.dropout, deterministic=not train)(x)
+        return Dropout(self.dropout, deterministic=not train)(x)
 
     def _project(
         self, x: jax.Array, memory: jax.Array | None, decode: bool

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from jdl import ops
 from jdl.layers.attention import Attention
+from jdl.layers.dropout import Dropout
 from jdl.state import CACHE
 
 
@@ -39,7 +40,7 @@ class FeedForward(nn.Module):
         if self.gated:
             hidden = hidden * self._dense(self.hidden, "gate", 0.02)(x)
         x = self._dense(x.shape[-1], "outer", self.output_stddev)(hidden)
-        return nn.Dropout(self.dropout, deterministic=not train)(x)
+        return Dropout(self.dropout, deterministic=not train)(x)
 
     def _dense(self, features: int, name: str, stddev: float) -> nn.Dense:
         return nn.Dense(

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jdl import ops
+from jdl.layers import Dropout
 
 
 class AlexNet(nn.Module):
@@ -34,7 +35,7 @@ class AlexNet(nn.Module):
         x = x.reshape(x.shape[0], -1)
         for _ in range(2):
             x = nn.relu(nn.Dense(4096, dtype=self.dtype)(x))
-            x = nn.Dropout(self.dropout, deterministic=not train)(x)
+            x = Dropout(self.dropout, deterministic=not train)(x)
         return nn.Dense(self.outputs, dtype=self.dtype, name="logits")(x).astype(jnp.float32)
 
     def _convolve(

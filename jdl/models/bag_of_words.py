@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jdl.layers import Dropout
+
 
 class BagOfWords(nn.Module):
     """The mean embedding of a text's words, then a dense layer: fastText (Joulin et al., 2017).
@@ -27,5 +29,5 @@ class BagOfWords(nn.Module):
         embed = nn.Embed(self.vocabulary, self.features, embedding_init=init, dtype=self.dtype)
         known = (tokens > 0)[..., None]
         x = (embed(tokens) * known).sum(1) / jnp.maximum(known.sum(1), 1).astype(self.dtype)
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        x = Dropout(self.dropout, deterministic=not train)(x)
         return nn.Dense(self.outputs, dtype=self.dtype, name="logits")(x).astype(jnp.float32)

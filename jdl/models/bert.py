@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jdl import ops
-from jdl.layers import Block, check_length, exact_gelu, normalisation, stack
+from jdl.layers import Block, Dropout, check_length, exact_gelu, normalisation, stack
 
 
 class BERT(nn.Module):
@@ -59,7 +59,7 @@ class BERT(nn.Module):
             first = nn.tanh(self._dense(self.width, "pooler")(x[:, 0]))
             if self.outputs == 0:
                 return first.astype(jnp.float32)
-            first = nn.Dropout(self.dropout, deterministic=not train)(first)
+            first = Dropout(self.dropout, deterministic=not train)(first)
             return self._dense(self.outputs, "logits")(first).astype(jnp.float32)
         if places is not None:
             x = jnp.take_along_axis(x, places[..., None], axis=1)
@@ -85,7 +85,7 @@ class BERT(nn.Module):
         kind = table[0] if kinds is None else table[kinds]
         x = embed(tokens) + (places[: tokens.shape[1]] + kind).astype(self.dtype)
         x = normalisation("layer", self.dtype, "norm", self.epsilon)(x)
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        x = Dropout(self.dropout, deterministic=not train)(x)
         block = partial(
             Block, heads=self.heads, hidden=self.hidden, activation=self.activation,
             pre_norm=False, epsilon=self.epsilon, dropout=self.dropout, dtype=self.dtype,

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jdl import ops
-from jdl.layers import BatchNorm
+from jdl.layers import BatchNorm, Dropout
 
 
 class CNN(nn.Module):
@@ -38,7 +38,7 @@ class CNN(nn.Module):
         x = x.reshape(x.shape[0], -1)
         for width in self.dense:
             x = nn.relu(nn.Dense(width, dtype=self.dtype)(x))
-            x = nn.Dropout(self.dropout, deterministic=not train)(x)
+            x = Dropout(self.dropout, deterministic=not train)(x)
         return nn.Dense(self.outputs, dtype=self.dtype, name="logits")(x).astype(jnp.float32)
 
     def _convolve(self, x: jax.Array, channels: int, train: bool) -> jax.Array:

@@ -9,7 +9,15 @@ import jax
 import jax.numpy as jnp
 
 from jdl import ops
-from jdl.layers import Block, check_length, normalisation, segment_positions, sinusoidal, stack
+from jdl.layers import (
+    Block,
+    Dropout,
+    check_length,
+    normalisation,
+    segment_positions,
+    sinusoidal,
+    stack,
+)
 
 
 class GPT(nn.Module):
@@ -69,7 +77,7 @@ class GPT(nn.Module):
             positions = segment_positions(segments)
             mask = segments[:, None, :, None] == segments[:, None, None, :]
         x = self._place(embed(tokens), positions)
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        x = Dropout(self.dropout, deterministic=not train)(x)
         x = stack(
             self._block(), self.layers, x, remat=self.remat, scan=self.scan,
             mask=mask, positions=positions, train=train, decode=decode,

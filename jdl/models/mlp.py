@@ -7,6 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jdl.layers import Dropout
+
 
 class MLP(nn.Module):
     """Flatten, then dense layers with an activation between them.
@@ -28,6 +30,6 @@ class MLP(nn.Module):
         for width in self.widths:
             x = nn.Dense(width, dtype=self.dtype, kernel_init=self.kernel_init)(x)
             x = self.activation(x)
-            x = nn.Dropout(self.dropout, deterministic=not train)(x)
+            x = Dropout(self.dropout, deterministic=not train)(x)
         last = nn.Dense(self.outputs, dtype=self.dtype, kernel_init=self.kernel_init, name="logits")
         return last(x).astype(jnp.float32)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jdl import ops
+from jdl.layers import Dropout
 from jdl.models.rnn import CELLS
 from jdl.state import CACHE, CARRY
 
@@ -56,7 +57,7 @@ class RecurrentLM(nn.Module):
         if not self.tied:
             kernel = self.param("logits", init, (self.vocabulary, self.units))
         # None on the way from one step to the next (Zaremba et al., 2014, section 3.2).
-        drop = nn.Dropout(self.dropout, deterministic=not train)
+        drop = Dropout(self.dropout, deterministic=not train)
         x = drop(embed(tokens))
         for index in range(self.layers):
             x = drop(self._layer(index, x, begins, train, decode))

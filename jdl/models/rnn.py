@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jdl.layers import GRU, LSTM, Bidirectional, SimpleRNN
+from jdl.layers import GRU, LSTM, Bidirectional, Dropout, SimpleRNN
 
 CELLS = {"simple": SimpleRNN, "lstm": LSTM, "gru": GRU}
 
@@ -43,7 +43,7 @@ class RNN(nn.Module):
             x = layer(x)
             if index == self.layers - 1:
                 x = self._last(x)
-            x = nn.Dropout(self.dropout, deterministic=not train)(x)
+            x = Dropout(self.dropout, deterministic=not train)(x)
         return nn.Dense(self.outputs, dtype=self.dtype, name="logits")(x).astype(jnp.float32)
 
     def _last(self, x: jax.Array) -> jax.Array:

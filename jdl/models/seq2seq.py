@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jdl import ops
-from jdl.layers import Block, check_length, normalisation, sinusoidal, stack
+from jdl.layers import Block, Dropout, check_length, normalisation, sinusoidal, stack
 
 
 class EncoderDecoder(nn.Module):
@@ -136,7 +136,7 @@ class _Side(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False, **inputs: Any) -> jax.Array:
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        x = Dropout(self.dropout, deterministic=not train)(x)
         x = stack(
             self.block, self.layers, x, remat=self.remat, scan=self.scan, train=train, **inputs
         )

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jdl import ops
-from jdl.layers import LSTM
+from jdl.layers import LSTM, Dropout
 from jdl.layers.recurrent import State
 from jdl.state import CACHE
 
@@ -40,7 +40,7 @@ class LSTMEncoderDecoder(nn.Module):
         self.begins = [nn.Dense(self.units, dtype=self.dtype) for _ in range(self.layers)]
         self.query = nn.Dense(self.units, use_bias=False, dtype=self.dtype)
         self.combine = nn.Dense(self.units, use_bias=False, dtype=self.dtype)
-        self.drop = nn.Dropout(self.dropout)
+        self.drop = Dropout(self.dropout)
 
     def __call__(
         self,

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jdl import ops
 from jdl.errors import UserError
-from jdl.layers import Block, exact_gelu, normalisation, stack
+from jdl.layers import Block, Dropout, exact_gelu, normalisation, stack
 
 
 class ViT(nn.Module):
@@ -44,7 +44,7 @@ class ViT(nn.Module):
             first = jnp.broadcast_to(first.astype(self.dtype), (x.shape[0], 1, self.width))
             x = jnp.concatenate([first, x], axis=1)
         x = x + self.param("positions", init, (x.shape[1], self.width)).astype(self.dtype)
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        x = Dropout(self.dropout, deterministic=not train)(x)
         block = partial(
             Block, heads=self.heads, hidden=self.hidden, activation=self.activation,
             epsilon=self.epsilon, dropout=self.dropout, dtype=self.dtype,

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jdl.traced import is_zero
+
 Array = jax.Array
 
 LOGITS = 1 << 24
@@ -33,7 +35,7 @@ def linear_cross_entropy(
     Returns:
       A float32 scalar.
     """
-    if smoothing:
+    if not is_zero(smoothing):
         # Smoothed labels cost the target's logit less the mean of all, times the share, more.
         mean = kernel.mean(0, keepdims=True)
         gain = jnp.einsum("nd,nd->n", hidden.astype(jnp.float32), kernel[targets] - mean)

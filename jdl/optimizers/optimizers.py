@@ -11,6 +11,7 @@ from jdl.errors import UserError
 from jdl.optimizers.modules import freeze, scale_modules
 from jdl.optimizers.schedules import Constant, Schedule, check
 from jdl.optimizers.transforms import add_penalties, average_weights, decay_mask, matrix_axes
+from jdl.traced import is_zero
 from jdl.typing import PyTree
 
 
@@ -117,7 +118,7 @@ def _check_positive(optimizer: Optimizer, *names: str) -> None:
 
 def _momentum(momentum: float, nesterov: bool) -> optax.GradientTransformation:
     """The trace v = momentum * v + g, or nothing where `momentum` is 0."""
-    return optax.trace(momentum, nesterov) if momentum else optax.identity()
+    return optax.identity() if is_zero(momentum) else optax.trace(momentum, nesterov)
 
 
 @dataclass(frozen=True, kw_only=True)

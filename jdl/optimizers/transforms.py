@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from optax.contrib import MuonDimensionNumbers
 
+from jdl.traced import is_number, is_zero
 from jdl.typing import PyTree
 
 
@@ -38,7 +39,8 @@ def add_penalties(l1: float, l2: float) -> optax.GradientTransformation:
     def add_signs(gradients: PyTree, params: PyTree) -> PyTree:
         return jax.tree.map(lambda g, w: g + l1 * jnp.sign(w), gradients, params)
 
-    signs = optax.masked(optax.stateless(add_signs), decay_mask) if l1 else optax.identity()
+    none = is_zero(l1)
+    signs = optax.identity() if none else optax.masked(optax.stateless(add_signs), decay_mask)
     return optax.chain(signs, optax.add_decayed_weights(2 * l2, decay_mask))
 
 
@@ -63,6 +65,8 @@ def average_weights(decay: float) -> optax.GradientTransformation:
       decay: above 0 and below 1; about 1 / (1 - decay) updates are averaged over.
     """
 
+    log = math.log(decay) if is_number(decay) else jnp.log(decay)
+
     def init(params: PyTree) -> WeightAverage:
         # Copies: a training step that donates its state must not find one buffer in it twice.
         return WeightAverage(jnp.zeros([], jnp.int32), jax.tree.map(jnp.array, params))
@@ -72,7 +76,7 @@ def average_weights(decay: float) -> optax.GradientTransformation:
     ) -> tuple[PyTree, WeightAverage]:
         steps = jnp.asarray(optax.safe_increment(state.steps))
         # expm1, since 1 - decay^t loses digits in float32 when decay is near 1.
-        rate = (1 - decay) / -jnp.expm1(steps * math.log(decay))
+        rate = (1 - decay) / -jnp.expm1(steps * log)
         mean = jax.tree.map(
             lambda mean, w: (mean + rate * (w - mean)).astype(mean.dtype),
             state.mean,

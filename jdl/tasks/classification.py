@@ -15,6 +15,7 @@ from jdl.errors import UserError
 from jdl.metrics import Mean, Metrics
 from jdl.state import TrainState
 from jdl.tasks.base import Task, forward
+from jdl.traced import is_zero
 from jdl.typing import Batch, Json, Key, PyTree
 
 
@@ -104,7 +105,7 @@ class Classification(Task):
     def _cross_entropy(self, logits: jax.Array, batch: Batch, smoothing: float) -> jax.Array:
         labels = batch[self.targets]
         logits = logits.astype(jnp.float32)
-        if labels.ndim == 1 and not smoothing:
+        if labels.ndim == 1 and is_zero(smoothing):
             return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         shares = as_shares(labels, logits.shape[-1])
         return optax.softmax_cross_entropy(logits, optax.smooth_labels(shares, smoothing))
