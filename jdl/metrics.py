@@ -69,12 +69,14 @@ class Packed:
     """Metrics of a step, or of several, in one array that the host fetches at once.
 
     Attributes:
-      values: (leaves,) or (steps, leaves) float32.
+      values: (leaves,) or (steps, leaves) float32; of several runs (..., runs, leaves).
       structure: how the leaves make metrics.
+      run: whose metrics are unpacked, where there are several runs'.
     """
 
     values: jax.Array
     structure: Any = flax.struct.field(pytree_node=False)
+    run: int | None = flax.struct.field(pytree_node=False, default=None)
 
     @classmethod
     def of(cls, metrics: Metrics) -> "Packed":
@@ -84,7 +86,9 @@ class Packed:
 
     def unpack(self) -> list[Metrics]:
         """The metrics of each step with Python floats; waits until they are there."""
-        rows = np.asarray(self.values, np.float64).reshape(-1, self.structure.num_leaves)
+        values = np.asarray(self.values)
+        values = values if self.run is None else values[..., self.run, :]
+        rows = values.astype(np.float64).reshape(-1, self.structure.num_leaves)
         return [self.structure.unflatten(row) for row in rows.tolist()]
 
 

@@ -31,12 +31,15 @@ from jdl.typing import Json, PyTree
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
-def environment(data: Mapping[str, Json], origin: Path | None) -> dict[str, Json]:
+def environment(
+    data: Mapping[str, Json], origin: Path | None, together: int = 1
+) -> dict[str, Json]:
     """Everything outside the experiment that a result depends on.
 
     Args:
       data: fingerprints of the splits, by name.
       origin: the experiment's file, whose git commit is recorded.
+      together: runs that are compiled and stepped as one on the devices.
     """
     devices = jax.devices()
     return {
@@ -47,6 +50,7 @@ def environment(data: Mapping[str, Json], origin: Path | None) -> dict[str, Json
             "platform": devices[0].platform,
             "count": len(devices),
             "processes": jax.process_count(),
+            **({"runs_together": together} if together > 1 else {}),
             "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} CPU cores",
         },
         "flags": {

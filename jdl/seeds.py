@@ -10,7 +10,8 @@ from jdl.data.splits import Splits
 from jdl.errors import UserError
 from jdl.experiment import Experiment, ExperimentFile
 from jdl.logging import write_json
-from jdl.training import train
+from jdl.run import Run
+from jdl.together import Job, Outcome, Vectorise, train_together
 from jdl.typing import Json
 
 
@@ -21,6 +22,7 @@ def train_seeds(
     *,
     file: ExperimentFile | None = None,
     overrides: Mapping[str, Json] | None = None,
+    vectorise: Vectorise = "never",
 ) -> dict[str, Json]:
     """Trains with `count` seeds from the experiment's own upward, one run directory each.
 
@@ -30,6 +32,7 @@ def train_seeds(
       workdir: gets `seed-0`, `seed-1` ... and `summary.json`.
       file: where the experiment comes from.
       overrides: what was changed in it.
+      vectorise: whether all are trained together (`jdl.together`).
 
     Returns:
       What `summary.json` holds: `mean`, `std` (of the sample), `min`, `max` and `n` of each metric
@@ -38,12 +41,17 @@ def train_seeds(
     if count < 1:
         raise UserError(f"seeds must be at least 1, not {count}")
     seeds = range(experiment.seed, experiment.seed + count)
-    data, results = Splits(experiment.data), []
-    for seed in seeds:
-        one = dataclasses.replace(experiment, seed=seed)
-        changes = {**(overrides or {}), "seed": seed}
-        run = train(one, workdir / f"seed-{seed}", file=file, overrides=changes, data=data)
-        results.append(run.result)
+    data = Splits(experiment.data)
+    jobs = [
+        Job(
+            experiment=dataclasses.replace(experiment, seed=seed),
+            workdir=workdir / f"seed-{seed}",
+            overrides={**(overrides or {}), "seed": seed},
+            data=data,
+        )
+        for seed in seeds
+    ]
+    results = _results(jobs, vectorise, file)
     splits = results[0]["metrics"]
     summary = {
         "experiment": results[0]["experiment"],
@@ -61,6 +69,23 @@ def train_seeds(
     }
     write_json(workdir / "summary.json", summary)
     return summary
+
+
+def _results(
+    jobs: Sequence[Job], vectorise: Vectorise, file: ExperimentFile | None
+) -> list[dict[str, Json]]:
+    """What came of each job; the first failure, if any, is raised."""
+    outcomes: dict[int, Outcome] = {}
+
+    def tell(place: int, outcome: Outcome) -> bool:
+        outcomes[place] = outcome
+        return not isinstance(outcome, Exception)
+
+    train_together(jobs, vectorise, tell, file=file)
+    for _, outcome in sorted(outcomes.items()):
+        if isinstance(outcome, Exception):
+            raise outcome
+    return [run.result for _, run in sorted(outcomes.items()) if isinstance(run, Run)]
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:

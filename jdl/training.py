@@ -5,7 +5,7 @@ import dataclasses
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from jdl.errors import UserError
 from jdl.experiment import Experiment, ExperimentFile
 from jdl.hooks import Hook
 from jdl.loop import Loop
-from jdl.parallel import Single
+from jdl.parallel import Single, Steps
 from jdl.run import Run
 from jdl.tasks import Classification, Regression, Task
 from jdl.typing import Json
@@ -58,39 +58,88 @@ def train(
     """
     keep_memory(experiment.malloc_arenas)
     keep_compiled()
-    name = file.name if file else "experiment"
     temporary = None if workdir else tempfile.mkdtemp(prefix="jdl-")
     workdir = Path(workdir or temporary or ".")
-    resumed = (workdir / "experiment.json").exists()
-    if resumed:
-        record.check_resumable(workdir, name, experiment)
-        if record.finished(workdir, experiment):
-            return open_run(workdir, experiment, name)
+    if run := finished(experiment, workdir, file):
+        return run
+    with opened(experiment, workdir, file=file, data=data, hooks=hooks) as run:
+        if temporary:
+            weakref.finalize(run, shutil.rmtree, temporary, ignore_errors=True)
+        with run.interruption:
+            prepared(run, experiment, file=file, overrides=overrides).go()
+    return run
+
+
+def finished(experiment: Experiment, workdir: Path, file: ExperimentFile | None) -> Run | None:
+    """The run in a directory, where it has come to its end.
+
+    Raises:
+      UserError: the directory holds a run of something else.
+    """
+    if not (workdir / "experiment.json").exists():
+        return None
+    name = _name(file)
+    record.check_resumable(workdir, name, experiment)
+    return open_run(workdir, experiment, name) if record.finished(workdir, experiment) else None
+
+
+@contextlib.contextmanager
+def opened(
+    experiment: Experiment,
+    workdir: Path,
+    *,
+    file: ExperimentFile | None = None,
+    data: Splits | None = None,
+    hooks: Sequence[Hook] = (),
+    compile: Callable[..., Steps] | None = None,
+) -> Iterator[Run]:
+    """A run that is to begin or to go on in its directory, which is locked meanwhile.
+
+    Args:
+      experiment, workdir, file, data, hooks: as for `train`.
+      compile: what prepares the run's steps; None: its strategy.
+    """
     known = record.with_tokenizer(workdir, experiment)
     with _directory(workdir):
         watched = dataclasses.replace(known, hooks=(*known.hooks, *hooks))
         if data is not None and known is not experiment:
             data = data.of(known.data)
-        run = Run(watched, name, workdir, data)
-        if temporary:
-            weakref.finalize(run, shutil.rmtree, temporary, ignore_errors=True)
-        with run.interruption:
-            for split in run.splits:
-                run.pipeline(split)  # what is wrong with it is said before anything is compiled
-            loop = Loop(run)
-            surroundings = record.environment(run.data.fingerprints(), file and file.path)
-            if resumed:
-                _check_surroundings(run, surroundings)
-            else:
-                # What is wrong with them is said now.
-                experiment.weights.read(run.compiled.like, experiment.model)
-            if jax.process_index() == 0:
-                (workdir / "result.json").unlink(missing_ok=True)
-                record.mark(workdir, name, experiment, run.steps)
-                record.keep_tokenizer(workdir, experiment.data)
-                record.describe(workdir, file, overrides or {}, surroundings)
-            loop.go()
-    return run
+        yield Run(watched, _name(file), workdir, data, compile)
+
+
+def prepared(
+    run: Run,
+    experiment: Experiment,
+    *,
+    file: ExperimentFile | None = None,
+    overrides: Mapping[str, Json] | None = None,
+    together: int = 1,
+) -> Loop:
+    """What takes an opened run to its end; its directory now says what the run is.
+
+    Args:
+      run: the run.
+      experiment: as for `train`, without what the directory or the caller added to it.
+      file: where the experiment comes from.
+      overrides: what was changed in it.
+      together: runs that share the devices.
+    """
+    workdir = run.workdir
+    for split in run.splits:
+        run.pipeline(split)  # what is wrong with it is said before anything is compiled
+    loop = Loop(run)
+    surroundings = record.environment(run.data.fingerprints(), file and file.path, together)
+    if (workdir / "experiment.json").exists():
+        _check_surroundings(run, surroundings)
+    else:
+        # What is wrong with them is said now.
+        experiment.weights.read(run.compiled.like, experiment.model)
+    if jax.process_index() == 0:
+        (workdir / "result.json").unlink(missing_ok=True)
+        record.mark(workdir, run.name, experiment, run.steps)
+        record.keep_tokenizer(workdir, experiment.data)
+        record.describe(workdir, file, overrides or {}, surroundings)
+    return loop
 
 
 def fit(
@@ -147,6 +196,10 @@ def open_run(workdir: Path, experiment: Experiment, name: str) -> Run:
     run.state = run.compiled.spread(state)
     run.result = record.read(workdir, "result.json") or {}
     return run
+
+
+def _name(file: ExperimentFile | None) -> str:
+    return file.name if file else "experiment"
 
 
 @contextlib.contextmanager

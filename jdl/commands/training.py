@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional, arg
@@ -16,6 +16,7 @@ def train(
     /,
     workdir: Path | None = None,
     seeds: int | None = None,
+    vectorise: Literal["auto", "always", "never"] = "never",
     distributed: bool = False,
     coordinator: str | None = None,
     processes: int | None = None,
@@ -34,6 +35,7 @@ def train(
         experiment: a Python file, or the name of one in ./experiments or shipped with jdl.
         workdir: the run directory (default: runs/NAME-DATE); one that holds a run goes on.
         seeds: train with that many seeds, in DIR/seed-0, ..., and write DIR/summary.json.
+        vectorise: train the seeds together, in one compiled step.
         distributed: join the processes that Slurm, Open MPI, Kubernetes or a TPU pod started.
         coordinator: HOST:PORT of process 0, to join processes by hand.
         processes: how many there are.
@@ -42,6 +44,8 @@ def train(
     from jdl.experiment import load
     from jdl.overrides import override
 
+    if vectorise != "never" and seeds is None:
+        raise UserError("--vectorise is for several runs: say how many by --seeds")
     if distributed or coordinator:
         if workdir is None:
             raise UserError("several processes need one --workdir that all of them can reach")
@@ -63,7 +67,9 @@ def train(
     else:
         from jdl.seeds import train_seeds
 
-        summary = train_seeds(changed, seeds, workdir, file=file, overrides=changes)
+        summary = train_seeds(
+            changed, seeds, workdir, file=file, overrides=changes, vectorise=vectorise
+        )
         for split, metrics in summary["metrics"].items():
             for name, spread in metrics.items():
                 shown = "  ".join(f"{key} {value:.4f}" for key, value in spread.items())

@@ -158,8 +158,8 @@ class Strategy:
             update_many=lambda state, feeds: steps(state, data, feeds),
             evaluate=compiled("evaluate", lambda s, b: evaluate(program, s, b), whole),
             predict=compiled("predict", lambda s, b: predict(program, s, b), whole),
-            put=_putting(rows),
-            put_many=_putting(stacked),
+            put=putting(rows),
+            put_many=putting(stacked),
             collect=lambda state: state,
             spread=lambda state: state,
             like=like,
@@ -228,7 +228,8 @@ def assemble(sharding: NamedSharding, array: np.ndarray) -> jax.Array:
     return jax.make_array_from_process_local_data(sharding, np.asarray(array))
 
 
-def _putting(sharding: NamedSharding) -> Callable[[Any], Any]:
+def putting(sharding: NamedSharding) -> Callable[[Any], Any]:
+    """How trees of arrays are laid on the devices; left to the call where there is but one."""
     if sharding.mesh.size == 1:
         return lambda tree: tree
     return lambda tree: jax.tree.map(lambda x: assemble(sharding, x), tree)
