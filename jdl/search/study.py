@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +11,7 @@ import optuna
 from optuna.storages import BaseStorage
 from optuna.study import Study as OptunaStudy
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import IntegrityError, OperationalError
 
 from jdl.errors import UserError, first_line
 from jdl.record import differences
@@ -64,18 +66,26 @@ def open_storage(url: str | None, workdir: Path) -> BaseStorage:
             if url is None:
                 backend = optuna.storages.journal.JournalFileBackend(str(workdir / JOURNAL))
                 return optuna.storages.JournalStorage(backend)
-            if url.startswith("grpc://"):
-                return _proxy(url)
-            storage = optuna.storages.RDBStorage(
-                url, heartbeat_interval=round(BEAT), grace_period=round(GRACE)
-            )
-            storage.get_all_studies()
-            return storage
+            return _proxy(url) if url.startswith("grpc://") else _database(url)
     except ImportError as error:
         raise UserError(f"the storage {url} needs a package that is missing: {error}") from error
     except Exception as error:
-        raise UserError(f"the storage {url or workdir / JOURNAL} cannot be reached: "
-                        f"{first_line(error)}") from error  # fmt: skip
+        place = url or workdir / JOURNAL
+        raise UserError(f"the storage {place} cannot be reached: {first_line(error)}") from error
+
+
+def _database(url: str) -> BaseStorage:
+    """Opens a database; of workers that find it empty at once, all but one fail and try again."""
+    for left in reversed(range(3)):
+        try:
+            return optuna.storages.RDBStorage(
+                url, heartbeat_interval=round(BEAT), grace_period=round(GRACE)
+            )
+        except (IntegrityError, OperationalError):
+            if not left:
+                raise
+            time.sleep(1)
+    raise AssertionError
 
 
 def _proxy(url: str) -> BaseStorage:
