@@ -2,10 +2,10 @@
 
 import contextlib
 import functools
-import io
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TextIO
+from io import StringIO, TextIOBase
+from typing import Any
 
 import jax
 
@@ -34,7 +34,7 @@ class Member:
         self,
         loop: Loop,
         index: int,
-        output: TextIO | None,
+        output: TextIOBase | None,
         ended: Callable[[Exception | None], None],
     ) -> None:
         self.run, self.index, self._output, self._ended = loop.run, index, output, ended
@@ -179,15 +179,14 @@ class Group:
         self._stack, self._stacked, self._feeds = None, [], []
 
 
-def speaking(output: TextIO | None) -> contextlib.AbstractContextManager[Any]:
+def speaking(output: TextIOBase | None) -> contextlib.AbstractContextManager[Any]:
     """Lines of a run go to its own output, where it has one."""
     return contextlib.redirect_stdout(output) if output else contextlib.nullcontext()
 
 
-def outputs(given: Sequence[TextIO | None]) -> list[TextIO | None]:
+def outputs(given: Sequence[TextIOBase | None]) -> list[TextIOBase | None]:
     """Where the lines of runs go; of those that are given no output, the first's are shown."""
     shown = next((index for index, each in enumerate(given) if each is None), None)
     return [
-        io.StringIO() if each is None and index != shown else each
-        for index, each in enumerate(given)
+        StringIO() if each is None and index != shown else each for index, each in enumerate(given)
     ]

@@ -69,12 +69,12 @@ class Packed:
     """Metrics of a step, or of several, in one array that the host fetches at once.
 
     Attributes:
-      values: (leaves,) or (steps, leaves) float32; of several runs (..., runs, leaves).
+      values: an array (leaves,) or (steps, leaves) float32; of several runs (..., runs, leaves).
       structure: how the leaves make metrics.
       run: whose metrics are unpacked, where there are several runs'.
     """
 
-    values: jax.Array
+    values: Any
     structure: Any = flax.struct.field(pytree_node=False)
     run: int | None = flax.struct.field(pytree_node=False, default=None)
 

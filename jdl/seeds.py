@@ -10,7 +10,6 @@ from jdl.data.splits import Splits
 from jdl.errors import UserError
 from jdl.experiment import Experiment, ExperimentFile
 from jdl.logging import write_json
-from jdl.run import Run
 from jdl.together import Job, Outcome, Vectorise, train_together
 from jdl.typing import Json
 
@@ -75,17 +74,20 @@ def _results(
     jobs: Sequence[Job], vectorise: Vectorise, file: ExperimentFile | None
 ) -> list[dict[str, Json]]:
     """What came of each job; the first failure, if any, is raised."""
-    outcomes: dict[int, Outcome] = {}
+    results: dict[int, dict[str, Json]] = {}
+    failures: list[Exception] = []
 
     def tell(place: int, outcome: Outcome) -> bool:
-        outcomes[place] = outcome
-        return not isinstance(outcome, Exception)
+        if isinstance(outcome, Exception):
+            failures.append(outcome)
+        else:
+            results[place] = outcome.result
+        return not failures
 
     train_together(jobs, vectorise, tell, file=file)
-    for _, outcome in sorted(outcomes.items()):
-        if isinstance(outcome, Exception):
-            raise outcome
-    return [run.result for _, run in sorted(outcomes.items()) if isinstance(run, Run)]
+    if failures:
+        raise failures[0]
+    return [result for _, result in sorted(results.items())]
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:

@@ -6,8 +6,9 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from io import TextIOBase
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, Literal
 
 import jax
 
@@ -57,7 +58,7 @@ class Job:
     overrides: Mapping[str, Json] = field(default_factory=dict)
     data: Splits | None = None
     hooks: Sequence[Hook] = ()
-    output: TextIO | None = None
+    output: TextIOBase | None = None
 
 
 Outcome = Run | Exception
@@ -93,10 +94,9 @@ def train_together(
       UserError: under `always`, what cannot be vectorised, and why.
       Interrupted: on SIGTERM or Ctrl-C, after saving.
     """
-    keep_memory(jobs[0].experiment.malloc_arenas)
-    keep_compiled()
     left = []
     for place, job in enumerate(jobs):
+        keep_memory(job.experiment.malloc_arenas)
         with speaking(job.output):
             try:
                 run = finished(job.experiment, job.workdir, file)
@@ -106,6 +106,7 @@ def train_together(
             left.append(place)
         elif not tell(place, run):
             return False
+    keep_compiled()
     together = False
     for batch in _batches(jobs, left, vectorise, say):
         if batch.compiled is None:
@@ -204,17 +205,25 @@ def _batches(
     for alike in _grouped(places, lambda place: _architecture(jobs[place].experiment)):
         if vectorise == "never" or len(alike) == 1:
             yield Batch(alike)
-            continue
-        first = jobs[alike[0]]
-        try:
-            probe = Run(first.experiment, "", first.workdir, first.data)
-        except Exception:
-            yield Batch(alike)  # each says itself what is wrong
-            continue
-        key = functools.partial(_state, probe)
-        for same in _grouped(alike, lambda place: key(jobs[place].experiment)):  # noqa: B023
-            experiments = [jobs[place].experiment for place in same]
-            yield Batch(same, _chosen(probe, experiments, vectorise, say))
+        else:
+            yield from _tried(jobs, alike, vectorise, say)
+
+
+def _tried(
+    jobs: Sequence[Job], places: Sequence[int], vectorise: Vectorise, say: Callable[[str], None]
+) -> list[Batch]:
+    """The batches of jobs of one architecture."""
+    first = jobs[places[0]]
+    try:
+        probe = Run(first.experiment, "", first.workdir, first.data)
+    except Exception:
+        return [Batch(places)]  # each says itself what is wrong
+    alike = _grouped(places, lambda place: _state(probe, jobs[place].experiment))
+    experiments = [[jobs[place].experiment for place in each] for each in alike]
+    return [
+        Batch(each, _chosen(probe, those, vectorise, say))
+        for each, those in zip(alike, experiments, strict=True)
+    ]
 
 
 def _chosen(
@@ -263,13 +272,12 @@ def compile_together(probe: Run, experiments: Sequence[Experiment]) -> Vectorise
         for path, value in leaves[0].items()
         if path != "seed" and any(each[path] != value for each in leaves)
     ]
-
-    pipeline = probe.pipeline("train")
+    pipeline, steps = probe.pipeline("train"), probe.steps
     resident = pipeline.arrays if isinstance(pipeline, Resident) else {}
     feed = pipeline.feed(0, first.batch_size, first.seed, probe.shard)
 
     def program(numbers: Numbers) -> Program:
-        return with_values(first, numbers).program(probe.steps)
+        return with_values(first, numbers).program(steps)
 
     def built(paths: Sequence[str]) -> Vectorised:
         numbers = [{path: each[path] for path in paths} for each in leaves]

@@ -24,6 +24,8 @@ def tune(
     workers: int = 1,
     storage: str | None = None,
     study: str | None = None,
+    vectorise: Literal["auto", "always", "never"] = "never",
+    together: int = 8,
     *,
     changes: tyro.conf.Suppress[Mapping[str, Any] | None] = None,
 ) -> None:
@@ -47,6 +49,8 @@ def tune(
         workers: processes, among which CPU cores and GPUs are shared out.
         storage: URL of a database (default: a journal file in the directory).
         study: name in the storage (default: the experiment's).
+        vectorise: train points that differ in numbers alone together, in one compiled step.
+        together: points that a worker then takes up at once.
     """
     if importlib.util.find_spec("optuna") is None:
         raise UserError("jdl tune needs the package optuna: pip install 'jdl-research[search]'")
@@ -65,7 +69,7 @@ def tune(
     workdir = workdir or Path("runs") / f"{file.name}-tune"
     options = {
         "sampler": sampler, "trials": trials, "pruner": pruner, "metric": metric, "mode": mode,
-        "storage": storage, "study": study,
+        "storage": storage, "study": study, "vectorise": vectorise, "together": together,
     }  # fmt: skip
     words = _words(experiment, workdir, space, options, changes or {})
     found = tuning.tune(

@@ -71,7 +71,7 @@ class Vectorised:
         )
         self._shapes = jax.eval_shape(self._start, numbers[0], jax.random.key(0))
         self._laid = strategy.layout(self._shapes, mesh)
-        self._first_sizes: dict[str, int] = {}
+        self._steppings: dict[tuple[int, bool, bool], Any] = {}
 
     def check(self, own: Program) -> None:
         """Traces everything with arrays in place of the numbers.
@@ -203,9 +203,14 @@ class Vectorised:
             "part": jax.jit(part, out_shardings=laid),
         }
 
-    @functools.cache  # noqa: B019 - it lives no longer than what it compiles
     def _stepping(self, size: int, alike: bool, many: bool) -> Any:
-        """One step, or several, of so many runs."""
+        """One step, or several, of so many runs; made once."""
+        kind = (size, alike, many)
+        if kind not in self._steppings:
+            self._steppings[kind] = self._make_stepping(*kind)
+        return self._steppings[kind]
+
+    def _make_stepping(self, size: int, alike: bool, many: bool) -> Any:
         fed, runs = P() if alike else P(RUNS), P(RUNS)
         mapped = jax.vmap(self._one, in_axes=(0, 0, None, None if alike else 0))
         if self._mesh.size > 1:
@@ -219,8 +224,8 @@ class Vectorised:
             return loop(lambda carry, feed: mapped(numbers, carry, data, feed), states, feed)
 
         name = "update_many" if many else "update"
-        if self._first_sizes.setdefault(name, size) != size:
-            name = f"{name} of {size}"  # not the same step, traced again
+        if name in self.traces:
+            name = f"{name} of {size}"  # another step, not the same that was traced again
         out = (runs, P(None, RUNS) if many else runs)
         laid = tuple(NamedSharding(self._mesh, spec) for spec in out)
         return self._jit(name, step, laid, donate_argnums=1)

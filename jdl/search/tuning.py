@@ -23,6 +23,7 @@ from jdl.search.space import Constraint, check, describe, grid
 from jdl.search.study import Trial, best, direction, open_storage, open_study, trials
 from jdl.search.worker import Search, work
 from jdl.step import evaluate
+from jdl.together import Vectorise
 from jdl.typing import Json
 
 
@@ -54,10 +55,14 @@ class Settings:
     mode: Literal["min", "max"] | None = None  # which is better; None: as the metric's name tells
     storage: str | None = None  # URL of a database; None: a journal file in the directory
     study: str | None = None  # name in the storage; None: the experiment's
+    vectorise: Vectorise = "never"  # train points together that differ in numbers alone
+    together: int = 8  # points that a worker then takes up at once
 
     def __post_init__(self) -> None:
         if self.trials is not None and self.trials < 1:
             raise UserError(f"trials must be at least 1, not {self.trials}")
+        if self.together < 1:
+            raise UserError(f"together must be at least 1, not {self.together}")
         split, _, name = self.metric.partition(".")
         if not (split and name):
             raise UserError(f"a metric is SPLIT.NAME, as validation.accuracy, not {self.metric!r}")
@@ -115,6 +120,8 @@ def tune(
         workdir=Path(workdir),
         file=file,
         overrides=overrides or {},
+        vectorise=config.vectorise,
+        together=config.together,
     )
     data = Splits(experiment.data, without=("test",))
     _check_metric(search, data)
@@ -130,7 +137,7 @@ def tune(
     )
     claims, progress = Claims(study, storage, search.workdir), Progress(study, search, say)
     if run is None:
-        work(search, study, claims, data, progress.show)
+        work(search, study, claims, data, progress.show, say)
     else:
         run(progress.show)
     with claims.deciding():

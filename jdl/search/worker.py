@@ -22,7 +22,7 @@ from jdl.search.pruning import PRUNED, Report
 from jdl.search.samplers import quiet
 from jdl.search.space import Constraint, Space, allowed, suggest
 from jdl.search.study import ERROR, POINT, SECONDS
-from jdl.training import train
+from jdl.together import Job, Outcome, Vectorise, train_together
 from jdl.typing import Json
 
 REJECTIONS = 1000
@@ -46,6 +46,8 @@ class Search:
       workdir: holds `trials`, each the directory of a run.
       file: that the experiment comes from.
       overrides: what was changed in it.
+      vectorise: whether points that differ in numbers alone are trained together.
+      together: how many points a worker then takes up at once.
     """
 
     experiment: Experiment
@@ -57,6 +59,8 @@ class Search:
     workdir: Path
     file: ExperimentFile | None = None
     overrides: Mapping[str, Json] = dataclasses.field(default_factory=dict)
+    vectorise: Vectorise = "never"
+    together: int = 1
 
     def directory(self, number: int) -> Path:
         """The run directory of a trial."""
@@ -73,7 +77,12 @@ class Task:
 
 
 def work(
-    search: Search, study: Study, claims: Claims, data: Splits, show: Callable[[], None]
+    search: Search,
+    study: Study,
+    claims: Claims,
+    data: Splits,
+    show: Callable[[], None],
+    say: Callable[[str], None] = print,
 ) -> None:
     """Runs trials until the study has as many as it is to have, or can get no more.
 
@@ -83,23 +92,38 @@ def work(
       claims: keep other workers from the same trials.
       data: the experiment's, without its test split.
       show: called after each trial.
+      say: told whether points are trained together.
 
     Raises:
       UserError: the constraints let hardly any point through.
     """
+    size = 1 if search.vectorise == "never" else search.together
     while True:
         with claims.deciding(), quiet():
-            task = _abandoned(search, study, claims) or _asked(search, study, claims)
-        if task is not None:
+            tasks = _taken(search, study, claims, size)
+        if tasks:
             try:
-                _run(search, study, task, data)
+                together = _run(search, study, tasks, data, show, say)
             finally:
-                task.claim.release()
-            show()
+                for task in tasks:
+                    task.claim.release()
+            if search.vectorise == "auto" and not together:
+                size = 1  # so that each point is chosen in the light of all before
         elif _running(study):
             time.sleep(PAUSE)  # others may yet fail or die
         else:
             return
+
+
+def _taken(search: Search, study: Study, claims: Claims, size: int) -> list[Task]:
+    """Trials to run now, up to so many: first those that somebody began and nobody runs."""
+    tasks: list[Task] = []
+    while len(tasks) < size:
+        task = _abandoned(search, study, claims) or _asked(search, study, claims)
+        if task is None:
+            break
+        tasks.append(task)
+    return tasks
 
 
 def _running(study: Study) -> list[Any]:
@@ -171,39 +195,67 @@ def as_json(point: Mapping[str, Any]) -> dict[str, Json]:
     return {path: flatten(value)[""] for path, value in point.items()}
 
 
-def _run(search: Search, study: Study, task: Task, data: Splits) -> None:
-    """Trains a trial's point in its directory and tells the study."""
-    trial = task.trial
-    log = search.workdir / "logs" / f"{trial.number:04d}.txt"
+def _run(
+    search: Search,
+    study: Study,
+    tasks: Sequence[Task],
+    data: Splits,
+    show: Callable[[], None],
+    say: Callable[[str], None],
+) -> bool:
+    """Trains points in their directories and tells the study; whether any went together."""
+    with contextlib.ExitStack() as stack:
+        jobs: list[Job] = []
+        ready: list[Task] = []
+        for task in tasks:
+            try:
+                jobs.append(_job(search, task, data, stack))
+                ready.append(task)
+            except Exception as error:
+                _tell(search, study, task, error)
+
+        def tell(place: int, outcome: Outcome) -> bool:
+            _tell(search, study, ready[place], outcome)
+            show()
+            return True
+
+        return train_together(jobs, search.vectorise, tell, file=search.file, say=say)
+
+
+def _job(search: Search, task: Task, data: Splits, stack: contextlib.ExitStack) -> Job:
+    """How a trial's point is trained: the test split is never read."""
+    number = task.trial.number
+    experiment = override(search.experiment, task.point)
+    if experiment.data is not search.experiment.data:
+        data = Splits(experiment.data, without=("test",))
+    log = search.workdir / "logs" / f"{number:04d}.txt"
     log.parent.mkdir(exist_ok=True)
+    return Job(
+        experiment=experiment,
+        workdir=search.directory(number),
+        overrides={**search.overrides, **as_json(task.point)},
+        data=data,
+        hooks=(Report(metric=search.metric, trial=task.trial),),
+        output=stack.enter_context(log.open("a")),
+    )
+
+
+def _tell(search: Search, study: Study, task: Task, outcome: Outcome) -> None:
+    """Tells the study what came of a trial."""
+    trial = task.trial
     try:
-        with log.open("a") as file, contextlib.redirect_stdout(file):
-            result = _trained(search, task, data)
+        if isinstance(outcome, Exception):
+            raise outcome
         split, _, name = search.metric.partition(".")
-        value = result["metrics"][split][name]
+        value = outcome.result["metrics"][split][name]
         if math.isnan(value):
             raise UserError(f"{search.metric} is not a number")
     except Exception as error:
         trial.set_user_attr(ERROR, f"{type(error).__name__}: {first_line(error)}")
         study.tell(trial, state=TrialState.FAIL)
         return
-    trial.set_user_attr(SECONDS, result["seconds"])
+    trial.set_user_attr(SECONDS, outcome.result["seconds"])
     if PRUNED in trial.user_attrs:
         study.tell(trial, state=TrialState.PRUNED)
     else:
         study.tell(trial, value)
-
-
-def _trained(search: Search, task: Task, data: Splits) -> Mapping[str, Any]:
-    """The result of a trial's run, which never reads the test split."""
-    experiment = override(search.experiment, task.point)
-    if experiment.data is not search.experiment.data:
-        data = Splits(experiment.data, without=("test",))
-    return train(
-        experiment,
-        search.directory(task.trial.number),
-        file=search.file,
-        overrides={**search.overrides, **as_json(task.point)},
-        data=data,
-        hooks=(Report(metric=search.metric, trial=task.trial),),
-    ).result

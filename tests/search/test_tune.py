@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 import jdl
+from jdl import together
 from jdl.data import Arrays
 from jdl.errors import UserError
+from jdl.group import Group
 from jdl.hooks import Checkpoint, Evaluate
 from jdl.models import MLP
 from jdl.optimizers import SGD
@@ -94,7 +96,7 @@ def test_the_best_is_a_run_with_the_score_that_was_logged(tmp_path):
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
 def test_a_broken_search_ends_as_one_that_never_was(sampler, tmp_path, monkeypatch):
     whole, _ = tuned(tmp_path / "whole", sampler=sampler, trials=4)
-    train, calls = worker.train, []
+    train, calls = together.train, []
 
     class Killed(BaseException):
         pass
@@ -107,7 +109,7 @@ def test_a_broken_search_ends_as_one_that_never_was(sampler, tmp_path, monkeypat
             raise Killed
         return train(*args, **kwargs)
 
-    monkeypatch.setattr(worker, "train", dying)
+    monkeypatch.setattr(together, "train", dying)
     for _ in range(2):
         with pytest.raises(Killed):
             tuned(tmp_path / "broken", sampler=sampler, trials=4)
@@ -129,7 +131,7 @@ def test_a_grid_runs_each_point_once_and_a_finished_one_nothing(tmp_path, monkey
     points = {tuple(each.point.values()) for each in study.trials}
     assert points == {(2, 0.0), (2, 0.9), (4, 0.0), (4, 0.9)}
     assert len(study.trials) == 4
-    monkeypatch.setattr(worker, "train", None)
+    monkeypatch.setattr(together, "train", None)
     again, _ = tuned(tmp_path, space, **options)
     assert values(again) == values(study)
     assert (
@@ -147,9 +149,11 @@ def test_points_that_constraints_turn_down_are_not_trained(tmp_path, monkeypatch
         tuned(tmp_path / "none", constraints=[lambda point: False])
 
 
-def test_a_hopeless_trial_is_pruned(tmp_path):
+@pytest.mark.parametrize("options", [{}, {"vectorise": "always", "together": 6}])
+def test_a_hopeless_trial_is_pruned(options, tmp_path):
     space = {"optimizer.learning_rate": Choice(0.3, 1e-9)}
-    study, _ = tuned(tmp_path, space, pruner="median", trials=12, metric="validation.loss")
+    options = {"pruner": "median", "trials": 12, "metric": "validation.loss", **options}
+    study, _ = tuned(tmp_path, space, **options)
     states = {(each.point["optimizer.learning_rate"], each.state) for each in study.trials}
     assert (0.3, "complete") in states
     assert (1e-9, "pruned") in states
@@ -159,6 +163,45 @@ def test_a_hopeless_trial_is_pruned(tmp_path):
     assert result["step"] < 12
     assert len(study.trials) == 12
     assert study.best.point == {"optimizer.learning_rate": 0.3}
+
+
+def test_points_trained_together_have_the_scores_that_they_have_alone(tmp_path):
+    space = {**SPACE, "optimizer.momentum": Choice(0.5, 0.9), "model.widths.0": Int(2, 3)}
+    options = {"trials": 6, "metric": "validation.loss"}
+    study, said = tuned(tmp_path / "a", space, vectorise="always", together=4, **options)
+    alone, _ = tuned(tmp_path / "b", space, **options)
+    assert [each.point for each in study.trials] == [each.point for each in alone.trials]
+    assert [e.value for e in study.trials] == pytest.approx([e.value for e in alone.trials])
+    assert study.best.number == alone.best.number
+    shared = [
+        json.loads((tmp_path / f"a/trials/{number:04d}/environment.json").read_text())["devices"]
+        for number in range(6)
+    ]
+    assert sum(each.get("runs_together", 1) > 1 for each in shared) >= 4
+    assert len([line for line in said if line.startswith("trial")]) == 6
+
+
+def test_a_group_that_was_killed_is_taken_up_again(tmp_path, monkeypatch):
+    space = {"optimizer.learning_rate": LogUniform(1e-3, 1.0)}
+    options = {"trials": 3, "vectorise": "always", "metric": "validation.loss"}
+    whole, _ = tuned(tmp_path / "whole", space, **options)
+    step, calls = Group._together, []
+
+    class Killed(BaseException):
+        pass
+
+    def dying(*args):
+        calls.append(args)
+        if len(calls) == 7:
+            raise Killed
+        return step(*args)
+
+    monkeypatch.setattr(Group, "_together", dying)
+    with pytest.raises(Killed):
+        tuned(tmp_path / "broken", space, **options)
+    broken, _ = tuned(tmp_path / "broken", space, **options)
+    assert values(broken) == values(whole)
+    assert len(calls) == 7 + 12 - 4  # on from the checkpoints of step 4
 
 
 def test_a_failure_is_kept_and_the_search_goes_on(tmp_path):

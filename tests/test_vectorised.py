@@ -1,0 +1,331 @@
+"""Runs trained together are what they are alone: losses, scores, directories, ends."""
+
+import dataclasses
+import json
+import shutil
+import signal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jdl
+from jdl import optimizers, together
+from jdl.data import Arrays
+from jdl.errors import UserError
+from jdl.hooks import Checkpoint, EarlyStopping, Evaluate
+from jdl.interrupt import Interrupted
+from jdl.layers import Dropout
+from jdl.models import CNN, MLP
+from jdl.optimizers import SGD, Adam, AdamW
+from jdl.parallel import DataParallel, Pmap, Single
+from jdl.run import Run
+from jdl.seeds import train_seeds
+from jdl.tasks import Classification
+from jdl.together import Job, compile_together, train_together
+from tests.breaks import Break, Net
+
+RNG = np.random.default_rng(0)
+LABEL = RNG.integers(0, 3, 80)
+IMAGE = (RNG.normal(size=(80, 4, 4, 1)) + LABEL[:, None, None, None]).astype(np.float32)
+POINTS = [
+    {"seed": 0, "optimizer.learning_rate": 0.1, "model.dropout": 0.0, "optimizer.l2": 0.01},
+    {"seed": 1, "optimizer.learning_rate": 0.02, "model.dropout": 0.3, "optimizer.momentum": 0.5},
+    {"seed": 2, "task.label_smoothing": 0.1, "optimizer.weight_decay": 0.1},
+]
+
+
+def experiment(**changes):
+    settings = {
+        "model": MLP(widths=(8,), outputs=3, dropout=0.1),
+        "data": Arrays({"train": {"image": IMAGE, "label": LABEL}}),
+        "optimizer": SGD(0.05, momentum=0.9),
+        "strategy": Single(),
+        "hooks": (Evaluate(every=10), Checkpoint(every=10)),
+        "steps": 20,
+        "batch_size": 8,
+        "log_every": 1,
+    }
+    return jdl.Experiment(**{**settings, **changes})
+
+
+def trained(workdir, points, vectorise="always", breaks=None, **changes):
+    """What came of runs at some points of an experiment, and what was said."""
+    said, outcomes = [], {}
+    jobs = [
+        Job(
+            experiment=jdl.override(experiment(**changes), point),
+            workdir=workdir / str(place),
+            hooks=(breaks,) if breaks and place == 1 else (),
+        )
+        for place, point in enumerate(points)
+    ]
+
+    def tell(place, outcome):
+        outcomes[place] = outcome
+        return True
+
+    train_together(jobs, vectorise, tell, say=said.append)
+    return [outcomes[place] for place in range(len(points))], said
+
+
+def rows(workdir, split="train"):
+    found = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return [row["metrics"] for row in found if row["split"] == split]
+
+
+def newest(workdir):
+    """The step of the newest checkpoint."""
+    return max(int(each.name.split(".")[0]) for each in (workdir / "checkpoints").iterdir())
+
+
+def losses(workdir):
+    return np.array([row["loss"] for row in rows(workdir)])
+
+
+def within_one_example(run, other):
+    for split, metrics in run.result["metrics"].items():
+        one = 1 / run.data.count(split)
+        found = other.result["metrics"][split]
+        assert abs(metrics["accuracy"] - found["accuracy"]) < 1.01 * one
+        assert metrics["loss"] == pytest.approx(found["loss"], abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """Runs of 100 steps, each by itself."""
+    workdir = tmp_path_factory.mktemp("alone")
+    return workdir, trained(workdir, POINTS, "never", steps=100)[0]
+
+
+@pytest.mark.parametrize("strategy", [Single(), DataParallel()], ids=["one device", "two devices"])
+def test_losses_and_scores_are_those_of_runs_alone(strategy, alone, tmp_path):
+    runs, said = trained(tmp_path, POINTS, steps=100, strategy=strategy)
+    workdir, expected = alone
+    for place, (run, other) in enumerate(zip(runs, expected, strict=True)):
+        found, wanted = losses(tmp_path / str(place)), losses(workdir / str(place))
+        assert len(found) == 100
+        np.testing.assert_allclose(found, wanted, atol=1e-5)
+        within_one_example(run, other)
+    assert len({tuple(losses(tmp_path / str(place)).tolist()) for place in range(3)}) == 3
+    assert said == []
+
+
+def test_a_member_has_the_directory_of_a_run_alone_and_goes_on_alone(alone, tmp_path):
+    for steps in (10, 20):
+        trained(tmp_path / str(steps), POINTS, steps=steps)
+    ours, theirs = ({f.name for f in (d / "1").iterdir()} for d in (tmp_path / "20", alone[0]))
+    assert ours == theirs
+    environment = json.loads((tmp_path / "10/1/environment.json").read_text())
+    assert environment["devices"]["runs_together"] == 3
+    longer = jdl.override(experiment(steps=20), POINTS[1])
+    jdl.train(longer, tmp_path / "10" / "1")
+    np.testing.assert_allclose(losses(tmp_path / "10/1"), losses(tmp_path / "20/1"), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"steps_per_dispatch": 5, "log_every": 5},
+        {"pipeline": "grain", "model": CNN(channels=(2,), dense=(4,), outputs=3, dropout=0.2)},
+        {"optimizer": AdamW(0.01, average=0.9, schedule=optimizers.Cosine(warmup=0.1))},
+        {"precision": "bf16", "accumulate": 2},
+    ],
+    ids=["several steps a call", "convolution, streamed", "schedule and average", "bf16"],
+)
+@pytest.mark.parametrize("seeds", [(0, 0), (0, 1)], ids=["fed alike", "fed apart"])
+def test_whatever_the_experiment_members_are_as_alone(changes, seeds, tmp_path):
+    points = [
+        {"seed": seed, "optimizer.learning_rate": rate}
+        for seed, rate in zip(seeds, (0.01, 0.02), strict=True)
+    ]
+    data = experiment().data
+    if "pipeline" in changes:
+        data = dataclasses.replace(data, pipeline=changes["pipeline"])
+    changes = {name: value for name, value in changes.items() if name != "pipeline"}
+    runs, others = (
+        trained(tmp_path / way, points, way, data=data, **changes)[0] for way in ("always", "never")
+    )
+    for place, (run, other) in enumerate(zip(runs, others, strict=True)):
+        found, wanted = (losses(tmp_path / way / str(place)) for way in ("always", "never"))
+        close = 2e-2 if "precision" in changes else 1e-5
+        np.testing.assert_allclose(found, wanted, atol=close)
+        if "precision" not in changes:
+            within_one_example(run, other)
+
+
+def test_interrupted_together_all_save_and_go_on_together(tmp_path):
+    plain, _ = trained(tmp_path / "plain", POINTS)
+    with pytest.raises(Interrupted):
+        trained(tmp_path / "broken", POINTS, breaks=Break(at=13, how=signal.SIGTERM))
+    saved = [newest(tmp_path / "broken" / str(place)) for place in range(3)]
+    assert saved[0] == saved[1] == saved[2]
+    assert 13 <= saved[0] < 20
+    again, _ = trained(tmp_path / "broken", POINTS)
+    for place, (run, other) in enumerate(zip(again, plain, strict=True)):
+        assert run.result["params_sha256"] == other.result["params_sha256"]
+        assert rows(tmp_path / "broken" / str(place)) == rows(tmp_path / "plain" / str(place))
+
+
+def test_one_that_was_left_behind_is_brought_to_the_others(tmp_path):
+    plain, _ = trained(tmp_path / "plain", POINTS)
+    with pytest.raises(Interrupted):
+        trained(tmp_path / "broken", POINTS, breaks=Break(at=13, how=signal.SIGTERM))
+    for newer in (tmp_path / "broken" / "1" / "checkpoints").glob("1[1-9].*"):
+        shutil.rmtree(newer)
+    again, _ = trained(tmp_path / "broken", POINTS)
+    np.testing.assert_allclose(
+        losses(tmp_path / "broken" / "1"), losses(tmp_path / "plain" / "1"), atol=1e-5
+    )
+    for place in (0, 2):
+        within_one_example(again[place], plain[place])
+
+
+def test_members_that_fail_or_stop_leave_the_others_be(tmp_path):
+    stop = EarlyStopping(metric="validation.loss", patience=1, min_delta=1e-3)
+    rates = (0.05, 1e30, 1e-7, 0.02)
+    points = [{"optimizer.learning_rate": rate} for rate in rates]
+    changes = {"hooks": (Evaluate(every=5), stop, Checkpoint(every=5)), "stop_after_skipped": 3}
+    runs, _ = trained(tmp_path / "always", points, **changes)
+    others, _ = trained(tmp_path / "never", points, "never", **changes)
+    assert str(runs[1]) == str(others[1])
+    assert "not finite" in str(runs[1])
+    assert [runs[i].result["step"] for i in (0, 2, 3)] == [20, 10, 20]
+    for place in (0, 2, 3):
+        assert others[place].result["step"] == runs[place].result["step"]
+        within_one_example(runs[place], others[place])
+        found, wanted = (rows(tmp_path / w / str(place), "validation") for w in ("always", "never"))
+        assert [row["loss"] for row in found] == pytest.approx([row["loss"] for row in wanted])
+    assert "update of 2" in runs[0].result["traces"]
+
+
+def test_runs_of_other_architectures_are_trained_apart(tmp_path):
+    points = [
+        {"optimizer.momentum": 0.9},
+        {"model.widths": (4,)},
+        {"optimizer.momentum": 0.0},
+        {"optimizer.momentum": 0.8},
+    ]
+    runs, _ = trained(tmp_path, points, steps=2)
+    traced = [
+        json.loads((tmp_path / str(place) / "environment.json").read_text())["devices"]
+        for place in range(4)
+    ]
+    assert [each.get("runs_together") for each in traced] == [2, None, None, 2]
+    assert all(run.result["step"] == 2 for run in runs)
+
+
+@pytest.mark.parametrize(
+    ("changes", "point", "message"),
+    [
+        ({"model": Net()}, {"model.dropout": 0.5}, r"^model.dropout cannot .*\(.*\.py, line \d+"),
+        ({}, {"optimizer.schedule.warmup": 0.5}, "^optimizer.schedule.warmup cannot be vectorised"),
+        ({"strategy": Pmap()}, {"seed": 1}, "^the strategy pmap cannot be vectorised"),
+    ],
+)
+def test_what_cannot_be_vectorised_is_named_and_auto_does_without(
+    changes, point, message, tmp_path
+):
+    points = [{}, point]
+    with pytest.raises(UserError, match=message):
+        trained(tmp_path / "always", points, steps=2, **changes)
+    assert not (tmp_path / "always").exists()
+    runs, (said,) = trained(tmp_path / "auto", points, "auto", steps=2, **changes)
+    assert "one after the other: " in said
+    assert all(run.result["step"] == 2 for run in runs)
+
+
+@pytest.mark.parametrize(("rates", "way"), [((3.0, 2.0), "together"), ((2.0, 3.0), "one after")])
+def test_auto_takes_the_faster_way_and_says_so(rates, way, tmp_path, monkeypatch):
+    measure, measured = together._rates, []
+
+    def known(*args):
+        measured.append(measure(*args))
+        return rates
+
+    monkeypatch.setattr(together, "_rates", known)
+    monkeypatch.setattr(together, "TRIAL", 0.0)
+    _, (said,) = trained(tmp_path, [{"seed": 0}, {"seed": 1}], "auto", steps=2)
+    assert f"2 runs are trained {way}" in said
+    environment = json.loads((tmp_path / "0/environment.json").read_text())
+    assert ("runs_together" in environment["devices"]) == (way == "together")
+    assert len(measured) == 1
+
+
+def test_seeds_together_are_summed_up_as_ever(tmp_path):
+    one = experiment(steps=10)
+    ours, theirs = (
+        train_seeds(one, 3, tmp_path / way, vectorise=way) for way in ("always", "never")
+    )
+    assert ours["seeds"] == theirs["seeds"] == [0, 1, 2]
+    for split, metrics in theirs["metrics"].items():
+        for name, spread in metrics.items():
+            assert ours["metrics"][split][name] == pytest.approx(spread, abs=1e-4)
+    assert (tmp_path / "always" / "seed-2" / "result.json").exists()
+
+
+OPTIMIZERS = ("Adagrad", "AdamW", "Lamb", "Lion", "Muon", "RMSprop")
+SCHEDULES = ("Cosine", "Exponential", "Linear", "OneCycle", "Step")
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_rate_and_decay_of_any_optimizer_may_differ(name, tmp_path):
+    first = experiment(optimizer=getattr(optimizers, name)(0.01, clip_norm=1.0, clip_value=1.0))
+    names = ("learning_rate", "weight_decay", "clip_norm", "clip_value", "l2")
+    other = jdl.override(first, {f"optimizer.{name}": 0.5 for name in names})
+    assert compile_together(Run(first, "", tmp_path), [first, other])
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_rate_under_any_schedule_may_differ(name, tmp_path):
+    first = experiment(optimizer=Adam(0.01, schedule=getattr(optimizers, name)()))
+    other = jdl.override(first, {"optimizer.learning_rate": 0.02})
+    assert compile_together(Run(first, "", tmp_path), [first, other])
+
+
+class Dropped(nn.Module):
+    """Two layers of dropout, of one library or the other."""
+
+    kind: type
+    rates: tuple
+
+    @nn.compact
+    def __call__(self, x):
+        for rate in self.rates:
+            x = self.kind(rate, deterministic=False)(jnp.sin(x))
+        return x
+
+
+def drop(kind, rates, x):
+    def total(x):
+        # In both they are called Dropout_0 and Dropout_1, by which their masks are drawn.
+        found = Dropped(kind, rates).apply({}, x, rngs={"dropout": jax.random.key(3)})
+        return jnp.sum(found**2), found
+
+    return jax.grad(total, has_aux=True)(x)
+
+
+@pytest.mark.parametrize("rates", [(0.0, 0.3), (0.5, 1.0)])
+def test_dropout_is_that_of_flax_bit_for_bit_also_where_its_rate_is_an_array(rates):
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(5, 7)), jnp.float32)
+    expected = drop(nn.Dropout, rates, x)
+    np.testing.assert_array_equal(drop(Dropout, rates, x), expected)
+    traced = jax.vmap(lambda *rates: drop(Dropout, rates, x))(*jnp.asarray([rates, (0.9, 0.9)]).T)
+    for found, wanted in zip(traced, expected, strict=True):
+        np.testing.assert_allclose(found[0], wanted, rtol=1e-6, atol=1e-7)
+    np.testing.assert_array_equal(Dropout(0.5).apply({}, x, deterministic=True), x)
+
+
+def test_smoothed_losses_of_no_share_are_those_of_no_smoothing():
+    logits = jnp.asarray(RNG.normal(size=(6, 3)), jnp.float32)
+    batch = {"label": jnp.asarray(LABEL[:6]), "mask": jnp.ones(6, bool)}
+    traced = jax.jit(lambda share: Classification()._cross_entropy(logits, batch, share))(0.0)
+    np.testing.assert_allclose(traced, Classification()._cross_entropy(logits, batch, 0.0), 1e-6)
+
+
+def test_one_run_has_nothing_to_be_trained_together_with(command):
+    code, _, complaint = command("train", "digits_mlp", "--vectorise", "always")
+    assert code != 0
+    assert "say how many by --seeds" in complaint
