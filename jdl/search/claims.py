@@ -109,7 +109,7 @@ class Claim:
         self._thread.start()
 
     def release(self) -> None:
-        """Gives the trial up."""
+        """Gives the trial up, unless that was done."""
         self._over.set()
         self._thread.join()
         self._file.close()

@@ -216,6 +216,7 @@ def _run(
 
         def tell(place: int, outcome: Outcome) -> bool:
             _tell(search, study, ready[place], outcome)
+            ready[place].claim.release()
             show()
             return True
 
