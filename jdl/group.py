@@ -1,6 +1,7 @@
 """Runs that are stepped together, each of them as if it were alone."""
 
 import contextlib
+import dataclasses
 import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -150,7 +151,7 @@ class Group:
                 member.run.input_seconds += read - begun
                 member.run.compile_seconds += compiling
                 member.joined(functools.partial(self._stack.part, place))
-                member.answer((metrics.replace(run=place), seconds))
+                member.answer((dataclasses.replace(metrics, run=place), seconds))
 
     def _fed(self) -> Any:
         """What the runs are fed in a step; what those that have left are fed does not matter."""

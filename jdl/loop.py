@@ -4,7 +4,8 @@ import contextlib
 import json
 import time
 from collections.abc import Generator, Iterator, Mapping
-from typing import Any, NamedTuple, NoReturn
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
 import jax
 
@@ -22,7 +23,8 @@ from jdl.typing import Event, Json
 from jdl.weights import replace_weights
 
 
-class Dispatch(NamedTuple):
+@dataclass(frozen=True)
+class Dispatch:
     """What a loop wants next: `count` steps after `step`; `due` where the state is looked at then.
 
     It is answered by their metrics and the seconds that giving the devices their work took, without

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from typing import Any, TypeGuard, TypeVar
 
 import flax.linen as nn
-import jax
+from jax.core import Tracer
 
 T = TypeVar("T")
 
 
 def is_number(value: Any) -> TypeGuard[float]:
     """Whether a value is known while a step is traced, as numbers are and traced arrays are not."""
-    return not isinstance(value, jax.core.Tracer)
+    return not isinstance(value, Tracer)
 
 
 def is_zero(value: Any) -> bool:
