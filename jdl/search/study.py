@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import IntegrityError, OperationalError
 
 from jdl.errors import UserError, first_line
+from jdl.logging import write_atomically
 from jdl.record import differences
 from jdl.search.claims import BEAT, GRACE
 from jdl.search.samplers import quiet
@@ -56,7 +57,7 @@ def open_storage(url: str | None, workdir: Path) -> BaseStorage:
     Args:
       url: of a database (`sqlite:///FILE`, `postgresql://...`) or of Optuna's proxy (`grpc://HOST:
         PORT`); None for a journal file in the directory.
-      workdir: the study's directory, which is there.
+      workdir: the study's directory, made where the journal lies in it.
 
     Raises:
       UserError: it cannot be reached, or needs a package that is missing.
@@ -64,6 +65,7 @@ def open_storage(url: str | None, workdir: Path) -> BaseStorage:
     try:
         with quiet():
             if url is None:
+                workdir.mkdir(parents=True, exist_ok=True)
                 backend = optuna.storages.journal.JournalFileBackend(str(workdir / JOURNAL))
                 return optuna.storages.JournalStorage(backend)
             return _proxy(url) if url.startswith("grpc://") else _database(url)
@@ -136,6 +138,12 @@ def trials(study: OptunaStudy) -> list[Trial]:
     """What was tried so far, without points that were turned down before training."""
     found = study.get_trials(deepcopy=False)
     return [_trial(each) for each in found if POINT in each.user_attrs]
+
+
+def write_trials(study: OptunaStudy, workdir: Path) -> None:
+    """Writes `study.jsonl`, a line for each trial; to be called while `deciding`."""
+    lines = [json.dumps(dataclasses.asdict(each)) + "\n" for each in trials(study)]
+    write_atomically(workdir / "study.jsonl", "".join(lines))
 
 
 def best(study: OptunaStudy) -> Trial | None:
