@@ -3,12 +3,16 @@
 import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional, arg
 
+from jdl.commands.training import score_line
 from jdl.errors import UserError
+
+if TYPE_CHECKING:
+    from jdl.search.tuning import Study
 
 
 def tune(
@@ -24,6 +28,7 @@ def tune(
     workers: int = 1,
     storage: str | None = None,
     study: str | None = None,
+    final: bool = False,
     *,
     changes: tyro.conf.Suppress[Mapping[str, Any] | None] = None,
 ) -> None:
@@ -47,6 +52,8 @@ def tune(
         workers: processes, among which CPU cores and GPUs are shared out.
         storage: URL of a database (default: a journal file in the directory).
         study: name in the storage (default: the experiment's).
+        final: in the end train the best point on training and validation data together, in
+            DIR/final, and read the test split once.
     """
     if importlib.util.find_spec("optuna") is None:
         raise UserError("jdl tune needs the package optuna: pip install 'jdl-research[search]'")
@@ -55,6 +62,7 @@ def tune(
     from jdl.experiment import load
     from jdl.overrides import override
     from jdl.search import tuning
+    from jdl.search.final import joined, train_final
     from jdl.search.processes import spawn
     from jdl.search.space import parse
 
@@ -68,8 +76,11 @@ def tune(
         "storage": storage, "study": study,
     }  # fmt: skip
     words = _words(experiment, workdir, space, options, changes or {})
+    changed = override(file.experiment, changes or {})
+    if final:
+        joined(changed)  # what keeps it from that is said now
     found = tuning.tune(
-        override(file.experiment, changes or {}),
+        changed,
         {**file.space, **parse(space)},
         constraints=file.constraints,
         workdir=workdir,
@@ -79,10 +90,21 @@ def tune(
         say=lambda line: print(line, flush=True),
         **options,
     )
-    assert found.best is not None
-    print(f"{metric} {found.best.value:.4f} in {workdir}/best, which is trials/"
-          f"{found.best.number:04d}, with")  # fmt: skip
-    for path, value in found.best.point.items():
+    _say_best(found)
+    if final:
+        run = train_final(found, changed, file=file, overrides=changes)
+        for split, scores in run.result["metrics"].items():
+            run.say(score_line(split, scores))
+        run.say(f"{run.result['seconds']:.1f} s; {run.workdir} holds the run")
+
+
+def _say_best(study: "Study") -> None:
+    assert study.best is not None
+    name = f"trials/{study.best.number:04d}"
+    here = (study.workdir / name).exists()
+    where = f"{study.workdir}/best, which is {name}" if here else f"{name} where it was run"
+    print(f"{study.metric} {study.best.value:.4f} in {where}, with")
+    for path, value in study.best.point.items():
         print(f"  --{path.replace('_', '-')} {_text(value)}")
 
 
