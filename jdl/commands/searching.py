@@ -3,16 +3,13 @@
 import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional, arg
 
 from jdl.commands.training import score_line
 from jdl.errors import UserError
-
-if TYPE_CHECKING:
-    from jdl.search.tuning import Study
 
 
 def tune(
@@ -98,7 +95,8 @@ def tune(
         run.say(f"{run.result['seconds']:.1f} s; {run.workdir} holds the run")
 
 
-def _say_best(study: "Study") -> None:
+def _say_best(study: Any) -> None:
+    """Prints the best of a `jdl.search.tuning.Study`, whose imports are slow."""
     assert study.best is not None
     name = f"trials/{study.best.number:04d}"
     here = (study.workdir / name).exists()

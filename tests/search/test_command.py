@@ -125,7 +125,8 @@ def test_a_final_run_is_not_trained_twice(command, folder, monkeypatch):
     monkeypatch.setattr("jdl.training.Loop", None)
     code, out, err = command(*WORDS, "--final")
     assert (code, err) == (0, "")
-    assert f"test       loss {before['metrics']['test']['loss']:.4f}" in out
+    assert f"loss {before['metrics']['test']['loss']:.4f}" in out
+    assert read(result)["metrics"] == before["metrics"]
     overrides = folder / "found/final/overrides.json"
     overrides.write_text(json.dumps({**read(overrides), "optimizer.learning_rate": 0.5}))
     code, _, err = command(*WORDS, "--final")
@@ -169,7 +170,7 @@ RATE = "--space optimizer.learning-rate=log:1e-4:1e-1"
         (f"{RATE} --metric validation.acuracy", "did you mean 'accuracy'"),
         (f"{RATE} --storage sqlite:////nowhere/at/all.db", "all.db cannot be reached"),
         (f"{RATE} --smapler grid", "did you mean 'sampler'"),
-        (f"{RATE} --modle.widths 3", "did you mean 'model'"),
+        (f"{RATE} --optimzer sgd", "did you mean 'optimizer'"),
     ],
 )
 def test_a_mistake_takes_one_sentence(command, tmp_path, words, complaint):
