@@ -117,9 +117,8 @@ def _ranked(trials: Trials, score: Score) -> list[Mapping[str, Any]]:
     """Complete trials from the best on, then pruned ones, then the others."""
 
     def key(trial: Mapping[str, Any]) -> tuple[int, float, int]:
-        value = trial["value"]
-        known = value is not None and math.isfinite(value)
-        rank = (value if score.lower else -value) if known else math.inf
+        known = study_plots.values_of([trial])
+        rank = (known[0] if score.lower else -known[0]) if known else math.inf
         return STATES.index(trial["state"]), rank, trial["number"]
 
     return sorted(trials, key=key)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import optuna
 from optuna.storages import BaseStorage
+from optuna.storages.journal import JournalFileBackend
 from optuna.study import Study as OptunaStudy
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import IntegrityError, OperationalError
@@ -66,7 +67,7 @@ def open_storage(url: str | None, workdir: Path) -> BaseStorage:
         with quiet():
             if url is None:
                 workdir.mkdir(parents=True, exist_ok=True)
-                backend = optuna.storages.journal.JournalFileBackend(str(workdir / JOURNAL))
+                backend = JournalFileBackend(str(workdir / JOURNAL))
                 return optuna.storages.JournalStorage(backend)
             return _proxy(url) if url.startswith("grpc://") else _database(url)
     except ImportError as error:
@@ -103,7 +104,7 @@ def open_study(
     storage: BaseStorage,
     name: str,
     identity: Mapping[str, Json],
-    direction: str,
+    direction: Literal["minimize", "maximize"],
     sampler: Any,
     pruner: Any,
 ) -> OptunaStudy:
@@ -128,7 +129,7 @@ def open_study(
     return study
 
 
-def direction(metric: str, mode: Literal["min", "max"] | None) -> str:
+def direction(metric: str, mode: Literal["min", "max"] | None) -> Literal["minimize", "maximize"]:
     """Whether a metric is to be minimised or maximised: as told, or by its name."""
     lower = metric.rpartition(".")[2] in LOWER if mode is None else mode == "min"
     return "minimize" if lower else "maximize"
