@@ -31,8 +31,8 @@ USAGE = f"""jdl {__version__}: deep-learning research on JAX
       write a run's prediction as StableHLO, which JAX runs without jdl
   jdl reproduce DIR | --all
       run a finished run again and compare; or every experiment against its promise
-  jdl report RUN [--out DIR]
-      a page about a run: scores beside simple baselines, curves, mistakes, costs
+  jdl report DIR [--out DIR]
+      a page about a run, with simple baselines, curves, mistakes and costs; or about a search
   jdl compare RUN RUN ... [--out DIR]
       in what runs differ and what came of it
   jdl find-lr EXPERIMENT [--field.path VALUE ...]

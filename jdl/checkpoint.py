@@ -108,6 +108,18 @@ class Store:
         path = self._newest()
         return None if path is None else self._read(path, like)
 
+    def scored_step(self) -> int | None:
+        """The step whose weights the run is scored with; None where no save was ever completed.
+
+        Raises:
+          UserError: there are checkpoints, and all are damaged.
+        """
+        path = self._newest()
+        if path is None:
+            return None
+        best = self._describe(path)[0].get("weights_step")
+        return _order(path)[0] if best is None else best
+
     def weights(self) -> dict[str, np.ndarray] | None:
         """The arrays that the run is scored with, by path; None where no save was ever completed.
 

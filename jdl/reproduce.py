@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jdl import record
+from jdl.data.splits import Splits
 from jdl.errors import UserError
 from jdl.experiment import (
     Experiment,
@@ -43,6 +44,8 @@ def read_run(workdir: Path, path: Path | None = None) -> Recorded:
     """
     recorded = record.read(workdir, "experiment.json")
     if recorded is None:
+        if (workdir / "study.json").exists():
+            raise UserError(f"{workdir} holds a search: name a run of it, such as {workdir}/best")
         raise UserError(f"{workdir} is no run directory (it has no experiment.json)")
     if path is None and not (workdir / "experiment.py").exists():
         raise UserError(
@@ -97,9 +100,11 @@ def reproduce(workdir: Path, target: Path, path: Path | None = None) -> Comparis
     old = record.read(workdir, "result.json")
     if old is None:
         raise UserError(f"{workdir} holds no result.json: the run never finished")
+    kept_away = set() if "test" in old["metrics"] else {"test"}  # as trials of a search are
     new = train(
-        recorded.experiment, target, file=recorded.file, overrides=recorded.overrides
-    ).result
+        recorded.experiment, target, file=recorded.file, overrides=recorded.overrides,
+        data=Splits(recorded.experiment.data, without=kept_away),
+    ).result  # fmt: skip
     parts = ("versions", "devices", "flags", "data")
     before, after = (record.read(folder, "environment.json") for folder in (workdir, target))
     surroundings = [

@@ -18,6 +18,7 @@ def test_version(command):
 def test_help(command):
     names = (
         "train",
+        "tune",
         "evaluate",
         "predict",
         "translate",
@@ -36,13 +37,14 @@ def test_help(command):
         assert "trusted like a script" in out
     options = {
         "train": ["EXPERIMENT", "--workdir", "--seeds"],
+        "tune": ["EXPERIMENT", "--space", "--sampler", "--trials", "--workers", "--final"],
         "evaluate": ["DIR", "--split", "--experiment", "trust"],
         "predict": ["DIR", "FILE", "--experiment", "trust"],
         "translate": ["RUN", "--text", "--experiment", "trust"],
         "find-lr": ["EXPERIMENT", "--low", "--high", "--steps", "--png"],
         "find-batch": ["EXPERIMENT", "--largest"],
         "reproduce": ["DIR", "--all", "--tolerance", "--experiment", "trust"],
-        "report": ["RUN", "--out", "--experiment", "trust"],
+        "report": ["DIR", "--out", "--experiment", "trust"],
         "compare": ["RUN", "--out"],
         "prepare": ["NAME", "--from", "--data-dir"],
     }
@@ -102,7 +104,7 @@ def test_help(command):
         ("reproduce . --all", "either a run directory or --all"),
         ("reproduce --al", "no option --al; did you mean 'all'"),
         ("reproduce . --tolerance small", "small"),
-        ("report", "RUN"),
+        ("report", "DIR"),
         ("report nowhere", "nowhere is no run directory"),
         ("report . --otu x", "no option --otu; did you mean 'out'"),
         ("compare", "one run directory or more"),

@@ -9,23 +9,30 @@ from jdl.errors import UserError
 
 
 def report(
-    directory: Annotated[Positional[Path], arg(metavar="RUN")],
+    directory: Annotated[Positional[Path], arg(metavar="DIR")],
     /,
     out: Path | None = None,
     experiment: Path | None = None,
 ) -> None:
-    """Write a page about a run: scores beside simple baselines, curves, mistakes, costs.
+    """Write a page about a run, or about a search.
 
-    Runs the directory's experiment.py: trust a run directory as you would a script.
+    Of a run: scores beside simple baselines, curves, mistakes, costs. This runs the directory's
+    experiment.py: trust a run directory as you would a script. Of a search: its best point, all
+    trials, and how the score goes with what was varied; nothing of it is executed, and it may still
+    be going on.
 
     Args:
-        directory: a run directory.
-        out: where to write index.html and its pictures (default: RUN/report).
-        experiment: an experiment file of your own to use instead of the directory's.
+        directory: a run directory, or that of a search.
+        out: where to write index.html and its pictures (default: DIR/report).
+        experiment: an experiment file of your own to use instead of the run directory's.
     """
     from jdl.report.one import write_report
+    from jdl.report.study import holds_study, write_study
 
-    print(write_report(directory, out, experiment))
+    if holds_study(directory):
+        print(write_study(directory, out))
+    else:
+        print(write_report(directory, out, experiment))
 
 
 def compare(

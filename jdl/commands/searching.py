@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional, arg
 
+from jdl.commands.training import score_line
 from jdl.errors import UserError
 
 
@@ -26,6 +27,7 @@ def tune(
     study: str | None = None,
     vectorise: Literal["auto", "always", "never"] = "never",
     together: int = 8,
+    final: bool = False,
     *,
     changes: tyro.conf.Suppress[Mapping[str, Any] | None] = None,
 ) -> None:
@@ -51,6 +53,8 @@ def tune(
         study: name in the storage (default: the experiment's).
         vectorise: train points that differ in numbers alone together, in one compiled step.
         together: points that a worker then takes up at once.
+        final: in the end train the best point on training and validation data together, in
+            DIR/final, and read the test split once.
     """
     if importlib.util.find_spec("optuna") is None:
         raise UserError("jdl tune needs the package optuna: pip install 'jdl-research[search]'")
@@ -59,6 +63,7 @@ def tune(
     from jdl.experiment import load
     from jdl.overrides import override
     from jdl.search import tuning
+    from jdl.search.final import joined, train_final
     from jdl.search.processes import spawn
     from jdl.search.space import parse
 
@@ -72,8 +77,11 @@ def tune(
         "storage": storage, "study": study, "vectorise": vectorise, "together": together,
     }  # fmt: skip
     words = _words(experiment, workdir, space, options, changes or {})
+    changed = override(file.experiment, changes or {})
+    if final:
+        joined(changed)  # what keeps it from that is said now
     found = tuning.tune(
-        override(file.experiment, changes or {}),
+        changed,
         {**file.space, **parse(space)},
         constraints=file.constraints,
         workdir=workdir,
@@ -83,10 +91,22 @@ def tune(
         say=lambda line: print(line, flush=True),
         **options,
     )
-    assert found.best is not None
-    print(f"{metric} {found.best.value:.4f} in {workdir}/best, which is trials/"
-          f"{found.best.number:04d}, with")  # fmt: skip
-    for path, value in found.best.point.items():
+    _say_best(found)
+    if final:
+        run = train_final(found, changed, file=file, overrides=changes)
+        for split, scores in run.result["metrics"].items():
+            run.say(score_line(split, scores))
+        run.say(f"{run.result['seconds']:.1f} s; {run.workdir} holds the run")
+
+
+def _say_best(study: Any) -> None:
+    """Prints the best of a `jdl.search.tuning.Study`, whose imports are slow."""
+    assert study.best is not None
+    name = f"trials/{study.best.number:04d}"
+    here = (study.workdir / name).exists()
+    where = f"{study.workdir}/best, which is {name}" if here else f"{name} where it was run"
+    print(f"{study.metric} {study.best.value:.4f} in {where}, with")
+    for path, value in study.best.point.items():
         print(f"  --{path.replace('_', '-')} {_text(value)}")
 
 

@@ -60,7 +60,7 @@ def train(
 
         run = train(changed, workdir, file=file, overrides=changes)
         for split, metrics in run.result["metrics"].items():
-            run.say(_scores(split, metrics))
+            run.say(score_line(split, metrics))
         for name, signature in run.result.get("signatures", {}).items():
             run.say(f"{name:<10} {signature}")
         run.say(f"{run.result['seconds']:.1f} s; {workdir} holds the run")
@@ -133,5 +133,6 @@ def _dated(path: Path) -> Path:
     return dated
 
 
-def _scores(split: str, metrics: Mapping[str, float]) -> str:
+def score_line(split: str, metrics: Mapping[str, float]) -> str:
+    """The scores of a split for people."""
     return f"{split:<10} " + "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())

@@ -47,9 +47,10 @@ def baselines_of(run: Run) -> tuple[Baseline, ...]:
 def held_out(run: Run) -> str:
     """The split to judge a run by: test, else validation, else the training split itself.
 
-    The test split of a run that has not ended is left alone.
+    A test split that the run has not read is left alone: it has not ended, or is of a search.
     """
-    order = ("test", "validation", "train") if run.result else ("validation", "train")
+    read = "test" in run.result.get("metrics", {})
+    order = ("test", "validation", "train") if read else ("validation", "train")
     return next(name for name in order if name in run.data.names)
 
 

@@ -26,15 +26,15 @@ class Progress:
         if self._said:
             say(f"going on with a study of {len(self._said)} trials")
 
-    def show(self) -> None:
-        """Says what is new."""
+    def show(self) -> bool:
+        """Says what is new; whether anything is."""
         found = trials(self._study)
-        ended = [each for each in found if each.state != "running"]
+        new = [each for each in found if each.state != "running" and each.number not in self._said]
         leader = best(self._study)
-        for each in ended:
-            if each.number not in self._said:
-                self._said.add(each.number)
-                self._say(self._line(each, leader))
+        for each in new:
+            self._said.add(each.number)
+            self._say(self._line(each, leader))
+        return bool(new)
 
     def _line(self, trial: Trial, leader: Trial | None) -> str:
         values = ", ".join(f"{path} {_short(value)}" for path, value in trial.point.items())

@@ -1,8 +1,9 @@
 """Optuna's samplers and pruners by name, each draw a function of the seed and the trial alone."""
 
+import contextlib
 import importlib.util
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -116,11 +117,10 @@ def make_pruner(name: PrunerName) -> optuna.pruners.BasePruner:
     return optuna.pruners.NopPruner()
 
 
-class quiet(warnings.catch_warnings):
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
     """Keeps from the user what Optuna warns of, such as that a sampler is experimental."""
-
-    def __enter__(self) -> Any:
-        found = super().__enter__()
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         warnings.simplefilter("ignore", UserWarning)
-        return found
+        yield

@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from jdl.errors import UserError, nearest
 from jdl.experiment import Experiment
-from jdl.overrides import override
+from jdl.overrides import flatten, override, snake
 from jdl.typing import Json
 
 Point = Mapping[str, Any]
@@ -134,8 +134,7 @@ class Choice:
     def labels(self) -> list[Json]:
         """The options as a study keeps them: numbers and texts as they are, others as text."""
         values = [option.value if isinstance(option, When) else option for option in self.options]
-        plain = (bool, int, float, str, type(None))
-        return [value if isinstance(value, plain) else repr(value) for value in values]
+        return [as_label(flatten(value).get("", str(value))) for value in values]
 
     def values(self) -> list[Any]:
         """All options."""
@@ -252,9 +251,34 @@ def allowed(point: Point, constraints: Sequence[Constraint]) -> bool:
     return True
 
 
+def as_label(value: Json) -> Json:
+    """A value of a point as a study keeps it: what is a list, as text."""
+    return str(value) if isinstance(value, (list, dict)) else value
+
+
+def named(space: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """Every dimension by the name that `suggest` asks for, those inside a `When` too."""
+    found: dict[str, Any] = {}
+    for path, dimension in space.items():
+        found[path + where] = dimension
+        options = dimension.options if isinstance(dimension, Choice) else (dimension,)
+        for option in options:
+            if isinstance(option, When):
+                found |= named(option.space, _inside(path, option))
+    return found
+
+
 def describe(space: Space) -> dict[str, str]:
-    """Dimensions in words, by path: two spaces are alike where these are."""
-    return {path: str(dimension) for path, dimension in space.items()}
+    """Dimensions in words, by name: two spaces are alike where these are."""
+    return {name: _words(dimension) for name, dimension in named(space).items()}
+
+
+def listed(space: Space) -> list[dict[str, Json]]:
+    """Dimensions as JSON: `name`, `path`, `kind`, and the fields of that kind."""
+    return [
+        {"name": name, "path": name.partition(" (")[0], **_fields(dimension)}
+        for name, dimension in named(space).items()
+    ]
 
 
 def check(space: Mapping[str, Any], experiment: Experiment) -> None:
@@ -264,17 +288,40 @@ def check(space: Mapping[str, Any], experiment: Experiment) -> None:
       UserError: there is no such path, or a value is of the wrong type or out of range.
     """
     if not space:
-        raise UserError("nothing may vary: the space has no dimensions")
-    for path, dimension in space.items():
+        raise UserError(
+            "nothing may vary: give dimensions by --space, or as `space` beside the experiment"
+        )
+    for name, dimension in named(space).items():
         if not isinstance(dimension, Dimension):
             raise UserError(
-                f"{path}: {dimension!r} is no dimension: write it as Int, Uniform, LogUniform, "
+                f"{name}: {dimension!r} is no dimension: write it as Int, Uniform, LogUniform, "
                 f"Choice or When"
             )
+        for option in getattr(dimension, "options", ()):
+            if "" not in flatten(option.value if isinstance(option, When) else option):
+                raise UserError(
+                    f"{name}: an option is a number, a text or a tuple of such, not {option}: name "
+                    f"the class and say what varies in it, as When('sgd', {{...}})"
+                )
     for path, dimension in space.items():
         one = {p: d if p == path else _first(d) for p, d in space.items()}
         for values in _combined(one, lambda dimension: dimension.ends(), ""):
             override(experiment, suggest(one, Fixed(values)))
+
+
+def _fields(dimension: Dimension) -> dict[str, Json]:
+    if isinstance(dimension, When):
+        dimension = Choice(dimension)
+    if isinstance(dimension, Choice):
+        return {"kind": "choice", "options": dimension.labels}
+    return {"kind": snake(type(dimension).__name__), **vars(dimension)}
+
+
+def _words(dimension: Dimension) -> str:
+    """As `str`, but without what differs between processes, such as the address of a function."""
+    if isinstance(dimension, (Choice, When)):
+        return f"Choice({', '.join(map(repr, _fields(dimension)['options']))})"
+    return str(dimension)
 
 
 def _first(dimension: Dimension) -> Dimension:

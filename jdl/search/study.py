@@ -9,11 +9,13 @@ from typing import Any, Literal
 
 import optuna
 from optuna.storages import BaseStorage
+from optuna.storages.journal import JournalFileBackend
 from optuna.study import Study as OptunaStudy
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import IntegrityError, OperationalError
 
 from jdl.errors import UserError, first_line
+from jdl.logging import write_atomically
 from jdl.record import differences
 from jdl.search.claims import BEAT, GRACE
 from jdl.search.samplers import quiet
@@ -56,7 +58,7 @@ def open_storage(url: str | None, workdir: Path) -> BaseStorage:
     Args:
       url: of a database (`sqlite:///FILE`, `postgresql://...`) or of Optuna's proxy (`grpc://HOST:
         PORT`); None for a journal file in the directory.
-      workdir: the study's directory, which is there.
+      workdir: the study's directory, made where the journal lies in it.
 
     Raises:
       UserError: it cannot be reached, or needs a package that is missing.
@@ -64,7 +66,8 @@ def open_storage(url: str | None, workdir: Path) -> BaseStorage:
     try:
         with quiet():
             if url is None:
-                backend = optuna.storages.journal.JournalFileBackend(str(workdir / JOURNAL))
+                workdir.mkdir(parents=True, exist_ok=True)
+                backend = JournalFileBackend(str(workdir / JOURNAL))
                 return optuna.storages.JournalStorage(backend)
             return _proxy(url) if url.startswith("grpc://") else _database(url)
     except ImportError as error:
@@ -101,7 +104,7 @@ def open_study(
     storage: BaseStorage,
     name: str,
     identity: Mapping[str, Json],
-    direction: str,
+    direction: Literal["minimize", "maximize"],
     sampler: Any,
     pruner: Any,
 ) -> OptunaStudy:
@@ -126,7 +129,7 @@ def open_study(
     return study
 
 
-def direction(metric: str, mode: Literal["min", "max"] | None) -> str:
+def direction(metric: str, mode: Literal["min", "max"] | None) -> Literal["minimize", "maximize"]:
     """Whether a metric is to be minimised or maximised: as told, or by its name."""
     lower = metric.rpartition(".")[2] in LOWER if mode is None else mode == "min"
     return "minimize" if lower else "maximize"
@@ -136,6 +139,12 @@ def trials(study: OptunaStudy) -> list[Trial]:
     """What was tried so far, without points that were turned down before training."""
     found = study.get_trials(deepcopy=False)
     return [_trial(each) for each in found if POINT in each.user_attrs]
+
+
+def write_trials(study: OptunaStudy, workdir: Path) -> None:
+    """Writes `study.jsonl`, a line for each trial; to be called while `deciding`."""
+    lines = [json.dumps(dataclasses.asdict(each)) + "\n" for each in trials(study)]
+    write_atomically(workdir / "study.jsonl", "".join(lines))
 
 
 def best(study: OptunaStudy) -> Trial | None:

@@ -1,7 +1,5 @@
 """Searching for the best of an experiment's variants."""
 
-import dataclasses
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +11,22 @@ import optuna
 from jdl.data.splits import Splits
 from jdl.errors import UserError, nearest
 from jdl.experiment import Experiment, ExperimentFile
-from jdl.logging import write_atomically
+from jdl.logging import write_json
 from jdl.overrides import flatten
 from jdl.run import Run
 from jdl.search.claims import Claims
 from jdl.search.progress import Progress
 from jdl.search.samplers import PrunerName, SamplerName, make_pruner, make_sampler
-from jdl.search.space import Constraint, check, describe, grid
-from jdl.search.study import Trial, best, direction, open_storage, open_study, trials
+from jdl.search.space import Constraint, check, describe, grid, listed
+from jdl.search.study import (
+    Trial,
+    best,
+    direction,
+    open_storage,
+    open_study,
+    trials,
+    write_trials,
+)
 from jdl.search.worker import Search, work
 from jdl.step import evaluate
 from jdl.together import Vectorise
@@ -109,13 +115,13 @@ def tune(
     """
     config = Settings(**settings)
     check(space, experiment)
-    listed = grid(space, constraints) if config.sampler == "grid" else None
+    points = grid(space, constraints) if config.sampler == "grid" else None
     search = Search(
         experiment=experiment,
         space=space,
         constraints=tuple(constraints),
-        grid=listed,
-        trials=config.trials or (20 if listed is None else len(listed)),
+        grid=points,
+        trials=config.trials or (20 if points is None else len(points)),
         metric=config.metric,
         workdir=Path(workdir),
         file=file,
@@ -123,25 +129,52 @@ def tune(
         vectorise=config.vectorise,
         together=config.together,
     )
+    if (search.workdir / "experiment.json").exists():
+        raise UserError(f"{workdir} holds a run, not a search: choose another --workdir")
+    sampler = make_sampler(config.sampler, experiment.seed, points or ())
     data = Splits(experiment.data, without=("test",))
     _check_metric(search, data)
-    search.workdir.mkdir(parents=True, exist_ok=True)
     storage = open_storage(config.storage, search.workdir)
     study = open_study(
         storage,
         config.study or (file.name if file else "study"),
         _identity(search, config),
         direction(config.metric, config.mode),
-        make_sampler(config.sampler, experiment.seed, listed or ()),
+        sampler,
         make_pruner(config.pruner),
     )
     claims, progress = Claims(study, storage, search.workdir), Progress(study, search, say)
+    with claims.deciding():
+        write_json(search.workdir / "study.json", _described(study, search, config))
+        write_trials(study, search.workdir)
+
+    def show() -> None:
+        if progress.show():
+            with claims.deciding():
+                write_trials(study, search.workdir)
+
     if run is None:
-        work(search, study, claims, data, progress.show, say)
+        work(search, study, claims, data, show, say)
     else:
-        run(progress.show)
+        run(show)
     with claims.deciding():
         return _finish(study, search)
+
+
+def _described(study: optuna.Study, search: Search, config: Settings) -> dict[str, Json]:
+    """What a search is for and how it goes about it, for people and for `jdl report`."""
+    return {
+        "study": study.study_name,
+        "experiment": search.file.name if search.file else None,
+        "overrides": dict(search.overrides),
+        "space": listed(search.space),
+        "constraints": [getattr(each, "__name__", str(each)) for each in search.constraints],
+        "metric": config.metric,
+        "direction": study.direction.name.lower(),
+        "sampler": config.sampler,
+        "pruner": config.pruner,
+        "trials": search.trials,
+    }
 
 
 def _identity(search: Search, config: Settings) -> dict[str, Json]:
@@ -185,17 +218,18 @@ def _finish(study: optuna.Study, search: Search) -> Study:
       UserError: no trial came to its end.
     """
     found, leader = trials(study), best(study)
-    lines = [json.dumps(dataclasses.asdict(each)) + "\n" for each in found]
-    write_atomically(search.workdir / "study.jsonl", "".join(lines))
+    write_trials(study, search.workdir)
     if leader is None:
         failed = [each for each in found if each.state == "failed"]
         more = f" ({len(failed) - 1} more failed)" if len(failed) > 1 else ""
         reason = f"; the first failure: {failed[0].error}{more}" if failed else ""
         raise UserError(f"no trial of {search.workdir} came to its end{reason}")
-    directory = search.directory(leader.number)
+    directory, link = search.directory(leader.number), search.workdir / "best"
     if directory.exists():
         draft = search.workdir / ".best.tmp"
         draft.unlink(missing_ok=True)
         draft.symlink_to(directory.relative_to(search.workdir))
-        draft.replace(search.workdir / "best")
+        draft.replace(link)
+    else:
+        link.unlink(missing_ok=True)  # it lies where it was run
     return Study(workdir=search.workdir, metric=search.metric, trials=tuple(found), best=leader)

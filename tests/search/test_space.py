@@ -2,12 +2,13 @@
 
 import math
 
+import flax.linen as nn
 import pytest
 
 import jdl
 from jdl.errors import UserError
 from jdl.search import Choice, Int, LogUniform, Uniform, When
-from jdl.search.space import Fixed, check, grid, parse, suggest
+from jdl.search.space import Fixed, check, describe, grid, listed, parse, suggest
 
 optuna = pytest.importorskip("optuna", reason="optuna is not installed")
 
@@ -58,6 +59,27 @@ def test_draws_stay_inside_and_are_spread_as_told():
     assert {point["f"] for point in points} == {None, (1, 2), "y"}
 
 
+def test_a_space_is_told_by_its_dimensions_and_no_addresses():
+    assert {row["name"]: row["path"] for row in listed(NESTED)} == {
+        "optimizer": "optimizer",
+        "optimizer.momentum (optimizer=sgd)": "optimizer.momentum",
+        "optimizer.nesterov (optimizer=sgd)": "optimizer.nesterov",
+        "model.widths": "model.widths",
+        "batch_size": "batch_size",
+    }
+    rows = {row["path"]: row for row in listed(NESTED)}
+    assert rows["optimizer"]["options"] == ["adam", "sgd"]
+    assert rows["model.widths"]["options"] == ["[16]", "[8, 8]"]
+    assert [rows["batch_size"][name] for name in ("kind", "low", "high", "step")] == [
+        "int", 8, 31, 8,
+    ]  # fmt: skip
+    functions = {"model.activation": Choice(nn.relu, nn.gelu, lambda x: x)}
+    assert "0x" not in str(describe(functions)) + str(listed(functions))
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    drawn = {suggest(functions, study.ask())["model.activation"] for _ in range(20)}
+    assert {nn.relu, nn.gelu} < drawn
+
+
 def test_constraints_thin_a_grid_out():
     space = {"a": Int(1, 4), "b": Int(1, 4)}
     left = grid(space, [lambda point: point["a"] < point["b"]])
@@ -93,6 +115,7 @@ def test_what_cannot_be_searched_is_refused(build, message):
         ({"optimizer.learning_rat": Uniform(0.0, 1.0)}, "did you mean 'learning_rate'"),
         ({"model.widths.1": Int(1, 2)}, "model.widths.1"),
         ({"optimizer.learning_rate": (0.1, 1.0)}, "is no dimension"),
+        ({"optimizer": Choice("adam", jdl.optimizers.SGD(0.1))}, r"an option is .*SGD\(.*When"),
         ({"batch_size": Uniform(1.0, 2.5)}, "batch_size: .*not of type int"),
         ({"optimizer": Choice("adam", When("sgd", {"optimizer.b1": Uniform(0.0, 1.0)}))}, "b1"),
         ({"optimizer.learning_rate": Uniform(-1.0, 1.0)}, "learning_rate"),
