@@ -263,7 +263,7 @@ REFUSED = {
         r"nowhere holds no tokenizer of a run \(tokenizer.json\)",
     ),
     "no texts": (
-        lambda: experiment(data=Tokens(Arrays(dict.fromkeys(PARTS, {"image": np.ones(2)})))),
+        lambda: experiment(data=Tokens(Arrays({name: {"image": np.ones(2)} for name in PARTS}))),
         "the examples have no 'text' to read .they have 'image'.: set data.text to a set of texts",
     ),
     "nothing written": (
