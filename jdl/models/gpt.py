@@ -9,7 +9,15 @@ import jax
 import jax.numpy as jnp
 
 from jdl import ops
-from jdl.layers import Block, check_length, normalisation, segment_positions, sinusoidal, stack
+from jdl.layers import (
+    Block,
+    check_length,
+    check_sizes,
+    normalisation,
+    segment_positions,
+    sinusoidal,
+    stack,
+)
 
 
 class GPT(nn.Module):
@@ -56,6 +64,7 @@ class GPT(nn.Module):
         decode: bool = False,
     ) -> jax.Array:
         """Logits, or with targets the sum of cross-entropies."""
+        check_sizes(self, "vocabulary", "context", "layers", "heads", "kv_heads", "width", "hidden")
         check_length(tokens, self.context)
         init = nn.initializers.normal(0.02)
         embed = nn.Embed(
