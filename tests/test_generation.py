@@ -150,7 +150,7 @@ def test_what_cannot_be_is_refused_in_a_sentence(line, command, words, message):
 def test_what_cannot_be_printed_shows_as_a_question_mark(line, monkeypatch):
     terminal = io.TextIOWrapper(io.BytesIO(), "ascii")
     monkeypatch.setattr(sys, "stdout", terminal)
-    monkeypatch.setattr("jdl.generation.texts.write", lambda *args: iter([["n\xe9e"]]))
+    monkeypatch.setattr("jdl.generation.write", lambda *args: iter([["n\xe9e"]]))
     from jdl.__main__ import main
 
     assert main(["generate", str(line)]) == 0
