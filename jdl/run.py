@@ -338,9 +338,11 @@ def check_vocabulary(experiment: Experiment) -> None:
 def _check_tokens(experiment: Experiment, arrays: Mapping[str, Any], where: str) -> None:
     """Raises a UserError for tokens beyond the vocabulary of a model that has one."""
     known, task = getattr(experiment.model, "vocabulary", None), experiment.task
+    if not known:
+        return
     # What other tasks aim at may be whole numbers that are no tokens.
     names = (task.inputs, task.targets) if isinstance(task, Translation) else (task.inputs,)
-    for name in names if known else ():
+    for name in names:
         tokens = np.asarray(arrays[name])
         if tokens.ndim == 2 and np.issubdtype(tokens.dtype, np.integer) and tokens.max() >= known:
             raise UserError(
