@@ -2,7 +2,10 @@
 
     TFDS_DATA_DIR=DIR jdl train cats_vs_dogs_cnn
 
-Photographs brought to 150x150, one sigmoid output; the network of most introductions.
+Photographs brought to 150x150, one sigmoid output; the network of most introductions. It
+overfits: of the training images it tells 91 % by heart.
+
+Expect: test accuracy 0.7138 (3 seeds, min 0.7113), 755.2 s, 2 busy cores of an AMD EPYC
 """
 
 from jdl import Experiment

@@ -1,6 +1,8 @@
 """The network of `imdb_lstm` with a gated recurrent unit (Cho et al., 2014) in place of the LSTM.
 
-TFDS_DATA_DIR=DIR jdl train imdb_gru
+    TFDS_DATA_DIR=DIR jdl train imdb_gru
+
+Expect: test accuracy 0.8635 (3 seeds, min 0.8571), 378.1 s, 2 busy cores of an AMD EPYC
 """
 
 import dataclasses

@@ -4,6 +4,25 @@
 
 4 layers, 4 heads, width 128, 64 characters of context, batches of 12. Validation is the last tenth
 of the text, every character scored once.
+
+    jdl generate DIR --prompt "ROMEO:" --tokens 300 --temperature 0.8 --seed 0
+
+gives, of the run with seed 0:
+
+    ROMEO:
+    What the Calll thy causerlan anjuleces,
+    Mack's bast iur sow and nequol
+    Not he haved in resure sen and the hear fare;
+    What oye falows the befolen of my gnear.
+
+    Come:
+    As beein:
+    And is thou will and thee mard my to with sut of the doight
+    Before lief that what Carm istenty whoses the man callisess.
+
+    PR
+
+Expect: validation loss 1.8968 (3 seeds, max 1.8979), 329.8 s, 2 busy cores of an AMD EPYC
 """
 
 from jdl import Experiment

@@ -54,6 +54,10 @@ A run directory is trusted like a script: commands that take one run its experim
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line and returns its exit code; a user's mistake takes one sentence."""
     args = list(sys.argv[1:] if argv is None else argv)
+    # What cannot be printed shows as "?", and what is no UTF-8 is complained of where it is used.
+    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "replace")):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)
     try:
         if not args or args[0] in ("-h", "--help", "help"):
             print(USAGE)
@@ -121,7 +125,7 @@ def _check_roots(command: str, changes: dict[str, Any], own: set[str]) -> None:
 
 def _separate(args: list[str], own: set[str]) -> tuple[list[str], dict[str, Any]]:
     """Splits a command line into the command's own words and overrides by path."""
-    mine, changes = [], {}
+    mine, changes, seen = [], {}, set()
     index = 0
     while index < len(args):
         word = args[index]
@@ -136,7 +140,10 @@ def _separate(args: list[str], own: set[str]) -> tuple[list[str], dict[str, Any]
             index += 1
         name = name.replace("_", "-")
         if name in own or name.removeprefix("no-") in own:
-            mine += [f"--{name}", *values]
+            if name in seen:
+                raise UserError(f"--{name} is given twice")
+            seen.add(name)
+            mine += [f"--{name}={value}"] if given else [f"--{name}", *values]
         else:
             changes[name.replace("-", "_")] = _value(values)
     return mine, changes

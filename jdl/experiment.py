@@ -88,8 +88,11 @@ class Experiment:
             raise UserError(f"stop_after_skipped must be at least 1, not {self.stop_after_skipped}")
         if self.malloc_arenas < 0:
             raise UserError(f"malloc_arenas must not be negative, but is {self.malloc_arenas}")
-        if self.seed < 0:
-            raise UserError(f"seed must not be negative, but is {self.seed}")
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"seed must lie between 0 and 2^63 - 1, but is {self.seed}")
+        dropout = getattr(self.model, "dropout", None)
+        if isinstance(dropout, (int, float)) and not 0 <= dropout <= 1:
+            raise UserError(f"model.dropout is a share in [0, 1], not {dropout}")
 
     def total_steps(self, examples: int) -> int:
         """Steps of the whole run over a training split of this size."""

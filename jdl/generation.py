@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from jdl.data.text import as_text
 from jdl.data.tokenizers import EOS, Pieces, Tokenizer
 from jdl.decoding import Sampling, stream
 from jdl.decoding.cache import takes
@@ -70,10 +71,12 @@ def write(
 
     Raises:
       UserError: the prompt is empty, too long, or holds what the tokenizer does not know; or a
-        number is less than 1.
+        number is out of range.
     """
     if samples < 1:
         raise UserError(f"the number of samples must be at least 1, not {samples}")
+    if not 0 <= seed < 2**63:
+        raise UserError(f"the seed must lie between 0 and 2^63 - 1, but is {seed}")
     known = _known(tokenizer, prompt)
     end = EOS if isinstance(tokenizer, Pieces) else None
     state, model = run.compiled.collect(run.evaluation_state(run.state)), run.program.model
@@ -92,7 +95,7 @@ def _known(tokenizer: Tokenizer, prompt: str | None) -> list[int]:
     if prompt == "":
         raise UserError("the prompt is empty: leave it out to begin anew, or write something")
     if prompt is not None:
-        return tokenizer.encode(prompt)
+        return tokenizer.encode(as_text(prompt))
     try:
         return tokenizer.encode("\n")
     except UserError:

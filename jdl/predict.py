@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import jax
 from jdl.data import Pairs, Series
 from jdl.data.base import Example, Reader
 from jdl.data.pipeline import transformed
+from jdl.data.text import as_text
+from jdl.data.tokenizers import PAD
 from jdl.errors import UserError
 from jdl.experiment import Experiment
 from jdl.run import Run
@@ -85,11 +88,18 @@ def translate(run: Run, texts: Iterable[str]) -> Iterator[str]:
     """
     data: Any = run.experiment.data
     lines, count = iter(texts), 0
+    context = getattr(run.experiment.model, "context", math.inf)
     while some := list(itertools.islice(lines, run.experiment.batch_size)):
-        for count, text in enumerate(some, start=count + 1):  # noqa: B020
+        rows = data.encode([as_text(text) for text in some])
+        lengths = (rows != PAD).sum(1)
+        for count, (text, length) in enumerate(zip(some, lengths, strict=True), start=count + 1):  # noqa: B020
             if not text.strip():
                 raise UserError(f"text {count} is empty: there is nothing to translate")
-        found = run.predict_rows({run.experiment.task.inputs: data.encode(some)})
+            if length > context:
+                raise UserError(
+                    f"text {count} has {length} tokens, more than the model's context of {context}"
+                )
+        found = run.predict_rows({run.experiment.task.inputs: rows})
         yield from decoded(found, data.tokenizer())
     if not count:
         raise UserError("there is no text to translate: give --text, or lines to read")

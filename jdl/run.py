@@ -14,6 +14,7 @@ import numpy as np
 from jdl import metrics as metrics_lib
 from jdl.data.pipeline import Pipeline, Resident, Shard, batches, stack, transformed
 from jdl.data.splits import Splits
+from jdl.data.transforms import MaskTokens
 from jdl.errors import UserError, first_line
 from jdl.experiment import Experiment
 from jdl.interrupt import Interrupted, Interruption
@@ -23,7 +24,7 @@ from jdl.optimizers import averaged_params
 from jdl.parallel import Steps, batch_shapes
 from jdl.state import TrainState
 from jdl.step import Program, init, predict
-from jdl.tasks import Judgement
+from jdl.tasks import Judgement, Translation
 from jdl.typing import Json
 
 
@@ -61,7 +62,7 @@ class Run:
         Raises:
           UserError: data, model, task and devices do not fit together.
         """
-        _check_vocabulary(experiment)
+        check_vocabulary(experiment)
         self.experiment, self.name, self.workdir = experiment, name, workdir
         self.result: dict[str, Json] = {}
         self._state: Any = None
@@ -195,7 +196,7 @@ class Run:
         pipeline = self.data.pipeline(split)
         if split not in self._checked and isinstance(pipeline, Resident):
             prediction = self.outputs(pipeline.arrays)
-            self.experiment.task.check(pipeline.arrays, prediction, f"split {split!r}")
+            self._check(pipeline.arrays, prediction, f"split {split!r}")
             self._checked.add(split)
         return pipeline
 
@@ -283,7 +284,12 @@ class Run:
     def _look_over(self, pipeline: Pipeline, batch: Any, split: str) -> None:
         """Checks a streamed batch; what is resident was looked over as a whole."""
         if not isinstance(pipeline, Resident):
-            self.experiment.task.check(batch, self.prediction, f"a batch of split {split!r}")
+            self._check(batch, self.prediction, f"a batch of split {split!r}")
+
+    def _check(self, arrays: Mapping[str, Any], outputs: Any, where: str) -> None:
+        """Raises a UserError for examples that nothing can be learned from."""
+        self.experiment.task.check(arrays, outputs, where)
+        _check_tokens(self.experiment, arrays, where)
 
     def _judging(self) -> set[str]:
         """The splits whose predictions are judged: with several processes none is, which is said.
@@ -326,17 +332,39 @@ class Run:
         self.batch = batch_shapes(resident, feed)
 
 
-def _check_vocabulary(experiment: Experiment) -> None:
-    """Raises a UserError where the tokenizer has tokens that the model does not know."""
-    known = getattr(experiment.model, "vocabulary", None)
-    if not (known and experiment.data.has_tokenizer):
+def check_vocabulary(experiment: Experiment) -> None:
+    """Raises a UserError where tokenizer or transforms have tokens that the model does not know."""
+    known, data = getattr(experiment.model, "vocabulary", None), experiment.data
+    if not known:
         return
-    size = experiment.data.tokenizer().size
+    size = data.tokenizer().size if data.has_tokenizer else 0
     if size > known:
         raise UserError(
-            f"the tokenizer of {experiment.data.describe()} has {size} tokens, the model knows "
-            f"{known}: set model.vocabulary to {size}"
+            f"the tokenizer of {data.describe()} has {size} tokens, the model knows {known}: set "
+            f"model.vocabulary to {size}"
         )
+    for place, transform in enumerate(data.device_transforms):
+        if isinstance(transform, MaskTokens) and transform.vocabulary > known:
+            raise UserError(
+                f"data.device_transforms.{place}.vocabulary is {transform.vocabulary}, where the "
+                f"model knows {known} tokens: set both to the same"
+            )
+
+
+def _check_tokens(experiment: Experiment, arrays: Mapping[str, Any], where: str) -> None:
+    """Raises a UserError for tokens beyond the vocabulary of a model that has one."""
+    known, task = getattr(experiment.model, "vocabulary", None), experiment.task
+    if not known:
+        return
+    # What other tasks aim at may be whole numbers that are no tokens.
+    names = (task.inputs, task.targets) if isinstance(task, Translation) else (task.inputs,)
+    for name in names:
+        tokens = np.asarray(arrays[name])
+        if tokens.ndim == 2 and np.issubdtype(tokens.dtype, np.integer) and tokens.max() >= known:
+            raise UserError(
+                f"{where}: {name!r} holds the token {tokens.max()}, where the model knows "
+                f"0..{known - 1}: set model.vocabulary to {tokens.max() + 1}"
+            )
 
 
 def _rows(tree: Any, mask: np.ndarray) -> Any:

@@ -31,6 +31,15 @@ beartype_package(
 )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _forget():
+    """Lets go of what was compiled for a module: a process that holds all of it becomes slow."""
+    import jax
+
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
     """The directory of a run of `tests.breaks` that was never stopped."""

@@ -18,9 +18,9 @@ from jdl.__main__ import main
 from jdl.data import TFDS, Arrays, Resize, Scale
 from jdl.data.pipeline import Shard, open_pipeline
 from jdl.hooks import Checkpoint, EarlyStopping, Evaluate
-from jdl.models import CNN, MLP
+from jdl.models import BERT, CNN, MLP, EncoderDecoder
 from jdl.optimizers import SGD
-from jdl.tasks import Classification, Regression
+from jdl.tasks import Classification, Regression, Translation
 
 
 @pytest.fixture(autouse=True)
@@ -65,6 +65,15 @@ def pictures(odd, **options):
     image = np.empty(40, object)
     image[:] = [np.zeros((6, 9 if i == odd else 6, 1), np.uint8) for i in range(40)]
     return arrays({"image": image, "label": np.arange(40) % 2}, **options)
+
+
+TEXTS = BERT(vocabulary=11, layers=1, heads=1, width=4, outputs=2)
+
+
+def tokens(largest, target=None, **options):
+    """Texts of five tokens each."""
+    found = examples() | {"tokens": np.full((40, 5), largest)}
+    return arrays(found if target is None else found | {"target": target}, **options)
 
 
 class Flat(nn.Module):
@@ -170,6 +179,26 @@ KNOWN_BEFORE = {
             "model": Flat(),
         },
         "'label' holds NaN",
+    ),
+    "tokens beyond the vocabulary": (
+        lambda: {"data": tokens(11), "model": TEXTS, "task": Classification(inputs="tokens")},
+        r"split 'train': 'tokens' holds the token 11, where the model knows 0\.\.10: set model.v",
+    ),
+    "tokens beyond the vocabulary, grain": (
+        lambda: {
+            "data": tokens(11, pipeline="grain"),
+            "model": TEXTS,
+            "task": Classification(inputs="tokens"),
+        },
+        "a batch of split 'train': 'tokens' holds the token 11",
+    ),
+    "targets beyond the vocabulary": (
+        lambda: {
+            "data": tokens(10, target=np.full((40, 5), 12)),
+            "model": EncoderDecoder(vocabulary=11, layers=1, heads=1, width=4),
+            "task": Translation(inputs="tokens"),
+        },
+        "'target' holds the token 12, where the model knows",
     ),
     "no such array": (
         lambda: {"task": Classification(inputs="picture")},

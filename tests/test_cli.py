@@ -89,6 +89,7 @@ def test_help(command):
         ("predict . x.png --epochs 3", "no option --epochs"),
         ("translate", "RUN"),
         ("translate nowhere", "nowhere is no run directory"),
+        ("translate . --text x --text y", "--text is given twice"),
         ("translate . --txet x", "no option --txet; did you mean 'text'"),
         ("find-lr", "EXPERIMENT"),
         (
@@ -123,6 +124,11 @@ def test_a_mistake_takes_one_sentence(command, tmp_path, words, complaint):
     assert sentence.startswith("jdl: ")
     assert complaint in sentence
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_value_may_begin_like_an_option(command):
+    code, _, err = command("evaluate", "--split=--test", "nowhere")
+    assert (code, err) == (2, "jdl: nowhere is no run directory (it has no experiment.json)\n")
 
 
 def test_help_of_an_experiment_teaches_every_field(command):

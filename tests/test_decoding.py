@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jdl.decoding import Sampling, beam_search, filtered, generate, stream, translate
+from jdl.decoding import Sampling, beam_search, draw, filtered, generate, stream, translate
 from jdl.decoding.cache import batch_axes, empty, read
 from jdl.errors import UserError
 from jdl.models import GPT, EncoderDecoder, RecurrentLM
@@ -366,6 +366,12 @@ def test_a_translation_depends_on_its_source_alone_and_not_on_padding(beams):
     for source, tokens in zip(sources, together, strict=True):
         bare = source[source != 0][None]
         np.testing.assert_array_equal(translated(model, params, bare, 8, beams=beams)[0], tokens)
+
+
+def test_the_coldest_draw_is_the_likeliest_token():
+    logits, keys = jnp.array([[1.0, 3.0, 2.0]]), jax.random.split(jax.random.key(0), 1)
+    for temperature in (1e-29, 1e-31, 1e-42):
+        assert draw(logits, Sampling(temperature), keys) == 1
 
 
 @pytest.mark.parametrize(

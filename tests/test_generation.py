@@ -129,6 +129,8 @@ def test_text_is_printed_as_it_is_written(line, command, monkeypatch):
     [
         (("--prompt", ""), "the prompt is empty"),
         (("--prompt", "sing a song of six"), "the prompt has 18 tokens, more than .* of 16"),
+        (("--prompt", "a \udcff"), "a text is no UTF-8: .* can't encode .* in position 2"),
+        (("--seed", 2**63), "the seed must lie between 0 and .*, but is 9223372036854775808"),
         (("--prompt", "a song of 6"), "the text holds '6', for which there is no token"),
         (("--tokens", 0), "must be at least 1, not 0"),
         (("--samples", 0), "the number of samples must be at least 1, not 0"),
@@ -143,6 +145,17 @@ def test_what_cannot_be_is_refused_in_a_sentence(line, command, words, message):
     code, out, err = command("generate", line, *words)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert re.search(message, err)
+
+
+def test_what_cannot_be_printed_shows_as_a_question_mark(line, monkeypatch):
+    terminal = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setattr("jdl.generation.write", lambda *args: iter([["n\xe9e"]]))
+    from jdl.__main__ import main
+
+    assert main(["generate", str(line)]) == 0
+    terminal.flush()
+    assert terminal.buffer.getvalue() == b"n?e\n"
 
 
 def test_a_run_of_another_task_is_refused(trained, command):

@@ -214,9 +214,10 @@ def test_several_files_are_read_by_their_index(saved):
     (directory / "model-1.safetensors").unlink()
     with pytest.raises(UserError, match=r"lacks files that .*index.json names: model-1.safetens"):
         load(directory)
-    index.write_text('{"weight_map": 3}')
-    with pytest.raises(UserError, match="holds no index of files"):
-        load(directory)
+    for names in ("3", '{"a": 3}', '{"a": null}', f'{{"a": "{"x" * 5000}"}}'):
+        index.write_text(f'{{"weight_map": {names}}}')
+        with pytest.raises(UserError, match="holds no index of files"):
+            load(directory)
 
 
 def test_old_names_and_tensors_that_repeat_others_are_known(saved, tmp_path):
@@ -259,6 +260,8 @@ def settled(directory, **changes):
         ({"position_embedding_type": "relative_key"}, "position_embedding_type is 'relative_key'"),
         ({"num_attention_heads": 3}, "a width of 8 cannot be shared out among 3 heads"),
         ({"hidden_size": "8"}, "hidden_size is '8', where a size belongs"),
+        ({"num_hidden_layers": 10**9}, r"it has 1000000000 blocks, and they are \d+ in all"),
+        ({"vocab_size": 10**30}, "vocab_size is 10{30}, where a size belongs"),
         ({"num_hidden_layers": 0}, "num_hidden_layers is 0, where a size belongs"),
         ({"pad_token_id": None}, "pad_token_id is None, where a token belongs"),
         ({"layer_norm_eps": -1}, r"layer_norm_eps is -1, where a number in \[0, 1\) belongs"),

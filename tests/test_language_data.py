@@ -16,7 +16,7 @@ from jdl import UserError
 from jdl.data import BPE, Arrays, Bytes, Documents, Saved, StandardLibrary, Streams, Texts, Tokens
 from jdl.data.pipeline import stack
 from jdl.data.tokenizers import BOS, EOS, PAD
-from jdl.models import GPT, RecurrentLM
+from jdl.models import GPT, MLP, RecurrentLM
 from jdl.optimizers import SGD
 from jdl.parallel import Single
 from jdl.state import TrainState
@@ -259,6 +259,30 @@ REFUSED = {
     "no such run": (
         lambda: experiment(data=Tokens(arrays(), encoding=Saved("nowhere"))),
         r"nowhere holds no tokenizer of a run \(tokenizer.json\)",
+    ),
+    "no texts": (
+        lambda: experiment(data=Tokens(Arrays({name: {"image": np.ones(2)} for name in PARTS}))),
+        "the examples have no 'text' to read .they have 'image'.: set data.text to a set of texts",
+    ),
+    "nothing written": (
+        lambda: experiment(data=Tokens(arrays({"train": [""], "validation": ["ab"]}))),
+        "the text of split 'train' of arrays has 0 tokens: of fewer than 2 none is predicted",
+    ),
+    "next to nothing": (
+        lambda: experiment(data=Tokens(arrays({"train": ["ab"], "validation": ["a"]}))),
+        "the text of split 'validation' of arrays has 1 tokens",
+    ),
+    "other bytes": (
+        lambda: experiment(data=Tokens(arrays({"train": [b"a\xff"], "validation": ["a"]}))),
+        "a text is no UTF-8: .* can't decode byte 0xff",
+    ),
+    "half a character": (
+        lambda: experiment(data=Tokens(arrays({"train": ["a\ud83d"], "validation": ["a"]}))),
+        "a text is no UTF-8: .* can't encode character",
+    ),
+    "a model of something else": (
+        lambda: experiment(model=MLP(), data=Tokens(arrays(), encoding=Bytes(), length=8)),
+        "MLP takes no targets, .*: use one that does, such as GPT",
     ),
     "no length": (lambda: Documents(arrays(), length=0), "data.length must be at least 1, not 0"),
     "no room": (lambda: Texts(arrays(), length=1), "data.length must be at least 2, not 1"),

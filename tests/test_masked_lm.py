@@ -1,6 +1,7 @@
 """Hidden tokens: which, how, and told by a model that then judges texts."""
 
 import math
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -194,6 +195,10 @@ REFUSED = {
     "a model that reads one way": (
         {"model": GPT(vocabulary=300, context=LENGTH, layers=1, heads=1, width=4)},
         "GPT takes no places of hidden tokens: use a model that does, such as BERT",
+    ),
+    "other tokens than the model's": (
+        {"data": replace(experiment().data, device_transforms=(MaskTokens(vocabulary=8192),))},
+        r"data\.device_transforms\.0\.vocabulary is 8192, where the model knows 300 tokens",
     ),
     "a model with too few tokens": (
         {"model": tiny(vocabulary=100)},

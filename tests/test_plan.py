@@ -10,7 +10,7 @@ import pytest
 
 import jdl
 from jdl import memory, step
-from jdl.data import Arrays
+from jdl.data import Arrays, Bytes, Tokens
 from jdl.errors import UserError
 from jdl.models import CNN, GPT, MLP
 from jdl.optimizers import SGD, Adam
@@ -172,6 +172,13 @@ def test_the_largest_batch_fits_and_twice_as_much_does_not():
     by = {(c.strategy, c.precision, c.remat): c.bytes for c in found.choices}
     assert by["data_parallel", "fp32", True] < by["data_parallel", "fp32", False]
     assert plan(own, devices=4, memory=1000, rate=1e9).choices[0].largest == 0
+
+
+def test_a_tokenizer_that_does_not_fit_the_model_is_named():
+    text = {"text": ["a text", "of its own"]}
+    data = Tokens(Arrays({"train": text, "validation": text}), encoding=Bytes(), length=4)
+    with pytest.raises(UserError, match=r"has 256 tokens, the model knows 32: set model\.vocab"):
+        plan(experiment(SMALL_GPT, data=data), devices=1, memory=10**9, rate=1e9)
 
 
 def test_what_cannot_be_split_is_left_out_with_the_reason():

@@ -195,6 +195,12 @@ def test_a_recurrent_network_overfits_one_batch(cell, tmp_path):
     np.testing.assert_array_equal(probabilities > 0.5, split["label"] == 1)
 
 
+def test_texts_without_labels_are_no_examples_of_words():
+    data = Words(Arrays({"train": texts("a", "b")}, test_fraction=0.0, validation_fraction=0.0))
+    with pytest.raises(UserError, match="the texts of arrays have no 'label'"):
+        data.splits()
+
+
 def test_labels_and_tokens_that_cannot_be_are_refused():
     where, logits = "split 'train'", jax.ShapeDtypeStruct((2, 1), jnp.float32)
     task = BinaryClassification()

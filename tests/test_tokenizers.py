@@ -112,6 +112,7 @@ GARBAGE = {
     "a list": "[]",
     "an empty object": "{}",
     "another kind": '{"jdl": "words"}',
+    "another kind, with characters": '{"jdl": "words", "characters": "ab"}',
     "no characters": '{"jdl": "characters"}',
     "numbers for characters": '{"jdl": "characters", "characters": [1, 2]}',
     "a character twice": '{"jdl": "characters", "characters": "aba"}',

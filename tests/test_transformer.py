@@ -265,3 +265,26 @@ def test_sequences_beyond_the_context_are_refused():
 def test_an_image_that_patches_do_not_divide_is_refused():
     with pytest.raises(UserError, match="30x32 pixels cannot be cut into patches of 16"):
         jax.eval_shape(ViT(patch=16).init, jax.random.key(0), jnp.zeros((1, 30, 32, 3)))
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (gpt(heads=5), "a width of 16 cannot be shared out among 5 heads: set model.heads to a di"),
+        (gpt(kv_heads=3), "heads cannot share 3 keys and values evenly: set model.kv_heads"),
+        (gpt(positions="rotary", width=6), "pairs of components, and 3 in a head are an odd num"),
+        (gpt(positions="sinusoidal", width=5, heads=1), "need an even width, not 5: set model.wi"),
+        (gpt(heads=0), "model.heads must be at least 1, not 0"),
+        (gpt(kv_heads=0), "model.kv_heads must be at least 1, not 0"),
+        (gpt(layers=-1), "model.layers must be at least 1, not -1"),
+        (gpt(hidden=0), "model.hidden must be at least 1, not 0"),
+        (gpt(vocabulary=0), "model.vocabulary must be at least 1, not 0"),
+        (BERT(kinds=0), "model.kinds must be at least 1, not 0"),
+        (ViT(patch=0), "model.patch must be at least 1, not 0"),
+        (EncoderDecoder(layers=0), "model.layers must be at least 1, not 0"),
+    ],
+)
+def test_sizes_that_do_not_fit_together_are_refused(model, message):
+    given = {ViT: (jnp.zeros((1, 8, 8, 1)),), EncoderDecoder: (tokens(), tokens())}
+    with pytest.raises(UserError, match=message):
+        jax.eval_shape(model.init, jax.random.key(0), *given.get(type(model), (tokens(),)))

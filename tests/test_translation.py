@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 from pathlib import Path
 
 import flax.linen as nn
@@ -25,7 +26,7 @@ from jdl.models import EncoderDecoder, LSTMEncoderDecoder
 from jdl.ops import cross_entropy
 from jdl.optimizers import Adam
 from jdl.parallel import Single
-from jdl.predict import check_translates
+from jdl.predict import check_translates, translate
 from jdl.state import TrainState
 from jdl.tasks import LanguageModeling, Translation
 from jdl.tasks.translation import corpus_bleu
@@ -267,6 +268,9 @@ def test_one_batch_is_learned_by_heart_and_translated_back(name, tmp_path):
     found = run.predict_rows({"source": rows["source"]})
     tokenizer = run.experiment.data.tokenizer()
     assert [tokenizer.decode(row) for row in found.tolist()] == lines
+    if name == "transformer":
+        with pytest.raises(UserError, match=r"text 2 has \d+ tokens, more than .* context of 80"):
+            list(translate(run, ["A dog runs.", "A dog runs. " * 80]))
 
 
 def test_bleu_is_that_of_sacrebleu():
@@ -331,6 +335,9 @@ def test_data_without_a_tokenizer_is_scored_without_bleu(tmp_path):
 def test_what_cannot_be_is_refused_in_a_sentence(monkeypatch, tmp_path):
     with pytest.raises(UserError, match=r"label_smoothing is a share in \[0, 1\), not 1.0"):
         Translation(label_smoothing=1.0)
+    for alpha in (math.nan, math.inf):
+        with pytest.raises(UserError, match=f"task.alpha must be at least 0, not {alpha}"):
+            Translation(alpha=alpha)
     with pytest.raises(UserError, match="longer must be at least 0"):
         Translation(longer=-1)
     shape, good = jax.ShapeDtypeStruct((2, 3), jnp.int32), np.ones((2, 3), np.int32)
@@ -392,6 +399,7 @@ def test_texts_and_lines_are_translated_by_a_command(command, tmp_path, monkeypa
     for text, complaint in (
         ((" ",), "text 1 is empty: there is nothing to translate"),
         (("A dog.", ""), "text 2 is empty"),
+        (("A dog.", "a \udcff"), "a text is no UTF-8: "),
     ):
         code, _, err = command("translate", "run", "--text", *text)
         assert code == 2

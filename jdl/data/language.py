@@ -60,7 +60,7 @@ class Tokens(Data):
         """`train` and `validation`.
 
         Raises:
-          UserError: the text has one split only.
+          UserError: the text has one split only, or next to nothing in one.
         """
         tokens, sizes = _encoded(self.text, self.tokenizer()), self.tokenizer().sizes()
         return {
@@ -174,16 +174,26 @@ def no_reader(data: Data) -> Reader:
     """
     raise UserError(
         f"{data.describe()} is a text for language models: predict gives one prediction for each "
-        f"example of a file, and does not continue texts"
+        f"example of a file, and does not continue texts: `jdl generate` does"
     )
 
 
 def _encoded(data: Data, tokenizer: Tokenizer) -> dict[str, np.ndarray]:
-    """The tokens of a text, (n,) int32 for `train` and for `validation`."""
-    return {
-        name: np.concatenate([np.array(tokenizer.encode(text), np.int32) for text in texts])
-        for name, texts in _parts(data).items()
-    }
+    """The tokens of a text, (n,) int32 for `train` and for `validation`.
+
+    Raises:
+      UserError: one of them is too short to predict anything.
+    """
+    found = {}
+    for name, texts in _parts(data).items():
+        parts = [np.array(tokenizer.encode(text), np.int32) for text in texts]
+        found[name] = np.concatenate([np.zeros(0, np.int32), *parts])
+        if len(found[name]) < 2:
+            raise UserError(
+                f"the text of split {name!r} of {data.describe()} has {len(found[name])} tokens: "
+                f"of fewer than 2 none is predicted"
+            )
+    return found
 
 
 def _built(data: Data, encoding: Encoding) -> Tokenizer:

@@ -5,13 +5,13 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from jdl.data.arrays import ArraySource
 from jdl.data.base import Data, Reader, Source, read_many
 from jdl.data.files import read_columns
+from jdl.data.text import as_text
 from jdl.data.tokenizers import BOS, BPE, EOS, PAD, Encoding, Pieces, Tokenizer
 from jdl.errors import UserError, nearest
 
@@ -121,10 +121,10 @@ class Pairs(Data):
             if name not in known:
                 raise UserError(
                     f"{self.describe()} has no text {name!r} (it has "
-                    f"{', '.join(map(repr, known)) or 'none'}){nearest(name, known)}: name both "
-                    f"with data.source and data.target"
+                    f"{', '.join(map(repr, known)) or 'none'}): name both with data.source "
+                    f"and data.target{nearest(name, known)}"
                 )
-        sides = [[_text(e[name]) for e in examples] for name in (self.source, self.target)]
+        sides = [[as_text(e[name]) for e in examples] for name in (self.source, self.target)]
         for name, side in zip((self.source, self.target), sides, strict=True):
             empty = [row for row, text in enumerate(side, start=1) if not text.strip()]
             if empty:
@@ -171,7 +171,3 @@ def _padded(
     for row, ids in zip(padded, rows, strict=True):
         row[: len(ids)] = ids[:length]
     return padded
-
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)

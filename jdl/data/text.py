@@ -10,6 +10,7 @@ import numpy as np
 
 from jdl.data.arrays import ArraySource
 from jdl.data.base import Data, Reader, Source
+from jdl.errors import UserError, first_line
 
 FILTERS = '!"#$%&()*+,-./:;<=>?@[\\]^_`{|}~\t\n'
 """What Keras' `Tokenizer` takes out of a text by default; apostrophes stay."""
@@ -54,6 +55,8 @@ class Words(Data):
         """The splits of the text, encoded."""
         texts = {name: list(read_texts(source)) for name, source in self.text.splits().items()}
         ids = rank((text for text, _ in texts["train"]), self.vocabulary)
+        if any(label is None for _, label in texts["train"]):
+            raise UserError(f"the texts of {self.describe()} have no 'label'")
         return {
             name: ArraySource(
                 {
@@ -92,12 +95,31 @@ class Words(Data):
 
 
 def read_texts(source: Source) -> Iterable[tuple[str, Any]]:
-    """Each example's text and label, None where it has none."""
+    """Each example's text and label, None where it has none.
+
+    Raises:
+      UserError: an example has no text, or one that is no UTF-8.
+    """
     for index in range(len(source)):
         example = source[index]
+        if "text" not in example:
+            known = ", ".join(map(repr, example))
+            raise UserError(
+                f"the examples have no 'text' to read (they have {known}): set data.text to a set "
+                f"of texts"
+            )
         yield as_text(example["text"]), example.get("label")
 
 
 def as_text(value: Any) -> str:
-    """A text that may be given as bytes of UTF-8."""
-    return value.decode() if isinstance(value, bytes) else str(value)
+    """A text that may be given as bytes of UTF-8.
+
+    Raises:
+      UserError: it cannot be UTF-8.
+    """
+    try:
+        text = value.decode() if isinstance(value, bytes) else str(value)
+        text.encode()
+    except UnicodeError as error:
+        raise UserError(f"a text is no UTF-8: {first_line(error)}") from error
+    return text

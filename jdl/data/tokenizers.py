@@ -256,6 +256,7 @@ def read_tokenizer(text: str) -> Tokenizer:
         if known == {"jdl": "bytes"}:
             return Bytes()
         characters = known["characters"]
+        assert known["jdl"] == "characters"
         assert isinstance(characters, str)
         assert len(set(characters)) == len(characters)
         return Alphabet(characters)

@@ -31,6 +31,9 @@ class Sampling:
             raise UserError(f"top_p is a probability in (0, 1], not {self.top_p:g}")
 
 
+COLDEST = 1e-30
+"""Logits over a lower temperature may overflow: the likeliest token is then taken."""
+
 PLAIN = Sampling()
 """Draws from the model's probabilities as they are."""
 
@@ -40,7 +43,7 @@ def filtered(logits: jax.Array, sampling: Sampling) -> jax.Array:
 
     Args:
       logits: (..., vocabulary).
-      sampling: whose temperature is not 0.
+      sampling: whose temperature is not below `COLDEST`.
 
     Returns:
       (..., vocabulary) float32.
@@ -61,6 +64,6 @@ def filtered(logits: jax.Array, sampling: Sampling) -> jax.Array:
 
 def draw(logits: jax.Array, sampling: Sampling, keys: jax.Array) -> jax.Array:
     """A token for each row, (rows,) int32, of logits (rows, vocabulary) and typed keys (rows,)."""
-    if sampling.temperature == 0:
+    if sampling.temperature < COLDEST:
         return logits.argmax(-1).astype(jnp.int32)
     return jax.vmap(jax.random.categorical)(keys, filtered(logits, sampling)).astype(jnp.int32)

@@ -6,7 +6,14 @@ from jdl.layers.norm import BatchNorm
 from jdl.layers.position import check_length, rotary, segment_positions, sinusoidal
 from jdl.layers.recurrent import GRU, LSTM, Bidirectional, SimpleRNN
 from jdl.layers.residual import NormedConv, Residual
-from jdl.layers.transformer import Block, FeedForward, exact_gelu, normalisation, stack
+from jdl.layers.transformer import (
+    Block,
+    FeedForward,
+    check_sizes,
+    exact_gelu,
+    normalisation,
+    stack,
+)
 
 __all__ = [
     "GRU",
@@ -21,6 +28,7 @@ __all__ = [
     "Residual",
     "SimpleRNN",
     "check_length",
+    "check_sizes",
     "exact_gelu",
     "normalisation",
     "rotary",

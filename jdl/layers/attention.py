@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jdl import ops
+from jdl.errors import UserError
 from jdl.layers.dropout import Dropout
 from jdl.layers.position import rotary
 from jdl.state import CACHE
@@ -53,8 +54,12 @@ class Attention(nn.Module):
             and follow one another from the first, which all rows share.
           train: whether dropout is on.
           decode: go on from the collection `cache`, or make it.
+
+        Raises:
+          UserError: the width cannot be shared out among the heads as they are to be.
         """
         batch, time, width = x.shape
+        self._check(width)
         if positions is None:
             positions = jnp.arange(time)[None]
         query, key, value = self._project(x, memory, decode)
@@ -68,6 +73,25 @@ class Attention(nn.Module):
         output = self._dense(width, "output", nn.initializers.normal(self.output_stddev))
         x = output(x.reshape(batch, time, width))
         return Dropout(self.dropout, deterministic=not train)(x)
+
+    def _check(self, width: int) -> None:
+        """Raises a UserError for heads that do not go into the width, or groups into the heads."""
+        heads, groups = self.heads, self.heads if self.kv_heads is None else self.kv_heads
+        if heads < 1 or width % heads:
+            raise UserError(
+                f"a width of {width} cannot be shared out among {heads} heads: set model.heads to "
+                f"a divisor of model.width"
+            )
+        if groups < 1 or heads % groups:
+            raise UserError(
+                f"{heads} heads cannot share {groups} keys and values evenly: set model.kv_heads "
+                f"to a divisor of model.heads"
+            )
+        if self.rotary_base is not None and width // heads % 2:
+            raise UserError(
+                f"rotary positions turn pairs of components, and {width // heads} in a head are an "
+                f"odd number: set model.heads or model.width"
+            )
 
     def _project(
         self, x: jax.Array, memory: jax.Array | None, decode: bool

@@ -17,7 +17,12 @@ def sinusoidal(positions: Array, width: int) -> Array:
 
     Returns:
       (..., width) float32.
+
+    Raises:
+      UserError: the width is odd.
     """
+    if width % 2:
+        raise UserError(f"sinusoidal positions need an even width, not {width}: set model.width")
     rates = 10_000.0 ** (-jnp.arange(0, width, 2) / width)
     angles = positions[..., None] * rates
     return jnp.stack([jnp.sin(angles), jnp.cos(angles)], -1).reshape(*positions.shape, width)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jdl import ops
+from jdl.errors import UserError
 from jdl.layers.attention import Attention
 from jdl.layers.dropout import Dropout
 from jdl.state import CACHE
@@ -156,6 +157,14 @@ def stack(
         unroll=layers if jax.default_backend() == "cpu" else 1,
     )
     return looped(block(name="blocks"), x, None)[0]
+
+
+def check_sizes(model: nn.Module, *names: str) -> None:
+    """Raises a UserError where one of a model's fields is less than 1; None is left alone."""
+    for name in names:
+        size = getattr(model, name)
+        if size is not None and size < 1:
+            raise UserError(f"model.{name} must be at least 1, not {size}")
 
 
 def normalisation(

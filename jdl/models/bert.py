@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jdl import ops
-from jdl.layers import Block, Dropout, check_length, exact_gelu, normalisation, stack
+from jdl.layers import Block, Dropout, check_length, check_sizes, exact_gelu, normalisation, stack
 
 
 class BERT(nn.Module):
@@ -50,6 +50,7 @@ class BERT(nn.Module):
         train: bool = False,
     ) -> jax.Array:
         """Logits, or with targets the sum of cross-entropies."""
+        check_sizes(self, "vocabulary", "context", "layers", "heads", "width", "hidden", "kinds")
         check_length(tokens, self.context)
         embed = nn.Embed(
             self.vocabulary, self.width, embedding_init=INIT, dtype=self.dtype, name="tokens"

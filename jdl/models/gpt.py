@@ -13,6 +13,7 @@ from jdl.layers import (
     Block,
     Dropout,
     check_length,
+    check_sizes,
     normalisation,
     segment_positions,
     sinusoidal,
@@ -64,6 +65,7 @@ class GPT(nn.Module):
         decode: bool = False,
     ) -> jax.Array:
         """Logits, or with targets the sum of cross-entropies."""
+        check_sizes(self, "vocabulary", "context", "layers", "heads", "kv_heads", "width", "hidden")
         check_length(tokens, self.context)
         init = nn.initializers.normal(0.02)
         embed = nn.Embed(

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jdl import ops
-from jdl.layers import Block, Dropout, check_length, normalisation, sinusoidal, stack
+from jdl.layers import Block, Dropout, check_length, check_sizes, normalisation, sinusoidal, stack
 
 
 class EncoderDecoder(nn.Module):
@@ -37,6 +37,7 @@ class EncoderDecoder(nn.Module):
 
     def setup(self) -> None:
         """Names the parts."""
+        check_sizes(self, "vocabulary", "context", "layers", "heads", "width", "hidden")
         init = nn.initializers.normal(self.width**-0.5)
         self.embedding = self.param("embedding", init, (self.vocabulary, self.width))
         self.encoder = self._side(cross=False)

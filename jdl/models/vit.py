@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jdl import ops
 from jdl.errors import UserError
-from jdl.layers import Block, Dropout, exact_gelu, normalisation, stack
+from jdl.layers import Block, Dropout, check_sizes, exact_gelu, normalisation, stack
 
 
 class ViT(nn.Module):
@@ -37,6 +37,7 @@ class ViT(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         """Logits."""
+        check_sizes(self, "patch", "layers", "heads", "width", "hidden")
         x = self._patches(images)
         init = nn.initializers.normal(0.02)
         if self.pool == "first":

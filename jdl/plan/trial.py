@@ -15,7 +15,7 @@ from jdl.experiment import Experiment
 from jdl.memory import nbytes, peak
 from jdl.parallel import Strategy
 from jdl.parallel.base import AXES
-from jdl.run import fitting
+from jdl.run import check_vocabulary, fitting
 from jdl.state import TrainState
 from jdl.step import Program
 from jdl.typing import PyTree
@@ -41,10 +41,11 @@ class Trial:
     """An experiment whose step is traced under several settings, under each once.
 
     Raises:
-      UserError: its data is not at hand.
+      UserError: its data is not at hand, or has tokens that the model does not know.
     """
 
     def __init__(self, experiment: Experiment) -> None:
+        check_vocabulary(experiment)
         self.experiment = experiment
         source = experiment.data.splits()["train"]
         self.examples = len(source)

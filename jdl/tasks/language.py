@@ -39,9 +39,14 @@ class LanguageModeling(Task):
         """See `Task.init`.
 
         Raises:
-          UserError: the model carries a state from batch to batch, and the data is in no order; or
-            it would not tell documents in one window apart.
+          UserError: the model is no language model, or carries a state from batch to batch where
+            the data is in no order, or would not tell documents in one window apart.
         """
+        if not takes(model, "targets"):
+            raise UserError(
+                f"{type(model).__name__} takes no targets, of which a language model gives the "
+                f"cross-entropy: use one that does, such as GPT"
+            )
         if "segments" in batch and not takes(model, "segments"):
             raise UserError(
                 f"{type(model).__name__} takes no segments, so that it would read over the borders "

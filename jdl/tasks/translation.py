@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -49,7 +50,7 @@ class Translation(Task):
         if not 0 <= self.label_smoothing < 1:
             raise UserError(f"label_smoothing is a share in [0, 1), not {self.label_smoothing}")
         for name, least in (("longer", 0), ("beams", 1), ("alpha", 0)):
-            if getattr(self, name) < least:
+            if not least <= getattr(self, name) < math.inf:
                 raise UserError(f"task.{name} must be at least {least}, not {getattr(self, name)}")
 
     def init(self, model: nn.Module, key: Key, batch: Batch) -> dict[str, PyTree]:

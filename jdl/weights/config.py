@@ -185,7 +185,7 @@ def _check(key: str, value: Json, default: Json, path: Path) -> None:
         kind = "a number in [0, 1)"
     else:
         least, kind = (0, "a token") if default == 0 else (1, "a size")
-        whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
+        whole = isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**31
         fits = whole or (value is None and default is None)
     if not fits:
         raise UserError(f"{path}: {key} is {value!r}, where {kind} belongs")

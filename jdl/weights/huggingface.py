@@ -49,9 +49,10 @@ def load(directory: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     layout, config = read_config(directory)
     path = directory / CONFIG
     model = read_model(layout, config, path).clone(**read_head(layout, config, path))
+    given = _given(directory, layout, model)
     wanted = _shapes(model, config)
     slots = list(_slots(layout, model, config))
-    given, known = _given(directory, layout), [name for slot in slots for name in slot.names]
+    known = [name for slot in slots for name in slot.names]
     slots = [slot for slot in slots if slot.path in wanted]
     needed = {name: slot.shape for slot in slots for name in slot.names}
     wrong = _misfits(needed, given, [*known, *layout.unused])
@@ -106,7 +107,7 @@ def read_arrays(directory: Path, scan: bool = False) -> tuple[nn.Module, dict[st
     """
     layout, config = read_config(directory)
     model = read_model(layout, config, directory / CONFIG)
-    given = _given(directory, layout)
+    given = _given(directory, layout, model)
     slots = [s for s in _slots(layout, model, config) if all(n in given for n in s.names)]
     wrong = _misfits({n: slot.shape for slot in slots for n in slot.names}, given, ["*"])
     if wrong:
@@ -164,13 +165,22 @@ def _names(tensor: str) -> list[str]:
     return [tensor.replace(choice[0], x) for x in choice[0].split("|")] if choice else [tensor]
 
 
-def _given(directory: Path, layout: Layout) -> dict[str, Tensor]:
-    """The tensors of a directory by name, without prefix and with today's names of norms."""
+def _given(directory: Path, layout: Layout, model: Any) -> dict[str, Tensor]:
+    """The tensors of a directory by name, without prefix and with today's names of norms.
+
+    Raises:
+      UserError: they are fewer than the model has blocks, of which a list would have no end.
+    """
     found = {}
     for name, tensor in describe(directory).items():
         name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
         name = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
         found[name.removeprefix(layout.prefix)] = tensor
+    if model.layers > len(found):
+        raise UserError(
+            f"the tensors in {directory} do not fit its {CONFIG}: it has {model.layers} blocks, "
+            f"and they are {len(found)} in all"
+        )
     return found
 
 

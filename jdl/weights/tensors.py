@@ -94,10 +94,11 @@ def _files(directory: Path) -> list[Path]:
         raise UserError(f"{directory} holds no {FILE}")
     try:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        files = [directory / Path(name).name for name in names]
+        missing = [file.name for file in files if not file.is_file()]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{index} holds no index of files: {first_line(error)}") from error
-    files = [directory / Path(name).name for name in names]
-    if missing := [file.name for file in files if not file.is_file()]:
+    if missing:
         raise UserError(f"{directory} lacks files that {INDEX} names: {', '.join(missing)}")
     return files
 
