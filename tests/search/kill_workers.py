@@ -76,12 +76,13 @@ def start(folder: Path, storage: str | None, index: int) -> subprocess.Popen[byt
     """One worker of the search in a folder."""
     words = ["tune", str(folder / "clouds.py"), "--sampler", "grid"]
     words += ["--workdir", str(folder / "study"), *(["--storage", storage] if storage else [])]
-    return subprocess.Popen(
-        [sys.executable, "-m", "jdl", *words],
-        stdout=(folder / f"worker-{index}.txt").open("w"),
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
+    with (folder / f"worker-{index}.txt").open("w") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "jdl", *words],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
 
 
 def begun(folder: Path) -> set[int]:
