@@ -1,0 +1,30 @@
+"""An MLP on scikit-learn's digits with much that may vary: a search that takes a minute.
+
+    jdl tune digits_mlp_search --trials 30
+
+Five passes over four fifths of the training images; what is held out judges by its loss, which
+tells apart what the accuracy of 287 images does not: add `--metric validation.loss`.
+`python -m benchmarks.samplers` compares samplers on it.
+"""
+
+from jdl import Experiment
+from jdl.data import Digits, Scale
+from jdl.models import MLP
+from jdl.optimizers import AdamW
+from jdl.search import Int, LogUniform, Uniform
+
+experiment = Experiment(
+    model=MLP(widths=(64,)),
+    data=Digits(validation_fraction=0.2, device_transforms=(Scale(divisor=16.0),)),
+    optimizer=AdamW(1e-3),
+    hooks=(),
+    epochs=5,
+    batch_size=32,
+)
+space = {
+    "model.widths.0": Int(16, 128, step=16),
+    "model.dropout": Uniform(0, 0.8),
+    "optimizer.learning_rate": LogUniform(1e-5, 1),
+    "optimizer.weight_decay": LogUniform(1e-5, 10),
+    "optimizer.b1": Uniform(0, 0.99),
+}
