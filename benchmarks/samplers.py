@@ -92,7 +92,7 @@ def main(
     out: Path,
     samplers: tuple[str, ...] = ("random", "tpe", "gp"),
     repeats: int = 20,
-    trials: int = 24,
+    trials: int = 20,
     metric: str = "validation.loss",
     jobs: int = 2,
 ) -> None:

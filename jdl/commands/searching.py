@@ -65,7 +65,7 @@ def tune(
     from jdl.search import tuning
     from jdl.search.final import joined, train_final
     from jdl.search.processes import spawn
-    from jdl.search.space import parse
+    from jdl.search.words import parse
 
     if workers < 1:
         raise UserError(f"workers must be at least 1, not {workers}")

@@ -8,6 +8,6 @@
 `jdl.tune` and the command `jdl tune` search it, by Optuna (Akiba et al., 2019).
 """
 
-from jdl.search.space import Choice, Int, LogUniform, Uniform, When
+from jdl.search.dimensions import Choice, Int, LogUniform, Uniform, When
 
 __all__ = ["Choice", "Int", "LogUniform", "Uniform", "When"]
