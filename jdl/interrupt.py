@@ -83,18 +83,20 @@ class Interruption:
             os.close(self._write)
             self._thread.join()
             os.close(self._read)
+        if self.asked and kind is None:
+            raise Interrupted  # what was raised before came up where it was ignored, in a callback
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._hard:
             os._exit(EXIT_CODE)
-        if self.asked or not self._looping:
-            self.again = self.asked
+        self.again, self.asked = self.asked, True
+        if self.again:
             self._over.set()
             before = self._old[number]
-            if self.again and callable(before):
+            if callable(before):
                 before(number, frame)
+        if self.again or not self._looping:
             raise Interrupted
-        self.asked = True
 
     def _watch(self) -> None:
         signalled = os.read(self._read, 1)

@@ -1,5 +1,6 @@
 """SIGTERM and Ctrl-C, sent to real processes: code 75 within five seconds, and nothing lost."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import jdl
 from jdl.__main__ import main
 from jdl.data import Arrays
 from jdl.hooks import Checkpoint, Evaluate, Hook, Listener
+from jdl.interrupt import Interrupted, Interruption
 from jdl.models import MLP
 from jdl.optimizers import SGD
 from jdl.parallel import Single
@@ -333,3 +335,20 @@ def test_the_command_of_a_finished_run_exits_with_0_and_changes_nothing(file, wh
     before = contents()
     assert main(["train", str(file), "--workdir", str(whole)]) == 0
     assert contents() == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_whose_exception_is_ignored_is_not_forgotten(number):
+    """As Python does with exceptions that come up in a callback of the garbage collector."""
+    reached = []
+
+    def work():
+        with Interruption():
+            with contextlib.suppress(Interrupted):
+                os.kill(os.getpid(), number)
+                time.sleep(1)
+            reached.append(True)
+
+    with pytest.raises(Interrupted):
+        work()
+    assert reached

@@ -1,7 +1,8 @@
 """The command that searches: `jdl tune`."""
 
+import contextlib
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,6 +11,7 @@ from tyro.conf import Positional, arg
 
 from jdl.commands.training import score_line
 from jdl.errors import UserError
+from jdl.interrupt import Interrupted, Interruption
 
 
 def tune(
@@ -80,23 +82,35 @@ def tune(
     changed = override(file.experiment, changes or {})
     if final:
         joined(changed)  # what keeps it from that is said now
-    found = tuning.tune(
-        changed,
-        {**file.space, **parse(space)},
-        constraints=file.constraints,
-        workdir=workdir,
-        file=file,
-        overrides=changes,
-        run=None if workers == 1 else lambda show: spawn(words, workers, show),
-        say=lambda line: print(line, flush=True),
-        **options,
-    )
-    _say_best(found)
+    with _interruptible():
+        found = tuning.tune(
+            changed,
+            {**file.space, **parse(space)},
+            constraints=file.constraints,
+            workdir=workdir,
+            file=file,
+            overrides=changes,
+            run=None if workers == 1 else lambda show: spawn(words, workers, show),
+            say=lambda line: print(line, flush=True),
+            **options,
+        )
+        _say_best(found)
     if final:
         run = train_final(found, changed, file=file, overrides=changes)
         for split, scores in run.result["metrics"].items():
             run.say(score_line(split, scores))
         run.say(f"{run.result['seconds']:.1f} s; {run.workdir} holds the run")
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Says that a search that is asked to end can go on."""
+    try:
+        with Interruption():
+            yield
+    except Interrupted:
+        print("interrupted; saved: the same command goes on from there", flush=True)
+        raise
 
 
 def _say_best(study: Any) -> None:

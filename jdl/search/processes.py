@@ -3,15 +3,15 @@
 import contextlib
 import os
 import shutil
-import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 from jdl.errors import UserError
-from jdl.interrupt import EXIT_CODE, Interrupted
+from jdl.interrupt import EXIT_CODE, Interrupted, Interruption
 
 T = TypeVar("T")
 
@@ -34,29 +34,36 @@ def spawn(words: Sequence[str], count: int, show: Callable[[], None]) -> None:
       Interrupted: they were asked to end, and have saved.
     """
     command = [sys.executable, "-m", "jdl", *words]
-    started = [_start(command, index, count) for index in range(count)]
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(Interruption())
+        # Files, since nobody empties the pipes of workers that complain much.
+        said = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(count)]
+        started: list[subprocess.Popen[str]] = []
+        stack.callback(_end, started)
+        for index, file in enumerate(said):
+            started.append(_start(command, index, count, file))
         while any(process.poll() is None for process in started):
             time.sleep(POLL)
             show()
-    except BaseException:
-        for process in started:
-            with contextlib.suppress(ProcessLookupError):
-                process.send_signal(signal.SIGTERM)
-        for process in started:
-            process.wait()
-        raise
-    codes = [process.returncode for process in started]
-    if all(codes):
-        if EXIT_CODE in codes:
-            raise Interrupted
-        complaints = [process.stderr.read().strip() for process in started if process.stderr]
-        said = complaints[0].rpartition("\n")[2].removeprefix("jdl: ")
-        raise UserError(said or f"every worker was killed (exit code {codes[0]})")
+        codes = [process.returncode for process in started]
+        if all(codes):
+            if EXIT_CODE in codes:
+                raise Interrupted
+            said[0].seek(0)
+            complaint = said[0].read().strip().rpartition("\n")[2].removeprefix("jdl: ")
+            raise UserError(complaint or f"every worker was killed (exit code {codes[0]})")
 
 
-def _start(command: Sequence[str], index: int, count: int) -> subprocess.Popen[str]:
-    cores = share(sorted(os.sched_getaffinity(0)), index, count)
+def _end(started: Sequence[subprocess.Popen[str]]) -> None:
+    """Has workers that still run save and end, and waits for it."""
+    for process in started:
+        if process.poll() is None:
+            process.terminate()
+    for process in started:
+        process.wait()
+
+
+def _start(command: Sequence[str], index: int, count: int, said: TextIO) -> "subprocess.Popen[str]":
     gpus = _gpus()
     environment = dict(os.environ)
     if gpus:
@@ -64,14 +71,18 @@ def _start(command: Sequence[str], index: int, count: int) -> subprocess.Popen[s
         if count > len(gpus):
             together = -(-count // len(gpus))
             environment["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{0.9 / together:.2f}"
-    return subprocess.Popen(
+    process = subprocess.Popen(
         command,
         env=environment,
-        preexec_fn=lambda: os.sched_setaffinity(0, cores),
+        start_new_session=True,  # Ctrl-C reaches this process alone, which then ends each once
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
+        stderr=said,
         text=True,
     )
+    # From here, before it has threads: code between fork and exec may deadlock beside JAX's own.
+    with contextlib.suppress(ProcessLookupError):
+        os.sched_setaffinity(process.pid, share(sorted(os.sched_getaffinity(0)), index, count))
+    return process
 
 
 def share(devices: Sequence[T], index: int, count: int) -> list[T]:
