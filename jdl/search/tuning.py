@@ -157,6 +157,7 @@ def tune(
         work(search, study, claims, data, show, say)
     else:
         run(show)
+    show()
     with claims.deciding():
         return _finish(study, search)
 
