@@ -74,7 +74,8 @@ def line(row: Mapping[str, Any], steps: int) -> str:
     scores = " ".join(f"{name} {value:.4f}" for name, value in row["metrics"].items())
     text = f"step {row['step']}/{steps}  {row['split']} {scores}"
     if row["split"] == "train" and "steps_per_second" in timing:
-        left = (steps - row["step"]) / timing["steps_per_second"]
+        # By the mean of all steps: those between two rows may have waited for others.
+        left = (steps - row["step"]) / row["step"] * timing["training_seconds"]
         text += (
             f"  {timing['steps_per_second']:.0f} steps/s {timing['items_per_second']:.0f} items/s"
             f"  {left:.0f} s left (compiled in {timing['compile_seconds']:.1f} s)"
