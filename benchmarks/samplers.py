@@ -24,7 +24,7 @@ from jdl.errors import UserError
 def search(
     experiment: str, sampler: str, seed: int, trials: int, metric: str, workdir: Path
 ) -> list[float]:
-    """The best value after each trial of one search; a trial that failed improves nothing."""
+    """The best value after each trial of one search that came to its end."""
     import jdl
 
     file = jdl.load(experiment)
@@ -39,7 +39,7 @@ def search(
         workdir=workdir,
         say=lambda line: None,
     )
-    values = [np.inf if trial.value is None else trial.value for trial in study.trials]
+    values = [trial.value for trial in study.trials if trial.value is not None]
     return np.minimum.accumulate(values).tolist()
 
 
@@ -72,6 +72,7 @@ def draw(rows: Sequence[dict[str, Any]], metric: str, path: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator
 
     figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
     for name in dict.fromkeys(row["sampler"] for row in rows):
@@ -81,6 +82,10 @@ def draw(rows: Sequence[dict[str, Any]], metric: str, path: Path) -> None:
         (line,) = axes.plot(count, median, label=f"{name}, median of {len(best)} searches")
         axes.fill_between(count, low, high, alpha=0.15, color=line.get_color(), linewidth=0)
     axes.set(yscale="log", xlabel="trials", ylabel=f"best {metric}")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))
+    for formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        formatter("{x:g}")
     axes.legend()
     figure.savefig(path, dpi=120)
 
