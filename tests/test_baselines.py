@@ -42,7 +42,7 @@ def opened(task, data, model, tmp_path, ended=True):
     """A run that has not been trained; it counts as ended where it has a result."""
     experiment = jdl.Experiment(model=model, task=task, data=data, steps=1, batch_size=4)
     run = Run(experiment, "run", tmp_path)
-    run.result = {"metrics": {}} if ended else {}
+    run.result = {"metrics": {name: {} for name in run.data.names}} if ended else {}
     return run
 
 

@@ -358,8 +358,8 @@ def test_a_wide_beam_finds_the_best_translation(alpha):
         assert tokens.tolist() == best(known.__getitem__, 4, length, end, alpha)[0]
 
 
-@pytest.mark.parametrize("beams", [1, 3])
-def test_a_translation_depends_on_its_source_alone_and_not_on_padding(beams):
+def test_a_translation_depends_on_its_source_alone_and_not_on_padding():
+    beams = 2
     model, params, sources = translator(vocabulary=17)
     together = translated(model, params, sources, 8, beams=beams)
     assert len({tuple(row) for row in together.tolist()}) > 1

@@ -1,9 +1,7 @@
 """Every example in the guides runs, and the API pages cover the package."""
 
-import os
 import re
 import shlex
-import subprocess
 import sys
 import tomllib
 import types
@@ -16,12 +14,17 @@ from jdl.__main__ import main
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "pages"
 GUIDES = sorted((PAGES / "guides").glob("*.md"))
+LONG = ("generation", "weights")  # whose commands are tested one by one elsewhere
 BLOCK = re.compile(
     r'^```(?P<kind>\w+)(?: title="(?P<title>[^"]+)")?\n(?P<text>.*?)^```$', re.M | re.S
 )
 
 
-@pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=pytest.mark.slow if page.stem in LONG else ()) for page in GUIDES],
+    ids=lambda page: page.stem,
+)
 def test_every_example_of_a_guide_runs(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -58,15 +61,6 @@ def test_the_api_pages_show_every_public_module_once() -> None:
         if not path.name.startswith("_")
     ]
     assert sorted(shown) == sorted(modules)
-
-
-def test_the_pages_are_built_without_a_warning(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet"]
-    command += ["--config-file", str(ROOT / "docs" / "mkdocs.yml"), "--site-dir", str(tmp_path)]
-    quiet = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
-    done = subprocess.run(command, env=quiet, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "Trains an experiment" in (tmp_path / "api" / "training.html").read_text()
 
 
 def test_contributing_draws_the_layers_that_are_held() -> None:

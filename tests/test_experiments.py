@@ -49,6 +49,7 @@ STAND_INS = {
     "cifar10_vit": images(32, 32, 3),
     "digits_cnn": images(8, 8, 1),
     "digits_mlp": images(8, 8, 1),
+    "digits_mlp_search": images(8, 8, 1),
     "digits_vit": images(8, 8, 1),
     "fashion_mnist_cnn": images(28, 28, 1),
     "imagenet_resnet50": images(224, 224, 3),
@@ -64,6 +65,7 @@ STAND_INS = {
     "mnist_low_digits": images(28, 28, 1, classes=5),
     "mnist_mlp": images(28, 28, 1),
     "mnist_mlp_dropout": images(28, 28, 1),
+    "mnist_mlp_search": images(28, 28, 1),
     "mnist_transfer": images(28, 28, 1, classes=5),
     "multi30k_lstm_attention": pairs(32, 8192),
     "multi30k_transformer": pairs(32, 8192),
@@ -92,7 +94,14 @@ def stand_in(name, **changes):
     return dataclasses.replace(experiment, **fresh, **changes)
 
 
-@pytest.mark.parametrize("name", STAND_INS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        # To trace what takes large images takes a while.
+        pytest.param(name, marks=pytest.mark.slow if name.startswith("imagenet") else ())
+        for name in STAND_INS
+    ],
+)
 def test_the_parts_of_an_experiment_fit_together(name, tmp_path):
     """Shapes and dtypes of data, model, task and optimizer, without compiling."""
     run = Run(stand_in(name, epochs=1), name, tmp_path)
@@ -106,8 +115,8 @@ def test_the_parts_of_an_experiment_fit_together(name, tmp_path):
 @pytest.mark.parametrize(
     ("name", "steps", "changes"),
     [
-        ("cifar10_resnet", 30, {}),
-        ("cifar10_vit", 60, {"model.layers": 1}),
+        pytest.param("cifar10_resnet", 30, {}, marks=pytest.mark.slow),
+        pytest.param("cifar10_vit", 60, {"model.layers": 1}, marks=pytest.mark.slow),
         ("fashion_mnist_cnn", 30, {}),
     ],
 )

@@ -23,7 +23,7 @@ from jdl.run import Run
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "tfds"
-AT_HAND = ("digits", "mnist", "stdlib")  # whose data is here, or is made
+AT_HAND = ("digits_cnn", "digits_mlp", "mnist")  # whose data is here, or is made
 HEAVY = ["grain", "tensorflow_datasets", "orbax", "matplotlib", "sklearn", "optuna"]
 HEAVY += ["torch", "tensorflow", "tokenizers", "sacrebleu", "safetensors"]
 MODULES = sorted(

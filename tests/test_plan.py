@@ -153,6 +153,7 @@ def test_the_state_lies_as_it_will_be_laid(strategy):
     assert found.optimizer == bytes_of(like.opt_state)
 
 
+@pytest.mark.slow
 def test_the_largest_batch_fits_and_twice_as_much_does_not():
     own = experiment(SMALL_GPT, optimizer=SGD(0.1), strategy=DataParallel())
     limit = 20 * 2**20

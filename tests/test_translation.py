@@ -115,8 +115,9 @@ def test_scores_are_those_of_the_logits_and_padding_never_counts(name):
     assert list(rows) == ["loss"]
 
 
-@pytest.mark.parametrize("copies", [1, 2])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    ("name", "copies"), [("transformer", 1), ("transformer", 2), ("lstm", 2), ("scanned", 2)]
+)
 def test_a_cached_decoder_gives_the_logits_of_the_whole_target(name, copies):
     model = MODELS[name]
     source, given = tokens(2, 7).at[1, 5:].set(PAD), tokens(2, 6, 1)

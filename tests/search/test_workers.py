@@ -12,7 +12,10 @@ from tests.search import kill_workers
 pytest.importorskip("optuna", reason="optuna is not installed")
 
 
-@pytest.mark.parametrize("sqlite", [False, True], ids=["journal", "sqlite"])
+@pytest.mark.parametrize(
+    "sqlite",
+    [pytest.param(False, id="journal"), pytest.param(True, id="sqlite", marks=pytest.mark.slow)],
+)
 def test_a_worker_is_killed_and_started_again(sqlite, tmp_path):
     options = {"workers": 2, "kills": 1, "restarts": 1, "points": 4, "seed": 0}
     assert kill_workers.check(tmp_path, sqlite=sqlite, **options) == []
