@@ -80,8 +80,10 @@ def _start(command: Sequence[str], index: int, count: int, said: TextIO) -> "sub
         text=True,
     )
     # From here, before it has threads: code between fork and exec may deadlock beside JAX's own.
-    with contextlib.suppress(ProcessLookupError):
-        os.sched_setaffinity(process.pid, share(sorted(os.sched_getaffinity(0)), index, count))
+    # Not every system lets a process be bound to cores.
+    if hasattr(os, "sched_setaffinity"):
+        with contextlib.suppress(ProcessLookupError):
+            os.sched_setaffinity(process.pid, share(sorted(os.sched_getaffinity(0)), index, count))
     return process
 
 
