@@ -4,7 +4,10 @@
 
 4 layers, 4 heads, width 128, 128 bytes of context. The text is that of the Python that runs, its
 tests left out; a tenth of the files is held out, and every byte of them scored once. A number of
-this experiment names the version of Python with it.
+this experiment names the version of Python with it: the line below is of Python 3.11.7, 1.6362 bits
+a byte.
+
+Expect: validation loss 1.1342 (1 seed, max 1.1342), 2021 s, 2 busy cores of an AMD EPYC
 """
 
 from jdl import Experiment
