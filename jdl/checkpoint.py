@@ -114,11 +114,8 @@ class Store:
         Raises:
           UserError: there are checkpoints, and all are damaged.
         """
-        path = self._newest()
-        if path is None:
-            return None
-        best = self._describe(path)[0].get("weights_step")
-        return _order(path)[0] if best is None else best
+        path = self._weights_path()
+        return None if path is None else _order(path)[0]
 
     def weights(self) -> dict[str, np.ndarray] | None:
         """The arrays that the run is scored with, by path; None where no save was ever completed.
@@ -129,11 +126,9 @@ class Store:
         Raises:
           UserError: there are checkpoints, and all are damaged.
         """
-        path = self._newest()
+        path = self._weights_path()
         if path is None:
             return None
-        best = self._describe(path)[0].get("weights_step")
-        path = path if best is None else self._of_step(best)
         tree = self._describe(path)[1]
         like = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), tree)
         args = self._args.StandardRestore(like)
@@ -156,6 +151,12 @@ class Store:
         if damage := verify(paths[-1]):
             raise UserError(f"checkpoint {paths[-1].name} is damaged: {damage}")
         return paths[-1]
+
+    def _weights_path(self) -> Path | None:
+        """The best checkpoint where the run goes back to that, else the newest that is whole."""
+        path = self._newest()
+        best = None if path is None else self._describe(path)[0].get("weights_step")
+        return path if best is None else self._of_step(best)
 
     def _newest(self) -> Path | None:
         """The newest checkpoint that is whole; says which are passed over."""

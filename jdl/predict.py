@@ -92,7 +92,8 @@ def translate(run: Run, texts: Iterable[str]) -> Iterator[str]:
     while some := list(itertools.islice(lines, run.experiment.batch_size)):
         rows = data.encode([as_text(text) for text in some])
         lengths = (rows != PAD).sum(1)
-        for count, (text, length) in enumerate(zip(some, lengths, strict=True), start=count + 1):  # noqa: B020
+        for text, length in zip(some, lengths, strict=True):
+            count += 1
             if not text.strip():
                 raise UserError(f"text {count} is empty: there is nothing to translate")
             if length > context:
