@@ -5,7 +5,7 @@
 The search of most introductions to Keras Tuner: 32 to 512 units, three rates, a fifth of the
 training images held out for validation. `--sampler grid` tries all 48 points.
 
-Found: validation accuracy 0.9768, with 320 units and a rate of 1e-3.
+Found: validation accuracy 0.9768, with 320 units and a rate of 1e-3; 86 s, 2 cores of an AMD EPYC.
 """
 
 import dataclasses
