@@ -59,3 +59,17 @@ def test_no_more_logits_than_the_limit_are_in_memory(monkeypatch):
     chunked = largest(ops.linear_cross_entropy).temp_size_in_bytes
     assert chunked < 4 * hidden.shape[0] * kernel.shape[0] / 4
     assert largest(plain).temp_size_in_bytes >= 4 * hidden.shape[0] * kernel.shape[0]
+
+
+def test_chunks_are_left_out_where_no_token_has_weight(monkeypatch):
+    monkeypatch.setattr(cross_entropy, "LOGITS", 1 << 6)
+    monkeypatch.setattr(cross_entropy, "TOKENS", 4)
+    hidden, kernel, targets, _ = draw(20, 16, 4)
+    weights = jnp.zeros(20).at[jnp.array([3, 11, 12, 19])].set(1.0)  # one chunk's worth
+    # An infinity in a chunk that is computed makes the sum not a number, whatever its weight.
+    bad = jnp.where(weights[:, None] == 0, jnp.inf, hidden)
+    value, gradient = jax.value_and_grad(ops.linear_cross_entropy)(bad, kernel, targets, weights)
+    np.testing.assert_allclose(value, plain(hidden, kernel, targets, weights), rtol=1e-5)
+    assert not gradient[weights == 0].any()
+    none = jax.value_and_grad(ops.linear_cross_entropy)(hidden, kernel, targets, 0 * weights)
+    chex.assert_trees_all_equal(none, (jnp.zeros(()), jnp.zeros_like(hidden)))

@@ -13,6 +13,10 @@ Array = jax.Array
 LOGITS = 1 << 24
 """Logits that are in memory at once; more are computed chunk by chunk."""
 
+TOKENS = 512
+"""Tokens of a chunk, at most: as many as keep the products fast, and few enough that the last chunk
+with a weight in it holds little else."""
+
 
 def linear_cross_entropy(
     hidden: Array, kernel: Array, targets: Array, weights: Array, smoothing: float = 0.0
@@ -22,7 +26,8 @@ def linear_cross_entropy(
     Equal to `optax.softmax_cross_entropy_with_integer_labels` on those logits, times `weights`,
     summed, which it is where there are at most `LOGITS` of them. More are computed in chunks, and
     where gradients are asked for they are formed in the same pass (as in Hsu et al., 2024), so that
-    no logit is computed twice or kept. Then reverse mode only: for `jax.jvp` use the plain form.
+    no logit is computed twice or kept; for tokens of weight zero, such as padding, none is computed
+    at all. Then reverse mode only: for `jax.jvp` use the plain form.
 
     Args:
       hidden: (tokens, width).
@@ -73,26 +78,29 @@ _in_chunks.defvjp(_forward, _backward)
 def _chunked(
     hidden: Array, kernel: Array, targets: Array, weights: Array, gradients: bool
 ) -> tuple[Any, ...]:
-    """Sum over chunks of equal length; the last is filled up with tokens of weight zero."""
-    tokens, width = hidden.shape
-    count = -(-tokens * kernel.shape[0] // LOGITS)
-    size = -(-tokens // count)
-    filled = count * size - tokens
-    chunks = (
-        jnp.pad(hidden, ((0, filled), (0, 0))).reshape(count, size, width),
-        jnp.pad(targets, (0, filled)).reshape(count, size),
-        jnp.pad(weights, (0, filled)).reshape(count, size),
-    )
+    """Sum over chunks of equal length, tokens with a weight first; chunks without one are left out.
 
-    def body(carry: Any, chunk: Any) -> tuple[Any, Any]:
-        h, t, w = chunk
-        total, dhidden, dkernel = _chunk(h, kernel, t, w, gradients)
-        return jax.tree.map(jnp.add, carry, (total, dkernel)), dhidden
+    The last chunk begins earlier where it would reach past the end, and then counts only what is
+    new.
+    """
+    tokens = hidden.shape[0]
+    size = max(1, min(TOKENS, LOGITS // kernel.shape[0], tokens))
+    order = jnp.argsort(weights == 0, stable=True)
+
+    def body(index: Array, carry: Any) -> Any:
+        sums, dhidden = carry
+        start = jnp.minimum(index * size, tokens - size)
+        rows = jax.lax.dynamic_slice_in_dim(order, start, size)
+        new = start + jnp.arange(size) >= index * size
+        w = jnp.where(new, weights[rows], 0.0)
+        total, dh, dkernel = _chunk(hidden[rows], kernel, targets[rows], w, gradients)
+        sums = jax.tree.map(jnp.add, sums, (total, dkernel))
+        return sums, dhidden.at[rows].add(dh) if gradients else None
 
     zero = jnp.zeros(kernel.shape, jnp.float32) if gradients else None
-    (total, dkernel), dhidden = jax.lax.scan(body, (jnp.zeros(()), zero), chunks)
-    if gradients:
-        dhidden = dhidden.reshape(-1, width)[:tokens]
+    begin = (jnp.zeros(()), zero), jnp.zeros_like(hidden) if gradients else None
+    count = -(-jnp.count_nonzero(weights) // size)
+    (total, dkernel), dhidden = jax.lax.fori_loop(0, count, body, begin)
     return total, dhidden, dkernel
 
 
