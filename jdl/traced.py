@@ -1,14 +1,31 @@
-"""Numbers of an experiment that are arrays while a step is traced, so that runs can share it."""
+"""What is known while a step is traced: which numbers are, and where the rows of a batch lie."""
 
 import copy
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, TypeGuard, TypeVar
 
 import flax.linen as nn
+import jax
 from jax.core import Tracer
+from jax.sharding import AxisType
 
 T = TypeVar("T")
+
+ROWS = ("data", "fsdp")
+"""The axes of a mesh over which the rows of a batch are spread."""
+
+
+def row_axes(rows: int) -> tuple[str, ...]:
+    """Those axes of the mesh in use that `rows` are spread over, by its compiler and evenly.
+
+    There are none where each device runs its own program (`pmap`, `shard_map`).
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    axes = tuple(a for a in ROWS if kinds.get(a) == AxisType.Auto and mesh.shape[a] > 1)
+    return () if rows % math.prod(mesh.shape[axis] for axis in axes) else axes
 
 
 def is_number(value: Any) -> TypeGuard[float]:

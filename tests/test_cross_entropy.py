@@ -6,9 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from jdl import ops
 from jdl.ops import cross_entropy
+from jdl.parallel.base import BATCH, within
 
 
 def draw(tokens, vocabulary, width):
@@ -73,3 +76,15 @@ def test_chunks_are_left_out_where_no_token_has_weight(monkeypatch):
     assert not gradient[weights == 0].any()
     none = jax.value_and_grad(ops.linear_cross_entropy)(hidden, kernel, targets, 0 * weights)
     chex.assert_trees_all_equal(none, (jnp.zeros(()), jnp.zeros_like(hidden)))
+
+
+def test_each_device_forms_the_chunks_of_its_own_tokens(monkeypatch):
+    monkeypatch.setattr(cross_entropy, "LOGITS", 1 << 5)
+    mesh = jax.make_mesh((2, 1), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+    hidden, kernel, targets, weights = draw(20, 16, 4)
+    rows, whole = NamedSharding(mesh, BATCH), NamedSharding(mesh, P())
+    given = jax.device_put((hidden, kernel, targets, weights), (rows, whole, rows, rows))
+    step = jax.jit(within(mesh, jax.value_and_grad(ops.linear_cross_entropy, (0, 1))))
+    expected = jax.value_and_grad(plain, (0, 1))(hidden, kernel, targets, weights)
+    chex.assert_trees_all_close(step(*given), expected, rtol=1e-5, atol=1e-5)
+    assert "all-gather" not in step.lower(*given).compile().as_text()

@@ -5,8 +5,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import PartitionSpec as P
 
-from jdl.traced import is_zero
+from jdl.traced import is_zero, row_axes
 
 Array = jax.Array
 
@@ -27,7 +28,8 @@ def linear_cross_entropy(
     summed, which it is where there are at most `LOGITS` of them. More are computed in chunks, and
     where gradients are asked for they are formed in the same pass (as in Hsu et al., 2024), so that
     no logit is computed twice or kept; for tokens of weight zero, such as padding, none is computed
-    at all. Then reverse mode only: for `jax.jvp` use the plain form.
+    at all. Then reverse mode only: for `jax.jvp` use the plain form. Where the rows of a batch are
+    spread over devices, each forms the chunks of its own.
 
     Args:
       hidden: (tokens, width).
@@ -46,6 +48,18 @@ def linear_cross_entropy(
         gain = jnp.einsum("nd,nd->n", hidden.astype(jnp.float32), kernel[targets] - mean)
         plain = linear_cross_entropy(hidden, kernel, targets, weights)
         return plain + smoothing * jnp.sum(weights * gain)
+    axes = row_axes(hidden.shape[0])
+    if axes:  # each device forms its own tokens' chunks; one sum of the kernel's gradients follows
+        rows = P(axes)
+        local = jax.shard_map(
+            lambda *given: _sum(*given)[None], in_specs=(rows, P(), rows, rows), out_specs=rows,
+            axis_names=set(axes), check_vma=False,
+        )  # fmt: skip
+        return local(hidden, kernel, targets, weights).sum()
+    return _sum(hidden, kernel, targets, weights)
+
+
+def _sum(hidden: Array, kernel: Array, targets: Array, weights: Array) -> Array:
     if hidden.shape[0] * kernel.shape[0] > LOGITS:
         return _in_chunks(hidden, kernel, targets, weights)
     logits = _logits(hidden, kernel)
@@ -85,22 +99,23 @@ def _chunked(
     """
     tokens = hidden.shape[0]
     size = max(1, min(TOKENS, LOGITS // kernel.shape[0], tokens))
-    order = jnp.argsort(weights == 0, stable=True)
+    order, weighted = jnp.argsort(weights == 0, stable=True), jnp.count_nonzero(weights)
 
-    def body(index: Array, carry: Any) -> Any:
+    def add(carry: Any, start: Array) -> Any:
         sums, dhidden = carry
-        start = jnp.minimum(index * size, tokens - size)
-        rows = jax.lax.dynamic_slice_in_dim(order, start, size)
-        new = start + jnp.arange(size) >= index * size
-        w = jnp.where(new, weights[rows], 0.0)
+        first = jnp.minimum(start, tokens - size)
+        rows = jax.lax.dynamic_slice_in_dim(order, first, size)
+        w = jnp.where(first + jnp.arange(size) >= start, weights[rows], 0.0)
         total, dh, dkernel = _chunk(hidden[rows], kernel, targets[rows], w, gradients)
         sums = jax.tree.map(jnp.add, sums, (total, dkernel))
         return sums, dhidden.at[rows].add(dh) if gradients else None
 
+    def body(carry: Any, start: Array) -> tuple[Any, None]:
+        return jax.lax.cond(start < weighted, add, lambda carry, _: carry, carry, start), None
+
     zero = jnp.zeros(kernel.shape, jnp.float32) if gradients else None
     begin = (jnp.zeros(()), zero), jnp.zeros_like(hidden) if gradients else None
-    count = -(-jnp.count_nonzero(weights) // size)
-    (total, dkernel), dhidden = jax.lax.fori_loop(0, count, body, begin)
+    ((total, dkernel), dhidden), _ = jax.lax.scan(body, begin, jnp.arange(0, tokens, size))
     return total, dhidden, dkernel
 
 

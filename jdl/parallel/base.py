@@ -17,6 +17,7 @@ from jdl.metrics import Metrics, Packed
 from jdl.paths import path_name
 from jdl.state import CARRY, TrainState
 from jdl.step import Program, evaluate, init, loop, predict, update
+from jdl.traced import ROWS
 from jdl.typing import Batch, Key, PyTree
 
 _log = logging.getLogger(__name__)
@@ -24,8 +25,8 @@ _log = logging.getLogger(__name__)
 AXES = ("data", "fsdp", "tensor")
 """Names of the axes of every mesh."""
 
-BATCH = P(("data", "fsdp"))
-"""Rows of a batch are spread over both axes."""
+BATCH = P(ROWS)
+"""How the rows of a batch are spread."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ class Strategy:
         chosen = supported(program.compiler_options)
 
         def compiled(name: str, function: Callable[..., Any], out: Any, **options: Any) -> Any:
-            counted = counting(traces, name, function)
+            counted = counting(traces, name, within(mesh, function))
             return jax.jit(counted, out_shardings=out, compiler_options=chosen, **options)
 
         step = compiled("update", one, (laid, whole), donate_argnums=0)
@@ -243,6 +244,16 @@ def counting(traces: dict[str, int], name: str, function: Callable[..., Any]) ->
         return function(*args)
 
     return counted
+
+
+def within(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, traced so that what it calls can ask for the mesh."""
+
+    def called(*args: Any) -> Any:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*args)
+
+    return called
 
 
 def second(function: Callable[[Any], Any], pair: tuple[Any, Any]) -> tuple[Any, Any]:
