@@ -1,5 +1,6 @@
 """Two virtual devices and checked types for every test; set before JAX starts its backend."""
 
+import atexit
 import os
 import tempfile
 
@@ -15,6 +16,7 @@ os.environ.pop("TFDS_DATA_DIR", None)
 # What is compiled is kept for this process and those that it starts, and then forgotten.
 _caches = tempfile.TemporaryDirectory(prefix="jdl-tests-")
 os.environ["XDG_CACHE_HOME"] = _caches.name
+atexit.register(_caches.cleanup)
 
 import jax  # noqa: E402 - it reads what was set above
 

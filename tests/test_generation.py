@@ -2,6 +2,7 @@
 
 import io
 import re
+import shutil
 import sys
 from dataclasses import replace
 
@@ -156,6 +157,15 @@ def test_what_cannot_be_printed_shows_as_a_question_mark(line, monkeypatch):
     assert main(["generate", str(line)]) == 0
     terminal.flush()
     assert terminal.buffer.getvalue() == b"n?e\n"
+
+
+def test_a_text_by_an_unfinished_run_is_said_to_be(line, command, tmp_path):
+    shutil.copytree(line, tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    words = ("--prompt", "si", "--tokens", 4, "--seed", 1)
+    code, out, err = command("generate", tmp_path / "run", *words)
+    assert (code, out) == command("generate", line, *words)[:2]
+    assert err == f"{tmp_path / 'run'} is not finished: this is its newest checkpoint\n"
 
 
 def test_a_run_of_another_task_is_refused(trained, command):

@@ -67,6 +67,7 @@ def predict(
         raise UserError("predict needs at least one FILE (`jdl predict --help` says more)")
     recorded = read_run(directory, experiment)
     run = open_to_predict(directory, recorded.experiment, recorded.file.name)
+    tell_unfinished(directory, bool(run.result))
     reader = run.experiment.data.reader()
     failed = []
 
@@ -102,8 +103,13 @@ def export(
     check_target(file)
     recorded = read_run(directory, experiment)
     run = open_to_predict(directory, recorded.experiment, recorded.file.name)
-    if not run.result:
-        print(f"{directory} is not finished: this is its newest checkpoint", file=sys.stderr)
+    tell_unfinished(directory, bool(run.result))
     function = exported(run)
     write(file, function)
     print(f"{file}: {signature(function)}")
+
+
+def tell_unfinished(directory: Path, finished: bool) -> None:
+    """Says, on the standard error, where a run's weights are not its last."""
+    if not finished:
+        print(f"{directory} is not finished: this is its newest checkpoint", file=sys.stderr)

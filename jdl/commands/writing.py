@@ -7,6 +7,8 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from jdl.commands.using import tell_unfinished
+
 SEPARATOR = "-" * 15
 """The line between samples."""
 
@@ -48,6 +50,7 @@ def generate(
     sampling = Sampling(temperature, top_k, top_p)
     recorded = read_run(directory, experiment)
     run, tokenizer = open_to_write(directory, recorded.experiment, recorded.file.name)
+    tell_unfinished(directory, bool(run.result))
     pieces = []
     for piece in write(run, tokenizer, prompt, tokens, sampling, seed, samples):
         said = piece[0] if pieces else (prompt or "") + piece[0]
@@ -86,5 +89,6 @@ def translate(
     task = dataclasses.replace(recorded.experiment.task, beams=beams, alpha=alpha)
     changed = dataclasses.replace(recorded.experiment, task=task)
     run = open_to_predict(directory, changed, recorded.file.name)
+    tell_unfinished(directory, bool(run.result))
     for line in translate(run, text or (line.rstrip("\r\n") for line in sys.stdin)):
         print(" ".join(line.split("\n")), flush=True)
