@@ -159,17 +159,23 @@ def main(
         renew(readme, "benchmarks", markdown(rows))
 
 
-def renew(file: Path, name: str, text: str) -> None:
-    """Puts `text` between the two marks of this name in a Markdown file.
+def between(file: Path, name: str) -> str:
+    """What stands between the two marks of this name in a Markdown file.
 
     Raises:
       UserError: the file has no such marks.
     """
-    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-    before, found, rest = file.read_text().partition(begin)
+    begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
+    _, found, rest = file.read_text().partition(begin)
     if not found or end not in rest:
-        raise UserError(f"{file} has no place for the table, {begin} ... {end}")
-    file.write_text(f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}")
+        raise UserError(f"{file} has no place for the table, {begin.strip()} ... {end}")
+    return rest.partition(end)[0]
+
+
+def renew(file: Path, name: str, text: str) -> None:
+    """Puts `text` between the two marks, as `between` gives it."""
+    old = f"<!-- {name}: begin -->\n{between(file, name)}"
+    file.write_text(file.read_text().replace(old, f"<!-- {name}: begin -->\n{text}\n", 1))
 
 
 if __name__ == "__main__":

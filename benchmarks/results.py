@@ -9,7 +9,7 @@ from typing import Any
 import tyro
 from tyro.conf import Positional
 
-from benchmarks.report import renew
+from benchmarks.report import between, renew
 from jdl.errors import UserError
 from jdl.experiment import expectation, find
 
@@ -50,17 +50,25 @@ def _read(path: Path) -> Any:
         raise UserError(f"{path.parent} holds no finished run: {error}") from error
 
 
+def merged(old: str, rows: Sequence[str]) -> str:
+    """A table in which rows of the same experiments are replaced, and others come last."""
+    named = {line.split("`")[1]: line for line in old.splitlines() if line.startswith("| `")}
+    named |= {line.split("`")[1]: line for line in rows}
+    return "\n".join([HEAD, *named.values()])
+
+
 def main(directories: Positional[Sequence[Path]], /, readme: Path | None = None) -> None:
     """Prints the table; renews the README's where asked to.
 
     Args:
         directories: of runs, or of several seeds of one.
-        readme: a file whose table between the two marks is renewed.
+        readme: a file in whose table, between the two marks, the rows of these experiments are
+            renewed, or added.
     """
-    text = "\n".join([HEAD, *map(row, directories)])
-    print(text)
+    rows = [row(directory) for directory in directories]
+    print("\n".join([HEAD, *rows]))
     if readme:
-        renew(readme, "results", text)
+        renew(readme, "results", merged(between(readme, "results"), rows))
 
 
 if __name__ == "__main__":

@@ -151,6 +151,21 @@ def test_the_table_of_results_is_that_of_the_run_directories(tmp_path):
         results.row(tmp_path / "elsewhere")
 
 
+def test_results_of_other_experiments_stay_in_the_table(tmp_path):
+    result = {"experiment": "mnist_mlp", "metrics": {"test": {"accuracy": 0.5}}, "seconds": 4.0}
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    data = {"data": {"train": {"source": "mnist", "count": 3}}}
+    (tmp_path / "environment.json").write_text(json.dumps(data))
+    text, rows = tmp_path / "text.md", ["| `a` | 1 |", "| `mnist_mlp` | old |", "| `c` | 3 |"]
+    marks = [f"<!-- results: {end} -->" for end in ("begin", "end")]
+    text.write_text("\n".join(["before", marks[0], results.HEAD, *rows, marks[1], "after\n"]))
+    results.main([tmp_path], readme=text)
+    new = [rows[0], results.row(tmp_path), rows[2]]
+    assert text.read_text().splitlines() == [
+        "before", marks[0], *results.HEAD.splitlines(), *new, marks[1], "after"
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
