@@ -13,8 +13,8 @@ from jdl.optimizers import AdamW, Cosine
 experiment = Experiment(
     model=ViT(patch=2, layers=4, heads=4, width=64, hidden=128, dropout=0.1),
     data=Digits(device_transforms=(RandomCrop(padding=1), Scale(divisor=16.0))),
-    optimizer=AdamW(2e-3, schedule=Cosine(warmup=0.1), weight_decay=1e-2, clip_norm=1.0),
-    epochs=60,
+    optimizer=AdamW(1e-3, schedule=Cosine(warmup=0.1), weight_decay=0.1, clip_norm=1.0),
+    epochs=300,
     batch_size=64,
     malloc_arenas=0,
 )
