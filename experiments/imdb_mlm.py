@@ -27,7 +27,7 @@ experiment = Experiment(
         1e-3, schedule=Linear(warmup=0.05, end=0.0), b2=0.98, weight_decay=0.01, clip_norm=1.0
     ),
     hooks=(Progress(), TensorBoard(), Evaluate(), Checkpoint()),
-    epochs=8,
+    epochs=5,
     batch_size=64,
     malloc_arenas=0,
 )
