@@ -3,7 +3,10 @@
     TFDS_DATA_DIR=DIR jdl train multi30k_lstm_attention
 
 Encoder as in Bahdanau et al. (2015), attention as in Luong et al. (2015); data, tokens, batches and
-optimizer are the transformer's, passes over the data fewer.
+optimizer are the transformer's, passes over the data half as many: the transformer is 4.1 BLEU
+better.
+
+Expect: test bleu 33.3325 (1 seed, min 33.3325), 1247 s, 2 busy cores of an AMD EPYC
 """
 
 import dataclasses
