@@ -3,7 +3,11 @@
     TFDS_DATA_DIR=DIR jdl train imdb_mlm --workdir runs/imdb_mlm
     TFDS_DATA_DIR=DIR jdl train imdb_bert --seeds 3
 
-Its tokenizer and its weights are those of that run, but for the head (Devlin et al., 2019).
+Its tokenizer and its weights are those of that run, but for the head (Devlin et al., 2019). It does
+not beat `imdb_lstm` (0.8622): it reads 127 pieces of words where that reads 200 words, and five
+passes over the reviews leave a perplexity of 431 of the hidden ones.
+
+Expect: test accuracy 0.8364 (1 seed, min 0.8364), 918.8 s, 2 busy cores of an AMD EPYC
 """
 
 import dataclasses

@@ -4,6 +4,8 @@
 
 Devlin et al. (2019): of each review's last 127 tokens, 15 % are hidden, drawn anew in every epoch.
 8,192 pieces by byte-pair encoding, learned from the training text; 4 layers, 4 heads, width 128.
+
+Expect: test loss 6.0650 (1 seed, max 6.0650), 1379 s, 2 busy cores of an AMD EPYC
 """
 
 from jdl import Experiment
