@@ -2,7 +2,11 @@
 
     jdl train digits_vit
 
-Dosovitskiy et al. (2021) at the smallest scale, from scratch.
+Dosovitskiy et al. (2021) at the smallest scale, from scratch. It makes fifteen times the
+passes over the data that `digits_cnn` makes, whose convolutions know what a shift is, and stays
+below it.
+
+Expect: test accuracy 0.9805 (3 seeds, min 0.9749), 165.1 s, 2 cores of an AMD EPYC
 """
 
 from jdl import Experiment
