@@ -53,6 +53,18 @@ def plain(tmp_path_factory):
     return workdir
 
 
+@pytest.fixture
+def saved(tmp_path):
+    """A directory with a small model in the layout of transformers, the model, its parameters."""
+    from jdl.weights import save
+    from tests.saved_models import OURS, made
+
+    model = OURS["bert, classes"]
+    params = made(model)
+    save(model, params, tmp_path / "bert")
+    return tmp_path / "bert", model, params
+
+
 @pytest.fixture(scope="module")
 def clouds(tmp_path_factory):
     """The file of `tests.clouds`."""

@@ -8,56 +8,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax.traverse_util import unflatten_dict
 
-import jdl
-from jdl.data import Arrays
 from jdl.errors import UserError
-from jdl.models import BERT, GPT, RNN, ViT
-from jdl.optimizers import SGD
-from jdl.parallel import Single
-from jdl.state import TrainState
-from jdl.tasks import Classification
-from jdl.weights import Weights, load, save
+from jdl.models import GPT, RNN, ViT
+from jdl.weights import load, save
 from jdl.weights.layouts import LAYOUTS
+from tests.saved_models import (
+    GPT_SIZES,
+    IMAGES,
+    OURS,
+    TOKENS,
+    leaves,
+    made,
+    outputs,
+    rewrite,
+    settled,
+    tensors_of,
+)
 
 pytest.importorskip("safetensors", reason="safetensors are not installed")
-
-TOKENS = np.random.default_rng(0).integers(1, 11, (3, 9)).astype(np.int32)
-TOKENS[1, 6:] = TOKENS[2, 2:] = 0  # padding, where there is such
-IMAGES = np.random.default_rng(1).normal(size=(3, 12, 12, 2)).astype(np.float32)
-GPT_SIZES = {"vocabulary": 11, "context": 12, "layers": 2, "heads": 2, "width": 8}
-BERT_SIZES = {**GPT_SIZES, "hidden": 12, "dropout": 0.2}
-OURS = {
-    "gpt": GPT(**GPT_SIZES),
-    "gpt, untied": GPT(**GPT_SIZES, tied=False, hidden=12, activation=nn.relu, epsilon=1e-3),
-    "bert": BERT(**BERT_SIZES),
-    "bert, classes": BERT(**BERT_SIZES, outputs=3, kinds=3, padding=1),
-    "bert, vectors": BERT(**BERT_SIZES, outputs=0, activation=nn.gelu),
-    "vit": ViT(patch=3, layers=2, heads=2, width=8, outputs=5, epsilon=1e-12),
-}
-
-
-def given_to(model):
-    return jnp.asarray(IMAGES if isinstance(model, ViT) else TOKENS)
-
-
-def made(model, given=None):
-    """Parameters drawn wide: those that begin at 0 or 1 would hide a wrong place."""
-    given = given_to(model) if given is None else given
-    params = jax.eval_shape(model.init, jax.random.key(0), given)["params"]
-    leaves, tree = jax.tree.flatten(params)
-    generator = np.random.default_rng(2)
-    return tree.unflatten([generator.normal(0, 0.3, x.shape).astype(np.float32) for x in leaves])
-
-
-def outputs(model, params):
-    return jax.jit(model.apply)({"params": params}, given_to(model))
-
-
-def leaves(tree):
-    paths = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(p, simple=True, separator="."): np.asarray(x) for p, x in paths}
 
 
 @pytest.fixture(scope="module")
@@ -170,27 +139,6 @@ def test_a_scanned_model_is_saved_block_by_block(tmp_path):
     np.testing.assert_allclose(outputs(found, loaded), outputs(model, params), atol=1e-5)
 
 
-@pytest.fixture
-def saved(tmp_path):
-    """A directory with a small model, its model and its parameters."""
-    model = OURS["bert, classes"]
-    params = made(model)
-    save(model, params, tmp_path / "bert")
-    return tmp_path / "bert", model, params
-
-
-def tensors_of(directory):
-    from safetensors.numpy import load_file
-
-    return load_file(directory / "model.safetensors")
-
-
-def rewrite(directory, tensors, name="model.safetensors"):
-    from safetensors.numpy import save_file
-
-    save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, directory / name)
-
-
 @pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16, np.float64])
 def test_numbers_of_other_widths_become_float32(dtype, saved):
     directory, _, params = saved
@@ -239,12 +187,6 @@ def test_old_names_and_tensors_that_repeat_others_are_known(saved, tmp_path):
     tensors["lm_head.weight"] = tensors["wte.weight"]
     rewrite(tmp_path / "gpt", tensors)
     jax.tree.map(np.testing.assert_array_equal, load(tmp_path / "gpt")[1], params)
-
-
-def settled(directory, **changes):
-    """Changes entries of config.json."""
-    path = directory / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 @pytest.mark.parametrize(
@@ -358,129 +300,3 @@ def test_a_directory_that_cannot_be_written_is_named(tmp_path):
     model = OURS["gpt"]
     with pytest.raises(UserError, match="file cannot be written"):
         save(model, made(model), tmp_path / "file")
-
-
-def experiment(weights, **changes):
-    """A classifier of texts, which takes one step at a rate of zero."""
-    label = np.array([0, 1, 2] * 4)
-    tokens = np.tile(TOKENS, (4, 1))
-    settings = {
-        "model": OURS["bert, classes"].clone(outputs=4),
-        "task": Classification(inputs="tokens"),
-        "data": Arrays(
-            {"train": {"tokens": tokens, "label": label}},
-            test_fraction=0.0,
-            validation_fraction=0.0,
-        ),
-        "optimizer": SGD(0.0),
-        "strategy": Single(),
-        "hooks": (),
-        "steps": 1,
-        "batch_size": 4,
-        "weights": weights,
-        **changes,
-    }
-    return jdl.Experiment(**settings)
-
-
-def test_a_run_begins_with_a_model_of_transformers_but_its_head(saved, tmp_path):
-    directory, _, params = saved
-    # Of a class that `load` does not read, with a head that nobody asks for.
-    settled(directory, architectures=["BertForQuestionAnswering"])
-    rewrite(directory, tensors_of(directory) | {"qa_outputs.bias": np.zeros(2, np.float32)})
-    fresh = jdl.train(experiment(Weights()), tmp_path / "fresh").collected()
-    weights = Weights(run=str(directory), leave_out=("logits",))
-    found = jdl.train(experiment(weights), tmp_path / "run").collected()
-    given, begun = leaves(params), leaves(fresh.params)
-    for path, array in leaves(found.params).items():
-        expected = begun if path.startswith("logits") else given
-        np.testing.assert_array_equal(array, expected[path])
-
-
-def test_a_model_of_transformers_that_does_not_fit_a_run(saved, tmp_path):
-    whole = Weights(run=str(saved[0]))
-    with pytest.raises(UserError, match=r"params\.logits\.bias of shape \(3,\), .* shape \(4,\)"):
-        jdl.train(experiment(whole), tmp_path / "run")
-    other = experiment(whole, model=saved[1].clone(kinds=2), steps=2)
-    with pytest.raises(UserError, match=r"kinds of shape \(3, 8\), where this model has .* \(2, "):
-        jdl.train(other, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
-def begun(model, directory, **chosen):
-    """The arrays that a run of the model begins with, by path."""
-    variables = jax.eval_shape(model.init, jax.random.key(0), given_to(model))
-    zero = jnp.zeros((), jnp.int32)
-    like = TrainState(zero, jax.random.key(0), variables["params"], {}, {})
-    taken = Weights(run=str(directory), **chosen).read(like, model)
-    return {path.removeprefix("params."): array for path, array in taken.items()}
-
-
-BERT_4 = OURS["bert, classes"].clone(heads=4, epsilon=1e-5, activation=nn.relu, padding=0)
-OTHERS = [
-    (
-        "bert, classes",
-        BERT_4,
-        "model.heads is 2 there, not 4; model.epsilon is 1e-12 there, not 1e-05; "
-        "model.activation is gelu there, not relu; model.padding is 1 there, not 0",
-    ),
-    ("bert, classes", OURS["bert, classes"].clone(layers=1), "model.layers is 2 there, not 1"),
-    ("bert", GPT(**BERT_SIZES), "model is a BERT there, not a GPT"),
-    (
-        "gpt",
-        OURS["gpt"].clone(positions="rotary", norm="rms", bias=False),
-        "model.norm is layer there, not rms; model.bias is True there, not False; "
-        "model.positions is learned there, not rotary",
-    ),
-    ("gpt, untied", OURS["gpt, untied"].clone(tied=True), "model.tied is False there, not True"),
-    ("vit", OURS["vit"].clone(heads=1), "model.heads is 2 there, not 1"),
-]
-
-
-@pytest.mark.parametrize(("name", "model", "differences"), OTHERS)
-def test_a_model_that_computes_otherwise_with_the_same_arrays_is_refused(
-    name, model, differences, tmp_path
-):
-    save(OURS[name], made(OURS[name]), tmp_path)
-    with pytest.raises(UserError) as caught:
-        begun(model, tmp_path)
-    assert str(caught.value) == (
-        f"weights.run: {tmp_path} holds a model that computes otherwise with the same arrays: "
-        f"{differences}"
-    )
-
-
-def test_a_run_is_refused_before_anything_is_written(saved, tmp_path):
-    whole = Weights(run=str(saved[0]), leave_out=("logits",))
-    with pytest.raises(UserError, match=r"model\.heads is 2 there, not 4; model\.eps"):
-        jdl.train(experiment(whole, model=BERT_4), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
-def test_what_changes_no_output_may_differ(saved):
-    directory, model, params = saved
-    same = model.clone(dropout=0.5, remat=True, dtype=jnp.bfloat16, name="classifier")
-    assert begun(same, directory).keys() == leaves(params).keys()
-    save(OURS["gpt"], made(OURS["gpt"]), directory)
-    assert begun(OURS["gpt"].clone(hidden=32, kv_heads=2), directory)
-
-
-def test_what_is_chosen_may_be_of_another_model(saved):
-    directory, model, params = saved
-    (taken,) = begun(BERT_4, directory, modules=("tokens",)).items()
-    assert taken[0] == "tokens.embedding"
-    np.testing.assert_array_equal(taken[1], params["tokens"]["embedding"])
-    deeper = model.clone(layers=3)
-    with pytest.raises(UserError, match=r"has params\.block_2\..* nowhere"):
-        begun(deeper, directory)
-    assert begun(deeper, directory, leave_out=("block_2",)).keys() == leaves(params).keys()
-    one = begun(model.clone(layers=1), directory, modules=("tokens", "block_0"))
-    assert {path.split(".")[0] for path in one} == {"tokens", "block_0"}
-
-
-def test_a_scanned_model_begins_with_blocks_that_are_stacked(tmp_path):
-    model, params = OURS["gpt"], made(OURS["gpt"])
-    save(model, params, tmp_path)
-    scanned = model.clone(scan=True)
-    taken = unflatten_dict(begun(scanned, tmp_path), sep=".")
-    np.testing.assert_allclose(outputs(scanned, taken), outputs(model, params), atol=1e-5)

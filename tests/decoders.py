@@ -1,0 +1,50 @@
+"""Models whose words depend much on what they have read, or on the last word alone."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jdl.decoding import Sampling
+from jdl.models import GPT
+
+GREEDY = Sampling(temperature=0.0)
+CONTEXT = 16
+
+
+def gpt(**options):
+    return GPT(
+        **{"vocabulary": 11, "context": CONTEXT, "layers": 2, "heads": 2, "width": 16} | options
+    )
+
+
+def drawn(model, *inputs):
+    """Parameters drawn wide, so that what a model says depends much on what it has read."""
+    inputs = inputs or (jnp.zeros((1, 4), jnp.int32),)
+    init = functools.partial(model.init, jax.random.key(0))
+    leaves, tree = jax.tree.flatten(jax.eval_shape(init, *inputs)["params"])
+    generator = np.random.default_rng(0)
+    wide = [generator.normal(size=leaf.shape, scale=0.5).astype(np.float32) for leaf in leaves]
+    return jax.tree.map(jnp.asarray, tree.unflatten(wide))
+
+
+def telling(params):
+    """Parameters of a transformer that does not always say the same."""
+    factors = {"kernel": 3.0, "bias": 0.0, "embedding": 0.3}
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf * factors.get(path[-1].key, 1.0), params
+    )
+
+
+class Says(nn.Module):
+    """Logits by the last token alone, from a table."""
+
+    table: tuple[tuple[float, ...], ...]
+
+    @nn.compact
+    def __call__(self, tokens, positions=None, decode=False):
+        if decode:
+            self.put_variable("cache", "rows", jnp.zeros(tokens.shape[0]))
+        return jnp.log(jnp.asarray(self.table))[tokens]
