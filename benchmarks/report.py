@@ -173,9 +173,14 @@ def between(file: Path, name: str) -> str:
 
 
 def renew(file: Path, name: str, text: str) -> None:
-    """Puts `text` between the two marks, as `between` gives it."""
-    old = f"<!-- {name}: begin -->\n{between(file, name)}"
-    file.write_text(file.read_text().replace(old, f"<!-- {name}: begin -->\n{text}\n", 1))
+    """Puts `text` between the two marks of this name in a Markdown file.
+
+    Raises:
+      UserError: as `between`.
+    """
+    begin = f"<!-- {name}: begin -->\n"
+    old = begin + between(file, name)
+    file.write_text(file.read_text().replace(old, f"{begin}{text}\n", 1))
 
 
 if __name__ == "__main__":

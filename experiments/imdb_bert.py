@@ -1,7 +1,7 @@
 """The BERT of `imdb_mlm` learns whether a review is good or bad.
 
     TFDS_DATA_DIR=DIR jdl train imdb_mlm --workdir runs/imdb_mlm
-    TFDS_DATA_DIR=DIR jdl train imdb_bert --seeds 3
+    TFDS_DATA_DIR=DIR jdl train imdb_bert
 
 Its tokenizer and its weights are those of that run, but for the head (Devlin et al., 2019). It does
 not beat `imdb_lstm` (0.8622): it reads 127 pieces of words where that reads 200 words, and five
