@@ -37,6 +37,7 @@ class Protocol:
     seconds: float = 2.0  # of a block, at least
     curve: int = 20  # steps of the loss curve; 0: only the first loss and gradient
     quick: bool = False
+    profile: int = 0  # steps of jdl that are profiled after the blocks
 
 
 QUICK = Protocol(rounds=3, steps=2, seconds=1.0, curve=0, quick=True)
@@ -124,6 +125,8 @@ def measure(
             _each(workers, rows, lambda w, row: _start(w, row, folder, chosen, protocol))
             _judge(rows, dtype)
             blocks = _interleave(workers, rows, protocol)
+            if protocol.profile:
+                _each({"jdl": workers["jdl"]}, rows, lambda w, row: _profile(w, row, protocol))
             _finish(workload, workers, rows, blocks, folder, dtype)
         finally:
             for worker in workers.values():
@@ -191,6 +194,16 @@ def _curve(worker: Worker, row: dict[str, Any], steps: int) -> list[float]:
     cache.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(losses))
     return losses
+
+
+def _profile(worker: Worker, row: dict[str, Any], protocol: Protocol) -> None:
+    """Milliseconds and number of each event in a step, the costliest first."""
+    events = worker.ask("profile", steps=protocol.profile)
+    costs = {
+        name: (milliseconds / protocol.profile, count / protocol.profile)
+        for name, (milliseconds, count) in events.items()
+    }
+    row["profile"] = dict(sorted(costs.items(), key=lambda item: -item[1][0]))
 
 
 def _judge(rows: dict[str, dict[str, Any]], dtype: str) -> None:

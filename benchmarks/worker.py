@@ -88,11 +88,14 @@ class Server:
             with jax.profiler.trace(folder, profiler_options=options):
                 self._trainer.run(steps)
             path = next(Path(folder).rglob("*.xplane.pb"))
-            for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
+            planes = list(jax.profiler.ProfileData.from_file(str(path)).planes)
+            devices = [plane for plane in planes if plane.name.startswith("/device:")]
+            for plane in devices or planes:
                 for line in plane.lines:
                     for event in line.events:
-                        total, count = events.get(event.name, (0.0, 0))
-                        events[event.name] = (total + event.duration_ns / 1e6, count + 1)
+                        name = _kernel(event) if devices else event.name
+                        total, count = events.get(name, (0.0, 0))
+                        events[name] = (total + event.duration_ns / 1e6, count + 1)
         return events
 
     def peak(self) -> int:
@@ -104,6 +107,13 @@ class Server:
         if stats and "peak_bytes_in_use" in stats:
             return int(stats["peak_bytes_in_use"])
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _kernel(event: Any) -> str:
+    """A kernel's name, with the HLO instruction that launched it."""
+    stats = dict(event.stats)
+    source = stats.get("tf_op") or stats.get("name") or ""
+    return f"{event.name[:70]}  {stats.get('hlo_op', '')}  {source}".strip()
 
 
 def pick(**key: Any) -> Workload:

@@ -96,7 +96,7 @@ def begun(steps, compute):
     return jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), state, steps.like)
 
 
-@mock.patch.object(cross_entropy, "LOGITS", 4 * WORDS)  # so that each device forms chunks
+@mock.patch.object(cross_entropy, "LOGITS", {"cpu": 4 * WORDS})  # so that each device forms chunks
 def descend(case, strategy):
     """Losses by step and the last parameters by path, of a case under a strategy."""
     compute = program(case)

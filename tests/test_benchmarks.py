@@ -15,6 +15,7 @@ from benchmarks import __main__ as command
 from benchmarks import (
     augmentation,
     compare,
+    first_look,
     measure,
     ours,
     profiles,
@@ -359,3 +360,24 @@ def test_an_instruction_is_described_by_the_program_that_ran(tmp_path):
     )
     found = profiles.describe(tmp_path, {"fusion.3", "tanh.2", "ThunkExecutor::Execute"})
     assert found == {"fusion.3": "dot f32[8,4] f32[4,2]", "tanh.2": "block/inner/tanh"}
+
+
+MACHINE = {
+    "platform": "gpu",
+    "device": "none",
+    "cores": 1,
+    "versions": dict.fromkeys(("python", "jax", "flax"), "0"),
+    "flags": "",
+}
+
+
+def test_a_first_look_writes_rows_and_profiles(tmp_path, monkeypatch):
+    row = {"workload": "mlp", "size": "small", "dtype": "fp32", "implementation": "jdl"}
+    found = [{**row, "error": "none", "profile": {"gemm": (1.5, 2.0)}}]
+    monkeypatch.setattr(first_look, "measure", lambda *_: found)
+    monkeypatch.setattr(first_look, "ask_machine", MACHINE.copy)
+    assert first_look.run(("mlp",), peers=False, out=tmp_path) == 0
+    assert json.loads((tmp_path / "rows.jsonl").read_text()) == {**row, "error": "none"}
+    assert "1.500 ms in     2.0  gemm" in (tmp_path / "profiles.txt").read_text()
+    with pytest.raises(UserError, match="there is no part 'mpl'"):
+        first_look.run(("mpl",))

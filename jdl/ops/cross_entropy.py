@@ -11,12 +11,15 @@ from jdl.traced import is_zero, row_axes
 
 Array = jax.Array
 
-LOGITS = 1 << 24
-"""Logits that are in memory at once; more are computed chunk by chunk."""
+LOGITS = {"cpu": 1 << 24, "accelerator": 1 << 28}
+"""Maximum number of logits in memory at once; larger products are computed chunk by chunk."""
 
-TOKENS = 512
-"""Tokens of a chunk, at most: as many as keep the products fast, and few enough that the last chunk
-with a weight in it holds little else."""
+TOKENS = {"cpu": 512, "accelerator": 4096}
+"""Maximum number of tokens per chunk. On CPUs few, so that the last chunk with a weight holds
+little padding. On accelerators many, since each chunk reads and writes the kernel's whole gradient:
+for 32,768 tokens of width 768 and 50,304 classes, forward and backward take 35 ms on an H200 in
+chunks of 512 and 17 ms in chunks of 4,096.
+"""
 
 
 def linear_cross_entropy(
@@ -60,10 +63,14 @@ def linear_cross_entropy(
 
 
 def _sum(hidden: Array, kernel: Array, targets: Array, weights: Array) -> Array:
-    if hidden.shape[0] * kernel.shape[0] > LOGITS:
+    if hidden.shape[0] * kernel.shape[0] > LOGITS[_platform()]:
         return _in_chunks(hidden, kernel, targets, weights)
     logits = _logits(hidden, kernel)
     return jnp.sum(weights * optax.softmax_cross_entropy_with_integer_labels(logits, targets))
+
+
+def _platform() -> str:
+    return "cpu" if jax.default_backend() == "cpu" else "accelerator"
 
 
 def _logits(hidden: Array, kernel: Array) -> Array:
@@ -97,8 +104,10 @@ def _chunked(
     The last chunk begins earlier where it would reach past the end, and then counts only what is
     new.
     """
-    tokens = hidden.shape[0]
-    size = max(1, min(TOKENS, LOGITS // kernel.shape[0], tokens))
+    tokens, platform = hidden.shape[0], _platform()
+    size = max(1, min(TOKENS[platform], LOGITS[platform] // kernel.shape[0], tokens))
+    # Cast once: inside the loop's condition, XLA would cast the kernel again for every chunk.
+    operand = kernel.astype(hidden.dtype)
     order, weighted = jnp.argsort(weights == 0, stable=True), jnp.count_nonzero(weights)
 
     def add(carry: Any, start: Array) -> Any:
@@ -106,7 +115,7 @@ def _chunked(
         first = jnp.minimum(start, tokens - size)
         rows = jax.lax.dynamic_slice_in_dim(order, first, size)
         w = jnp.where(first + jnp.arange(size) >= start, weights[rows], 0.0)
-        total, dh, dkernel = _chunk(hidden[rows], kernel, targets[rows], w, gradients)
+        total, dh, dkernel = _chunk(hidden[rows], operand, targets[rows], w, gradients)
         sums = jax.tree.map(jnp.add, sums, (total, dkernel))
         return sums, dhidden.at[rows].add(dh) if gradients else None
 
@@ -134,4 +143,4 @@ def _chunk(
     slopes = exponents * (weights / sums)[:, None] - jnp.where(known, weights[:, None], 0.0)
     slopes = slopes.astype(hidden.dtype)
     dkernel = jnp.einsum("nv,nd->vd", slopes, hidden, preferred_element_type=jnp.float32)
-    return total, slopes @ kernel.astype(hidden.dtype), dkernel
+    return total, slopes @ kernel, dkernel

@@ -7,6 +7,17 @@ import jax.numpy as jnp
 
 Array = jax.Array
 
+UNROLL = {"gpu": 20}
+"""Steps per iteration of a scan, by platform; 1 elsewhere. On GPUs a step is a handful of kernels
+of microseconds, and XLA fuses across unrolled steps what a rolled loop launches one by one: an LSTM
+of 128 units over 200 steps, forward and backward, takes 4.2 ms rolled on an H200 and 2.3 ms
+unrolled by 20; cuDNN's, by `jax.experimental.rnn`, takes 6.9 ms.
+"""
+
+
+def _scan(step: Any, carry: Any, xs: Any, **options: Any) -> Any:
+    return jax.lax.scan(step, carry, xs, unroll=UNROLL.get(jax.default_backend(), 1), **options)
+
 
 def sigmoid(x: Array) -> Array:
     """The logistic function by way of tanh, which CPUs vectorise where they do not a division."""
@@ -63,7 +74,7 @@ def _lstm_forward(projected: Array, h: Array, c: Array, kernel: Array) -> tuple[
         h = o * jnp.tanh(c)
         return (h, c), (h, c, i, f, o, g)
 
-    (_, last), saved = jax.lax.scan(step, (h, c), projected)
+    (_, last), saved = _scan(step, (h, c), projected)
     return (saved[0], last), (h, c, kernel, *saved)
 
 
@@ -90,7 +101,7 @@ def _lstm_backward(saved: Any, cotangents: Any) -> tuple[Array, Array, Array, Ar
         return (dz @ transposed, dc * f), dz
 
     first = (jnp.zeros_like(h), dc)
-    (dh, dc), dz = jax.lax.scan(step, first, (dhs, cs, before, *gates), reverse=True)
+    (dh, dc), dz = _scan(step, first, (dhs, cs, before, *gates), reverse=True)
     return dz, dh, dc, _kernel_gradient(h, hs, dz)
 
 
@@ -149,7 +160,7 @@ def _gru_forward(projected: Array, h: Array, kernel: Array, bias: Array) -> tupl
         h = n + u * (h - n)
         return h, (h, r, u, n, inner)
 
-    _, saved = jax.lax.scan(step, h, projected)
+    _, saved = _scan(step, h, projected)
     return saved[0], (h, kernel, *saved)
 
 
@@ -167,7 +178,7 @@ def _gru_backward(saved: Any, dhs: Array) -> tuple[Array, Array, Array, Array]:
         recurrent = jnp.concatenate([dr, du, dn * r], axis=-1)
         return dh * u + recurrent @ transposed, (dn, recurrent)
 
-    dh, (dn, recurrent) = jax.lax.scan(step, jnp.zeros_like(h), (dhs, before, *gates), reverse=True)
+    dh, (dn, recurrent) = _scan(step, jnp.zeros_like(h), (dhs, before, *gates), reverse=True)
     units = h.shape[-1]
     projected = jnp.concatenate([recurrent[..., : 2 * units], dn], axis=-1)
     dbias = recurrent[..., 2 * units :].sum((0, 1))
