@@ -22,9 +22,9 @@ from tyro.conf import Positional
 
 import jdl
 from benchmarks.ours import Clock
-from jdl.allocator import keep_memory
 from jdl.errors import UserError
-from jdl.run import Run
+from jdl.trainer.allocator import keep_memory
+from jdl.trainer.run import Run
 
 
 def bare(run: Run, steps: int, count: int) -> float:

@@ -14,12 +14,12 @@ import optax
 import jdl
 from benchmarks.trainer import Case, first_batch
 from benchmarks.workloads import Workload
-from jdl.allocator import keep_memory
 from jdl.hooks import Hook, Listener
 from jdl.optimizers import Optimizer
 from jdl.parallel import Steps
 from jdl.state import TrainState
 from jdl.step import Program, transform
+from jdl.trainer.allocator import keep_memory
 
 
 def make_case(workload: Workload, dtype: str, threads: int) -> Case:

@@ -10,8 +10,8 @@ import tyro
 from tyro.conf import Positional
 
 from benchmarks.report import between, renew
+from jdl.config.experiment_file import expectation, find
 from jdl.errors import UserError
-from jdl.experiment import expectation, find
 
 HEAD = """| experiment | data | metric | mean | worst | seeds | seconds a run |
 |---|---|---|---|---|---|---|"""

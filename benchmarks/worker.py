@@ -126,7 +126,7 @@ def describe() -> dict[str, Any]:
     """The machine and the versions that jdl runs with."""
     import jax
 
-    from jdl import record
+    from jdl.trainer import record
 
     device = jax.devices()[0]
     return {
@@ -171,7 +171,7 @@ def cost(folder: str) -> dict[str, int]:
     import jax
 
     from benchmarks.peers.flax import loss_function
-    from jdl import flops
+    from jdl.analysis import flops
 
     function, params, rest, batch = loss_function(read_case(Path(folder)))
     counted = flops.count(jax.value_and_grad(function, has_aux=True), params, rest, batch)

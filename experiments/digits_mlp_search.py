@@ -11,7 +11,7 @@ from jdl import Experiment
 from jdl.data import Digits, Scale
 from jdl.models import MLP
 from jdl.optimizers import AdamW
-from jdl.search import Int, LogUniform, Uniform
+from jdl.sweeps.search import Int, LogUniform, Uniform
 
 experiment = Experiment(
     model=MLP(widths=(64,)),

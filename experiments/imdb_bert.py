@@ -17,8 +17,8 @@ from imdb_mlm import experiment as mlm
 from jdl.data import Saved
 from jdl.hooks import Checkpoint, EarlyStopping, Evaluate, Progress, TensorBoard
 from jdl.optimizers import AdamW, Linear
+from jdl.pretrained import Weights
 from jdl.tasks import BinaryClassification
-from jdl.weights import Weights
 
 experiment = dataclasses.replace(
     mlm,

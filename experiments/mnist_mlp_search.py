@@ -12,7 +12,7 @@ import dataclasses
 
 from mnist_mlp import experiment as mlp
 
-from jdl.search import Choice, Int
+from jdl.sweeps.search import Choice, Int
 
 experiment = dataclasses.replace(mlp, data=dataclasses.replace(mlp.data, validation_fraction=0.2))
 space = {

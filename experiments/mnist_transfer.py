@@ -14,7 +14,7 @@ import dataclasses
 
 from mnist_few_digits import experiment as scratch
 
-from jdl.weights import Weights
+from jdl.pretrained import Weights
 
 experiment = dataclasses.replace(
     scratch,

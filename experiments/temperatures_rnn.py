@@ -4,7 +4,7 @@
 
 SimpleRNN(50) twice, then Dense(1), mean squared error: the recurrent network of many introductions,
 on ten years of Melbourne; the last fifth is the test. There, the day before repeated has
-an RMSE of 2.484 degrees, AR(20) by least squares 2.208 (`jdl.baselines`).
+an RMSE of 2.484 degrees, AR(20) by least squares 2.208 (`jdl.report.baselines`).
 
 Expect: test rmse 2.2220 (3 seeds, max 2.2392), 11.3 s, 2 cores of an AMD EPYC
 """

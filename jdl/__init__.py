@@ -11,23 +11,24 @@ from typing import TYPE_CHECKING, Any
 from jdl._version import __version__
 
 if TYPE_CHECKING:
+    from jdl.config.experiment_file import load
+    from jdl.config.overrides import override
     from jdl.errors import UserError
-    from jdl.experiment import Experiment, load
-    from jdl.overrides import override
-    from jdl.run import Run
-    from jdl.search.tuning import tune
-    from jdl.training import fit, open_run, train
+    from jdl.experiment import Experiment
+    from jdl.sweeps.search.tuning import tune
+    from jdl.trainer.api import fit, open_run, train
+    from jdl.trainer.run import Run
 
 _HOMES = {
     "Experiment": "jdl.experiment",
-    "Run": "jdl.run",
+    "Run": "jdl.trainer.run",
     "UserError": "jdl.errors",
-    "fit": "jdl.training",
-    "load": "jdl.experiment",
-    "open_run": "jdl.training",
-    "override": "jdl.overrides",
-    "train": "jdl.training",
-    "tune": "jdl.search.tuning",
+    "fit": "jdl.trainer.api",
+    "load": "jdl.config.experiment_file",
+    "open_run": "jdl.trainer.api",
+    "override": "jdl.config.overrides",
+    "train": "jdl.trainer.api",
+    "tune": "jdl.sweeps.search.tuning",
 }
 
 __all__ = [

@@ -1,24 +1,14 @@
-"""An experiment says everything about a run; a file holds one, and a directory finds it by name."""
+"""The definition of a run."""
 
-import ast
-import contextlib
-import hashlib
-import importlib.util
 import math
-import re
-import sys
-import traceback
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from types import ModuleType
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from jdl.data.base import Data
-from jdl.errors import UserError, first_line, nearest
+from jdl.errors import UserError
 from jdl.hooks import (
     Checkpoint,
     Evaluate,
@@ -29,10 +19,9 @@ from jdl.hooks import (
 )
 from jdl.optimizers import Adam, Optimizer
 from jdl.parallel import DataParallel, Strategy
+from jdl.pretrained import Weights
 from jdl.step import Program
 from jdl.tasks import Classification, Task
-from jdl.typing import FILE_MODULE
-from jdl.weights import Weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,163 +116,3 @@ class Experiment:
             self.accumulate,
             self.compiler_options,
         )
-
-
-@dataclass(frozen=True)
-class ExperimentFile:
-    """An experiment with the file that it was read from."""
-
-    name: str
-    experiment: Experiment
-    path: Path
-    siblings: tuple[Path, ...] = ()
-    """Other files of the same folder that it imports."""
-    space: Mapping[str, Any] = field(default_factory=dict)
-    """What `jdl tune` may vary: dimensions of `jdl.search` by path."""
-    constraints: tuple[Callable[[Mapping[str, Any]], bool], ...] = ()
-    """Functions that must be true of what it varies, given its values by path."""
-
-
-def load(name: str | Path) -> ExperimentFile:
-    """Reads an experiment.
-
-    The file is run as any Python script; while it loads, its own folder is importable.
-
-    Args:
-      name: a path; or the name of a file in `experiments/` of the working directory, or else of
-        one shipped with the package.
-
-    Raises:
-      UserError: there is no such experiment, or its file fails.
-    """
-    path = find(name)
-    identity = FILE_MODULE + hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
-    spec = importlib.util.spec_from_file_location(identity, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module.__name__] = module
-    with _importable(path.parent, identity) as siblings:
-        try:
-            spec.loader.exec_module(module)
-        except Exception as error:
-            del sys.modules[module.__name__]
-            if isinstance(error, UserError):
-                raise UserError(f"{path}: {error}") from error
-            frames = traceback.extract_tb(error.__traceback__)
-            here = [f.lineno for f in frames if Path(f.filename).resolve() == path.resolve()]
-            line = here[-1] if here else getattr(error, "lineno", None)
-            message = f"{type(error).__name__}: {first_line(error)}"
-            raise UserError(f"{path}, line {line}: {message}") from error
-    experiment = getattr(module, "experiment", None)
-    if not isinstance(experiment, Experiment):
-        raise UserError(f"{path} defines no `experiment = Experiment(...)`")
-    space, constraints = (getattr(module, name, ()) for name in ("space", "constraints"))
-    return ExperimentFile(
-        path.stem, experiment, path, tuple(siblings), dict(space), tuple(constraints)
-    )
-
-
-def find(name: str | Path) -> Path:
-    """The file of an experiment; see `load`."""
-    path = Path(name)
-    if path.suffix == ".py" or len(path.parts) > 1:
-        if path.is_file():
-            return path
-        raise UserError(f"there is no experiment file {path}")
-    known = available()
-    wanted = str(name).replace("-", "_")
-    if wanted not in known:
-        raise UserError(f"there is no experiment {str(name)!r}{nearest(str(name), known)} "
-                        f"(`jdl list` shows all)")  # fmt: skip
-    return known[wanted]
-
-
-def available() -> dict[str, Path]:
-    """Experiments by name: those of the working directory, then those of the package."""
-    package = Path(__file__).parent
-    # In a wheel the files lie inside the package, in a checkout beside it.
-    shipped = package / "experiments"
-    shipped = shipped if shipped.is_dir() else package.parent / "experiments"
-    found: dict[str, Path] = {}
-    for folder in (Path("experiments"), shipped):
-        for path in sorted(folder.glob("[!_]*.py")):
-            found.setdefault(path.stem, path)
-    return found
-
-
-@dataclass(frozen=True)
-class Expectation:
-    """The result that an experiment's docstring promises."""
-
-    metric: str
-    """Split and name, such as `test accuracy`."""
-    mean: float
-    seeds: int
-    least: float
-    seconds: float
-    machine: str
-
-
-EXPECT = re.compile(
-    r"^Expect: (?P<metric>\w+ \w+) (?P<mean>[\d.]+) \((?P<seeds>\d+) seeds?, "
-    r"(?:min|max) (?P<least>[\d.]+)\), (?P<seconds>[\d.]+) s, (?P<machine>.+)$",
-    re.MULTILINE,
-)
-
-
-def documentation(path: Path) -> str:
-    """The docstring of an experiment file, read without running it."""
-    try:
-        return ast.get_docstring(ast.parse(path.read_text())) or ""
-    except SyntaxError as error:
-        raise UserError(f"{path}, line {error.lineno}: {error.msg}") from error
-
-
-def expectation(path: Path) -> Expectation | None:
-    """The promise in the `Expect:` line of an experiment file, if it has one."""
-    match = EXPECT.search(documentation(path))
-    if match is None:
-        return None
-    return Expectation(
-        metric=match["metric"],
-        mean=float(match["mean"]),
-        seeds=int(match["seeds"]),
-        least=float(match["least"]),
-        seconds=float(match["seconds"]),
-        machine=match["machine"],
-    )
-
-
-@contextlib.contextmanager
-def _importable(folder: Path, identity: str) -> Iterator[list[Path]]:
-    """Makes a folder importable and lists what was imported from it.
-
-    Those modules are then known by names of their own, since another folder may hold files that
-    are called the same.
-    """
-    folder = folder.resolve()
-    before, imported, done = set(sys.modules), [], False
-    sys.path.insert(0, str(folder))
-    try:
-        yield imported
-        done = True
-    finally:
-        sys.path.remove(str(folder))
-        for name in set(sys.modules) - before:
-            origin = getattr(sys.modules[name], "__file__", None)
-            if origin and Path(origin) == folder / f"{name}.py":
-                imported.append(Path(origin))
-                module = sys.modules.pop(name)
-                if done:
-                    _rename(module, f"{identity}_{name}")
-
-
-def _rename(module: ModuleType, name: str) -> None:
-    """Registers a module and what it defines under another name."""
-    for value in vars(module).values():
-        if getattr(value, "__module__", None) == module.__name__:
-            with contextlib.suppress(AttributeError, TypeError):
-                value.__module__ = name
-    module.__name__ = name
-    sys.modules[name] = module

@@ -56,7 +56,7 @@ def plain(tmp_path_factory):
 @pytest.fixture
 def saved(tmp_path):
     """A directory with a small model in the layout of transformers, the model, its parameters."""
-    from jdl.weights import save
+    from jdl.pretrained import save
     from tests.saved_models import OURS, made
 
     model = OURS["bert, classes"]
@@ -78,7 +78,7 @@ def clouds(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, clouds):
     """The directory of a finished run of `tests.clouds`."""
-    from jdl.__main__ import main
+    from jdl.cli.main import main
     from tests.clouds import FLAGS
 
     workdir = tmp_path_factory.mktemp("runs") / "run"
@@ -89,7 +89,7 @@ def trained(tmp_path_factory, clouds):
 @pytest.fixture
 def command(capsys, monkeypatch, tmp_path):
     """Gives a command in an empty directory; returns exit code, output and complaints."""
-    from jdl.__main__ import main
+    from jdl.cli.main import main
 
     monkeypatch.chdir(tmp_path)
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 import jdl
-import jdl.logging
+import jdl.files
 import jdl.parallel
 from jdl import UserError
-from jdl.__main__ import main
+from jdl.cli.main import main
 from jdl.data import TFDS, Arrays, Resize, Scale
 from jdl.data.pipeline import Shard, open_pipeline
 from jdl.hooks import Checkpoint, EarlyStopping, Evaluate
@@ -351,7 +351,7 @@ def test_a_disk_full_of_checkpoints(tmp_path, monkeypatch):
 def test_a_disk_full_of_metrics(tmp_path, monkeypatch, capsys):
     (tmp_path / "clouds.py").write_text(FILE)
     whole = jdl.train(jdl.load(tmp_path / "clouds.py").experiment, tmp_path / "whole").result
-    append = jdl.logging.MetricsLog.append
+    append = jdl.files.MetricsLog.append
 
     def full(self, row):
         if row["step"] == 4:
@@ -359,7 +359,7 @@ def test_a_disk_full_of_metrics(tmp_path, monkeypatch, capsys):
         append(self, row)
 
     with monkeypatch.context() as patch:
-        patch.setattr("jdl.logging.MetricsLog.append", full)
+        patch.setattr("jdl.files.MetricsLog.append", full)
         code = main(["train", str(tmp_path / "clouds.py"), "--workdir", str(tmp_path / "run")])
     assert code not in (0, None)
     (sentence,) = capsys.readouterr().err.splitlines()

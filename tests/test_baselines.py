@@ -12,13 +12,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import jdl
-from jdl import baselines
-from jdl.baselines import Baseline
 from jdl.data import Arrays, Digits, Series, Tokens, Words
 from jdl.models import GPT, MLP, RNN
+from jdl.report import baselines
+from jdl.report.baselines import Baseline
 from jdl.report.beside import averaged, baselines_of, held_out, sample
-from jdl.run import Run
 from jdl.tasks import BinaryClassification, Forecast, LanguageModeling, Regression
+from jdl.trainer.run import Run
 
 RANDOM = np.random.default_rng(0)
 

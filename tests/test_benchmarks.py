@@ -35,7 +35,7 @@ from benchmarks.workloads import (
     vit_s16,
     workloads,
 )
-from jdl import flops
+from jdl.analysis import flops
 from jdl.errors import UserError
 
 TRANSLATION = {"layers": 1, "heads": 2, "width": 8, "hidden": 12, "vocabulary": 11, "context": 8}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import jdl
-from jdl.overrides import paths
+from jdl.config.overrides import paths
 
 
 def test_version(command):

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from jdl.__main__ import main
+from jdl.cli.main import main
 from jdl.report import several
 from jdl.report.several import Entry, read_entry
 from tests.clouds import FLAGS, contents, read

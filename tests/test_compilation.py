@@ -8,7 +8,7 @@ from pathlib import Path
 
 PROGRAM = """
 import json, jax, jax.numpy as jnp
-from jdl.compilation import keep_compiled
+from jdl.trainer.compilation_cache import keep_compiled
 
 jax.jit(lambda x: x + 1)(1.0)  # what was compiled before does not keep it from working
 directory, hits = keep_compiled(), []

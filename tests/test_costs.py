@@ -8,8 +8,8 @@ import jax
 import pytest
 
 import jdl
-from jdl import record
-from jdl.run import Run
+from jdl.trainer import record
+from jdl.trainer.run import Run
 from tests.breaks import Killed, broken, make_experiment
 from tests.checkpoints import sign
 

@@ -11,8 +11,8 @@ import jax
 import pytest
 
 import jdl
-from jdl.experiment import load
-from jdl.logging import read_rows
+from jdl.config.experiment_file import load
+from jdl.files import read_rows
 from jdl.parallel import DataParallel, FullySharded
 from tests.flags import CHEAP
 

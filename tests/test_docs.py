@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jdl.__main__ import main
+from jdl.cli.main import main
 
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "pages"

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jdl import flops
+from jdl.analysis import flops
 from jdl.models import BERT, GPT, EncoderDecoder, ViT
 from jdl.optimizers import SGD
 from jdl.step import Program, init, update

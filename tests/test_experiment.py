@@ -10,8 +10,8 @@ import pytest
 
 import jdl
 from jdl import UserError
+from jdl.config.experiment_file import available, documentation, expectation, find, load
 from jdl.data import Digits
-from jdl.experiment import available, documentation, expectation, find, load
 from jdl.models import MLP
 
 SHIPPED = {"digits_mlp", "digits_cnn", "mnist_mlp", "mnist_cnn"}

@@ -10,9 +10,9 @@ import pytest
 import jdl
 from jdl.data import Arrays
 from jdl.parallel import Single
-from jdl.run import Run
+from jdl.pretrained import Weights
 from jdl.step import update
-from jdl.weights import Weights
+from jdl.trainer.run import Run
 
 FILES = {path.stem: path for path in (Path(__file__).parents[1] / "experiments").glob("*.py")}
 RNG = np.random.default_rng(0)

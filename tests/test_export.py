@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 import jdl
+from jdl.analysis.reproduce import read_run
 from jdl.data import Arrays, Scale
-from jdl.export import exported, signature, write
+from jdl.inference.export import exported, signature, write
 from jdl.models import CNN, GPT, RNN
 from jdl.optimizers import SGD
-from jdl.reproduce import read_run
 from jdl.tasks import BinaryClassification, Classification, LanguageModeling
-from jdl.training import open_run
+from jdl.trainer.api import open_run
 
 pytest.importorskip("flatbuffers", reason="flatbuffers are not installed")
 

@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 
 import jdl
-from jdl import find
+from jdl.analysis import find
+from jdl.analysis.find import BatchRow, BatchSearch, find_batch, find_lr, steepest
+from jdl.config.overrides import flatten
 from jdl.data import Arrays
 from jdl.errors import UserError
-from jdl.find import BatchRow, BatchSearch, find_batch, find_lr, steepest
 from jdl.hooks import Hook
 from jdl.optimizers import SGD, Cosine
-from jdl.overrides import flatten
 from jdl.parallel import DataParallel, Single
-from jdl.run import Run
 from jdl.tasks import Regression
+from jdl.trainer.run import Run
 from tests.runs import make_experiment
 
 X = np.random.default_rng(0).normal(size=(64, 1)).astype(np.float32)

@@ -11,7 +11,7 @@ import pytest
 from jax.experimental import pallas as pl
 from jax.sharding import AxisType, PartitionSpec
 
-from jdl.flops import Cost, count
+from jdl.analysis.flops import Cost, count
 
 
 def array(*shape, dtype=jnp.float32):

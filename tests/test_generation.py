@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 import jdl
-from jdl import generation
 from jdl.data import Arrays, Streams, Tokens
 from jdl.data.tokenizers import Alphabet, Bytes
 from jdl.decoding import Sampling
-from jdl.generation import open_to_write, write
+from jdl.inference import generate as generation
+from jdl.inference.generate import open_to_write, write
 from jdl.models import GPT, RecurrentLM
 from jdl.optimizers import Adam
 from jdl.parallel import Pmap, Single
@@ -118,7 +118,7 @@ def test_text_is_printed_as_it_is_written(line, command, monkeypatch):
 
     terminal = Terminal()
     monkeypatch.setattr(sys, "stdout", terminal)
-    from jdl.__main__ import main
+    from jdl.cli.main import main
 
     assert main(["generate", str(line), "--prompt", "si", "--tokens", "20"]) == 0
     lengths = [len(text) for text in terminal.flushed[:3]]
@@ -151,8 +151,8 @@ def test_what_cannot_be_is_refused_in_a_sentence(line, command, words, message):
 def test_what_cannot_be_printed_shows_as_a_question_mark(line, monkeypatch):
     terminal = io.TextIOWrapper(io.BytesIO(), "ascii")
     monkeypatch.setattr(sys, "stdout", terminal)
-    monkeypatch.setattr("jdl.generation.write", lambda *args: iter([["n\xe9e"]]))
-    from jdl.__main__ import main
+    monkeypatch.setattr("jdl.inference.generate.write", lambda *args: iter([["n\xe9e"]]))
+    from jdl.cli.main import main
 
     assert main(["generate", str(line)]) == 0
     terminal.flush()

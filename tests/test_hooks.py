@@ -36,7 +36,7 @@ from jdl.hooks import (
     WandB,
 )
 from jdl.parallel import Single, Steps
-from jdl.run import Run
+from jdl.trainer.run import Run
 from tests.runs import ARRAYS, make_experiment, make_split, read_rows
 
 CALLS: list[Any] = []

@@ -11,8 +11,8 @@ import pytest
 
 from jdl.errors import UserError
 from jdl.models import GPT, RNN, ViT
-from jdl.weights import load, save
-from jdl.weights.layouts import LAYOUTS
+from jdl.pretrained import load, save
+from jdl.pretrained.layouts import LAYOUTS
 from tests.saved_models import (
     GPT_SIZES,
     IMAGES,

@@ -13,9 +13,9 @@ from jdl.errors import UserError
 from jdl.models import GPT
 from jdl.optimizers import SGD
 from jdl.parallel import Single
+from jdl.pretrained import Weights, save
 from jdl.state import TrainState
 from jdl.tasks import Classification
-from jdl.weights import Weights, save
 from tests.saved_models import (
     BERT_SIZES,
     OURS,

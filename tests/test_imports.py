@@ -19,7 +19,7 @@ from jdl.data import BPE, TFDS, Pairs, Series, Source, Streams, Subset, Texts, T
 from jdl.data.base import Data
 from jdl.data.prepare import prepare
 from jdl.errors import UserError
-from jdl.run import Run
+from jdl.trainer.run import Run
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "tfds"
@@ -43,7 +43,7 @@ def python(code, **options):
     [
         "import jdl",
         "import jdl; jdl.Experiment, jdl.override, jdl.train, jdl.fit, jdl.load",
-        f"import jdl; {', '.join(f'jdl.{name}' for name in MODULES)}; jdl.weights.load",
+        f"import jdl; {', '.join(f'jdl.{name}' for name in MODULES)}; jdl.pretrained.load",
     ],
 )
 def test_what_is_heavy_loads_when_it_is_used(code):

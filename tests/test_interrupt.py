@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 
 import jdl
-from jdl.__main__ import main
+from jdl.cli.main import main
 from jdl.data import Arrays
 from jdl.hooks import Checkpoint, Evaluate, Hook, Listener
-from jdl.interrupt import Interrupted, Interruption
 from jdl.models import MLP
 from jdl.optimizers import SGD
 from jdl.parallel import Single
-from jdl.run import Run
+from jdl.trainer.interrupt import Interrupted, Interruption
+from jdl.trainer.run import Run
 from tests import kill_resume
 
 EXPERIMENT = '''

@@ -15,9 +15,9 @@ from jdl.data.tokenizers import BOS, MASK, PAD
 from jdl.models import BERT, GPT
 from jdl.optimizers import Adam
 from jdl.parallel import Single
+from jdl.pretrained import Weights
 from jdl.state import TrainState
 from jdl.tasks import BinaryClassification, MaskedLanguageModeling
-from jdl.weights import Weights
 
 LENGTH, SIZE = 24, 60
 

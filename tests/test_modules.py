@@ -14,7 +14,7 @@ from jdl.hooks import Checkpoint, Evaluate
 from jdl.models import CNN, MLP
 from jdl.optimizers import SGD, Adam, AdamW, Muon
 from jdl.parallel import Single
-from jdl.weights import Weights
+from jdl.pretrained import Weights
 from tests.optimizer_steps import network, run, values
 
 

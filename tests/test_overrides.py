@@ -12,11 +12,11 @@ import pytest
 
 import jdl
 from jdl import UserError, override
+from jdl.config.overrides import flatten, paths
 from jdl.data import TFDS, Arrays, Digits, RandomFlip, Resize, Scale
 from jdl.hooks import Checkpoint, EarlyStopping, Evaluate, Progress
 from jdl.models import CNN, MLP
 from jdl.optimizers import SGD, Adam, AdamW, Cosine
-from jdl.overrides import flatten, paths
 from jdl.parallel import FullySharded, Pmap
 from jdl.tasks import Regression
 

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 import jdl
-from jdl import memory, step
+from jdl import step
+from jdl.analysis import memory
+from jdl.analysis.plan import FILLED, Trial, lines, parse_bytes, plan
 from jdl.data import Arrays, Bytes, Tokens
 from jdl.errors import UserError
 from jdl.models import CNN, GPT, MLP
 from jdl.optimizers import SGD, Adam
 from jdl.parallel import DataParallel, FullySharded, Single, TensorParallel
-from jdl.plan import FILLED, Trial, lines, parse_bytes, plan
 from jdl.step import Program
 from jdl.tasks import Classification, LanguageModeling
 

@@ -13,7 +13,7 @@ from jdl.data import Arrays, Data, TextFile, Tokens, Words
 from jdl.data.pipeline import Streamed
 from jdl.data.text import START, UNKNOWN
 from jdl.errors import UserError
-from jdl.predict import open_to_predict, predict_files
+from jdl.inference.predict import open_to_predict, predict_files
 from jdl.tasks import BinaryClassification, Classification, Forecast, Regression
 from jdl.tasks.base import plain
 

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 import jdl
-from jdl import record
 from jdl.data import Arrays
 from jdl.errors import UserError
 from jdl.models import MLP
 from jdl.parallel import DataParallel, FullySharded, Pmap, Single
-from jdl.record import differences, params_sha256
+from jdl.trainer import record
+from jdl.trainer.record import differences, params_sha256
 
 
 def by_hand(leaves):

@@ -22,10 +22,10 @@ from jdl.models import GPT, RecurrentLM
 from jdl.models.rnn import CELLS
 from jdl.optimizers import SGD, Adam
 from jdl.parallel import DataParallel, FullySharded, Pmap, Single
-from jdl.run import Run
 from jdl.state import CARRY
 from jdl.step import update
 from jdl.tasks import LanguageModeling
+from jdl.trainer.run import Run
 from tests import kill_resume
 from tests.breaks import Break, Killed, broken
 

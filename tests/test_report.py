@@ -12,11 +12,11 @@ import pytest
 from sklearn.metrics import confusion_matrix
 
 import jdl
-from jdl.__main__ import _separate
-from jdl.baselines import Baseline
+from jdl.cli.main import _separate
 from jdl.data import Arrays, Words
 from jdl.data.text import START, UNKNOWN, encode, rank
 from jdl.report import classes, facts, page, texts
+from jdl.report.baselines import Baseline
 from jdl.report.classes import Judged
 from jdl.report.learning import curves, verdict
 from jdl.tasks import BinaryClassification
@@ -197,7 +197,7 @@ class Reader(html.parser.HTMLParser):
 @pytest.fixture(scope="module")
 def reported(trained, tmp_path_factory):
     """A report of the run of `tests.clouds`, written elsewhere."""
-    from jdl.__main__ import main
+    from jdl.cli.main import main
 
     out = tmp_path_factory.mktemp("reports") / "here"
     before = contents(trained)

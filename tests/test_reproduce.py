@@ -9,7 +9,7 @@ import jax
 import pytest
 
 import jdl
-from jdl.__main__ import main
+from jdl.cli.main import main
 
 CLOUDS = '''"""Two clouds of points, told apart by a small network."""
 
@@ -207,7 +207,7 @@ def experiments(tmp_path, monkeypatch):
     def available():
         return {path.stem: path for path in sorted(folder.glob("*.py"))}
 
-    monkeypatch.setattr("jdl.reproduce.available", available)
+    monkeypatch.setattr("jdl.analysis.reproduce.available", available)
     monkeypatch.setattr("jdl.experiment.available", available)
     return folder
 

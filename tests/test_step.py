@@ -13,8 +13,8 @@ import pytest
 import jdl
 from jdl import step as step_lib
 from jdl.data import Arrays
+from jdl.files import read_rows
 from jdl.hooks import Checkpoint, Evaluate, Hook, Listener
-from jdl.logging import read_rows
 from jdl.metrics import Mean
 from jdl.models import MLP
 from jdl.optimizers import SGD, Adam

@@ -16,17 +16,17 @@ import sacrebleu
 import jdl
 from benchmarks.results import row
 from jdl import ops
+from jdl.config.experiment_file import expectation
 from jdl.data import Arrays, Pairs
 from jdl.data.tokenizers import BOS, BPE, EOS, MASK, PAD
 from jdl.decoding import greedy
 from jdl.decoding.translation import decoder
 from jdl.errors import UserError
-from jdl.experiment import expectation
+from jdl.inference.predict import check_translates, translate
 from jdl.models import EncoderDecoder, LSTMEncoderDecoder
 from jdl.ops import cross_entropy
 from jdl.optimizers import Adam
 from jdl.parallel import Single
-from jdl.predict import check_translates, translate
 from jdl.state import TrainState
 from jdl.tasks import LanguageModeling, Translation
 from jdl.tasks.translation import corpus_bleu

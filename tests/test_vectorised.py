@@ -12,19 +12,20 @@ import numpy as np
 import pytest
 
 import jdl
-from jdl import optimizers, together
+from jdl import optimizers
 from jdl.data import Arrays
 from jdl.errors import UserError
 from jdl.hooks import Checkpoint, EarlyStopping, Evaluate
-from jdl.interrupt import Interrupted
 from jdl.layers import Dropout
 from jdl.models import CNN, MLP
 from jdl.optimizers import SGD, Adam, AdamW
 from jdl.parallel import DataParallel, Pmap, Single
-from jdl.run import Run
-from jdl.seeds import train_seeds
+from jdl.sweeps import together
+from jdl.sweeps.seeds import train_seeds
+from jdl.sweeps.together import Job, compile_together, train_together
 from jdl.tasks import Classification
-from jdl.together import Job, compile_together, train_together
+from jdl.trainer.interrupt import Interrupted
+from jdl.trainer.run import Run
 from tests.breaks import Break, Net
 
 RNG = np.random.default_rng(0)

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jdl.traced import is_number
+from jdl.tracing import is_number
 
 
 class Dropout(nn.Module):

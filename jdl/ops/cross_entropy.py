@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec as P
 
-from jdl.traced import is_zero, row_axes
+from jdl.tracing import is_zero, row_axes
 
 Array = jax.Array
 

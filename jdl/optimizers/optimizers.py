@@ -11,7 +11,7 @@ from jdl.errors import UserError
 from jdl.optimizers.modules import freeze, scale_modules
 from jdl.optimizers.schedules import Constant, Schedule, check
 from jdl.optimizers.transforms import add_penalties, average_weights, decay_mask, matrix_axes
-from jdl.traced import is_zero
+from jdl.tracing import is_zero
 from jdl.typing import PyTree
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from optax.contrib import MuonDimensionNumbers
 
-from jdl.traced import is_number, is_zero
+from jdl.tracing import is_number, is_zero
 from jdl.typing import PyTree
 
 

@@ -17,7 +17,7 @@ from jdl.metrics import Metrics, Packed
 from jdl.paths import path_name
 from jdl.state import CARRY, TrainState
 from jdl.step import Program, evaluate, init, loop, predict, update
-from jdl.traced import ROWS
+from jdl.tracing import ROWS
 from jdl.typing import Batch, Key, PyTree
 
 _log = logging.getLogger(__name__)

@@ -6,11 +6,11 @@ from functools import partial
 
 import numpy as np
 
-from jdl import baselines
-from jdl.baselines import Baseline
 from jdl.data import Series
-from jdl.run import Run
+from jdl.report import baselines
+from jdl.report.baselines import Baseline
 from jdl.tasks import BinaryClassification, Classification, Forecast, LanguageModeling, Regression
+from jdl.trainer.run import Run
 
 TEXTS, SCORED = 50_000, 10_000
 """Examples at most: texts to fit on, and examples to score on."""

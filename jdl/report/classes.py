@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from jdl.baselines import evenly
 from jdl.data import Words
 from jdl.report import plots
+from jdl.report.baselines import evenly
 from jdl.report.beside import SCORED, chunks, class_chances, held_out
 from jdl.report.page import Folder, Html, paragraph, section, table
 from jdl.report.texts import coloured, influence, text_of
-from jdl.run import Run
+from jdl.trainer.run import Run
 
 WORST = 12
 """Mistakes that are shown."""

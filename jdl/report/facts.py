@@ -7,12 +7,12 @@ from typing import Any
 
 import jax
 
-from jdl import record
-from jdl.experiment import available
+from jdl.analysis.reproduce import Recorded
+from jdl.config.experiment_file import available
 from jdl.paths import path_name
 from jdl.report.page import Html, html, section, table
-from jdl.reproduce import Recorded
-from jdl.run import Run
+from jdl.trainer import record
+from jdl.trainer.run import Run
 
 ABSENT = "not recorded"
 """Said of what a run of an older version does not hold."""

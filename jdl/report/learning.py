@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from jdl.baselines import Baseline
+from jdl.report.baselines import Baseline
 
 Points = list[tuple[int, float]]
 """Steps and values."""

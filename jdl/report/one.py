@@ -6,20 +6,20 @@ from typing import Any
 
 import numpy as np
 
-from jdl import record
-from jdl.baselines import Baseline
+from jdl.analysis.reproduce import read_run
+from jdl.config.experiment_file import documentation
 from jdl.data import Series, Words
 from jdl.errors import UserError
-from jdl.experiment import documentation
-from jdl.generation import write
-from jdl.logging import read_rows
+from jdl.files import read_rows
+from jdl.inference.generate import write
 from jdl.report import classes, facts, learning, plots
+from jdl.report.baselines import Baseline
 from jdl.report.beside import baselines_of, held_out
 from jdl.report.page import Folder, Html, html, paragraph, section, table
-from jdl.reproduce import read_run
-from jdl.run import Run
 from jdl.tasks import BinaryClassification, Classification, Forecast, LanguageModeling
-from jdl.training import open_run
+from jdl.trainer import record
+from jdl.trainer.api import open_run
+from jdl.trainer.run import Run
 
 
 def write_report(directory: Path, out: Path | None = None, experiment: Path | None = None) -> Path:

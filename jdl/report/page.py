@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jdl.logging import write_atomically
+from jdl.files import write_atomically
 from jdl.report.plots import png
 
 STYLE = """

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jdl import record
 from jdl.errors import UserError
-from jdl.logging import read_rows
+from jdl.files import read_rows
 from jdl.report import plots
 from jdl.report.learning import points
 from jdl.report.page import Folder, paragraph, shown, table
+from jdl.trainer import record
 from jdl.typing import Json
 
 ABSENT = "-"

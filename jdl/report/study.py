@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from jdl import record
-from jdl.experiment import available, documentation
-from jdl.logging import read_rows
+from jdl.config.experiment_file import available, documentation
+from jdl.files import read_rows
 from jdl.report import plots, study_plots
 from jdl.report.facts import flags
 from jdl.report.page import Folder, Html, html, paragraph, section, shown, table
 from jdl.report.study_plots import Score, Trials
+from jdl.trainer import record
 
 ENOUGH = 10
 """Complete trials from which on importance is told."""
@@ -80,7 +80,7 @@ def importance(
     """
     import optuna
 
-    from jdl.search.samplers import quiet
+    from jdl.sweeps.search.samplers import quiet
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     rows = [row for row in space if row["name"] == row["path"]]

@@ -5,7 +5,7 @@ import numpy as np
 from jdl.data.text import UNKNOWN
 from jdl.report.beside import class_chances
 from jdl.report.page import Html, html, join
-from jdl.run import Run
+from jdl.trainer.run import Run
 
 SUPPORTS, OPPOSES = "31, 119, 180", "255, 127, 14"
 """Colours, red, green and blue, of words for and against what was said."""

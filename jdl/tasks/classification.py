@@ -15,7 +15,7 @@ from jdl.errors import UserError
 from jdl.metrics import Mean, Metrics
 from jdl.state import TrainState
 from jdl.tasks.base import Task, forward
-from jdl.traced import is_zero
+from jdl.tracing import is_zero
 from jdl.typing import Batch, Json, Key, PyTree
 
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 import jdl
-from jdl import baselines
 from jdl.data import Series
 from jdl.errors import UserError
 from jdl.models import RNN
 from jdl.optimizers import Adam
+from jdl.report import baselines
 from jdl.tasks import Forecast
 
 WAVE = 20 + 10 * np.sin(np.arange(120) / 3) + np.random.default_rng(0).normal(0, 0.5, 120)

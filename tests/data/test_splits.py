@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from jdl.config.overrides import flatten
 from jdl.data import Arrays, Digits, Source
 from jdl.data.arrays import ArraySource
 from jdl.data.base import Data
 from jdl.data.splits import Splits
 from jdl.errors import UserError
-from jdl.overrides import flatten
 
 
 def numbered(count, begin=0):

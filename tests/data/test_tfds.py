@@ -138,7 +138,7 @@ def test_a_run_needs_neither_tensorflow_nor_a_network(root, tmp_path):
     (tmp_path / "tiny.py").write_text(EXPERIMENT)
     code = """
         import socket, sys
-        from jdl.__main__ import main
+        from jdl.cli.main import main
 
         def refuse(*args):
             print("CONNECTED", args)

@@ -35,7 +35,7 @@ from jdl.hooks import Checkpoint, Evaluate, Hook, Listener
 from jdl.models import MLP
 from jdl.optimizers import SGD
 from jdl.parallel import Single
-from jdl.search import Choice, Int
+from jdl.sweeps.search import Choice, Int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,8 +110,8 @@ def faults(folder: Path, points: int, storage: str | None) -> list[str]:
     """What is wrong with a search that has ended, in words."""
     import optuna
 
-    from jdl.search.samplers import quiet
-    from jdl.search.study import open_storage
+    from jdl.sweeps.search.samplers import quiet
+    from jdl.sweeps.search.study import open_storage
 
     study_folder, found = folder / "study", []
     with quiet():

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 import jdl
-from jdl.__main__ import main
-from jdl.reproduce import read_run
+from jdl.analysis.reproduce import read_run
+from jdl.cli.main import main
 from tests.clouds import read
 from tests.test_report import Reader
 
@@ -23,7 +23,7 @@ from jdl.data import Digits
 from jdl.hooks import Checkpoint, EarlyStopping, Evaluate, Progress
 from jdl.models import MLP
 from jdl.optimizers import SGD
-from jdl.search import LogUniform
+from jdl.sweeps.search import LogUniform
 
 experiment = Experiment(
     model=MLP(widths=(4,)),
@@ -107,9 +107,9 @@ def test_the_final_run_learns_from_validation_too_for_as_long_as_the_best(folder
     hooks = read_run(final).experiment.hooks
     assert [type(hook).__name__ for hook in hooks] == ["Progress", "Evaluate", "Checkpoint"]
     assert [hooks[1].every, hooks[2].every, hooks[2].best] == [4, 6, 0]
-    again = jdl.reproduce.reproduce(final, folder / "again")
+    again = jdl.analysis.reproduce.reproduce(final, folder / "again")
     assert again.equal
-    again = jdl.reproduce.reproduce(best, folder / "best-again")
+    again = jdl.analysis.reproduce.reproduce(best, folder / "best-again")
     assert again.equal
     assert not again.surroundings
 
@@ -122,7 +122,7 @@ def test_a_final_run_is_not_trained_twice(command, folder, monkeypatch):
     assert (code, err) == (0, "")
     assert "going on from step" in out
     assert read(result)["params_sha256"] == before["params_sha256"]
-    monkeypatch.setattr("jdl.training.Loop", None)
+    monkeypatch.setattr("jdl.trainer.api.Loop", None)
     code, out, err = command(*WORDS, "--final")
     assert (code, err) == (0, "")
     assert f"loss {before['metrics']['test']['loss']:.4f}" in out

@@ -7,9 +7,9 @@ import pytest
 
 import jdl
 from jdl.errors import UserError
-from jdl.search import Choice, Int, LogUniform, Uniform, When
-from jdl.search.space import Fixed, check, describe, grid, listed, suggest
-from jdl.search.words import parse
+from jdl.sweeps.search import Choice, Int, LogUniform, Uniform, When
+from jdl.sweeps.search.space import Fixed, check, describe, grid, listed, suggest
+from jdl.sweeps.search.words import parse
 
 optuna = pytest.importorskip("optuna", reason="optuna is not installed")
 

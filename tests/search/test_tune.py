@@ -8,21 +8,21 @@ import numpy as np
 import pytest
 
 import jdl
-from jdl import together
 from jdl.data import Arrays
 from jdl.errors import UserError
-from jdl.group import Group
 from jdl.hooks import Checkpoint, Evaluate
 from jdl.models import MLP
 from jdl.optimizers import SGD
 from jdl.parallel import Single
-from jdl.search import Choice, Int, LogUniform, Uniform
+from jdl.sweeps import together
+from jdl.sweeps.group import Group
+from jdl.sweeps.search import Choice, Int, LogUniform, Uniform
 
 optuna = pytest.importorskip("optuna", reason="optuna is not installed")
 
-from jdl.search import claims, worker  # noqa: E402 - they need it
-from jdl.search.samplers import quiet  # noqa: E402
-from jdl.search.study import open_storage  # noqa: E402
+from jdl.sweeps.search import claims, worker  # noqa: E402 - they need it
+from jdl.sweeps.search.samplers import quiet  # noqa: E402
+from jdl.sweeps.search.study import open_storage  # noqa: E402
 
 RNG = np.random.default_rng(0)
 LABEL = RNG.integers(0, 2, 96)
@@ -273,8 +273,8 @@ def test_a_trial_is_held_by_one_worker_and_freed_by_its_end(tmp_path):
 @pytest.mark.parametrize("url", [None, "sqlite:///{}/study.db"])
 def test_of_several_that_see_a_stopped_heart_one_takes_the_trial_over(url, tmp_path, monkeypatch):
     monkeypatch.setattr(claims, "GRACE", 1.0)
-    monkeypatch.setattr("jdl.search.study.GRACE", 1.0)
-    monkeypatch.setattr("jdl.search.study.BEAT", 1.0)
+    monkeypatch.setattr("jdl.sweeps.search.study.GRACE", 1.0)
+    monkeypatch.setattr("jdl.sweeps.search.study.BEAT", 1.0)
     storage = open_storage(url and url.format(tmp_path), tmp_path)
     study = optuna.create_study(storage=storage)
     places = [tmp_path / name for name in "abc"]

@@ -1,0 +1,1 @@
+"""Counts, predicts and measures costs; reproduces recorded runs."""

@@ -1,0 +1,283 @@
+"""What to set before a run, found by short trials: the learning rate and the batch size.
+
+A trial takes the experiment's own compiled steps. No hook runs and nothing is written.
+"""
+
+import dataclasses
+import itertools
+import math
+import os
+import resource
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jdl.data.splits import Splits
+from jdl.errors import UserError
+from jdl.experiment import Experiment
+from jdl.metrics import compute
+from jdl.optimizers import RangeTest
+from jdl.trainer.allocator import keep_memory
+from jdl.trainer.run import Run
+
+WORST = 4.0
+"""A range test ends where the averaged loss is so many times its best."""
+
+ENOUGH = 0.95
+"""Share of the best throughput at which a batch is large enough."""
+
+BLOCKS, BLOCK_SECONDS, LONGEST_SECONDS = 3, 0.2, 2.0
+"""Timed blocks of steps a batch size, how long each is at least, and all at most if steps allow."""
+
+
+@dataclass(frozen=True)
+class LrCurve:
+    """What a learning-rate range test saw, step by step.
+
+    Attributes:
+      rates: of the steps, in equal ratios, (n,).
+      losses: of each step's batch, before the step, (n,).
+      smoothed: their moving average, (n,).
+      suggestion: the rate at which the loss falls steepest; None where it never falls.
+    """
+
+    rates: np.ndarray
+    losses: np.ndarray
+    smoothed: np.ndarray
+    suggestion: float | None
+
+
+def find_lr(
+    experiment: Experiment, *, low: float = 1e-7, high: float = 10.0, steps: int = 100
+) -> LrCurve:
+    """Trains a few steps at ever higher learning rates: the range test of Smith (2017, §3.3).
+
+    It ends early where the averaged loss is four times its best, or a loss is not finite. The
+    average is exponential and reaches back over a tenth of the test. What it shows has passed by
+    then, so the suggestion is not its steepest fall, as with fastai and Lightning, but that of the
+    lines through the losses on both sides of a step (`steepest`), up to the best average.
+
+    Args:
+      experiment: what is to be trained; its own rate and schedule do not matter.
+      low: the rate of the first step.
+      high: the rate of the last step.
+      steps: how many.
+
+    Raises:
+      UserError: the rates are no range, or the first loss is not finite.
+    """
+    if not 0 < low < high < math.inf:
+        raise UserError(f"learning rates must rise from above 0, not from {low:g} to {high:g}")
+    if steps < 10:
+        raise UserError(f"a range test needs at least 10 steps, not {steps}")
+    optimizer = dataclasses.replace(
+        experiment.optimizer, learning_rate=high, schedule=RangeTest(start=low / high)
+    )
+    keep_memory(experiment.malloc_arenas)
+    run = _trial(experiment, optimizer=optimizer, steps=steps, steps_per_dispatch=1)
+    losses, smoothed, total, keep = [], [], 0.0, 1 - 10 / steps
+    for loss in itertools.islice(_losses(run), steps):
+        losses.append(loss)
+        total = keep * total + (1 - keep) * loss
+        smoothed.append(total / (1 - keep ** len(losses)))
+        if smoothed[-1] > min(smoothed) + (WORST - 1) * abs(min(smoothed)):
+            break
+    if not losses:
+        raise UserError("the first step gives no finite loss, at whatever learning rate")
+    rates = np.asarray(optimizer.rate(steps)(np.arange(len(losses))), float)
+    reach = steps // 10
+    best = 2 * reach + int(np.argmin(smoothed[2 * reach :] or [0.0]))  # before, it is so by chance
+    suggestion = steepest(rates[: best + 1], np.array(losses[: best + 1]), reach)
+    return LrCurve(rates, np.array(losses), np.array(smoothed), suggestion)
+
+
+def steepest(rates: np.ndarray, losses: np.ndarray, reach: int) -> float | None:
+    """The rate at the step around which the loss falls steepest; None where it never falls.
+
+    The slope is that of the line by least squares through the losses of `reach` steps before,
+    the step, and `reach` steps after.
+    """
+    offsets = np.arange(-reach, reach + 1)
+    if len(losses) < len(offsets):
+        return None
+    slopes = np.correlate(losses, offsets, "valid")  # but for a factor that all share
+    return float(rates[reach + slopes.argmin()]) if slopes.min() < 0 else None
+
+
+def figure() -> Any:
+    """An empty figure of Matplotlib.
+
+    Raises:
+      UserError: Matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UserError("a picture needs Matplotlib: pip install 'jdl-research[report]'") from error
+    return Figure(figsize=(6, 4), layout="constrained")
+
+
+def draw(curve: LrCurve, path: Path) -> None:
+    """Draws the loss by the learning rate, and the suggestion, as PNG."""
+    picture = figure()
+    axes = picture.subplots()
+    axes.semilogx(curve.rates, curve.losses, color="0.8", label="loss of the batch")
+    axes.semilogx(curve.rates, curve.smoothed, label="averaged")
+    if curve.suggestion is not None:
+        axes.axvline(curve.suggestion, color="0.5", linestyle=":", label=f"{curve.suggestion:.1e}")
+    low, high = curve.smoothed.min(), np.quantile(curve.smoothed, 0.9)  # not where it diverges
+    margin = 0.2 * (high - low) or 1.0
+    axes.set(xlabel="learning rate", ylabel="loss", ylim=(low - margin, high + margin))
+    axes.legend()
+    picture.savefig(path, format="png", dpi=150)
+
+
+@dataclass(frozen=True)
+class BatchRow:
+    """What a batch size takes.
+
+    Attributes:
+      batch_size: examples a step, over all devices.
+      items_per_second: examples trained on.
+      seconds: of a step, the median over blocks of steps.
+      memory: peak bytes of a device; of the process where the devices are the host's.
+    """
+
+    batch_size: int
+    items_per_second: float
+    seconds: float
+    memory: int
+
+
+@dataclass(frozen=True)
+class BatchSearch:
+    """What each batch size took, smallest first, and why there is no larger one."""
+
+    rows: tuple[BatchRow, ...]
+    ended: str
+
+    @property
+    def suggestion(self) -> int:
+        """The smallest batch size that reaches 95 % of the best throughput."""
+        best = max(row.items_per_second for row in self.rows)
+        return next(r.batch_size for r in self.rows if r.items_per_second >= ENOUGH * best)
+
+
+def find_batch(
+    experiment: Experiment,
+    *,
+    largest: int = 4096,
+    report: Callable[[BatchRow], Any] = lambda row: None,
+) -> BatchSearch:
+    """Trains a few steps with ever larger batches, from the smallest that the devices can share.
+
+    It ends where memory runs out, or would on a host; at the size of the training split; or at
+    the largest that is asked for.
+
+    Args:
+      experiment: what is to be trained; its own batch size does not matter.
+      largest: batch size to try.
+      report: is given each row as soon as it is there.
+
+    Raises:
+      UserError: not even the smallest batch can be tried.
+    """
+    keep_memory(experiment.malloc_arenas)
+    data = Splits(experiment.data)
+    rows: list[BatchRow] = []
+    size = experiment.strategy.parts() * experiment.accumulate
+    while not (ended := _obstacle(rows, size, largest, data.count("train"))):
+        try:
+            rows.append(_measured(experiment, size, data))
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            ended = f"memory runs out at a batch size of {size}"
+            break
+        report(rows[-1])
+        size *= 2
+    if not rows:
+        raise UserError(f"there is no batch size to try: {ended}")
+    return BatchSearch(tuple(rows), ended)
+
+
+def _obstacle(rows: list[BatchRow], size: int, largest: int, examples: int) -> str:
+    """Why a batch of this size is not tried; empty where it is."""
+    if size > largest:
+        return f"the largest batch size asked for is {largest}"
+    if size > examples:
+        return f"the training split has {examples} examples"
+    if len(rows) > 1 and jax.default_backend() == "cpu":
+        # What a host lacks, it takes from other programs, or kills this one.
+        more, left = 2 * (rows[-1].memory - rows[-2].memory), available_memory()
+        if more > left:
+            return (
+                f"a batch size of {size} would need {more / 2**20:.0f} MiB more, and "
+                f"{left / 2**20:.0f} MiB are available"
+            )
+    return ""
+
+
+def _measured(experiment: Experiment, size: int, data: Splits) -> BatchRow:
+    """Trains a little: to compile, to warm up, and to take the time."""
+    run, count = _trial(experiment, data, batch_size=size), experiment.steps_per_dispatch
+    feeds = run.feeds(0)
+
+    def block(dispatches: int) -> float:
+        begun, before = time.perf_counter(), None
+        for _ in range(dispatches):
+            metrics = run.dispatch(feeds, count)
+            jax.block_until_ready(before)  # as in training, two are in flight at most
+            before = metrics
+        jax.block_until_ready(before)
+        return time.perf_counter() - begun
+
+    block(1)
+    once = block(1)
+    dispatches = math.ceil(BLOCK_SECONDS / once)
+    blocks = [once] if dispatches == 1 else []
+    while len(blocks) < BLOCKS and sum(blocks) < LONGEST_SECONDS:
+        blocks.append(block(dispatches))
+    seconds = statistics.median(blocks) / dispatches / count
+    return BatchRow(size, size / seconds, seconds, peak_memory())
+
+
+def _trial(experiment: Experiment, data: Splits | None = None, **changes: Any) -> Run:
+    """A run with a fresh state, whose directory is never written."""
+    changed = dataclasses.replace(experiment, hooks=(), **changes)
+    run = Run(changed, "trial", Path(), data)
+    run.state = run.compiled.init(jax.random.key(experiment.seed))
+    return run
+
+
+def _losses(run: Run) -> Iterator[float]:
+    """The loss of each step, up to one that is not finite."""
+    feeds = run.feeds(0)
+    while True:
+        (metrics,) = run.dispatch(feeds, 1).unpack()
+        loss = compute(metrics).get("loss", math.nan)  # of a skipped step nothing counts
+        if not math.isfinite(loss):
+            return
+        yield loss
+
+
+def peak_memory() -> int:
+    """Bytes that a device held at most so far; the process where the devices do not tell."""
+    known = [device.memory_stats() or {} for device in jax.local_devices()]
+    on_device = max(stats.get("peak_bytes_in_use", 0) for stats in known)
+    return on_device or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def available_memory() -> int:
+    """Bytes that this host can still give; on Linux that includes what caches files."""
+    meminfo = Path("/proc/meminfo")
+    for line in meminfo.read_text().splitlines() if meminfo.exists() else ():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

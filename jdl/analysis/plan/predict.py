@@ -1,0 +1,216 @@
+"""Parameters, operations, memory and time of a run, and what would fit."""
+
+import itertools
+import math
+import os
+import re
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jdl.analysis import flops
+from jdl.analysis.plan.trial import Bytes, Trial
+from jdl.config.overrides import snake
+from jdl.errors import UserError
+from jdl.experiment import Experiment
+from jdl.parallel import DataParallel, FullySharded, Single, Strategy, TensorParallel
+from jdl.typing import PyTree
+
+FILLED = 0.8
+"""Share of a device's memory that a prediction may fill to count as fitting."""
+
+ROWS = (16, 32)
+"""Rows of a micro-batch at which steps are traced; what they hold at others lies on a line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """A way of running an experiment."""
+
+    strategy: str
+    precision: str
+    remat: bool
+    bytes: int  # on one device, at the experiment's batch size
+    largest: int  # batch size that fits, doubled from the least possible one; 0: none
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a run needs.
+
+    Attributes:
+      modules: parameters of each part of the model, by name.
+      parameters: of all parts.
+      flops: operations of the products and convolutions of a step, on all devices together; None
+        where they cannot be counted.
+      batch_size: examples a step, over all devices.
+      steps: of the run.
+      devices: how many.
+      memory: bytes of each.
+      rate: operations a second that each can do.
+      seconds: of a step at that rate: no step takes less.
+      bytes: what lies on a device, as the experiment is.
+      choices: other ways to run it.
+      notes: why there are not more of them.
+    """
+
+    modules: dict[str, int]
+    parameters: int
+    flops: int | None
+    batch_size: int
+    steps: int
+    devices: int
+    memory: int
+    rate: float
+    seconds: float | None
+    bytes: Bytes
+    choices: tuple[Choice, ...]
+    notes: tuple[str, ...]
+
+
+def plan(
+    experiment: Experiment,
+    *,
+    devices: int | None = None,
+    memory: int | None = None,
+    rate: float | None = None,
+) -> Plan:
+    """Predicts parameters, operations, memory and time of a run.
+
+    Steps are traced for the platform at hand; attention and convolutions of another may hold more
+    or less.
+
+    Args:
+      experiment: what is to be trained.
+      devices: how many there will be; None: as many as its strategy uses here.
+      memory: bytes of each; None: those of a device here.
+      rate: operations a second of each; None: those of a matrix product here, which is measured.
+
+    Raises:
+      UserError: the data is not at hand, or data, model, task and strategy do not fit together.
+    """
+    devices = len(experiment.strategy.used()) if devices is None else devices
+    if devices < 1:
+        raise UserError(f"a plan is for one device or more, not for {devices}")
+    memory = device_memory() if memory is None else memory
+    if memory <= 0 or (rate is not None and not 0 < rate < math.inf):
+        raise UserError("memory and operations a second of a device must be positive")
+    trial = Trial(experiment)
+    lying = trial.bytes(experiment.strategy, devices)
+    state, _ = trial.traced(experiment.batch_size)
+    choices, notes = _choices(trial, devices, memory)
+    parts = math.prod(experiment.strategy.sizes(devices)[:2])
+    if experiment.batch_size % (parts * experiment.accumulate):
+        notes.append(
+            f"batch_size: {experiment.batch_size} examples cannot be shared out evenly over "
+            f"{parts} parts in {experiment.accumulate} micro-batches, so that it would not run"
+        )
+    try:
+        count = flops.of(trial.traced(experiment.batch_size, "fp32")[1])
+    except ValueError as error:
+        count, notes = None, [*notes, str(error)]
+    rate = measured_rate(experiment.precision) if rate is None else rate
+    return Plan(
+        modules=_modules(state.params),
+        parameters=sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params)),
+        flops=count,
+        batch_size=experiment.batch_size,
+        steps=trial.steps,
+        devices=devices,
+        memory=memory,
+        rate=rate,
+        seconds=None if count is None else count / devices / rate,
+        bytes=lying,
+        choices=tuple(choices),
+        notes=tuple(notes),
+    )
+
+
+def _choices(trial: Trial, devices: int, memory: int) -> tuple[list[Choice], list[str]]:
+    """What each strategy, precision and remat takes, and why some strategies cannot be taken."""
+    model, found, notes = trial.experiment.model, [], []
+    precisions = ("fp32", "bf16") if hasattr(model, "dtype") else ("fp32",)
+    remats = (False, True) if hasattr(model, "remat") else (None,)
+    for name, strategy in _strategies(devices).items():
+        try:
+            for precision, remat in itertools.product(precisions, remats):
+                found.append(_choice(trial, name, strategy, devices, memory, precision, remat))
+        except UserError as error:
+            notes.append(f"{name}: {error}")
+    return found, notes
+
+
+def _strategies(devices: int) -> dict[str, Strategy]:
+    """Those of so many devices, by name; kernels are split among any power of two of them."""
+    if devices == 1:
+        return {"single": Single()}
+    found: dict[str, Strategy] = {}
+    for strategy in (DataParallel(), FullySharded()):
+        found[snake(type(strategy).__name__)] = strategy
+    parts = [2**power for power in range(1, devices.bit_length())]
+    for tensor in (part for part in parts if devices % part == 0):
+        found[f"tensor_parallel {tensor}"] = TensorParallel(tensor=tensor)
+    return found
+
+
+def _choice(
+    trial: Trial,
+    name: str,
+    strategy: Strategy,
+    devices: int,
+    memory: int,
+    precision: str,
+    remat: bool | None,
+) -> Choice:
+    each = trial.experiment.accumulate
+    first, second = (
+        trial.bytes(strategy, devices, rows * each, precision, remat).total for rows in ROWS
+    )
+    slope = (second - first) / (ROWS[1] - ROWS[0]) / each
+
+    def total(rows: int) -> int:
+        return round(first + slope * (rows - ROWS[0] * each))
+
+    largest, rows = 0, each
+    parts = math.prod(strategy.sizes(devices)[:2])
+    while total(rows) <= FILLED * memory and (rows * parts <= trial.examples or not largest):
+        largest, rows = rows * parts, 2 * rows
+    own = total(trial.rows(strategy, devices, trial.experiment.batch_size))
+    return Choice(strategy=name, precision=precision, remat=bool(remat), bytes=own, largest=largest)
+
+
+def _modules(params: PyTree) -> dict[str, int]:
+    """Parameters of each part of a model, in the order of their numbers."""
+    counts = {
+        name: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(part))
+        for name, part in params.items()
+    }
+
+    def key(name: str) -> list[Any]:
+        return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+
+    return {name: counts[name] for name in sorted(counts, key=key)}
+
+
+def device_memory() -> int:
+    """Bytes of a device here; devices that are the host's share its memory."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return stats.get("bytes_limit") or host // jax.local_device_count()
+
+
+def measured_rate(precision: str) -> float:
+    """Operations a second of a large matrix product on a device here, the best of a few."""
+    side = 1024 if jax.default_backend() == "cpu" else 8192
+    dtype = jnp.bfloat16 if precision == "bf16" else jnp.float32
+    a = jnp.ones((side, side), dtype)
+    product, taken = jax.jit(jnp.matmul), []
+    jax.block_until_ready(product(a, a))
+    for _ in range(5):
+        begun = time.perf_counter()
+        jax.block_until_ready(product(a, a))
+        taken.append(time.perf_counter() - begun)
+    return 2 * side**3 / min(taken)

@@ -1,0 +1,93 @@
+"""A plan as text, and amounts of memory from text."""
+
+import dataclasses
+import itertools
+import math
+import re
+from collections.abc import Iterator
+
+import jax
+
+from jdl.analysis.plan.predict import FILLED, Plan
+from jdl.errors import UserError
+
+UTILISATION = 0.4
+"""Share of a device's peak that large, well tuned models reach (Chowdhery et al., 2022)."""
+
+
+def parse_bytes(text: str) -> int:
+    """`80GB`, `16GiB` or a plain number as bytes.
+
+    Raises:
+      UserError: it is none of these.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([kmgt]?)(i?)b?)", text.strip().lower())
+    if found is None or not float(found[1]):
+        raise UserError(f"{text!r} is no amount of memory: write 80GB, 16GiB or a number of bytes")
+    return round(float(found[1]) * (1024 if found[3] else 1000) ** " kmgt".index(found[2] or " "))
+
+
+def lines(found: Plan) -> Iterator[str]:
+    """A plan as text."""
+    yield "parameters"
+    for name, count in _grouped(found.modules):
+        yield f"  {name:<24} {count:>15,}"
+    yield f"  {'in all':<24} {found.parameters:>15,}"
+    yield ""
+    batch = f"{found.batch_size} examples"
+    yield f"on each of {found.devices} devices, at the peak of a step on {batch}"
+    for field in dataclasses.fields(found.bytes):
+        yield f"  {field.name:<24} {_amount(getattr(found.bytes, field.name)):>15}"
+    yield f"  {'in all':<24} {_amount(found.bytes.total):>15} of {_amount(found.memory)}"
+    yield ""
+    yield from _times(found)
+    yield ""
+    share = f"{FILLED:.0%}".replace("%", " %")
+    yield f"largest batch that fits in {share} of the memory (and what {batch} take)"
+    settings = list(dict.fromkeys((c.precision, c.remat) for c in found.choices))
+    heads = [precision + (", remat" if remat else "") for precision, remat in settings]
+    yield f"  {'':<20}" + "".join(f"{head:>22}" for head in heads)
+    for name in dict.fromkeys(choice.strategy for choice in found.choices):
+        cells = [
+            f"{choice.largest or 'none':>8} {'(' + _amount(choice.bytes) + ')':>13}"
+            for choice in found.choices
+            if choice.strategy == name
+        ]
+        yield f"  {name:<20}" + "".join(cells)
+    for note in found.notes:
+        yield f"  {note}"
+    if jax.default_backend() == "cpu" and any(choice.remat for choice in found.choices):
+        yield "XLA undoes remat on CPUs: what it saves is predicted for accelerators"
+
+
+def _times(found: Plan) -> Iterator[str]:
+    """What a step and a run take at least."""
+    if found.flops is None or found.seconds is None:
+        return
+    whole = found.seconds * found.steps
+    yield f"a step has {found.flops:.4g} operations, and a device does {found.rate:.3g} a second"
+    yield f"  {'at 100 %, the bound':<24} {found.seconds:.3g} s a step, {whole:.4g} s a run"
+    likely = f"at {UTILISATION:.0%} of it".replace("%", " %")
+    yield (
+        f"  {likely:<24} {found.seconds / UTILISATION:.3g} s a step, "
+        f"{whole / UTILISATION:.4g} s a run of {found.steps:,} steps"
+    )
+
+
+def _grouped(modules: dict[str, int]) -> Iterator[tuple[str, int]]:
+    """Neighbours of one kind and size, such as blocks, as one line."""
+
+    def kind(item: tuple[str, int]) -> tuple[str, int]:
+        return re.sub(r"\d+$", "", item[0]), item[1]
+
+    for _, group in itertools.groupby(modules.items(), kind):
+        names = list(group)
+        (first, count), (last, _) = names[0], names[-1]
+        label = first if len(names) == 1 else f"{first} .. {last.rpartition('_')[2]}"
+        yield label, count * len(names)
+
+
+def _amount(count: int) -> str:
+    """Bytes in the unit that suits them."""
+    power = min(max(int(math.log2(count or 1)) // 10, 0), 4)
+    return f"{count / 1024**power:.4g} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"

@@ -1,0 +1,142 @@
+"""A training step traced under several settings, and what then lies on a device."""
+
+import dataclasses
+import functools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from jax.sharding import AbstractMesh
+
+from jdl import step
+from jdl.analysis.memory import nbytes, peak
+from jdl.data.pipeline import is_resident, transformed
+from jdl.experiment import Experiment
+from jdl.parallel import Strategy
+from jdl.parallel.base import AXES
+from jdl.state import TrainState
+from jdl.step import Program
+from jdl.trainer.run import check_vocabulary, fitting
+from jdl.typing import PyTree
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bytes:
+    """What lies on one device at the peak of a step, in bytes."""
+
+    parameters: int
+    optimizer: int  # moments, averages, and the model's further collections
+    gradients: int
+    activations: int  # all else that a step holds, saved for the backward pass or in passing
+    data: int  # the batch, and the training split where it is resident
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(dataclasses.astuple(self))
+
+
+class Trial:
+    """An experiment whose step is traced under several settings, under each once.
+
+    Raises:
+      UserError: its data is not at hand, or has tokens that the model does not know.
+    """
+
+    def __init__(self, experiment: Experiment) -> None:
+        check_vocabulary(experiment)
+        self.experiment = experiment
+        source = experiment.data.splits()["train"]
+        self.examples = len(source)
+        self.steps = experiment.total_steps(self.examples)
+        self.example = transformed(experiment.data, source[0])
+        self.row = sum(array.nbytes for array in self.example.values())
+        whole = self.row * self.examples
+        self.resident = whole if is_resident(experiment.data, whole) else 0
+        self._known: dict[Any, tuple[TrainState, Any]] = {}
+
+    def traced(
+        self, rows: int, precision: str | None = None, remat: bool | None = None
+    ) -> tuple[TrainState, Any]:
+        """The shapes of a state, and a step on so many rows as a jaxpr."""
+        own = self.experiment
+        remat = getattr(own.model, "remat", None) if remat is None else remat
+        key = rows, precision or own.precision, remat
+        if key not in self._known:
+            self._known[key] = self._trace(*key)
+        return self._known[key]
+
+    def _trace(self, rows: int, precision: Any, remat: bool | None) -> tuple[TrainState, Any]:
+        experiment = self.experiment
+        model = experiment.model if remat is None else experiment.model.clone(remat=remat)
+        changed = dataclasses.replace(experiment, model=model, precision=precision)
+        program = Program(
+            changed.compute_model(),
+            experiment.task,
+            experiment.optimizer.build(self.steps),
+            experiment.data.device_transforms,
+            experiment.accumulate,
+        )
+        batch = {
+            name: jax.ShapeDtypeStruct((rows, *array.shape), array.dtype)
+            for name, array in self.example.items()
+        }
+        batch["mask"] = jax.ShapeDtypeStruct((rows,), bool)
+        with fitting({name: array.shape for name, array in self.example.items()}):
+            state = jax.eval_shape(functools.partial(step.init, program), jax.random.key(0), batch)
+            return state, jax.make_jaxpr(functools.partial(step.update, program))(state, batch)
+
+    def rows(self, strategy: Strategy, devices: int, batch_size: int) -> int:
+        """Rows of a batch that a device computes, rounded up to whole micro-batches."""
+        data, fsdp, _ = strategy.sizes(devices)
+        each = self.experiment.accumulate
+        return math.ceil(batch_size / (data * fsdp * each)) * each
+
+    def bytes(
+        self,
+        strategy: Strategy,
+        devices: int,
+        rows: int | None = None,
+        precision: str | None = None,
+        remat: bool | None = None,
+    ) -> Bytes:
+        """What lies on one device; where nothing else is said, as the experiment is.
+
+        Raises:
+          UserError: the strategy cannot run it.
+        """
+        sizes = strategy.sizes(devices)
+        rows = rows or self.rows(strategy, devices, self.experiment.batch_size)
+        state, jaxpr = self.traced(rows, precision, remat)
+        laid = strategy.layout(state, AbstractMesh(sizes, AXES))
+        dims = [_dimension(where.spec, "tensor") for where in jax.tree.leaves(laid)]
+        # Products need parameters and make gradients that are split over `tensor` alone: what is
+        # spread over `fsdp` is gathered before them, and scattered after.
+        products = sum(
+            nbytes(leaf) // (1 if _dimension(where.spec, "tensor") is None else sizes[2])
+            for leaf, where in zip(*map(jax.tree.leaves, (state.params, laid.params)), strict=True)
+        )
+        parameters = _lying(state.params, laid.params)
+        gathered = 2 * (products - parameters)
+        return Bytes(
+            parameters=parameters,
+            optimizer=_lying(state.opt_state, laid.opt_state)
+            + _lying(state.collections, laid.collections),
+            gradients=parameters,
+            activations=max(peak(jaxpr, dims, sizes[2]) - products, 0) + gathered,
+            data=rows * self.row + self.resident,
+        )
+
+
+def _dimension(spec: Any, axis: str) -> int | None:
+    """The dimension of a leaf that is split over an axis of the mesh."""
+    return list(spec).index(axis) if axis in spec else None
+
+
+def _lying(tree: PyTree, laid: PyTree) -> int:
+    """Bytes of a tree's leaves on one device."""
+    pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(laid), strict=True)
+    return sum(
+        math.prod(where.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf, where in pairs
+    )

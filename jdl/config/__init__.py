@@ -1,0 +1,1 @@
+"""Reads experiment files, applies overrides by path, and describes fields for `--help`."""

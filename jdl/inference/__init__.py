@@ -1,0 +1,1 @@
+"""Uses a trained run: prediction, text generation, translation, export."""

@@ -1,0 +1,138 @@
+"""A run's prediction as one file of StableHLO, which is used without jdl."""
+
+import contextlib
+import itertools
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import export
+
+from jdl.errors import UserError, first_line
+from jdl.state import TrainState
+from jdl.step import predict
+from jdl.trainer.record import to_host
+from jdl.trainer.run import Run
+from jdl.typing import PyTree
+
+
+def check_target(path: Path) -> None:
+    """Raises a UserError for a path that cannot be written, or that holds something else."""
+    try:
+        import flatbuffers
+    except ImportError as error:
+        raise UserError(
+            "an export needs the package flatbuffers: pip install 'jdl-research[export]'"
+        ) from error
+    del flatbuffers
+    if path.is_dir():
+        raise UserError(f"{path} is a directory: name a file")
+    if not path.parent.is_dir():
+        raise UserError(f"there is no directory {path.parent} to write {path.name} into")
+    if not os.access(path.parent, os.W_OK):
+        raise UserError(f"{path.parent} cannot be written")
+    if path.exists():
+        try:
+            export.deserialize(bytearray(path.read_bytes()))
+        except Exception as error:  # whatever the reader makes of foreign contents
+            raise UserError(
+                f"{path} exists and is no export that could be replaced: name another file"
+            ) from error
+
+
+def exported(run: Run) -> export.Exported:
+    """The prediction of a run, its weights included, as a function of arrays by name.
+
+    The arrays are those of a batch that the prediction depends on, as the host transforms give
+    them; device transforms are part of it. It takes any number of rows, and runs on CPUs, on NVIDIA
+    cards and on what is here; where the model cannot be lowered so, on what is here alone, or for
+    as many rows as a batch of the run has.
+
+    Raises:
+      UserError: the model can be lowered in none of these ways.
+    """
+    state = run.evaluation_state(run.collected())
+    weights = jax.tree.map(lambda x: jnp.asarray(to_host(x)), (state.params, state.collections))
+    here = export.default_export_platform()
+    platforms = tuple(dict.fromkeys((here, "cpu", "cuda"))), (here,)
+    counts = *export.symbolic_shape("rows"), run.experiment.batch_size
+    *ways, last = itertools.product(counts, platforms)
+    try:
+        names = _used(run, weights)
+        for way in ways:
+            with contextlib.suppress(Exception):  # of JAX, and of many kinds
+                return _lowered(run, weights, names, *way)
+        return _lowered(run, weights, names, *last)
+    except Exception as error:
+        raise UserError(f"the prediction cannot be exported: {first_line(error)}") from error
+
+
+def write(path: Path, function: export.Exported) -> None:
+    """Writes a function into a file, or leaves what is there.
+
+    Raises:
+      UserError: it gives something else than arrays in dicts, lists and tuples.
+    """
+    draft = path.with_name(f".{path.name}.tmp")
+    try:
+        draft.write_bytes(function.serialize())
+        draft.replace(path)
+    except ValueError as error:
+        raise UserError(f"the prediction cannot be exported: {first_line(error)}") from error
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def signature(function: export.Exported) -> str:
+    """What a function takes and gives, and where it runs."""
+    takes, gives = (
+        [f"{x.dtype}[{','.join(map(str, x.shape))}]" for x in avals]
+        for avals in (function.in_avals, function.out_avals)
+    )
+    _, named = jax.tree.unflatten(function.in_tree, takes)
+    arguments = ", ".join(f"{name}: {kind}" for name, kind in named.items())
+    return f"({arguments}) -> {', '.join(gives)} on {', '.join(function.platforms)}"
+
+
+def _used(run: Run, weights: PyTree) -> list[str]:
+    """Names of the arrays of a batch that the prediction depends on."""
+    arrays = {name: leaf for name, leaf in run.batch.items() if name != "mask"}
+    probe = export.export(jax.jit(lambda arrays, weights: _predicted(run, weights, arrays)))
+    kept = probe(arrays, jax.eval_shape(lambda: weights)).module_kept_var_idx
+    return [name for index, name in enumerate(sorted(arrays)) if index in kept]
+
+
+def _lowered(
+    run: Run, weights: PyTree, names: Sequence[str], rows: Any, platforms: Sequence[str]
+) -> export.Exported:
+    shapes = {
+        name: jax.ShapeDtypeStruct((rows, *run.batch[name].shape[1:]), run.batch[name].dtype)
+        for name in names
+    }
+
+    def prediction(**arrays: jax.Array) -> Any:
+        return _predicted(run, weights, arrays)
+
+    return export.export(jax.jit(prediction), platforms=platforms)(**shapes)
+
+
+def _predicted(run: Run, weights: PyTree, arrays: Mapping[str, jax.Array]) -> Any:
+    """The task's prediction; arrays that are not given are zeros."""
+    rows = next(iter(arrays.values())).shape[0]
+    absent = {
+        name: jnp.zeros((rows, *leaf.shape[1:]), leaf.dtype)
+        for name, leaf in run.batch.items()
+        if name not in arrays
+    }
+    params, collections = weights
+    state = TrainState(
+        step=jnp.zeros((), jnp.int32),
+        key=jax.random.key(0),
+        params=params,
+        collections=collections,
+        opt_state=(),
+    )
+    return predict(run.program, state, {**absent, **arrays, "mask": jnp.ones(rows, bool)})

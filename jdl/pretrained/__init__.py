@@ -1,0 +1,6 @@
+"""Weights that a run begins with, and models in the layout of Hugging Face transformers."""
+
+from jdl.pretrained.huggingface import load, save
+from jdl.pretrained.run import Weights, replace_weights
+
+__all__ = ["Weights", "load", "replace_weights", "save"]

@@ -1,0 +1,268 @@
+"""GPT-2, BERT and ViT in the layout of Hugging Face transformers, read and written."""
+
+import fnmatch
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import unflatten_dict
+
+from jdl.errors import UserError
+from jdl.files import write_json
+from jdl.models import ViT
+from jdl.paths import path_name
+from jdl.pretrained.axes import rearrange, shape
+from jdl.pretrained.config import CONFIG, labels, read_config, read_head, read_model, write_config
+from jdl.pretrained.layouts import Layout, Row
+from jdl.pretrained.tensors import FLOATS, Tensor, describe, write
+from jdl.typing import Json, PyTree
+
+Shape = tuple[int, ...]
+
+
+def load(directory: str | Path) -> tuple[nn.Module, dict[str, Any]]:
+    """A model that transformers saved, as one of ours.
+
+    GPT2LMHeadModel becomes a `GPT`; BertForMaskedLM, BertForSequenceClassification and BertModel
+    become a `BERT`; ViTForImageClassification becomes a `ViT`. Both give the same outputs. Only
+    JSON and safetensors are read, in one file or in several with an index; tensors of 16 or 64 bits
+    become float32. Tensors of heads that the class has not are left out.
+
+    Args:
+      directory: with config.json and model.safetensors.
+
+    Returns:
+      The model, and its parameters as `model.apply({"params": ...})` takes them.
+
+    Raises:
+      UserError: a file is missing or damaged, the model is of another kind, or tensors are
+        missing, not known or of another shape; all of them are named.
+    """
+    directory = Path(directory).expanduser()
+    layout, config = read_config(directory)
+    path = directory / CONFIG
+    model = read_model(layout, config, path).clone(**read_head(layout, config, path))
+    given = _given(directory, layout, model)
+    wanted = _shapes(model, config)
+    slots = list(_slots(layout, model, config))
+    known = [name for slot in slots for name in slot.names]
+    slots = [slot for slot in slots if slot.path in wanted]
+    needed = {name: slot.shape for slot in slots for name in slot.names}
+    wrong = _misfits(needed, given, [*known, *layout.unused])
+    if wrong:
+        raise UserError(f"the tensors in {directory} do not fit its {CONFIG}: {wrong}")
+    params = {slot.path: jnp.asarray(slot.read(given)) for slot in slots}
+    return model, unflatten_dict(params, sep=".")
+
+
+def save(model: nn.Module, params: PyTree, directory: str | Path) -> None:
+    """Writes a GPT, BERT or ViT of ours as transformers saves such a model, for `from_pretrained`.
+
+    Our `dropout` becomes theirs of embeddings and layers; theirs of attention weights becomes 0.
+    A model with `scan` is written block by block. What the directory held is replaced.
+
+    Args:
+      model: whose layout transformers know.
+      params: its parameters, as `init` or a run (`run.collected().params`) gives them.
+      directory: is made where it is not there.
+
+    Raises:
+      UserError: the model does what the layout cannot say, the parameters are not the model's, or
+        the directory cannot be written.
+    """
+    directory = Path(directory).expanduser()
+    arrays = _unstacked({path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(params)})
+    layout, config = write_config(model)
+    config |= _image(model, arrays)
+    wanted = _shapes(model, config)
+    wrong = _misfits(wanted, {name: np.shape(array) for name, array in arrays.items()})
+    if wrong:
+        raise UserError(f"the parameters do not fit the model: {wrong}")
+    tensors = {}
+    for slot in _slots(layout, model, config):
+        if slot.path in wanted:
+            tensors |= slot.write(np.asarray(arrays[slot.path], np.float32))
+    bare = getattr(model, "outputs", None) == 0
+    write(directory, tensors if bare else {_full(layout, n): x for n, x in tensors.items()})
+    write_json(directory / CONFIG, config)
+
+
+def read_arrays(directory: Path, scan: bool = False) -> tuple[nn.Module, dict[str, np.ndarray]]:
+    """A directory's model, and the parameters that it holds, by path, whichever head it has.
+
+    Args:
+      directory: with config.json and safetensors.
+      scan: stack the parameters of the blocks, as a model with `scan` has them.
+
+    Raises:
+      UserError: a file is missing or damaged, the model is of another kind, or tensors have
+        another shape than config.json says.
+    """
+    layout, config = read_config(directory)
+    model = read_model(layout, config, directory / CONFIG)
+    given = _given(directory, layout, model)
+    slots = [s for s in _slots(layout, model, config) if all(n in given for n in s.names)]
+    wrong = _misfits({n: slot.shape for slot in slots for n in slot.names}, given, ["*"])
+    if wrong:
+        raise UserError(f"the tensors in {directory} do not fit its {CONFIG}: {wrong}")
+    arrays = {slot.path: slot.read(given) for slot in slots}
+    return model, _stacked(arrays) if scan else arrays
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """A parameter of a model and the tensors that hold it."""
+
+    path: str
+    names: tuple[str, ...]
+    row: Row
+    sizes: Mapping[str, int]
+
+    @property
+    def shape(self) -> Shape:
+        """Of each tensor."""
+        whole = shape(self.row.source, self.sizes)
+        return whole[1:] if len(self.names) > 1 else whole
+
+    def read(self, given: Mapping[str, Tensor]) -> np.ndarray:
+        arrays = [given[name].read() for name in self.names]
+        array = np.stack(arrays) if len(arrays) > 1 else arrays[0]
+        return rearrange(array, self.row.source, self.row.target, self.sizes)
+
+    def write(self, array: np.ndarray) -> dict[str, np.ndarray]:
+        array = rearrange(array, self.row.target, self.row.source, self.sizes)
+        return dict(zip(self.names, array if len(self.names) > 1 else [array], strict=True))
+
+
+def _slots(layout: Layout, model: Any, config: Mapping[str, Json]) -> Iterator[_Slot]:
+    """All parameters that the layout tells, of any head."""
+    fields = {
+        "v": "vocabulary", "t": "context", "k": "kinds", "w": "width", "o": "width", "h": "heads",
+        "y": "patch", "x": "patch",
+    }  # fmt: skip
+    sizes = {letter: getattr(model, name, 0) for letter, name in fields.items()}
+    sizes |= {"q": 3, "d": model.width // model.heads, "f": model.hidden or 4 * model.width}
+    sizes["c"] = labels(config)
+    if layout.images:
+        sizes["n"] = 1 + (config["image_size"] // model.patch) ** 2
+        sizes["i"] = config["num_channels"]
+    for row in layout.rows:
+        for block in range(model.layers) if "*" in row.path else [0]:
+            names = (name.replace("*", str(block)) for name in _names(row.tensor))
+            yield _Slot(row.path.replace("*", str(block)), tuple(names), row, sizes)
+
+
+def _names(tensor: str) -> list[str]:
+    """`a.b|c` as `a.b` and `a.c`."""
+    choice = re.search(r"\w+(?:\|\w+)+", tensor)
+    return [tensor.replace(choice[0], x) for x in choice[0].split("|")] if choice else [tensor]
+
+
+def _given(directory: Path, layout: Layout, model: Any) -> dict[str, Tensor]:
+    """The tensors of a directory by name, without prefix and with today's names of norms.
+
+    Raises:
+      UserError: they are fewer than the model has blocks, of which a list would have no end.
+    """
+    found = {}
+    for name, tensor in describe(directory).items():
+        name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
+        name = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
+        found[name.removeprefix(layout.prefix)] = tensor
+    if model.layers > len(found):
+        raise UserError(
+            f"the tensors in {directory} do not fit its {CONFIG}: it has {model.layers} blocks, "
+            f"and they are {len(found)} in all"
+        )
+    return found
+
+
+def _full(layout: Layout, name: str) -> str:
+    return name if name.split(".")[0] in layout.heads else layout.prefix + name
+
+
+def _shapes(model: nn.Module, config: Mapping[str, Json]) -> dict[str, Shape]:
+    """The shape of each parameter of a model, block by block."""
+    side = config.get("image_size")
+    given = jnp.zeros((1, 1), jnp.int32)
+    if side is not None:
+        given = jax.ShapeDtypeStruct((1, side, side, config["num_channels"]), jnp.float32)
+    plain: Any = {"scan": False, "remat": False}
+    shapes = jax.eval_shape(model.clone(**plain).init, jax.random.key(0), given)["params"]
+    return {path_name(p): x.shape for p, x in jax.tree_util.tree_leaves_with_path(shapes)}
+
+
+def _unstacked(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters of `blocks`, as a scan has them stacked, as those of `block_0`, `block_1`, ..."""
+    found = {}
+    for path, array in arrays.items():
+        root, _, rest = path.partition(".")
+        if root == "blocks":
+            found |= {f"block_{i}.{rest}": part for i, part in enumerate(array)}
+        else:
+            found[path] = array
+    return found
+
+
+def _stacked(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Parameters of `block_0`, `block_1`, ... as those of `blocks`."""
+    found, blocks = {}, {}
+    for path, array in arrays.items():
+        root, _, rest = path.partition(".")
+        if root.startswith("block_"):
+            blocks.setdefault(rest, {})[int(root.removeprefix("block_"))] = array
+        else:
+            found[path] = array
+    stacks = {rest: [parts[i] for i in sorted(parts)] for rest, parts in blocks.items()}
+    return found | {f"blocks.{rest}": np.stack(stack) for rest, stack in stacks.items()}
+
+
+def _image(model: nn.Module, arrays: Mapping[str, Any]) -> dict[str, int]:
+    """`image_size` and `num_channels`, by the parameters of a model that reads images.
+
+    Raises:
+      UserError: the images are not square, or the parameters not those of such a model.
+    """
+    if not isinstance(model, ViT):
+        return {}
+    if missing := [name for name in ("positions", "patches.kernel") if name not in arrays]:
+        raise UserError(f"the parameters do not fit the model: missing {', '.join(missing)}")
+    places = len(arrays["positions"]) - 1
+    if math.isqrt(places) ** 2 != places:
+        raise UserError(
+            f"transformers' ViT reads square images, which have no {places} patches as here"
+        )
+    channels = len(arrays["patches.kernel"]) // model.patch**2
+    return {"image_size": model.patch * math.isqrt(places), "num_channels": channels}
+
+
+def _misfits(
+    needed: Mapping[str, Shape], given: Mapping[str, Any], known: Iterable[str] = ()
+) -> str:
+    """All that is missing, not known or of another shape; empty where nothing is.
+
+    Args:
+      needed: shapes by name.
+      given: tensors or shapes by name.
+      known: patterns of names that may be there too.
+    """
+    missing = [name for name in needed if name not in given]
+    patterns = re.compile("|".join(map(fnmatch.translate, known)) or r"\Z.")
+    extra = [name for name in given if name not in needed and not patterns.match(name)]
+    parts = [f"{what} {', '.join(names)}" for what, names in
+             (("missing", missing), ("not known", extra)) if names]  # fmt: skip
+    for name, expected in needed.items():
+        found = given.get(name)
+        has = found.shape if isinstance(found, Tensor) else found
+        if found is not None and has != expected:
+            parts.append(f"{name} has shape {has}, not {expected}")
+        elif isinstance(found, Tensor) and found.dtype not in FLOATS:
+            parts.append(f"{name} is {found.dtype}, not of floating point")
+    return "; ".join(parts)

@@ -1,0 +1,247 @@
+"""How models of Hugging Face transformers and ours call the same things: tables, read both ways.
+
+Letters of axes: v vocabulary, t context, k kinds of tokens, n places of an image, w and o the
+width, h heads, d depth of a head, q the query, key and value, f hidden units, c classes, y and x
+rows and columns of a patch, i channels.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from jdl.layers import exact_gelu
+from jdl.models import BERT, GPT, ViT
+from jdl.pretrained.axes import axes
+
+ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": exact_gelu,
+    "gelu_new": nn.gelu,
+    "gelu_pytorch_tanh": nn.gelu,
+    "relu": nn.relu,
+    "silu": nn.silu,
+}
+"""Their names of functions; the first that means a function is the one that is written."""
+
+LABELS = "labels"
+"""Stands for a model's number of classes, which `id2label` tells in config.json."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A field of ours and the entry of config.json that says the same."""
+
+    field: str
+    key: str
+    default: Any
+    """What transformers take where the entry is missing."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A parameter of ours and the tensors that hold it; `*` is the number of the block."""
+
+    path: str
+    tensor: str
+    """A part such as `query|key|value` names several tensors, stacked along a new axis 0."""
+    source: str
+    """Axes of the tensors (see `jdl.pretrained.axes`)."""
+    target: str
+    """Axes of the parameter."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """A kind of model."""
+
+    kind: str
+    """Its `model_type` in config.json."""
+    model: type[nn.Module]
+    architectures: Mapping[str, Mapping[str, Any]]
+    """Their classes that ours can be, and what fields tell them apart."""
+    prefix: str
+    """Of the names of tensors, but for those of a head."""
+    heads: tuple[str, ...]
+    """How the names of those begin; a class without a head has no prefix."""
+    entries: tuple[Entry, ...]
+    fixed: Mapping[str, Any]
+    """Fields of ours that config.json cannot say, with what it takes them to be."""
+    required: Mapping[str, Any]
+    """Entries that ours cannot do, with what it takes them to be: also their defaults."""
+    rows: tuple[Row, ...]
+    unused: tuple[str, ...]
+    """Tensors that repeat others or belong to heads that ours has not, as patterns."""
+    written: Mapping[str, Any]
+    """Further entries of config.json, which change training there and nothing here."""
+    images: bool = False
+    """Whether it reads images: `image_size` and `num_channels`."""
+
+
+def _dense(path: str, tensor: str, source: str, target: str) -> tuple[Row, Row]:
+    """Kernel and bias of a dense layer; the bias has those axes that the kernel gives."""
+    outputs = axes(target)[-1]
+    kept = [axis for axis in axes(source) if set(axis) <= set(outputs)]
+    return (
+        Row(f"{path}.kernel", f"{tensor}.weight", source, target),
+        Row(f"{path}.bias", f"{tensor}.bias", _side(kept), _side([outputs])),
+    )
+
+
+def _side(axes: list[list[str]]) -> str:
+    return " ".join(f"({' '.join(axis)})" for axis in axes)
+
+
+def _norm(path: str, tensor: str) -> tuple[Row, Row]:
+    return (
+        Row(f"{path}.scale", f"{tensor}.weight", "w", "w"),
+        Row(f"{path}.bias", f"{tensor}.bias", "w", "w"),
+    )
+
+
+def _encoder(
+    attention: str, output: str, norm1: str, norm2: str, inner: str, outer: str
+) -> tuple[Row, ...]:
+    """A block of BERT or ViT, given their names of its layers."""
+    layer = "encoder.layer.*"
+    return (
+        *_dense(
+            "block_*.attention.qkv", f"{layer}.{attention}.query|key|value",
+            "q (h d) w", "w (h q d)",
+        ),
+        *_dense("block_*.attention.output", f"{layer}.{output}", "w (h d)", "(h d) w"),
+        *_norm("block_*.norm1", f"{layer}.{norm1}"),
+        *_norm("block_*.norm2", f"{layer}.{norm2}"),
+        *_dense("block_*.feed_forward.inner", f"{layer}.{inner}", "f w", "w f"),
+        *_dense("block_*.feed_forward.outer", f"{layer}.{outer}", "w f", "f w"),
+    )  # fmt: skip
+
+
+GPT2_LAYOUT = Layout(
+    kind="gpt2",
+    model=GPT,
+    architectures={"GPT2LMHeadModel": {}},
+    prefix="transformer.",
+    heads=("lm_head",),
+    entries=(
+        Entry("vocabulary", "vocab_size", 50_257),
+        Entry("context", "n_positions", 1024),
+        Entry("layers", "n_layer", 12),
+        Entry("heads", "n_head", 12),
+        Entry("width", "n_embd", 768),
+        Entry("hidden", "n_inner", None),
+        Entry("activation", "activation_function", "gelu_new"),
+        Entry("epsilon", "layer_norm_epsilon", 1e-5),
+        Entry("tied", "tie_word_embeddings", True),
+        Entry("dropout", "resid_pdrop", 0.1),
+        Entry("dropout", "embd_pdrop", 0.1),
+    ),
+    fixed={
+        "kv_heads": None, "positions": "learned", "norm": "layer", "gated": False, "bias": True,
+    },
+    required={
+        "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False,
+        "add_cross_attention": False,
+    },
+    written={"attn_pdrop": 0.0},
+    rows=(
+        Row("tokens.embedding", "wte.weight", "v w", "v w"),
+        Row("positions", "wpe.weight", "t w", "t w"),
+        *_norm("block_*.norm1", "h.*.ln_1"),
+        *_dense("block_*.attention.qkv", "h.*.attn.c_attn", "w (q h d)", "w (h q d)"),
+        *_dense("block_*.attention.output", "h.*.attn.c_proj", "(h d) w", "(h d) w"),
+        *_norm("block_*.norm2", "h.*.ln_2"),
+        *_dense("block_*.feed_forward.inner", "h.*.mlp.c_fc", "w f", "w f"),
+        *_dense("block_*.feed_forward.outer", "h.*.mlp.c_proj", "f w", "f w"),
+        *_norm("norm", "ln_f"),
+        Row("logits", "lm_head.weight", "v w", "v w"),
+    ),
+    unused=("h.*.attn.bias", "h.*.attn.masked_bias"),  # masks
+)  # fmt: skip
+
+BERT_LAYOUT = Layout(
+    kind="bert",
+    model=BERT,
+    architectures={
+        "BertForMaskedLM": {"outputs": None},
+        "BertForSequenceClassification": {"outputs": LABELS},
+        "BertModel": {"outputs": 0},
+    },
+    prefix="bert.",
+    heads=("cls", "classifier"),
+    entries=(
+        Entry("vocabulary", "vocab_size", 30_522),
+        Entry("context", "max_position_embeddings", 512),
+        Entry("layers", "num_hidden_layers", 12),
+        Entry("heads", "num_attention_heads", 12),
+        Entry("width", "hidden_size", 768),
+        Entry("hidden", "intermediate_size", 3072),
+        Entry("kinds", "type_vocab_size", 2),
+        Entry("padding", "pad_token_id", 0),
+        Entry("activation", "hidden_act", "gelu"),
+        Entry("epsilon", "layer_norm_eps", 1e-12),
+        Entry("dropout", "hidden_dropout_prob", 0.1),
+    ),
+    fixed={},
+    required={
+        "position_embedding_type": "absolute",
+        "is_decoder": False,
+        "add_cross_attention": False,
+        "tie_word_embeddings": True,
+    },
+    written={"attention_probs_dropout_prob": 0.0},
+    rows=(
+        Row("tokens.embedding", "embeddings.word_embeddings.weight", "v w", "v w"),
+        Row("positions", "embeddings.position_embeddings.weight", "t w", "t w"),
+        Row("kinds", "embeddings.token_type_embeddings.weight", "k w", "k w"),
+        *_norm("norm", "embeddings.LayerNorm"),
+        *_encoder(
+            "attention.self", "attention.output.dense", "attention.output.LayerNorm",
+            "output.LayerNorm", "intermediate.dense", "output.dense",
+        ),
+        *_dense("pooler", "pooler.dense", "o w", "w o"),
+        *_dense("logits", "classifier", "c w", "w c"),
+        *_dense("transform", "cls.predictions.transform.dense", "o w", "w o"),
+        *_norm("transform_norm", "cls.predictions.transform.LayerNorm"),
+        Row("bias", "cls.predictions.bias", "v", "v"),
+    ),
+    unused=("embeddings.position_ids", "cls.predictions.decoder.*", "cls.seq_relationship.*"),
+)  # fmt: skip
+
+VIT_LAYOUT = Layout(
+    kind="vit",
+    model=ViT,
+    architectures={"ViTForImageClassification": {"outputs": LABELS}},
+    prefix="vit.",
+    heads=("classifier",),
+    entries=(
+        Entry("patch", "patch_size", 16),
+        Entry("layers", "num_hidden_layers", 12),
+        Entry("heads", "num_attention_heads", 12),
+        Entry("width", "hidden_size", 768),
+        Entry("hidden", "intermediate_size", 3072),
+        Entry("activation", "hidden_act", "gelu"),
+        Entry("epsilon", "layer_norm_eps", 1e-12),
+        Entry("dropout", "hidden_dropout_prob", 0.0),
+    ),
+    fixed={"pool": "first"},
+    required={"qkv_bias": True},
+    rows=(
+        Row("first", "embeddings.cls_token", "1 1 w", "1 1 w"),
+        Row("positions", "embeddings.position_embeddings", "1 n w", "n w"),
+        *_dense("patches", "embeddings.patch_embeddings.projection", "w i y x", "(y x i) w"),
+        *_encoder(
+            "attention.attention", "attention.output.dense", "layernorm_before",
+            "layernorm_after", "intermediate.dense", "output.dense",
+        ),
+        *_norm("norm", "layernorm"),
+        *_dense("logits", "classifier", "c w", "w c"),
+    ),
+    unused=("pooler.dense.*", "embeddings.mask_token"),
+    written={"attention_probs_dropout_prob": 0.0},
+    images=True,
+)  # fmt: skip
+
+LAYOUTS = (GPT2_LAYOUT, BERT_LAYOUT, VIT_LAYOUT)

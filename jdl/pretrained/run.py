@@ -1,0 +1,160 @@
+"""Weights that one run ended with, or transformers saved, as those that another begins with."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from jdl.checkpoint import Store
+from jdl.errors import UserError
+from jdl.paths import check_modules, path_name, within
+from jdl.pretrained.config import CONFIG
+from jdl.pretrained.huggingface import read_arrays
+from jdl.pretrained.layouts import ACTIVATIONS, LAYOUTS
+from jdl.state import TrainState
+
+UNSEEN = ("heads", "norm", "epsilon", "activation", "gated", "bias", "padding")
+"""Fields that change what a block computes, where its arrays may have the shapes that they have."""
+LOST = ("layers", "positions", "tied")
+"""Fields by which a model may have no place for some arrays, which would be lost unnoticed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """What a run begins with: weights that another run ended with, or fresh ones.
+
+    They are those that the other run is scored with, or those of a model that Hugging Face
+    transformers saved (see `jdl.pretrained.load`). Modules are named by path, such as `Conv_0` or
+    `encoder.Dense_1`; what is left out begins as it would without another run. A model of
+    transformers has to compute what this one does: its `config.json` says how many heads it has,
+    which activation and the like, where shapes cannot.
+    """
+
+    run: str | None = None  # another run's directory, or one of transformers; none: all is fresh
+    modules: tuple[str, ...] = ()  # that are taken; none given: all
+    leave_out: tuple[str, ...] = ()  # modules that are not taken
+
+    def read(self, like: TrainState, model: nn.Module) -> dict[str, np.ndarray]:
+        """The arrays that a new run takes, by their path in the state.
+
+        Only arrays and JSON are read, and of a run verified, as on resume.
+
+        Args:
+          like: shapes and dtypes of the new run's state.
+          model: of the new run.
+
+        Raises:
+          UserError: there is no such run or module, an array is missing or has another shape, or
+            a model of transformers computes otherwise with the same arrays.
+        """
+        if self.run is None:
+            return {}
+        leaves = jax.tree_util.tree_leaves_with_path(_learned(like))
+        wanted = {path_name(path): leaf for path, leaf in leaves}
+        check_modules(map(_module, wanted), (*self.modules, *self.leave_out))
+        wanted = {path: x for path, x in wanted.items() if self._takes(_module(path))}
+        theirs, given = _given(Path(self.run).expanduser(), getattr(model, "scan", False))
+        if theirs is not None and any(_module(path).startswith("block") for path in wanted):
+            self._check_same(theirs, model)
+        taken = {}
+        for path, leaf in wanted.items():
+            if path not in given or given[path].shape != leaf.shape:
+                has = f"of shape {given[path].shape}" if path in given else "nowhere"
+                raise UserError(
+                    f"weights.run: {self.run} has {path} {has}, where this model has shape "
+                    f"{leaf.shape}; weights.leave_out names modules that begin fresh"
+                )
+            taken[path] = given[path].astype(leaf.dtype)
+        return taken
+
+    def _takes(self, module: str) -> bool:
+        kept = not self.modules or within(module, self.modules)
+        return kept and not within(module, self.leave_out)
+
+    def _check_same(self, theirs: nn.Module, model: nn.Module) -> None:
+        """Raises a UserError where a model computes otherwise with arrays that fit them both."""
+        there, here = type(theirs), type(model)
+        wrong = _differences(theirs, model, () if self.modules else LOST)
+        if here is not there and here in [layout.model for layout in LAYOUTS]:
+            wrong = [f"model is a {there.__name__} there, not a {here.__name__}"]
+        if wrong:
+            raise UserError(
+                f"weights.run: {self.run} holds a model that computes otherwise with the same "
+                f"arrays: {'; '.join(wrong)}"
+            )
+
+
+def replace_weights(state: TrainState, given: Mapping[str, np.ndarray]) -> TrainState:
+    """The state with some arrays of its parameters and collections, by path, replaced."""
+
+    def choose(path: Any, leaf: jax.Array) -> jax.Array:
+        name = path_name(path)
+        return jax.device_put(given[name], leaf.sharding) if name in given else leaf
+
+    learned = jax.tree_util.tree_map_with_path(choose, _learned(state))
+    return dataclasses.replace(state, **learned)
+
+
+def _learned(state: TrainState) -> dict[str, Any]:
+    return {"params": state.params, "collections": state.collections}
+
+
+def _given(run: Path, scan: bool) -> tuple[nn.Module | None, dict[str, np.ndarray]]:
+    """The weights of a run; or those of a model in transformers' layout, and the model."""
+    folder = run / "checkpoints"
+    if not folder.is_dir():
+        if not (run / CONFIG).is_file():
+            raise UserError(
+                f"weights.run: {run} holds no checkpoint of a run, and no {CONFIG} of transformers"
+            )
+        model, arrays = read_arrays(run, scan)
+        return model, {f"params.{path}": array for path, array in arrays.items()}
+    store = Store(folder)
+    try:
+        given = store.weights()
+    finally:
+        store.close()
+    if given is None:
+        raise UserError(f"weights.run: {run} holds no checkpoint of a run yet")
+    return None, given
+
+
+def _differences(theirs: nn.Module, model: nn.Module, lost: tuple[str, ...]) -> list[str]:
+    """The fields of both by which one computes otherwise; those in `lost` are looked at too."""
+    shared = {x.name for x in dataclasses.fields(theirs)} & {
+        x.name for x in dataclasses.fields(model)
+    }
+    found = []
+    for name in (name for name in (*UNSEEN, *lost) if name in shared):
+        there, here = getattr(theirs, name), getattr(model, name)
+        if _unnoticed(name, there, here):
+            found.append(f"model.{name} is {_shown(there)} there, not {_shown(here)}")
+    return found
+
+
+def _unnoticed(name: str, there: Any, here: Any) -> bool:
+    """Whether a field differs, and no array is asked for that is not there."""
+    if name == "layers":
+        return there > here
+    if name == "tied":
+        return here and not there
+    return there != here
+
+
+def _shown(value: Any) -> Any:
+    """A field's value as a user writes it; of an activation, what transformers call it."""
+    if not callable(value):
+        return value
+    called = [name for name, function in ACTIVATIONS.items() if function is value]
+    return called[0] if called else getattr(value, "__name__", value)
+
+
+def _module(path: str) -> str:
+    """A path without `params` or the name of its collection in front."""
+    root, _, rest = path.partition(".")
+    return rest if root == "params" else rest.partition(".")[2]

@@ -1,0 +1,1 @@
+"""Trains several runs: seeds, vectorized runs, hyperparameter search."""

@@ -1,0 +1,178 @@
+"""A study in its storage: what it is of, what was found."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import optuna
+from optuna.storages import BaseStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.study import Study as OptunaStudy
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import IntegrityError, OperationalError
+
+from jdl.errors import UserError, first_line
+from jdl.files import write_atomically
+from jdl.sweeps.search.claims import BEAT, GRACE
+from jdl.sweeps.search.samplers import quiet
+from jdl.trainer.record import differences
+from jdl.typing import Json
+
+JOURNAL = "study.journal"
+"""The storage of a directory that names no other."""
+
+IDENTITY = "jdl"
+"""The attribute of a study that says what it is of."""
+
+LOWER = ("loss", "perplexity", "bits_per_byte", "rmse", "mse", "mae", "mape")
+"""Metrics of which less is better."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """A point that was tried.
+
+    Attributes:
+      number: of the trial, and of its directory.
+      state: `complete`, `pruned`, `failed` or `running`.
+      value: the metric; of a pruned trial the last that was reported, None where there is none.
+      point: values by path.
+      seconds: from the first step to the last.
+      error: why it failed.
+    """
+
+    number: int
+    state: Literal["complete", "pruned", "failed", "running"]
+    value: float | None
+    point: Mapping[str, Json]
+    seconds: float | None
+    error: str | None
+
+
+def open_storage(url: str | None, workdir: Path) -> BaseStorage:
+    """The storage of a study: the journal of its directory, or what a URL names.
+
+    Args:
+      url: of a database (`sqlite:///FILE`, `postgresql://...`) or of Optuna's proxy (`grpc://HOST:
+        PORT`); None for a journal file in the directory.
+      workdir: the study's directory, made where the journal lies in it.
+
+    Raises:
+      UserError: it cannot be reached, or needs a package that is missing.
+    """
+    try:
+        with quiet():
+            if url is None:
+                workdir.mkdir(parents=True, exist_ok=True)
+                backend = JournalFileBackend(str(workdir / JOURNAL))
+                return optuna.storages.JournalStorage(backend)
+            return _proxy(url) if url.startswith("grpc://") else _database(url)
+    except ImportError as error:
+        raise UserError(f"the storage {url} needs a package that is missing: {error}") from error
+    except Exception as error:
+        place = url or workdir / JOURNAL
+        raise UserError(f"the storage {place} cannot be reached: {first_line(error)}") from error
+
+
+def _database(url: str) -> BaseStorage:
+    """Opens a database; of workers that find it empty at once, all but one fail and try again."""
+    for left in reversed(range(3)):
+        try:
+            return optuna.storages.RDBStorage(
+                url, heartbeat_interval=round(BEAT), grace_period=round(GRACE)
+            )
+        except (IntegrityError, OperationalError):
+            if not left:
+                raise
+            time.sleep(1)
+    raise AssertionError
+
+
+def _proxy(url: str) -> BaseStorage:
+    host, _, port = url.removeprefix("grpc://").rpartition(":")
+    if not (host and port.isdigit()):
+        raise ValueError("write it as grpc://HOST:PORT")
+    storage = optuna.storages.GrpcStorageProxy(host=host, port=int(port))
+    storage.wait_server_ready(timeout=10)
+    return storage
+
+
+def open_study(
+    storage: BaseStorage,
+    name: str,
+    identity: Mapping[str, Json],
+    direction: Literal["minimize", "maximize"],
+    sampler: Any,
+    pruner: Any,
+) -> OptunaStudy:
+    """The study of that name, made where there is none.
+
+    Raises:
+      UserError: it is of another experiment, space, metric or sampler.
+    """
+    study = optuna.create_study(
+        storage=storage, study_name=name, direction=direction, sampler=sampler, pruner=pruner,
+        load_if_exists=True,
+    )  # fmt: skip
+    wanted = json.loads(json.dumps(identity))
+    found = study.user_attrs.get(IDENTITY)
+    if found is None:
+        study.set_user_attr(IDENTITY, wanted)
+    elif changed := differences(found, wanted):
+        raise UserError(
+            f"the storage holds a study {name!r} of something else ({'; '.join(changed)}): choose "
+            f"another --workdir or --study"
+        )
+    return study
+
+
+def direction(metric: str, mode: Literal["min", "max"] | None) -> Literal["minimize", "maximize"]:
+    """Whether a metric is to be minimised or maximised: as told, or by its name."""
+    lower = metric.rpartition(".")[2] in LOWER if mode is None else mode == "min"
+    return "minimize" if lower else "maximize"
+
+
+def trials(study: OptunaStudy) -> list[Trial]:
+    """What was tried so far, without points that were turned down before training."""
+    found = study.get_trials(deepcopy=False)
+    return [_trial(each) for each in found if POINT in each.user_attrs]
+
+
+def write_trials(study: OptunaStudy, workdir: Path) -> None:
+    """Writes `study.jsonl`, a line for each trial; to be called while `deciding`."""
+    lines = [json.dumps(dataclasses.asdict(each)) + "\n" for each in trials(study)]
+    write_atomically(workdir / "study.jsonl", "".join(lines))
+
+
+def best(study: OptunaStudy) -> Trial | None:
+    """The complete trial with the best value, the first of equals."""
+    done = [each for each in trials(study) if each.state == "complete" and each.value is not None]
+    sign = 1 if study.direction == optuna.study.StudyDirection.MINIMIZE else -1
+    return min(done, key=lambda each: (sign * (each.value or 0.0), each.number), default=None)
+
+
+POINT = "point"
+"""The attribute of a trial that holds its values by path."""
+ERROR = "error"
+"""The attribute of a trial that says why it failed."""
+SECONDS = "seconds"
+"""The attribute of a trial that holds its training's seconds."""
+
+
+def _trial(found: FrozenTrial) -> Trial:
+    states: dict[TrialState, Any] = {
+        TrialState.COMPLETE: "complete",
+        TrialState.PRUNED: "pruned",
+        TrialState.FAIL: "failed",
+    }
+    return Trial(
+        number=found.number,
+        state=states.get(found.state, "running"),
+        value=found.value if found.state.is_finished() else None,
+        point=found.user_attrs[POINT],
+        seconds=found.user_attrs.get(SECONDS),
+        error=found.user_attrs.get(ERROR),
+    )

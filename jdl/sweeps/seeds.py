@@ -1,0 +1,102 @@
+"""The same experiment with several seeds, and what its results are on average."""
+
+import dataclasses
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jdl.config.experiment_file import ExperimentFile
+from jdl.data.splits import Splits
+from jdl.errors import UserError
+from jdl.experiment import Experiment
+from jdl.files import write_json
+from jdl.sweeps.together import Job, Outcome, Vectorise, train_together
+from jdl.typing import Json
+
+
+def train_seeds(
+    experiment: Experiment,
+    count: int,
+    workdir: Path,
+    *,
+    file: ExperimentFile | None = None,
+    overrides: Mapping[str, Json] | None = None,
+    vectorise: Vectorise = "never",
+) -> dict[str, Json]:
+    """Trains with `count` seeds from the experiment's own upward, one run directory each.
+
+    Args:
+      experiment: what to train.
+      count: how many seeds.
+      workdir: gets `seed-0`, `seed-1` ... and `summary.json`.
+      file: where the experiment comes from.
+      overrides: what was changed in it.
+      vectorise: whether all are trained together (`jdl.sweeps.together`).
+
+    Returns:
+      What `summary.json` holds: `mean`, `std` (of the sample), `min`, `max` and `n` of each metric
+      of each split, and the seconds of a run.
+    """
+    if count < 1:
+        raise UserError(f"seeds must be at least 1, not {count}")
+    seeds = range(experiment.seed, experiment.seed + count)
+    data = Splits(experiment.data)
+    jobs = [
+        Job(
+            experiment=dataclasses.replace(experiment, seed=seed),
+            workdir=workdir / f"seed-{seed}",
+            overrides={**(overrides or {}), "seed": seed},
+            data=data,
+        )
+        for seed in seeds
+    ]
+    results = _results(jobs, vectorise, file)
+    splits = results[0]["metrics"]
+    summary = {
+        "experiment": results[0]["experiment"],
+        "seeds": list(seeds),
+        "metrics": {
+            split: {
+                name: spread([result["metrics"][split][name] for result in results])
+                for name in metrics
+            }
+            for split, metrics in splits.items()
+        },
+        "seconds": spread([result["seconds"] for result in results]),
+        "device": results[0]["device"],
+        "versions": results[0]["versions"],
+    }
+    write_json(workdir / "summary.json", summary)
+    return summary
+
+
+def _results(
+    jobs: Sequence[Job], vectorise: Vectorise, file: ExperimentFile | None
+) -> list[dict[str, Json]]:
+    """What came of each job; the first failure, if any, is raised."""
+    results: dict[int, dict[str, Json]] = {}
+    failures: list[Exception] = []
+
+    def tell(place: int, outcome: Outcome) -> bool:
+        if isinstance(outcome, Exception):
+            failures.append(outcome)
+        else:
+            results[place] = outcome.result
+        return not failures
+
+    train_together(jobs, vectorise, tell, file=file)
+    if failures:
+        raise failures[0]
+    return [result for _, result in sorted(results.items())]
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Mean, sample standard deviation, extremes and count."""
+    return {
+        "mean": statistics.fmean(values),
+        "std": statistics.stdev(values) if len(values) > 1 else 0.0,
+        "min": min(values),
+        "max": max(values),
+        "n": len(values),
+    }

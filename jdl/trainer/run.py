@@ -1,0 +1,395 @@
+"""A run: an experiment with its data, its compiled steps, its state and its directory."""
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jdl import metrics as metrics_lib
+from jdl.data.pipeline import Pipeline, Resident, Shard, batches, stack, transformed
+from jdl.data.splits import Splits
+from jdl.data.transforms import MaskTokens
+from jdl.errors import UserError, first_line
+from jdl.experiment import Experiment
+from jdl.files import MetricsLog
+from jdl.metrics import Packed
+from jdl.optimizers import averaged_params
+from jdl.parallel import Steps, batch_shapes
+from jdl.state import TrainState
+from jdl.step import Program, init, predict
+from jdl.tasks import Judgement, Translation
+from jdl.trainer.interrupt import Interrupted, Interruption
+from jdl.typing import Json
+
+
+class Run:
+    """A trained or training model; `jdl.train` makes one.
+
+    Attributes:
+      experiment: what is trained, overrides included.
+      name: of the experiment.
+      workdir: the run directory.
+      steps: batches that the whole run consumes.
+      steps_per_epoch: batches to one pass over the training split, rounded up.
+      batch: shapes and dtypes of a training batch before the device transforms.
+      dispatched: the last step that was given to the devices.
+      result: what `result.json` holds, once the run is finished.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        name: str,
+        workdir: Path,
+        data: Splits | None = None,
+        compile: Callable[[Program, Mapping[str, np.ndarray], Any], Steps] | None = None,
+    ) -> None:
+        """Opens the data, unless it is open already, and prepares the compiled steps.
+
+        Args:
+          experiment: what is trained.
+          name: of the experiment.
+          workdir: the run directory.
+          data: the splits of `experiment.data`, where they are open.
+          compile: what prepares the steps; None: the experiment's strategy.
+
+        Raises:
+          UserError: data, model, task and devices do not fit together.
+        """
+        check_vocabulary(experiment)
+        self.experiment, self.name, self.workdir = experiment, name, workdir
+        self.result: dict[str, Json] = {}
+        self._state: Any = None
+        self._fetch: Callable[[], Any] | None = None
+        self.data = data or Splits(experiment.data)
+        self.compile_seconds = self.input_seconds = 0.0
+        self.interruption = Interruption(shared=jax.process_count() > 1)
+        self.save_asked = False
+        self.stop_reason = ""
+        self.dispatched = 0
+        self._log: MetricsLog | None = None
+        self._listeners: list[Any] = []
+        self._checked: set[str] = set()
+        self._prepare(compile or experiment.strategy.compile)
+
+    @property
+    def state(self) -> Any:
+        """The state on the devices; after training with the weights that it ended with."""
+        if self._fetch is not None:
+            self.state = self._fetch()
+        return self._state
+
+    @state.setter
+    def state(self, state: Any) -> None:
+        self._state, self._fetch = state, None
+
+    def lies_elsewhere(self, fetch: Callable[[], Any]) -> None:
+        """Leaves the state to be fetched when it is asked for."""
+        self._state, self._fetch = None, fetch
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits that exist, without the test split."""
+        return tuple(name for name in self.data.names if name != "test")
+
+    @property
+    def traces(self) -> Mapping[str, int]:
+        """How often each compiled function was traced, by name."""
+        return self.compiled.traces
+
+    def evaluate(self, split: str = "test", state: Any = None) -> dict[str, float]:
+        """Scores a whole split, each example counted once.
+
+        Args:
+          split: `train`, `validation` or `test`.
+          state: the state to score, with averaged weights where the optimizer keeps them; by
+            default the run's own.
+
+        Returns:
+          Metrics by name.
+
+        Raises:
+          UserError: there is no such split.
+        """
+        return self.score(split, state)[0]
+
+    def score(
+        self, split: str = "test", state: Any = None
+    ) -> tuple[dict[str, float], Judgement | None]:
+        """As `evaluate`, and what the task says of all predictions, where it judges this split."""
+        pipeline = self.pipeline(split)
+        state = self.evaluation_state(self.state if state is None else state)
+        size, parts, last = self.experiment.batch_size, [], None
+        predicted: list[Any] = []
+        for batch in batches(pipeline, size, self.shard):
+            self._look_over(pipeline, batch, split)
+            placed = self.compiled.put(batch)
+            scores = self.timed(self.compiled.evaluate, state, placed)
+            if last is not None:
+                parts.append(jax.device_get(last))
+            last = scores
+            if split in self._judged:
+                found = jax.device_get(self.timed(self.compiled.predict, state, placed))
+                predicted.append(_rows((found, batch), batch["mask"]))
+            if self.interruption.asked:
+                raise Interrupted
+        metrics = metrics_lib.compute(metrics_lib.merge([*parts, jax.device_get(last)]))
+        if not predicted:
+            return metrics, None
+        found, batch = jax.tree.map(lambda *leaves: np.concatenate(leaves), *predicted)
+        judgement = self.experiment.task.judge(found, batch, self.experiment.data)
+        return {**metrics, **judgement.scores}, judgement
+
+    def predict(self, x: Any) -> Any:
+        """Predicts from raw inputs, which take the way through the experiment's transforms.
+
+        Args:
+          x: inputs with the examples along axis 0, as the data set holds them before any
+            transform; or a dict of such arrays by name.
+
+        Returns:
+          The task's prediction for each example, as NumPy (see the task's `predict`).
+        """
+        arrays = x if isinstance(x, Mapping) else {self.experiment.task.inputs: np.asarray(x)}
+        count = len(next(iter(arrays.values())))
+        if not count:
+            raise UserError("there is nothing to predict: the input has no examples")
+        data, indices = self.experiment.data, np.arange(count)
+        rows = [transformed(data, {k: v[i] for k, v in arrays.items()}) for i in indices]
+        return self.predict_rows(stack(rows, indices, "input"))
+
+    def predict_rows(self, inputs: Mapping[str, np.ndarray]) -> Any:
+        """As `predict`, from examples that the host transforms have seen, as `pipeline` gives."""
+        if jax.process_count() > 1:
+            raise UserError("predict runs in one process: open the run directory in one")
+        count, size = len(next(iter(inputs.values()))), self.experiment.batch_size
+        state = self.evaluation_state(self.state)
+        parts = []
+        for begin in range(0, count, size):
+            index = np.minimum(np.arange(begin, begin + size), count - 1)
+            batch = {name: array[index] for name, array in inputs.items()}
+            batch["mask"] = np.arange(begin, begin + size) < count
+            output = jax.device_get(self.compiled.predict(state, self.compiled.put(batch)))
+            parts.append(jax.tree.map(lambda leaf: leaf[: min(size, count - begin)], output))  # noqa: B023
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+
+    def collected(self) -> TrainState:
+        """The state as one global TrainState that does not depend on the strategy."""
+        return self.compiled.collect(self.state)
+
+    def evaluation_state(self, state: Any) -> Any:
+        """The state with averaged weights in place of the last where the optimizer keeps them."""
+        return state.replace(params=averaged_params(state.opt_state, state.params))
+
+    def pipeline(self, split: str) -> Pipeline:
+        """How a split is read; what is resident is looked over once.
+
+        Raises:
+          UserError: there is no such split, or it holds what cannot be learned from.
+        """
+        pipeline = self.data.pipeline(split)
+        if split not in self._checked and isinstance(pipeline, Resident):
+            prediction = self.outputs(pipeline.arrays)
+            self._check(pipeline.arrays, prediction, f"split {split!r}")
+            self._checked.add(split)
+        return pipeline
+
+    def feeds(self, start: int) -> Iterator[Any]:
+        """Training feeds from a step on; streamed batches are looked over one by one."""
+        size, seed = self.experiment.batch_size, self.experiment.seed
+        pipeline = self.pipeline("train")
+        for feed in pipeline.feeds(start, size, seed, self.shard):
+            self._look_over(pipeline, feed, "train")
+            yield feed
+
+    def dispatch(self, feeds: Iterator[Any], count: int) -> Packed:
+        """Gives the devices the next `count` steps in one call.
+
+        Args:
+          feeds: of the steps, in order.
+          count: how many.
+
+        Returns:
+          Their metrics, which may still be computed.
+        """
+        begun = time.perf_counter()
+        fed = [next(feeds) for _ in range(count)]
+        self.input_seconds += time.perf_counter() - begun
+        if count == 1:
+            feed = self.compiled.put(fed[0])
+            self.state, metrics = self.timed(self.compiled.update, self.state, feed)
+            return metrics
+        feed = self.compiled.put_many(jax.tree.map(lambda *each: np.stack(each), *fed))
+        self.state, metrics = self.timed(self.compiled.update_many, self.state, feed)
+        return metrics
+
+    def outputs(self, arrays: Mapping[str, np.ndarray]) -> Any:
+        """Shape and dtype of the prediction for one batch.
+
+        Raises:
+          UserError: the model cannot take such a batch.
+        """
+        size = self.experiment.batch_size
+        batch = {k: jax.ShapeDtypeStruct((size, *v.shape[1:]), v.dtype) for k, v in arrays.items()}
+        batch["mask"] = jax.ShapeDtypeStruct((size,), bool)
+
+        def guess(key: jax.Array, batch: Any) -> Any:
+            return predict(self.program, init(self.program, key, batch), batch)
+
+        with fitting({name: value.shape[1:] for name, value in arrays.items()}):
+            return jax.eval_shape(guess, jax.random.key(0), batch)
+
+    def timed(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Calls a compiled function; a call that had to compile adds to `compile_seconds`."""
+        before, start = sum(self.traces.values()), time.perf_counter()
+        result = function(*args)
+        if sum(self.traces.values()) > before:
+            self.compile_seconds += time.perf_counter() - start
+        return result
+
+    def log(self, row: Mapping[str, Json]) -> None:
+        """Appends a row to `metrics.jsonl` and tells every hook."""
+        if self._log is not None:
+            self._log.append(row)
+        for listener in self._listeners:
+            listener.row(row)
+
+    def say(self, text: str) -> None:
+        """Prints a line for the user, on the first process only."""
+        if jax.process_index() != 0:
+            return
+        try:
+            print(text, flush=True)
+        except BrokenPipeError:
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - whoever read has gone; we go on
+
+    def save(self) -> None:
+        """Asks for a checkpoint once all hooks have seen this event."""
+        self.save_asked = True
+
+    def stop(self, reason: str) -> None:
+        """Ends the loop after this step."""
+        self.stop_reason = self.stop_reason or reason
+
+    def attach(self, log: MetricsLog | None, listeners: list[Any]) -> None:
+        """Connects what rows are told to."""
+        self._log, self._listeners = log, listeners
+
+    def _look_over(self, pipeline: Pipeline, batch: Any, split: str) -> None:
+        """Checks a streamed batch; what is resident was looked over as a whole."""
+        if not isinstance(pipeline, Resident):
+            self._check(batch, self.prediction, f"a batch of split {split!r}")
+
+    def _check(self, arrays: Mapping[str, Any], outputs: Any, where: str) -> None:
+        """Raises a UserError for examples that nothing can be learned from."""
+        self.experiment.task.check(arrays, outputs, where)
+        _check_tokens(self.experiment, arrays, where)
+
+    def _judging(self) -> set[str]:
+        """The splits whose predictions are judged: with several processes none is, which is said.
+
+        Raises:
+          UserError: what that needs is not there.
+        """
+        task, data = self.experiment.task, self.experiment.data
+        judged = {split for split in self.data.names if task.judges(split, data)}
+        if judged and jax.process_count() > 1:
+            self.say(
+                "predictions are judged in one process only: `jdl evaluate`, in one, gives the "
+                "scores that are now left out"
+            )
+            return set()
+        return judged
+
+    def _prepare(self, compile: Callable[..., Steps]) -> None:
+        experiment = self.experiment
+        self.shard = Shard(jax.process_index(), jax.process_count())
+        count = experiment.strategy.parts()
+        if experiment.batch_size // experiment.accumulate % count:
+            micro = " of a micro-batch" if experiment.accumulate > 1 else ""
+            kind = "devices" if count == len(experiment.strategy.used()) else "groups of devices"
+            raise UserError(
+                f"batch_size: {experiment.batch_size // experiment.accumulate} examples{micro} "
+                f"cannot be shared out evenly over {count} {kind}"
+            )
+        examples = self.data.count("train")
+        self.steps = experiment.total_steps(examples)
+        self.steps_per_epoch = max(1, -(-examples // experiment.batch_size))
+        self.program = experiment.program(self.steps)
+        self._judged = self._judging()
+        pipeline = self.pipeline("train")
+        self.prediction = self.outputs(pipeline.rows(np.zeros(1, int)))
+        resident = pipeline.arrays if isinstance(pipeline, Resident) else {}
+        feed = pipeline.feed(0, experiment.batch_size, experiment.seed, self.shard)
+        self._look_over(pipeline, feed, "train")
+        self.compiled = compile(self.program, resident, feed)
+        self.batch = batch_shapes(resident, feed)
+
+
+def check_vocabulary(experiment: Experiment) -> None:
+    """Raises a UserError where tokenizer or transforms have tokens that the model does not know."""
+    known, data = getattr(experiment.model, "vocabulary", None), experiment.data
+    if not known:
+        return
+    size = data.tokenizer().size if data.has_tokenizer else 0
+    if size > known:
+        raise UserError(
+            f"the tokenizer of {data.describe()} has {size} tokens, the model knows {known}: set "
+            f"model.vocabulary to {size}"
+        )
+    for place, transform in enumerate(data.device_transforms):
+        if isinstance(transform, MaskTokens) and transform.vocabulary > known:
+            raise UserError(
+                f"data.device_transforms.{place}.vocabulary is {transform.vocabulary}, where the "
+                f"model knows {known} tokens: set both to the same"
+            )
+
+
+def _check_tokens(experiment: Experiment, arrays: Mapping[str, Any], where: str) -> None:
+    """Raises a UserError for tokens beyond the vocabulary of a model that has one."""
+    known, task = getattr(experiment.model, "vocabulary", None), experiment.task
+    if not known:
+        return
+    # What other tasks aim at may be whole numbers that are no tokens.
+    names = (task.inputs, task.targets) if isinstance(task, Translation) else (task.inputs,)
+    for name in names:
+        tokens = np.asarray(arrays[name])
+        if tokens.ndim == 2 and np.issubdtype(tokens.dtype, np.integer) and tokens.max() >= known:
+            raise UserError(
+                f"{where}: {name!r} holds the token {tokens.max()}, where the model knows "
+                f"0..{known - 1}: set model.vocabulary to {tokens.max() + 1}"
+            )
+
+
+def _rows(tree: Any, mask: np.ndarray) -> Any:
+    """The rows of arrays where a mask is True."""
+    return jax.tree.map(lambda leaf: leaf[mask], tree)
+
+
+@contextlib.contextmanager
+def fitting(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[None]:
+    """Says what does not fit where a model is traced on examples of these shapes.
+
+    Raises:
+      UserError: the model or the task cannot take them.
+    """
+    try:
+        yield
+    except KeyError as error:
+        known = ", ".join(map(repr, sorted(shapes)))
+        raise UserError(
+            f"the data has no array {error} (it has {known}): name the arrays with "
+            f"task.inputs and task.targets"
+        ) from error
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"the model cannot take examples of shapes {dict(shapes)}: {first_line(error)}"
+        ) from error

@@ -1,6 +1,0 @@
-"""Weights that a run begins with, and models in the layout of Hugging Face transformers."""
-
-from jdl.weights.huggingface import load, save
-from jdl.weights.run import Weights, replace_weights
-
-__all__ = ["Weights", "load", "replace_weights", "save"]
