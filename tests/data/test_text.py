@@ -88,7 +88,7 @@ def vectorised(size, length):
 
 
 def test_texts_become_the_numbers_that_keras_makes_of_them():
-    fixture = json.loads((Path(__file__).parent / "data" / "vectorised.json").read_text())
+    fixture = json.loads((Path(__file__).parent / "vectorized.json").read_text())
     assert [(case["size"], case["length"]) for case in fixture] == [(100, 12), (10, 30), (12, 5)]
     for case in fixture:
         assert vectorised(case["size"], case["length"]) == case["ids"]
@@ -96,7 +96,7 @@ def test_texts_become_the_numbers_that_keras_makes_of_them():
 
 @pytest.mark.skipif(importlib.util.find_spec("keras") is None, reason="needs Keras")
 def test_the_numbers_on_file_are_keras_own():
-    fixture = json.loads((Path(__file__).parent / "data" / "vectorised.json").read_text())
+    fixture = json.loads((Path(__file__).parent / "vectorized.json").read_text())
     for case in fixture:
         assert with_keras(REVIEWS, REVIEWS[:3], case["size"], case["length"]) == case["ids"]
 

@@ -34,7 +34,7 @@ def four(tmp_path_factory):
     file = tmp_path_factory.mktemp("four") / "found.npz"
     command = [sys.executable, "-m", "tests.tensor_steps", "4", str(file)]
     done = subprocess.run(
-        command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False
+        command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     with np.load(file) as found:

@@ -8,7 +8,7 @@ import pytest
 
 from jdl.report import study, study_plots
 from jdl.report.study_plots import Axis, Score, axes_of, score_of
-from tests.test_report import Reader
+from tests.report.test_report import Reader
 
 SPACE = [
     {"name": "optimizer", "path": "optimizer", "kind": "choice", "options": ["adam", "sgd"]},

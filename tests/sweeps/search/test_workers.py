@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from tests.search import kill_workers
+from tests.sweeps.search import kill_workers
 
 pytest.importorskip("optuna", reason="optuna is not installed")
 

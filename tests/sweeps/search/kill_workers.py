@@ -1,7 +1,7 @@
 """Kills workers of one search with `kill -9`, starts some again, and looks at what came of it.
 
-    python tests/search/kill_workers.py --workers 4 --kills 2 --restarts 1 --points 12
-    python tests/search/kill_workers.py --storage sqlite
+    python tests/sweeps/search/kill_workers.py --workers 4 --kills 2 --restarts 1 --points 12
+    python tests/sweeps/search/kill_workers.py --storage sqlite
 
 Each worker is the same command on the same storage. At the end every point of the grid must be
 complete, exactly once and in a directory of its own, whose steps were each done by one worker after

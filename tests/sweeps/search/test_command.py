@@ -12,7 +12,7 @@ import jdl
 from jdl.analysis.reproduce import read_run
 from jdl.cli.main import main
 from tests.clouds import read
-from tests.test_report import Reader
+from tests.report.test_report import Reader
 
 pytest.importorskip("optuna", reason="optuna is not installed")
 

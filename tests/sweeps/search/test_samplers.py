@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks import samplers
-from tests.search.test_command import FILE
+from tests.sweeps.search.test_command import FILE
 
 pytest.importorskip("optuna", reason="optuna is not installed")
 
