@@ -29,18 +29,20 @@ from jdl.trainer.run import Run
 
 def bare(run: Run, steps: int, count: int) -> float:
     """Steps per second of the compiled step alone, dispatched as in the loop: `count` at once."""
-    feeds = run.feeds(0)
+    step_inputs = run.step_inputs(0)
     if count == 1:
-        feed, step = run.compiled.put(next(feeds)), run.compiled.update
+        step_input, step = run.compiled.put(next(step_inputs)), run.compiled.update
     else:
-        stacked = jax.tree.map(lambda *each: np.stack(each), *[next(feeds) for _ in range(count)])
-        feed, step = run.compiled.put_many(stacked), run.compiled.update_many
-    feed = jax.tree.map(jnp.asarray, feed)
-    state, last = step(run.compiled.init(jax.random.key(0)), feed)
+        stacked = jax.tree.map(
+            lambda *each: np.stack(each), *[next(step_inputs) for _ in range(count)]
+        )
+        step_input, step = run.compiled.put_many(stacked), run.compiled.update_many
+    step_input = jax.tree.map(jnp.asarray, step_input)
+    state, last = step(run.compiled.init(jax.random.key(0)), step_input)
     jax.block_until_ready(state)
     begun = time.perf_counter()
     for _ in range(steps // count):
-        state, metrics = step(state, feed)
+        state, metrics = step(state, step_input)
         jax.block_until_ready(last)
         last = metrics
     jax.block_until_ready(state)
@@ -49,11 +51,11 @@ def bare(run: Run, steps: int, count: int) -> float:
 
 def pipeline(run: Run, steps: int) -> float:
     """Batches per second that are made and laid on the device, without any step."""
-    feeds = run.feeds(0)
-    jax.block_until_ready(run.compiled.put(next(feeds)))
+    step_inputs = run.step_inputs(0)
+    jax.block_until_ready(run.compiled.put(next(step_inputs)))
     begun = time.perf_counter()
     for _ in range(steps):
-        last = run.compiled.put(next(feeds))
+        last = run.compiled.put(next(step_inputs))
     jax.block_until_ready(last)
     return steps / (time.perf_counter() - begun)
 

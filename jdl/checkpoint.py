@@ -34,16 +34,16 @@ class Store:
 
     Args:
       directory: where they lie.
-      say: told of checkpoints that are passed over.
+      warn: called with a line about each checkpoint that is skipped.
     """
 
-    def __init__(self, directory: Path, say: Callable[[str], None] = print) -> None:
+    def __init__(self, directory: Path, warn: Callable[[str], None] = print) -> None:
         import orbax.checkpoint as ocp
 
         logging.getLogger("absl").setLevel(
             logging.CRITICAL
         )  # errors are raised here, in a sentence
-        self._directory, self._say = directory, say
+        self._directory, self._warn = directory, warn
         self._writer = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
         self._args = ocp.args
         self._thread = ThreadPoolExecutor(1, "checkpoint")
@@ -163,12 +163,12 @@ class Store:
         complete = self._complete()
         for path in self._all():
             if path not in complete:
-                self._say(f"checkpoint {path.name} is incomplete (it has no {MANIFEST}): ignored")
+                self._warn(f"checkpoint {path.name} is incomplete (it has no {MANIFEST}): ignored")
         for path in reversed(complete):
             damage = verify(path)
             if not damage:
                 return path
-            self._say(f"checkpoint {path.name} is damaged, trying the one before: {damage}")
+            self._warn(f"checkpoint {path.name} is damaged, trying the one before: {damage}")
         if complete:
             raise UserError(
                 f"every checkpoint in {self._directory} is damaged; move that directory away to "

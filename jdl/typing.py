@@ -46,7 +46,7 @@ class Event:
 
 
 @runtime_checkable
-class Run(Protocol):
+class RunContext(Protocol):
     """What a hook sees of the run that it serves."""
 
     @property
@@ -82,7 +82,7 @@ class Run(Protocol):
         """Appends a row to `metrics.jsonl` and tells every hook that reads rows."""
         ...
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         """Prints a line for the user, on the first process only."""
         ...
 

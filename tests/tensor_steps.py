@@ -88,12 +88,16 @@ def begun(steps, compute):
     """A state made on the host, laid where the strategy wants it."""
     rng = np.random.default_rng(0)
     params = jax.tree.map(
-        lambda x: np.float32(rng.normal(0.3, 0.3, x.shape)), steps.like.params
+        lambda x: np.float32(rng.normal(0.3, 0.3, x.shape)), steps.abstract_state.params
     )  # no zeros: a mistake in any leaf shows
-    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), steps.like.replace(key=None))
+    zeros = jax.tree.map(
+        lambda x: np.zeros(x.shape, x.dtype), steps.abstract_state.replace(key=None)
+    )
     opt_state = jax.tree.map(np.asarray, compute.optimizer.init(params))
     state = zeros.replace(params=params, key=jax.random.key(3), opt_state=opt_state)
-    return jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), state, steps.like)
+    return jax.tree.map(
+        lambda x, like: jax.device_put(x, like.sharding), state, steps.abstract_state
+    )
 
 
 @mock.patch.object(cross_entropy, "LOGITS", {"cpu": 4 * WORDS})  # so that each device forms chunks

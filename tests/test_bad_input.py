@@ -253,8 +253,8 @@ LATE = {
 def test_what_only_the_stream_shows_is_said_then(case, tmp_path):
     name, value, message = LATE[case]
     data = arrays()
-    resident = open_pipeline(data, data.load()["train"], "train")
-    early = next(resident.feeds(0, 8, 0, Shard()))
+    in_memory = open_pipeline(data, data.load()["train"], "train")
+    early = next(in_memory.step_inputs(0, 8, 0, Shard()))
     late = int(np.setdiff1d(np.arange(40), early)[0])
     data = arrays(altered(name, late, value), pipeline="grain")
     with pytest.raises(UserError, match=message) as caught:

@@ -49,10 +49,14 @@ def begun(case):
     """A state with parameters drawn wide, so that every gradient is one."""
     model, task = CASES[case]
     program = Program(model, task, SGD(0.1).build(9))
-    like = jax.eval_shape(functools.partial(init, program), jax.random.key(0), batch(case))
+    abstract_state = jax.eval_shape(
+        functools.partial(init, program), jax.random.key(0), batch(case)
+    )
     rng = np.random.default_rng(1)
-    params = jax.tree.map(lambda x: np.float32(rng.normal(0.1, 0.2, x.shape)), like.params)
-    return like.replace(
+    params = jax.tree.map(
+        lambda x: np.float32(rng.normal(0.1, 0.2, x.shape)), abstract_state.params
+    )
+    return abstract_state.replace(
         params=params, step=np.zeros((), np.int32), key=jax.random.key(0),
         opt_state=program.optimizer.init(params),
     )  # fmt: skip

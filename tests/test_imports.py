@@ -165,14 +165,14 @@ def test_an_experiment_takes_a_step(path, tiny, tmp_path):
     assert run.outputs(arrays).shape[0] == run.experiment.batch_size
 
     state = run.compiled.init(jax.random.key(0))
-    before = jax.device_get(run.compiled.collect(state))
-    feeds = run.feeds(0)
+    before = jax.device_get(run.compiled.gather(state))
+    step_inputs = run.step_inputs(0)
     for _ in range(2):  # the first may be one of warming up, at a rate of zero
-        state, packed = run.compiled.update(state, run.compiled.put(next(feeds)))
+        state, packed = run.compiled.update(state, run.compiled.put(next(step_inputs)))
         (metrics,) = packed.unpack()
         assert float(metrics["skipped"].total) == 0
         assert np.isfinite(metrics["loss"].compute())
-    after = jax.device_get(run.compiled.collect(state))
+    after = jax.device_get(run.compiled.gather(state))
     assert int(after.step) == 2
     stayed = jax.tree.map(np.array_equal, before.params, after.params)
     assert not any(jax.tree.leaves(stayed))

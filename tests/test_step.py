@@ -285,13 +285,13 @@ def watched(count, ahead):
 
     @dataclasses.dataclass(frozen=True)
     class Watched(Single):
-        def compile(self, program, resident, feed):
-            steps = super().compile(program, resident, feed)
+        def compile(self, program, in_memory, step_input):
+            steps = super().compile(program, in_memory, step_input)
 
             def noted(function, many):
-                def call(state, feed):
+                def call(state, step_input):
                     dispatched[0] += many
-                    return function(state, feed)
+                    return function(state, step_input)
 
                 return call
 
@@ -330,7 +330,7 @@ def test_training_rows_and_parameters_do_not_depend_on_steps_per_dispatch(tmp_pa
             steps_per_dispatch=count,
         )
         run = jdl.train(experiment, tmp_path / str(count))
-        found[count] = read_rows(tmp_path / str(count) / "metrics.jsonl"), run.collected().params
+        found[count] = read_rows(tmp_path / str(count) / "metrics.jsonl"), run.gather_state().params
         assert bool(run.traces.get("update_many")) == (count > 1)
         # Metrics are fetched one dispatch late, and never later.
         assert len(ahead) == 20

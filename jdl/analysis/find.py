@@ -191,7 +191,7 @@ def find_batch(
     keep_memory(experiment.malloc_arenas)
     data = Splits(experiment.data)
     rows: list[BatchRow] = []
-    size = experiment.strategy.parts() * experiment.accumulate
+    size = experiment.strategy.num_batch_shards() * experiment.accumulate
     while not (ended := _obstacle(rows, size, largest, data.count("train"))):
         try:
             rows.append(_measured(experiment, size, data))
@@ -227,12 +227,12 @@ def _obstacle(rows: list[BatchRow], size: int, largest: int, examples: int) -> s
 def _measured(experiment: Experiment, size: int, data: Splits) -> BatchRow:
     """Trains a little: to compile, to warm up, and to take the time."""
     run, count = _trial(experiment, data, batch_size=size), experiment.steps_per_dispatch
-    feeds = run.feeds(0)
+    step_inputs = run.step_inputs(0)
 
     def block(dispatches: int) -> float:
         begun, before = time.perf_counter(), None
         for _ in range(dispatches):
-            metrics = run.dispatch(feeds, count)
+            metrics = run.dispatch(step_inputs, count)
             jax.block_until_ready(before)  # as in training, two are in flight at most
             before = metrics
         jax.block_until_ready(before)
@@ -258,9 +258,9 @@ def _trial(experiment: Experiment, data: Splits | None = None, **changes: Any) -
 
 def _losses(run: Run) -> Iterator[float]:
     """The loss of each step, up to one that is not finite."""
-    feeds = run.feeds(0)
+    step_inputs = run.step_inputs(0)
     while True:
-        (metrics,) = run.dispatch(feeds, 1).unpack()
+        (metrics,) = run.dispatch(step_inputs, 1).unpack()
         loss = compute(metrics).get("loss", math.nan)  # of a skipped step nothing counts
         if not math.isfinite(loss):
             return

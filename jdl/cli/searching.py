@@ -91,15 +91,15 @@ def tune(
             file=file,
             overrides=changes,
             run=None if workers == 1 else lambda show: spawn(words, workers, show),
-            say=lambda line: print(line, flush=True),
+            notify=lambda line: print(line, flush=True),
             **options,
         )
         _say_best(found)
     if final:
         run = train_final(found, changed, file=file, overrides=changes)
         for split, scores in run.result["metrics"].items():
-            run.say(score_line(split, scores))
-        run.say(f"{run.result['seconds']:.1f} s; {run.workdir} holds the run")
+            run.print(score_line(split, scores))
+        run.print(f"{run.result['seconds']:.1f} s; {run.workdir} holds the run")
 
 
 @contextlib.contextmanager

@@ -60,10 +60,10 @@ def train(
 
         run = train(changed, workdir, file=file, overrides=changes)
         for split, metrics in run.result["metrics"].items():
-            run.say(score_line(split, metrics))
+            run.print(score_line(split, metrics))
         for name, signature in run.result.get("signatures", {}).items():
-            run.say(f"{name:<10} {signature}")
-        run.say(f"{run.result['seconds']:.1f} s; {workdir} holds the run")
+            run.print(f"{name:<10} {signature}")
+        run.print(f"{run.result['seconds']:.1f} s; {workdir} holds the run")
     else:
         from jdl.sweeps.seeds import train_seeds
 

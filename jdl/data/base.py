@@ -78,7 +78,7 @@ class Data:
 
     transforms: tuple[Transform, ...] = ()  # on the host, example by example
     device_transforms: tuple[DeviceTransform, ...] = ()  # in the compiled step, batch by batch
-    pipeline: Literal["auto", "resident", "grain"] = "auto"  # auto: resident up to 1 GiB
+    pipeline: Literal["auto", "in_memory", "grain"] = "auto"  # auto: resident up to 1 GiB
     workers: int = 0  # processes that read ahead under grain; 0 reads with threads
     test_fraction: float = 0.2  # of train held out as test where the set has none; 0: no such split
     validation_fraction: float = 0.1  # of the rest held out as validation; 0: no such split

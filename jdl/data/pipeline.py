@@ -23,7 +23,7 @@ from jdl.data.base import Data, Source, read_many
 from jdl.errors import UserError
 from jdl.typing import FILE_MODULE
 
-RESIDENT_BYTES = 1 << 30
+IN_MEMORY_BYTES = 1 << 30
 """A training split up to this size is kept on the device under `pipeline="auto"`."""
 
 Check = Callable[[Mapping[str, np.ndarray]], None]
@@ -65,7 +65,7 @@ class Shard:
 
 
 @dataclass(frozen=True)
-class Resident:
+class InMemory:
     """A split in memory; training batches are gathered from it inside the compiled step."""
 
     arrays: dict[str, np.ndarray]
@@ -79,14 +79,14 @@ class Resident:
         """The examples at `indices` as a batch."""
         return {name: array[indices] for name, array in self.arrays.items()}
 
-    def feed(self, step: int, batch_size: int, seed: int, shard: Shard) -> np.ndarray:
+    def step_input(self, step: int, batch_size: int, seed: int, shard: Shard) -> np.ndarray:
         """What the compiled step of `step` is given: the indices of its batch, (rows,) int32."""
         return order(shard.rows(step, batch_size), len(self), seed, self.shuffle)
 
-    def feeds(self, start: int, batch_size: int, seed: int, shard: Shard) -> Iterator[Any]:
+    def step_inputs(self, start: int, batch_size: int, seed: int, shard: Shard) -> Iterator[Any]:
         """Endless feeds from step `start`."""
         for step in itertools.count(start):
-            yield self.feed(step, batch_size, seed, shard)
+            yield self.step_input(step, batch_size, seed, shard)
 
 
 @dataclass(frozen=True)
@@ -108,13 +108,15 @@ class Streamed:
         """The transformed example at `index`."""
         return transformed(self.data, self.source[index])
 
-    def feed(self, step: int, batch_size: int, seed: int, shard: Shard) -> dict[str, np.ndarray]:
+    def step_input(
+        self, step: int, batch_size: int, seed: int, shard: Shard
+    ) -> dict[str, np.ndarray]:
         """What the compiled step of `step` is given: its batch itself."""
         rows = shard.rows(step, batch_size)
         batch = self.rows(order(rows, len(self), seed, self.data.shuffle))
         return {**batch, "mask": np.ones(batch_size // shard.count, bool)}
 
-    def feeds(self, start: int, batch_size: int, seed: int, shard: Shard) -> Iterator[Any]:
+    def step_inputs(self, start: int, batch_size: int, seed: int, shard: Shard) -> Iterator[Any]:
         """Endless feeds from step `start`, read ahead."""
         import grain
 
@@ -139,15 +141,15 @@ class Streamed:
         return iter(endless.to_iter_dataset(options))
 
 
-Pipeline = Resident | Streamed
+Pipeline = InMemory | Streamed
 
 
-def read(resident: Mapping[str, jax.Array], feed: Any) -> dict[str, Any]:
+def read(in_memory: Mapping[str, jax.Array], step_input: Any) -> dict[str, Any]:
     """The batch that a feed stands for; pure, for use inside the compiled step."""
-    if isinstance(feed, Mapping):
-        return dict(feed)
-    batch = {name: array[feed] for name, array in resident.items()}
-    return {**batch, "mask": jnp.ones(feed.shape, bool)}
+    if isinstance(step_input, Mapping):
+        return dict(step_input)
+    batch = {name: array[step_input] for name, array in in_memory.items()}
+    return {**batch, "mask": jnp.ones(step_input.shape, bool)}
 
 
 def batches(
@@ -176,7 +178,7 @@ def open_pipeline(data: Data, source: Source, name: str) -> Pipeline:
     size = sum(value.nbytes for value in first.values()) * len(source)
     probe = np.unique(np.linspace(0, len(source) - 1, 8).astype(int))
     stack([transformed(data, source[int(i)]) for i in probe], probe, name)
-    if not is_resident(data, size):
+    if not fits_in_memory(data, size):
         return Streamed(source, data)
     arrays = {k: np.empty((len(source), *v.shape), v.dtype) for k, v in first.items()}
     chunk = 1024
@@ -185,12 +187,12 @@ def open_pipeline(data: Data, source: Source, name: str) -> Pipeline:
         examples = [transformed(data, e) for e in read_many(source, indices.tolist())]
         for key, values in stack(examples, indices, name).items():
             arrays[key][indices] = values
-    return Resident(arrays, data.shuffle)
+    return InMemory(arrays, data.shuffle)
 
 
-def is_resident(data: Data, size: int) -> bool:
+def fits_in_memory(data: Data, size: int) -> bool:
     """Whether a split of so many bytes is kept in memory."""
-    return data.pipeline == "resident" or (data.pipeline == "auto" and size <= RESIDENT_BYTES)
+    return data.pipeline == "in_memory" or (data.pipeline == "auto" and size <= IN_MEMORY_BYTES)
 
 
 def transformed(data: Data, example: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jdl.typing import Event, Json, Run
+from jdl.typing import Event, Json, RunContext
 
 
 class Listener:
@@ -51,6 +51,6 @@ class Listener:
 class Hook:
     """A description of what is to happen between steps."""
 
-    def build(self, run: Run) -> Listener:
+    def build(self, run: RunContext) -> Listener:
         """The listener for a run that is about to begin or to go on."""
         raise NotImplementedError

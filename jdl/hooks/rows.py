@@ -5,13 +5,13 @@ from typing import Any
 from jdl.errors import UserError
 from jdl.hooks.base import Listener
 from jdl.metrics import compute
-from jdl.typing import Event, Json, Run
+from jdl.typing import Event, Json, RunContext
 
 
 class Rows(Listener):
     """Writes the mean of every `log_every` steps, and minds steps that were skipped."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: RunContext) -> None:
         self._run = run
         self._sums: dict[str, list[float]] = {}
         self._skipped = 0

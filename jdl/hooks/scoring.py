@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from jdl.errors import UserError, nearest
 from jdl.hooks.base import Hook, Listener
-from jdl.typing import Event, Json, Run
+from jdl.typing import Event, Json, RunContext
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class Evaluate(Hook):
         if "test" in self.splits:
             raise UserError("Evaluate may not read the test split: it is read once, at the end")
 
-    def build(self, run: Run) -> Listener:
+    def build(self, run: RunContext) -> Listener:
         """See `Hook.build`.
 
         Raises:
@@ -38,7 +38,7 @@ class Evaluate(Hook):
 
 
 class _Evaluate(Listener):
-    def __init__(self, run: Run, every: int, splits: tuple[str, ...]) -> None:
+    def __init__(self, run: RunContext, every: int, splits: tuple[str, ...]) -> None:
         self._run, self._every = run, every
         self._splits = [split for split in splits if split in run.splits]
 
@@ -77,14 +77,14 @@ class EarlyStopping(Hook):
         if self.patience < 1:
             raise UserError(f"EarlyStopping needs patience >= 1, not {self.patience}")
 
-    def build(self, run: Run) -> Listener:
+    def build(self, run: RunContext) -> Listener:
         """See `Hook.build`."""
         score = Score.parse(self.metric, self.mode, run, self)
         return _EarlyStopping(run, self, score)
 
 
 class _EarlyStopping(Listener):
-    def __init__(self, run: Run, config: EarlyStopping, score: "Score") -> None:
+    def __init__(self, run: RunContext, config: EarlyStopping, score: "Score") -> None:
         self._run, self._config, self._score = run, config, score
         self._best = math.inf
         self._best_step: int | None = None
@@ -146,14 +146,16 @@ class Checkpoint(Hook):
                 f"Checkpoint needs keep >= 1 and best >= 0, not {self.keep} and {self.best}"
             )
 
-    def build(self, run: Run) -> Listener:
+    def build(self, run: RunContext) -> Listener:
         """See `Hook.build`."""
         score = Score.parse(self.metric, self.mode, run, self) if self.best else None
         return _Checkpoint(run, self, self.every or run.steps_per_epoch, score)
 
 
 class _Checkpoint(Listener):
-    def __init__(self, run: Run, config: Checkpoint, every: int, score: "Score | None") -> None:
+    def __init__(
+        self, run: RunContext, config: Checkpoint, every: int, score: "Score | None"
+    ) -> None:
         self._run, self._config, self._every, self._score = run, config, every, score
         self._fresh: float | None = None
         self._last: list[int] = []
@@ -196,7 +198,7 @@ class Score:
     sign: float = field(default=1.0)
 
     @classmethod
-    def parse(cls, metric: str, mode: str, run: Run, hook: Hook) -> "Score":
+    def parse(cls, metric: str, mode: str, run: RunContext, hook: Hook) -> "Score":
         """Reads `SPLIT.NAME`.
 
         Raises:

@@ -10,14 +10,14 @@ import jax
 
 from jdl.errors import UserError
 from jdl.hooks.base import Hook, Listener
-from jdl.typing import Event, Run
+from jdl.typing import Event, RunContext
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress(Hook):
     """Shows how far the run is: a live line in a terminal, a plain line per row elsewhere."""
 
-    def build(self, run: Run) -> Listener:
+    def build(self, run: RunContext) -> Listener:
         """See `Hook.build`."""
         if jax.process_index() != 0:
             return Listener()
@@ -25,15 +25,15 @@ class Progress(Hook):
 
 
 class _Lines(Listener):
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: RunContext) -> None:
         self._run = run
 
     def row(self, row: Mapping[str, Any]) -> None:
-        self._run.say(line(row, self._run.steps))
+        self._run.print(line(row, self._run.steps))
 
 
 class _Progress(Listener):
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: RunContext) -> None:
         from rich.progress import (
             BarColumn,
             MofNCompleteColumn,
@@ -87,13 +87,13 @@ def line(row: Mapping[str, Any], steps: int) -> str:
 class TensorBoard(Hook):
     """Writes every row as TensorBoard scalars into the run directory."""
 
-    def build(self, run: Run) -> Listener:
+    def build(self, run: RunContext) -> Listener:
         """See `Hook.build`."""
         return _TensorBoard(run) if jax.process_index() == 0 else Listener()
 
 
 class _TensorBoard(Listener):
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: RunContext) -> None:
         self._run, self._writer = run, None
 
     def row(self, row: Mapping[str, Any]) -> None:
@@ -115,7 +115,7 @@ class WandB(Hook):
 
     project: str = "jdl"  # on the server
 
-    def build(self, run: Run) -> Listener:
+    def build(self, run: RunContext) -> Listener:
         """See `Hook.build`.
 
         Raises:
@@ -127,7 +127,7 @@ class WandB(Hook):
 
 
 class _WandB(Listener):
-    def __init__(self, run: Run, project: str) -> None:
+    def __init__(self, run: RunContext, project: str) -> None:
         import wandb  # pyright: ignore[reportMissingImports]
 
         name = run.workdir.name
@@ -152,13 +152,13 @@ class Profile(Hook):
         if self.start < 1 or self.steps < 1:
             raise UserError(f"Profile needs start, steps >= 1, not {self.start}, {self.steps}")
 
-    def build(self, run: Run) -> Listener:
+    def build(self, run: RunContext) -> Listener:
         """See `Hook.build`."""
         return _Profile(run, self)
 
 
 class _Profile(Listener):
-    def __init__(self, run: Run, config: Profile) -> None:
+    def __init__(self, run: RunContext, config: Profile) -> None:
         self._run, self._config, self._tracing = run, config, False
 
     def begin(self) -> None:
@@ -195,20 +195,20 @@ class RetraceWarning(Hook):
     The cause is nearly always that the arrays of two batches differ in shape.
     """
 
-    def build(self, run: Run) -> Listener:
+    def build(self, run: RunContext) -> Listener:
         """See `Hook.build`."""
         return _RetraceWarning(run)
 
 
 class _RetraceWarning(Listener):
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: RunContext) -> None:
         self._run, self._seen = run, 1
 
     def __call__(self, event: Event) -> None:
         traces = self._run.traces.get("update", 0)
         if traces > self._seen:
             self._seen = traces
-            self._run.say(
+            self._run.print(
                 f"the training step was compiled again for step {self._run.dispatched} ({traces} "
                 f"times so far): the arrays of its batch have other shapes than before"
             )

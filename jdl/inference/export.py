@@ -54,7 +54,7 @@ def exported(run: Run) -> export.Exported:
     Raises:
       UserError: the model can be lowered in none of these ways.
     """
-    state = run.evaluation_state(run.collected())
+    state = run.evaluation_state(run.gather_state())
     weights = jax.tree.map(lambda x: jnp.asarray(to_host(x)), (state.params, state.collections))
     here = export.default_export_platform()
     platforms = tuple(dict.fromkeys((here, "cpu", "cuda"))), (here,)

@@ -79,7 +79,7 @@ def write(
         raise UserError(f"the seed must lie between 0 and 2^63 - 1, but is {seed}")
     known = _known(tokenizer, prompt)
     end = EOS if isinstance(tokenizer, Pieces) else None
-    state, model = run.compiled.collect(run.evaluation_state(run.state)), run.program.model
+    state, model = run.compiled.gather(run.evaluation_state(run.state)), run.program.model
     context = getattr(model, "context", None)
     if context is None and not takes(model, "decode"):
         # What it can read is not known beyond what it was trained on.

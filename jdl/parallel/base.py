@@ -42,9 +42,9 @@ class Steps:
       put: lays a feed or a batch, of which each process holds its rows, on the devices; where
         there is but one device it leaves that to the call, which is several times quicker at it.
       put_many: the same for stacked feeds.
-      collect: the state as one global TrainState, which does not depend on the strategy.
-      spread: the inverse of `collect`, from a state as `like` describes it.
-      like: shapes, dtypes and shardings of a collected state.
+      gather: the state as one global TrainState, which does not depend on the strategy.
+      spread: the inverse of `gather`, from a state as `abstract_state` describes it.
+      abstract_state: shapes, dtypes and shardings of a collected state.
       traces: how often each function was traced so far, by name.
     """
 
@@ -55,15 +55,18 @@ class Steps:
     predict: Callable[[PyTree, Batch], Any]
     put: Callable[[Any], Any]
     put_many: Callable[[Any], Any]
-    collect: Callable[[PyTree], TrainState]
-    spread: Callable[[TrainState], PyTree]
-    like: TrainState
+    gather: Callable[[PyTree], TrainState]
+    shard: Callable[[TrainState], PyTree]
+    abstract_state: TrainState
     traces: dict[str, int]
 
 
 @dataclass(frozen=True)
 class Strategy:
-    """Where state and batches lie. Subclasses say it with `sizes` and `place`, or `compile`."""
+    """How state and batches are placed on devices.
+
+    Subclasses override `mesh_shape` and `partition_spec`, or `compile`.
+    """
 
     devices: int | None = None  # use the first N; None: all
 
@@ -84,28 +87,31 @@ class Strategy:
             )
         return found[: self.devices]
 
-    def sizes(self, count: int) -> tuple[int, int, int]:
+    def mesh_shape(self, count: int) -> tuple[int, int, int]:
         """How many of `count` devices lie along `data`, `fsdp` and `tensor`; all along `data`."""
         return (count, 1, 1)
 
     def mesh(self) -> Mesh:
         """The devices of this run, in the order of their axes."""
         kinds = (AxisType.Auto,) * len(AXES)
-        sizes = self.sizes(len(self.used()))
+        sizes = self.mesh_shape(len(self.used()))
         return jax.make_mesh(sizes, AXES, axis_types=kinds, devices=self.used())
 
-    def parts(self) -> int:
+    def num_batch_shards(self) -> int:
         """Parts of equal size that a batch is shared out in."""
         shape = self.mesh().shape
         return shape["data"] * shape["fsdp"]
 
-    def layout(self, state: PyTree, mesh: Mesh | AbstractMesh) -> PyTree:
+    def shardings(self, state: PyTree, mesh: Mesh | AbstractMesh) -> PyTree:
         """The sharding of each leaf of a state, of which shapes and dtypes matter."""
         return jax.tree_util.tree_map_with_path(
-            lambda path, leaf: NamedSharding(mesh, self.place(path_name(path), leaf, mesh)), state
+            lambda path, leaf: NamedSharding(
+                mesh, self.partition_spec(path_name(path), leaf, mesh)
+            ),
+            state,
         )
 
-    def place(self, path: str, leaf: jax.ShapeDtypeStruct, mesh: Mesh | AbstractMesh) -> P:
+    def partition_spec(self, path: str, leaf: jax.ShapeDtypeStruct, mesh: Mesh | AbstractMesh) -> P:
         """How a leaf of the state is split over the mesh; whole on every device by default.
 
         Args:
@@ -116,7 +122,9 @@ class Strategy:
         del path, leaf, mesh
         return P()
 
-    def compile(self, program: Program, resident: Mapping[str, np.ndarray], feed: Any) -> Steps:
+    def compile(
+        self, program: Program, in_memory: Mapping[str, np.ndarray], step_input: Any
+    ) -> Steps:
         """Prepares the compiled functions; each is compiled at its first call.
 
         Args:
@@ -127,23 +135,23 @@ class Strategy:
         mesh, traces = self.mesh(), {}
         whole = NamedSharding(mesh, P())
         rows, stacked = NamedSharding(mesh, BATCH), NamedSharding(mesh, P(None, *BATCH))
-        start = initializer(program, resident, feed)
+        start = initializer(program, in_memory, step_input)
         shapes = jax.eval_shape(start, jax.random.key(0))
-        laid = self.layout(shapes, mesh)
-        like = jax.tree.map(
+        shardings = self.shardings(shapes, mesh)
+        abstract_state = jax.tree.map(
             lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
             shapes,
-            laid,
+            shardings,
         )
         if program.accumulate > 1:
-            refuse_carry(like, program, "accumulate splits the batch")
-        data = jax.tree.map(lambda array: assemble(whole, array), dict(resident))
+            refuse_carry(abstract_state, program, "accumulate splits the batch")
+        data = jax.tree.map(lambda array: assemble(whole, array), dict(in_memory))
 
-        def one(state: TrainState, data: Any, feed: Any) -> tuple[TrainState, Packed]:
-            return second(Packed.of, update(program, state, read(data, feed)))
+        def one(state: TrainState, data: Any, step_input: Any) -> tuple[TrainState, Packed]:
+            return second(Packed.of, update(program, state, read(data, step_input)))
 
-        def many(state: TrainState, data: Any, feeds: Any) -> tuple[TrainState, Packed]:
-            return loop(lambda carry, feed: one(carry, data, feed), state, feeds)
+        def many(state: TrainState, data: Any, step_inputs: Any) -> tuple[TrainState, Packed]:
+            return loop(lambda carry, step_input: one(carry, data, step_input), state, step_inputs)
 
         chosen = supported(program.compiler_options)
 
@@ -151,19 +159,19 @@ class Strategy:
             counted = counting(traces, name, within(mesh, function))
             return jax.jit(counted, out_shardings=out, compiler_options=chosen, **options)
 
-        step = compiled("update", one, (laid, whole), donate_argnums=0)
-        steps = compiled("update_many", many, (laid, whole), donate_argnums=0)
+        step = compiled("update", one, (shardings, whole), donate_argnums=0)
+        steps = compiled("update_many", many, (shardings, whole), donate_argnums=0)
         return Steps(
-            init=compiled("init", start, laid),
-            update=lambda state, feed: step(state, data, feed),
-            update_many=lambda state, feeds: steps(state, data, feeds),
+            init=compiled("init", start, shardings),
+            update=lambda state, step_input: step(state, data, step_input),
+            update_many=lambda state, step_inputs: steps(state, data, step_inputs),
             evaluate=compiled("evaluate", lambda s, b: evaluate(program, s, b), whole),
             predict=compiled("predict", lambda s, b: predict(program, s, b), whole),
             put=putting(rows),
             put_many=putting(stacked),
-            collect=lambda state: state,
-            spread=lambda state: state,
-            like=like,
+            gather=lambda state: state,
+            shard=lambda state: state,
+            abstract_state=abstract_state,
             traces=traces,
         )
 
@@ -192,20 +200,20 @@ def state_bytes(state: TrainState) -> int:
     return sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves)
 
 
-def batch_shapes(resident: Mapping[str, np.ndarray], feed: Any) -> dict[str, Any]:
+def batch_shapes(in_memory: Mapping[str, np.ndarray], step_input: Any) -> dict[str, Any]:
     """Shapes and dtypes of the global batch of which a feed gives this process its rows."""
     count = jax.process_count()
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((count * x.shape[0], *x.shape[1:]), x.dtype),
-        jax.eval_shape(read, dict(resident), feed),
+        jax.eval_shape(read, dict(in_memory), step_input),
     )
 
 
 def initializer(
-    program: Program, resident: Mapping[str, np.ndarray], feed: Any
+    program: Program, in_memory: Mapping[str, np.ndarray], step_input: Any
 ) -> Callable[[Key], TrainState]:
     """`init` on zeros of the batch's shape: a model's variables depend on nothing else."""
-    batch = batch_shapes(resident, feed)
+    batch = batch_shapes(in_memory, step_input)
 
     def start(key: Key) -> TrainState:
         return init(program, key, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), batch))
@@ -213,9 +221,9 @@ def initializer(
     return start
 
 
-def refuse_carry(like: TrainState, program: Program, reason: str) -> None:
+def refuse_carry(abstract_state: TrainState, program: Program, reason: str) -> None:
     """Raises a UserError for a model that carries a state of each row from batch to batch."""
-    if CARRY in like.collections:
+    if CARRY in abstract_state.collections:
         raise UserError(
             f"{type(program.model).__name__} carries a state of each row from batch to batch, and "
             f"{reason}: do without, or set model.carry to false"

@@ -22,7 +22,7 @@ class Single(Strategy):
             raise UserError("the strategy single runs on one device of one process")
         return jax.local_devices()[:1]
 
-    def sizes(self, count: int) -> tuple[int, int, int]:
+    def mesh_shape(self, count: int) -> tuple[int, int, int]:
         """Of one device."""
         if count != 1:
             raise UserError("the strategy single runs on one device of one process")
@@ -44,17 +44,19 @@ class FullySharded(Strategy):
 
     min_elements: int = 1024  # smaller leaves stay whole on every device
 
-    def sizes(self, count: int) -> tuple[int, int, int]:
+    def mesh_shape(self, count: int) -> tuple[int, int, int]:
         """All devices along `fsdp`."""
         return (1, count, 1)
 
-    def place(self, path: str, leaf: jax.ShapeDtypeStruct, mesh: Mesh | AbstractMesh) -> P:
+    def partition_spec(self, path: str, leaf: jax.ShapeDtypeStruct, mesh: Mesh | AbstractMesh) -> P:
         """Splits the largest divisible dimension of params, averages and moments."""
         del path
-        return spread((), leaf.shape, mesh.shape["fsdp"], self.min_elements)
+        return shard_largest_axis((), leaf.shape, mesh.shape["fsdp"], self.min_elements)
 
 
-def spread(axes: tuple[str | None, ...], shape: tuple[int, ...], count: int, least: int) -> P:
+def shard_largest_axis(
+    axes: tuple[str | None, ...], shape: tuple[int, ...], count: int, least: int
+) -> P:
     """Splits the largest dimension that is whole so far, and that `count` divides, over `fsdp`.
 
     Args:

@@ -36,19 +36,21 @@ class Pmap(Strategy):
     `shard_map` and in maintenance mode; `DataParallel` does the same and is the one to prefer.
     """
 
-    def compile(self, program: Program, resident: Mapping[str, np.ndarray], feed: Any) -> Steps:
+    def compile(
+        self, program: Program, in_memory: Mapping[str, np.ndarray], step_input: Any
+    ) -> Steps:
         """As in `Strategy.compile`; every array gains an axis 0 over devices."""
         devices, traces = self.used(), {}
         local = [device for device in devices if device.process_index == jax.process_index()]
         # pmap takes and gives what this process holds; a collected state spans all processes.
         each = NamedSharding(Mesh(np.array(local), ("data",)), P("data"))
         whole = NamedSharding(Mesh(np.array(devices), ("data",)), P())
-        start = initializer(program, resident, feed)
-        like = jax.tree.map(
+        start = initializer(program, in_memory, step_input)
+        abstract_state = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole),
             jax.eval_shape(start, jax.random.key(0)),
         )
-        refuse_carry(like, program, "the strategy pmap averages it over devices")
+        refuse_carry(abstract_state, program, "the strategy pmap averages it over devices")
 
         def copies(leaf: Any) -> jax.Array:
             """One copy per device, stacked along a new axis 0."""
@@ -79,32 +81,32 @@ class Pmap(Strategy):
 
             return jax.tree.map(cut, tree)
 
-        def one(state: TrainState, data: Any, feed: Any) -> tuple[TrainState, Packed]:
-            return second(Packed.of, update(program, state, read(data, feed), "data"))
+        def one(state: TrainState, data: Any, step_input: Any) -> tuple[TrainState, Packed]:
+            return second(Packed.of, update(program, state, read(data, step_input), "data"))
 
-        def many(state: TrainState, data: Any, feeds: Any) -> tuple[TrainState, Packed]:
-            return loop(lambda carry, feed: one(carry, data, feed), state, feeds)
+        def many(state: TrainState, data: Any, step_inputs: Any) -> tuple[TrainState, Packed]:
+            return loop(lambda carry, step_input: one(carry, data, step_input), state, step_inputs)
 
         def mapped(name: str, function: Callable[..., Any], **options: Any) -> Any:
             return jax.pmap(
                 counting(traces, name, function), axis_name="data", devices=devices, **options
             )
 
-        data = spread(dict(resident))
+        data = spread(dict(in_memory))
         step = mapped("update", one, donate_argnums=0)
         steps = mapped("update_many", many, donate_argnums=0)
         score = mapped("evaluate", lambda s, b: evaluate(program, s, b, "data"))
         guess = mapped("predict", lambda s, b: predict(program, s, b))
         return Steps(
             init=lambda key: spread(jax.jit(start)(key)),
-            update=lambda state, feed: second(first, step(state, data, feed)),
-            update_many=lambda state, feeds: second(first, steps(state, data, feeds)),
+            update=lambda state, step_input: second(first, step(state, data, step_input)),
+            update_many=lambda state, step_inputs: second(first, steps(state, data, step_inputs)),
             evaluate=lambda state, batch: first(score(state, batch)),
             predict=lambda s, b: jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), guess(s, b)),
             put=lambda tree: split(tree, 0),
             put_many=lambda tree: split(tree, 1),
-            collect=lambda state: jax.tree.map(merged, state),
-            spread=spread,
-            like=like,
+            gather=lambda state: jax.tree.map(merged, state),
+            shard=spread,
+            abstract_state=abstract_state,
             traces=traces,
         )

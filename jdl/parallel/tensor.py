@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from jdl.errors import UserError, nearest
 from jdl.parallel.base import AXES, Strategy
-from jdl.parallel.layouts import spread
+from jdl.parallel.layouts import shard_largest_axis
 from jdl.paths import path_name
 from jdl.typing import PyTree
 
@@ -72,7 +72,7 @@ class TensorParallel(Strategy):
                         f"{', '.join(AXES)}){nearest(axis, AXES)}"
                     )
 
-    def sizes(self, count: int) -> tuple[int, int, int]:
+    def mesh_shape(self, count: int) -> tuple[int, int, int]:
         """`tensor` and `fsdp` as asked for, the rest along `data`."""
         if count % (self.tensor * self.fsdp):
             raise UserError(
@@ -92,7 +92,7 @@ class TensorParallel(Strategy):
                 )
         return mesh
 
-    def layout(self, state: PyTree, mesh: Mesh | AbstractMesh) -> PyTree:
+    def shardings(self, state: PyTree, mesh: Mesh | AbstractMesh) -> PyTree:
         """As in `Strategy.layout`.
 
         Raises:
@@ -107,22 +107,22 @@ class TensorParallel(Strategy):
                     f"strategy.rules: {pattern!r} matches no parameter"
                     f"{nearest(pattern, _endings(paths))}"
                 )
-        laid = super().layout(state, mesh)
+        shardings = super().shardings(state, mesh)
         if mesh.shape["tensor"] > 1 and not any(
-            "tensor" in where.spec for where in jax.tree.leaves(laid.params)
+            "tensor" in where.spec for where in jax.tree.leaves(shardings.params)
         ):
             raise UserError(
                 f"no rule splits a parameter of this model over {mesh.shape['tensor']} devices: "
                 f"give strategy.rules, or use another strategy"
             )
-        return laid
+        return shardings
 
-    def place(self, path: str, leaf: jax.ShapeDtypeStruct, mesh: Mesh | AbstractMesh) -> P:
+    def partition_spec(self, path: str, leaf: jax.ShapeDtypeStruct, mesh: Mesh | AbstractMesh) -> P:
         """As the first rule says that matches, then over `fsdp` what it leaves whole."""
         axes = self._ruled(path, leaf.shape, mesh)
         if mesh.shape["fsdp"] == 1:
             return P(*axes)
-        return spread(axes, leaf.shape, mesh.shape["fsdp"], self.min_elements)
+        return shard_largest_axis(axes, leaf.shape, mesh.shape["fsdp"], self.min_elements)
 
     def _ruled(self, path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> Axes:
         """What splits each dimension of a leaf; nothing where the rule does not fit."""

@@ -23,7 +23,7 @@ FOLDED = 30
 
 def parameters(run: Run) -> Html:
     """Path, shape, dtype and count of every array that the optimizer changes."""
-    found = jax.tree_util.tree_leaves_with_path(run.collected().params)
+    found = jax.tree_util.tree_leaves_with_path(run.gather_state().params)
     lines = [(path_name(path), str(leaf.shape), str(leaf.dtype), leaf.size) for path, leaf in found]
     total = sum(leaf.size for _, leaf in found)
     all_of_them = table(("path", "shape", "dtype", "count"), [*lines, ("in all", "", "", total)])

@@ -62,7 +62,7 @@ class Member:
     def alone(self) -> None:
         """Takes the steps that are wanted without the others."""
         assert self.wanted is not None
-        self._feeds = self._feeds or self.run.feeds(self.wanted.step)
+        self._feeds = self._feeds or self.run.step_inputs(self.wanted.step)
         self.answer(dispatched(self.run, self._feeds, self.wanted.count))
 
     def joined(self, fetch: Callable[[], Any]) -> None:
@@ -157,8 +157,8 @@ class Group:
         """What the runs are fed in a step; what those that have left are fed does not matter."""
         if self._alike:
             return next(self._feeds[0])
-        feeds = zip(self._stacked, self._feeds, strict=True)
-        found = {member: next(feed) for member, feed in feeds if member.wanted}
+        step_inputs = zip(self._stacked, self._feeds, strict=True)
+        found = {member: next(step_input) for member, step_input in step_inputs if member.wanted}
         some = next(iter(found.values()))
         return [found.get(member, some) for member in self._stacked]
 
@@ -169,7 +169,7 @@ class Group:
         self._stack = self._compiled.stack(indices, states, self._alike)
         self._stacked, self._before = members, None
         leaders = members[:1] if self._alike else members
-        self._feeds = [member.run.feeds(step) for member in leaders]
+        self._feeds = [member.run.step_inputs(step) for member in leaders]
         for place, member in enumerate(members):
             member.joined(functools.partial(self._stack.part, place))
 

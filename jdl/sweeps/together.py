@@ -14,7 +14,7 @@ import jax
 
 from jdl.config.experiment_file import ExperimentFile
 from jdl.config.overrides import flatten, snake
-from jdl.data.pipeline import Resident
+from jdl.data.pipeline import InMemory
 from jdl.data.splits import Splits
 from jdl.errors import UserError, first_line
 from jdl.experiment import Experiment
@@ -72,7 +72,7 @@ def train_together(
     tell: Callable[[int, Outcome], bool],
     *,
     file: ExperimentFile | None = None,
-    say: Callable[[str], None] = print,
+    notify: Callable[[str], None] = print,
 ) -> bool:
     """Trains each job as `jdl.train` would, those of one architecture together.
 
@@ -86,7 +86,7 @@ def train_together(
         then trains them one after the other, as it does where that is faster.
       tell: told of each job when it has ended, by its place; says whether to begin another.
       file: where the experiments come from.
-      say: told which way was taken.
+      notify: called which way was taken.
 
     Returns:
       Whether any were trained together.
@@ -109,7 +109,7 @@ def train_together(
             return False
     keep_compiled()
     together = False
-    for batch in _batches(jobs, left, vectorise, say):
+    for batch in _batches(jobs, left, vectorise, notify):
         if batch.compiled is None:
             for place in batch.places:
                 if not tell(place, _alone(jobs[place], file)):
@@ -200,18 +200,18 @@ class Batch:
 
 
 def _batches(
-    jobs: Sequence[Job], places: Sequence[int], vectorise: Vectorise, say: Callable[[str], None]
+    jobs: Sequence[Job], places: Sequence[int], vectorise: Vectorise, notify: Callable[[str], None]
 ) -> Iterator[Batch]:
     """Which jobs are trained together, as `vectorise` says."""
     for alike in _grouped(places, lambda place: _architecture(jobs[place].experiment)):
         if vectorise == "never" or len(alike) == 1:
             yield Batch(alike)
         else:
-            yield from _tried(jobs, alike, vectorise, say)
+            yield from _tried(jobs, alike, vectorise, notify)
 
 
 def _tried(
-    jobs: Sequence[Job], places: Sequence[int], vectorise: Vectorise, say: Callable[[str], None]
+    jobs: Sequence[Job], places: Sequence[int], vectorise: Vectorise, notify: Callable[[str], None]
 ) -> list[Batch]:
     """The batches of jobs of one architecture."""
     first = jobs[places[0]]
@@ -222,13 +222,16 @@ def _tried(
     alike = _grouped(places, lambda place: _state(probe, jobs[place].experiment))
     experiments = [[jobs[place].experiment for place in each] for each in alike]
     return [
-        Batch(each, _chosen(probe, those, vectorise, say))
+        Batch(each, _chosen(probe, those, vectorise, notify))
         for each, those in zip(alike, experiments, strict=True)
     ]
 
 
 def _chosen(
-    probe: Run, experiments: Sequence[Experiment], vectorise: Vectorise, say: Callable[[str], None]
+    probe: Run,
+    experiments: Sequence[Experiment],
+    vectorise: Vectorise,
+    notify: Callable[[str], None],
 ) -> Vectorised | None:
     """What trains experiments together, where that is to be."""
     if len(experiments) == 1:
@@ -241,10 +244,10 @@ def _chosen(
     except Exception as error:
         if vectorise == "always":
             raise
-        say(f"{len(experiments)} runs are trained one after the other: {first_line(error)}")
+        notify(f"{len(experiments)} runs are trained one after the other: {first_line(error)}")
         return None
     way = "together" if together > apart else "one after the other"
-    say(
+    notify(
         f"{len(experiments)} runs are trained {way}: together they take {together:.0f} steps a "
         f"second, one after the other {apart:.0f}"
     )
@@ -274,15 +277,15 @@ def compile_together(probe: Run, experiments: Sequence[Experiment]) -> Vectorise
         if path != "seed" and any(each[path] != value for each in leaves)
     ]
     pipeline, steps = probe.pipeline("train"), probe.steps
-    resident = pipeline.arrays if isinstance(pipeline, Resident) else {}
-    feed = pipeline.feed(0, first.batch_size, first.seed, probe.shard)
+    in_memory = pipeline.arrays if isinstance(pipeline, InMemory) else {}
+    step_input = pipeline.step_input(0, first.batch_size, first.seed, probe.shard)
 
     def program(numbers: Numbers) -> Program:
         return with_values(first, numbers).program(steps)
 
     def built(paths: Sequence[str]) -> Vectorised:
         numbers = [{path: each[path] for path in paths} for each in leaves]
-        compiled = Vectorised(first.strategy, program, numbers, resident, feed)
+        compiled = Vectorised(first.strategy, program, numbers, in_memory, step_input)
         compiled.check(probe.program)
         return compiled
 
@@ -344,8 +347,8 @@ def _rates(
     first, seeds = probe.experiment, [experiment.seed for experiment in experiments]
     alike, count = len({*seeds}) == 1, first.steps_per_dispatch
     pipeline = probe.pipeline("train")
-    feeds = [
-        pipeline.feeds(0, first.batch_size, seed, probe.shard)
+    step_inputs = [
+        pipeline.step_inputs(0, first.batch_size, seed, probe.shard)
         for seed in (seeds[:1] if alike else seeds)
     ]
     states = [compiled.steps(i).init(jax.random.key(seed)) for i, seed in enumerate(seeds)]
@@ -353,11 +356,11 @@ def _rates(
     probe.state = probe.compiled.init(jax.random.key(first.seed))
 
     def together() -> Packed:
-        fed = [[next(feed) for feed in feeds] for _ in range(count)]
+        fed = [[next(step_input) for step_input in step_inputs] for _ in range(count)]
         return stack.dispatch([each[0] for each in fed] if alike else fed)
 
     def alone() -> Packed:
-        return probe.dispatch(feeds[0], count)
+        return probe.dispatch(step_inputs[0], count)
 
     rates = len(seeds) * count * _rate(together), count * _rate(alone)
     probe.state = None

@@ -57,11 +57,11 @@ class Vectorised:
         strategy: Strategy,
         program: Callable[[Numbers], Program],
         numbers: Sequence[Numbers],
-        resident: Mapping[str, np.ndarray],
-        feed: Any,
+        in_memory: Mapping[str, np.ndarray],
+        step_input: Any,
     ) -> None:
         self._program, self._numbers = program, numbers
-        self._resident, self._feed = dict(resident), feed
+        self._resident, self._feed = dict(in_memory), step_input
         self.traces: dict[str, int] = {}
         mesh = strategy.mesh()
         self._mesh = Mesh(mesh.devices.reshape(-1), (RUNS,), axis_types=(AxisType.Auto,))
@@ -70,7 +70,7 @@ class Vectorised:
             NamedSharding(mesh, spec) for spec in (BATCH, P(None, *BATCH))
         )
         self._shapes = jax.eval_shape(self._start, numbers[0], jax.random.key(0))
-        self._laid = strategy.layout(self._shapes, mesh)
+        self._laid = strategy.shardings(self._shapes, mesh)
         self._steppings: dict[tuple[int, bool, bool], Any] = {}
 
     def check(self, own: Program) -> None:
@@ -90,12 +90,12 @@ class Vectorised:
             path: jax.ShapeDtypeStruct((count,), jnp.float32, weak_type=True)
             for path in self._numbers[0]
         }
-        states, feeds = jax.tree.map(
+        states, step_inputs = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct((count, *leaf.shape), leaf.dtype),
             (self._shapes, self._feed),
         )
         mapped = jax.vmap(self._one, in_axes=(0, 0, None, 0))
-        jax.eval_shape(mapped, numbers, states, self._resident, feeds)
+        jax.eval_shape(mapped, numbers, states, self._resident, step_inputs)
         batch = jax.eval_shape(read, self._resident, self._feed)
         for function in (self._evaluate, self._predict):
             jax.eval_shape(function, self._numbers[0], self._shapes, batch)
@@ -105,15 +105,19 @@ class Vectorised:
         numbers, data, compiled = self._numbers[index], self._data, self._compiled
         return Steps(
             init=functools.partial(compiled["init"], numbers),
-            update=lambda state, feed: compiled["update_alone"](numbers, state, data, feed),
-            update_many=lambda state, feeds: compiled["many_alone"](numbers, state, data, feeds),
+            update=lambda state, step_input: compiled["update_alone"](
+                numbers, state, data, step_input
+            ),
+            update_many=lambda state, step_inputs: compiled["many_alone"](
+                numbers, state, data, step_inputs
+            ),
             evaluate=functools.partial(compiled["evaluate"], numbers),
             predict=functools.partial(compiled["predict"], numbers),
             put=putting(self._rows),
             put_many=putting(self._many_rows),
-            collect=lambda state: state,
-            spread=lambda state: state,
-            like=jax.tree.map(
+            gather=lambda state: state,
+            shard=lambda state: state,
+            abstract_state=jax.tree.map(
                 lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
                 self._shapes,
                 self._laid,
@@ -142,8 +146,10 @@ class Vectorised:
             if not alike:
                 fed = [_stacked([each[i] for i in filled]) for each in fed]
             spec = P() if alike else P(RUNS)
-            feed = self._lay(_stacked(fed), P(None, *spec)) if many else self._lay(fed[0], spec)
-            return self._stepping(size, alike, many)(numbers, states, self._data, feed)
+            step_input = (
+                self._lay(_stacked(fed), P(None, *spec)) if many else self._lay(fed[0], spec)
+            )
+            return self._stepping(size, alike, many)(numbers, states, self._data, step_input)
 
         return Stack(stacked, step, self._compiled["part"])
 
@@ -166,9 +172,9 @@ class Vectorised:
         return initializer(self._program(numbers), self._resident, self._feed)(key)
 
     def _one(
-        self, numbers: Numbers, state: TrainState, data: Any, feed: Any
+        self, numbers: Numbers, state: TrainState, data: Any, step_input: Any
     ) -> tuple[TrainState, Packed]:
-        return second(Packed.of, update(self._program(numbers), state, read(data, feed)))
+        return second(Packed.of, update(self._program(numbers), state, read(data, step_input)))
 
     def _evaluate(self, numbers: Numbers, state: TrainState, batch: Batch) -> Any:
         return evaluate(self._program(numbers), state, batch)
@@ -184,8 +190,12 @@ class Vectorised:
     def _compiled(self) -> dict[str, Any]:
         laid, whole = self._laid, self._whole
 
-        def many(numbers: Numbers, state: TrainState, data: Any, feeds: Any) -> Any:
-            return loop(lambda carry, feed: self._one(numbers, carry, data, feed), state, feeds)
+        def many(numbers: Numbers, state: TrainState, data: Any, step_inputs: Any) -> Any:
+            return loop(
+                lambda carry, step_input: self._one(numbers, carry, data, step_input),
+                state,
+                step_inputs,
+            )
 
         def stack(*states: TrainState) -> TrainState:
             return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
@@ -218,10 +228,14 @@ class Vectorised:
             specs = {"in_specs": (runs, runs, P(), fed), "out_specs": (runs, runs)}
             mapped = jax.shard_map(mapped, mesh=self._mesh, check_vma=False, **specs)
 
-        def step(numbers: Numbers, states: TrainState, data: Any, feed: Any) -> Any:
+        def step(numbers: Numbers, states: TrainState, data: Any, step_input: Any) -> Any:
             if not many:
-                return mapped(numbers, states, data, feed)
-            return loop(lambda carry, feed: mapped(numbers, carry, data, feed), states, feed)
+                return mapped(numbers, states, data, step_input)
+            return loop(
+                lambda carry, step_input: mapped(numbers, carry, data, step_input),
+                states,
+                step_input,
+            )
 
         name = "update_many" if many else "update"
         if name in self.traces:

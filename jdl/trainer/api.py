@@ -134,7 +134,7 @@ def prepared(
         _check_surroundings(run, surroundings)
     else:
         # What is wrong with them is said now.
-        experiment.weights.read(run.compiled.like, experiment.model)
+        experiment.weights.read(run.compiled.abstract_state, experiment.model)
     if jax.process_index() == 0:
         (workdir / "result.json").unlink(missing_ok=True)
         record.mark(workdir, run.name, experiment, run.steps)
@@ -184,17 +184,17 @@ def open_run(workdir: Path, experiment: Experiment, name: str) -> Run:
     """
     keep_compiled()
     run = Run(record.with_tokenizer(workdir, experiment), name, workdir)
-    store = Store(workdir / "checkpoints", run.say)
+    store = Store(workdir / "checkpoints", run.print)
     try:
-        found = store.newest(run.compiled.like)
+        found = store.newest(run.compiled.abstract_state)
         if found is None:
             raise UserError(f"{workdir} holds no checkpoint yet")
         state, meta = found
         if meta["weights_step"] not in (None, meta["step"]):
-            state, _ = store.restore(meta["weights_step"], run.compiled.like)
+            state, _ = store.restore(meta["weights_step"], run.compiled.abstract_state)
     finally:
         store.close()
-    run.state = run.compiled.spread(state)
+    run.state = run.compiled.shard(state)
     run.result = record.read(workdir, "result.json") or {}
     return run
 
@@ -251,4 +251,4 @@ def _check_surroundings(run: Run, surroundings: Mapping[str, Any]) -> None:
         raise UserError(f"the data of {run.workdir} changed since it began: {'; '.join(changed)}")
     for part in ("versions", "devices", "flags"):
         for difference in record.differences(before[part], surroundings[part], part):
-            run.say(f"going on, but not bit for bit as before: {difference}")
+            run.print(f"going on, but not bit for bit as before: {difference}")

@@ -39,10 +39,10 @@ class Dispatch:
 Dispatches = Generator[Dispatch, tuple[Packed, float] | None, None]
 
 
-def dispatched(run: Run, feeds: Iterator[Any], count: int) -> tuple[Packed, float]:
+def dispatched(run: Run, step_inputs: Iterator[Any], count: int) -> tuple[Packed, float]:
     """Has a run take its next `count` steps; answers a `Dispatch`."""
     begun, compiled = time.perf_counter(), run.compile_seconds
-    metrics = run.dispatch(feeds, count)
+    metrics = run.dispatch(step_inputs, count)
     return metrics, time.perf_counter() - begun - (run.compile_seconds - compiled)
 
 
@@ -55,7 +55,7 @@ class Loop:
 
     def __init__(self, run: Run) -> None:
         self._run, self._experiment = run, run.experiment
-        self._store = Store(run.workdir / "checkpoints", run.say)
+        self._store = Store(run.workdir / "checkpoints", run.print)
         self._listeners: dict[str, Listener] = {"Rows 0": Rows(run)}
         for hook in run.experiment.hooks:
             # Named by kind and count, so that hooks may be added between runs.
@@ -76,11 +76,11 @@ class Loop:
         """Restores or begins, trains, and finishes."""
         run = self._run
         with contextlib.closing(self.dispatches()) as going:
-            wanted, feeds = next(going, None), None
+            wanted, step_inputs = next(going, None), None
             while wanted is not None:
-                feeds = feeds or run.feeds(wanted.step)
+                step_inputs = step_inputs or run.step_inputs(wanted.step)
                 try:
-                    wanted = going.send(dispatched(run, feeds, wanted.count))
+                    wanted = going.send(dispatched(run, step_inputs, wanted.count))
                 except StopIteration:
                     wanted = None
 
@@ -118,17 +118,19 @@ class Loop:
           The step reached, and the metrics of its event where the hooks have yet to see it.
         """
         run = self._run
-        found = self._store.newest(run.compiled.like)
+        found = self._store.newest(run.compiled.abstract_state)
         if found is None:
             if jax.process_index() == 0:
                 (run.workdir / "metrics.jsonl").unlink(missing_ok=True)
-            given = self._experiment.weights.read(run.compiled.like, self._experiment.model)
+            given = self._experiment.weights.read(
+                run.compiled.abstract_state, self._experiment.model
+            )
             run.state = run.timed(run.compiled.init, jax.random.key(self._experiment.seed))
             if given:
-                run.state = run.compiled.spread(replace_weights(run.collected(), given))
+                run.state = run.compiled.shard(replace_weights(run.gather_state(), given))
             return 0, None
         state, meta = found
-        run.state = run.compiled.spread(state)
+        run.state = run.compiled.shard(state)
         for name, listener in self._listeners.items():
             if name in meta["hooks"] and meta["hooks"][name] is not None:
                 listener.restore(meta["hooks"][name])
@@ -140,7 +142,7 @@ class Loop:
             cut_rows(run.workdir / "metrics.jsonl", step if pending is None else step - 1)
         run.stop_reason = meta["stopped"] if meta["total_steps"] == run.steps else ""
         self._saved = step if pending is None else None
-        run.say(f"going on from step {step} of {run.steps}")
+        run.print(f"going on from step {step} of {run.steps}")
         return step, pending
 
     def _train(self, step: int) -> Generator[Dispatch, tuple[Packed, float] | None, int]:
@@ -185,7 +187,7 @@ class Loop:
         if self._saved != step:
             self._save(step, self._states())
         self._store.wait()
-        run.say(f"interrupted; saved at step {step}: the same command goes on from there")
+        run.print(f"interrupted; saved at step {step}: the same command goes on from there")
         raise Interrupted
 
     def _dispatched(self, step: int) -> int:
@@ -237,7 +239,7 @@ class Loop:
             pending = {k: [float(m.total), float(m.count)] for k, m in metrics.items()}
             self._save(step, before, pending)
             self._store.wait()
-            run.say(f"interrupted; saved at step {step}: the same command goes on from there")
+            run.print(f"interrupted; saved at step {step}: the same command goes on from there")
             raise
         if state is None and (run.save_asked or run.stop_reason):
             raise UserError(
@@ -269,7 +271,7 @@ class Loop:
             "compile_seconds": run.compile_seconds,
         }
         pins = set().union(*(listener.pins() for listener in self._listeners.values()))
-        self._store.save(step, run.collected(), meta, pins)
+        self._store.save(step, run.gather_state(), meta, pins)
         self._saved = step if pending is None else None
         if not self._asynchronous():
             self._store.wait()
@@ -288,18 +290,24 @@ class Loop:
     def _metrics(self, pending: Mapping[str, list[float]]) -> Metrics:
         """Metrics of a step from their sums; their classes are those that the step gives."""
         run = self._run
-        like = jax.eval_shape(
-            lambda state, batch: update(run.program, state, batch)[1], run.compiled.like, run.batch
+        abstract_state = jax.eval_shape(
+            lambda state, batch: update(run.program, state, batch)[1],
+            run.compiled.abstract_state,
+            run.batch,
         )
-        return {k: like[k].replace(total=total, count=n) for k, (total, n) in pending.items()}
+        return {
+            k: abstract_state[k].replace(total=total, count=n) for k, (total, n) in pending.items()
+        }
 
     def _finish(self, step: int) -> None:
         """Scores every split once, with the weights that the run ends with."""
         run, best = self._run, self._weights_step()
         if run.stop_reason:
-            run.say(f"stopped at step {step}: {run.stop_reason}")
+            run.print(f"stopped at step {step}: {run.stop_reason}")
         if best not in (None, step):
-            run.state = run.compiled.spread(self._store.restore(best, run.compiled.like)[0])
+            run.state = run.compiled.shard(
+                self._store.restore(best, run.compiled.abstract_state)[0]
+            )
         order = ("train", "validation", "test")
         metrics: dict[str, Json] = {}
         signatures: dict[str, str] = {}
@@ -310,7 +318,7 @@ class Loop:
                 write_lines(run.workdir / f"predictions.{split}.txt", judgement.lines)
         speed = step * self._experiment.batch_size / self._training if self._training else 0.0
         device = jax.devices()[0]
-        params = run.evaluation_state(run.collected()).params
+        params = run.evaluation_state(run.gather_state()).params
         run.result = {
             "experiment": run.name,
             "step": step,

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from jdl import metrics as metrics_lib
-from jdl.data.pipeline import Pipeline, Resident, Shard, batches, stack, transformed
+from jdl.data.pipeline import InMemory, Pipeline, Shard, batches, stack, transformed
 from jdl.data.splits import Splits
 from jdl.data.transforms import MaskTokens
 from jdl.errors import UserError, first_line
@@ -179,9 +179,9 @@ class Run:
             parts.append(jax.tree.map(lambda leaf: leaf[: min(size, count - begin)], output))  # noqa: B023
         return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
-    def collected(self) -> TrainState:
+    def gather_state(self) -> TrainState:
         """The state as one global TrainState that does not depend on the strategy."""
-        return self.compiled.collect(self.state)
+        return self.compiled.gather(self.state)
 
     def evaluation_state(self, state: Any) -> Any:
         """The state with averaged weights in place of the last where the optimizer keeps them."""
@@ -194,21 +194,21 @@ class Run:
           UserError: there is no such split, or it holds what cannot be learned from.
         """
         pipeline = self.data.pipeline(split)
-        if split not in self._checked and isinstance(pipeline, Resident):
+        if split not in self._checked and isinstance(pipeline, InMemory):
             prediction = self.outputs(pipeline.arrays)
             self._check(pipeline.arrays, prediction, f"split {split!r}")
             self._checked.add(split)
         return pipeline
 
-    def feeds(self, start: int) -> Iterator[Any]:
+    def step_inputs(self, start: int) -> Iterator[Any]:
         """Training feeds from a step on; streamed batches are looked over one by one."""
         size, seed = self.experiment.batch_size, self.experiment.seed
         pipeline = self.pipeline("train")
-        for feed in pipeline.feeds(start, size, seed, self.shard):
-            self._look_over(pipeline, feed, "train")
-            yield feed
+        for step_input in pipeline.step_inputs(start, size, seed, self.shard):
+            self._look_over(pipeline, step_input, "train")
+            yield step_input
 
-    def dispatch(self, feeds: Iterator[Any], count: int) -> Packed:
+    def dispatch(self, step_inputs: Iterator[Any], count: int) -> Packed:
         """Gives the devices the next `count` steps in one call.
 
         Args:
@@ -219,14 +219,14 @@ class Run:
           Their metrics, which may still be computed.
         """
         begun = time.perf_counter()
-        fed = [next(feeds) for _ in range(count)]
+        fed = [next(step_inputs) for _ in range(count)]
         self.input_seconds += time.perf_counter() - begun
         if count == 1:
-            feed = self.compiled.put(fed[0])
-            self.state, metrics = self.timed(self.compiled.update, self.state, feed)
+            step_input = self.compiled.put(fed[0])
+            self.state, metrics = self.timed(self.compiled.update, self.state, step_input)
             return metrics
-        feed = self.compiled.put_many(jax.tree.map(lambda *each: np.stack(each), *fed))
-        self.state, metrics = self.timed(self.compiled.update_many, self.state, feed)
+        step_input = self.compiled.put_many(jax.tree.map(lambda *each: np.stack(each), *fed))
+        self.state, metrics = self.timed(self.compiled.update_many, self.state, step_input)
         return metrics
 
     def outputs(self, arrays: Mapping[str, np.ndarray]) -> Any:
@@ -260,7 +260,7 @@ class Run:
         for listener in self._listeners:
             listener.row(row)
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         """Prints a line for the user, on the first process only."""
         if jax.process_index() != 0:
             return
@@ -283,7 +283,7 @@ class Run:
 
     def _look_over(self, pipeline: Pipeline, batch: Any, split: str) -> None:
         """Checks a streamed batch; what is resident was looked over as a whole."""
-        if not isinstance(pipeline, Resident):
+        if not isinstance(pipeline, InMemory):
             self._check(batch, self.prediction, f"a batch of split {split!r}")
 
     def _check(self, arrays: Mapping[str, Any], outputs: Any, where: str) -> None:
@@ -300,7 +300,7 @@ class Run:
         task, data = self.experiment.task, self.experiment.data
         judged = {split for split in self.data.names if task.judges(split, data)}
         if judged and jax.process_count() > 1:
-            self.say(
+            self.print(
                 "predictions are judged in one process only: `jdl evaluate`, in one, gives the "
                 "scores that are now left out"
             )
@@ -310,7 +310,7 @@ class Run:
     def _prepare(self, compile: Callable[..., Steps]) -> None:
         experiment = self.experiment
         self.shard = Shard(jax.process_index(), jax.process_count())
-        count = experiment.strategy.parts()
+        count = experiment.strategy.num_batch_shards()
         if experiment.batch_size // experiment.accumulate % count:
             micro = " of a micro-batch" if experiment.accumulate > 1 else ""
             kind = "devices" if count == len(experiment.strategy.used()) else "groups of devices"
@@ -325,11 +325,11 @@ class Run:
         self._judged = self._judging()
         pipeline = self.pipeline("train")
         self.prediction = self.outputs(pipeline.rows(np.zeros(1, int)))
-        resident = pipeline.arrays if isinstance(pipeline, Resident) else {}
-        feed = pipeline.feed(0, experiment.batch_size, experiment.seed, self.shard)
-        self._look_over(pipeline, feed, "train")
-        self.compiled = compile(self.program, resident, feed)
-        self.batch = batch_shapes(resident, feed)
+        in_memory = pipeline.arrays if isinstance(pipeline, InMemory) else {}
+        step_input = pipeline.step_input(0, experiment.batch_size, experiment.seed, self.shard)
+        self._look_over(pipeline, step_input, "train")
+        self.compiled = compile(self.program, in_memory, step_input)
+        self.batch = batch_shapes(in_memory, step_input)
 
 
 def check_vocabulary(experiment: Experiment) -> None:

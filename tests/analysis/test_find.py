@@ -166,9 +166,9 @@ def test_the_smallest_batch_is_what_devices_and_micro_batches_can_share(monkeypa
     counts = []
     dispatch = Run.dispatch
 
-    def spy(self, feeds, count):
+    def spy(self, step_inputs, count):
         counts.append((self.experiment.batch_size, count))
-        return dispatch(self, feeds, count)
+        return dispatch(self, step_inputs, count)
 
     monkeypatch.setattr(Run, "dispatch", spy)
     experiment = make_experiment(accumulate=3, strategy=DataParallel(), batch_size=12)
@@ -184,10 +184,10 @@ def test_the_smallest_batch_is_what_devices_and_micro_batches_can_share(monkeypa
 def test_memory_that_runs_out_is_said_and_a_size_is_still_suggested(monkeypatch):
     dispatch, message = Run.dispatch, "RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes."
 
-    def failing(self, feeds, count):
+    def failing(self, step_inputs, count):
         if self.experiment.batch_size >= 8:
             raise jax.errors.JaxRuntimeError(message)
-        return dispatch(self, feeds, count)
+        return dispatch(self, step_inputs, count)
 
     monkeypatch.setattr(Run, "dispatch", failing)
     search = find_batch(make_experiment())

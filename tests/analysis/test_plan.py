@@ -85,7 +85,7 @@ def test_memory_is_about_what_xla_allocates(model):
     state, _ = trial.traced(64)
     update = jax.jit(functools.partial(step.update, program), donate_argnums=0)
     told = update.lower(state, batch).compile().memory_analysis()
-    predicted = found.total - trial.resident
+    predicted = found.total - trial.in_memory
     assert 0.5 < predicted / (told.argument_size_in_bytes + told.temp_size_in_bytes) < 2
     assert 0.5 < (found.activations + found.gradients) / told.temp_size_in_bytes < 2
 
@@ -143,15 +143,15 @@ def test_the_state_lies_as_it_will_be_laid(strategy):
     own = experiment(SMALL_GPT, strategy=strategy)
     found = Trial(own).bytes(strategy, 2)
     program = Program(own.model, own.task, own.optimizer.build(100))
-    feed = {"tokens": WINDOWS["tokens"][:16], "mask": np.ones(16, bool)}
-    like = strategy.compile(program, {}, feed).like
+    step_input = {"tokens": WINDOWS["tokens"][:16], "mask": np.ones(16, bool)}
+    abstract_state = strategy.compile(program, {}, step_input).abstract_state
 
     def bytes_of(tree):
         leaves = jax.tree.leaves(tree)
         return sum(4 * int(np.prod(x.sharding.shard_shape(x.shape))) for x in leaves)
 
-    assert found.parameters == bytes_of(like.params)
-    assert found.optimizer == bytes_of(like.opt_state)
+    assert found.parameters == bytes_of(abstract_state.params)
+    assert found.optimizer == bytes_of(abstract_state.opt_state)
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import pytest
 import jdl
 from jdl.data import Arrays, RandomFlip, Source
 from jdl.data.base import Data
-from jdl.data.pipeline import Resident, Shard, Streamed, batches, open_pipeline, read
+from jdl.data.pipeline import InMemory, Shard, Streamed, batches, open_pipeline, read
 from jdl.errors import UserError
 from jdl.models import MLP
 from jdl.optimizers import SGD
@@ -31,13 +31,13 @@ def opened(pipeline, arrays=None, name="train", **options):
 
 def take(pipeline, steps, start=0, size=SIZE, seed=0, shard=ALONE):
     """The batches of some steps as NumPy arrays by name."""
-    feeds = pipeline.feeds(start, size, seed, shard)
-    resident = {}
-    if isinstance(pipeline, Resident):
-        resident = {name: jnp.asarray(array) for name, array in pipeline.arrays.items()}
+    step_inputs = pipeline.step_inputs(start, size, seed, shard)
+    in_memory = {}
+    if isinstance(pipeline, InMemory):
+        in_memory = {name: jnp.asarray(array) for name, array in pipeline.arrays.items()}
     return [
-        {name: np.asarray(array) for name, array in read(resident, feed).items()}
-        for feed in islice(feeds, steps)
+        {name: np.asarray(array) for name, array in read(in_memory, step_input).items()}
+        for step_input in islice(step_inputs, steps)
     ]
 
 
@@ -56,12 +56,12 @@ def same(first, second):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_grain_gives_what_the_resident_set_gives(workers):
     transforms = (lambda example: {**example, "image": example["image"] * 2},)
-    resident = take(opened("resident", transforms=transforms), 12, start=2, seed=3)
+    in_memory = take(opened("in_memory", transforms=transforms), 12, start=2, seed=3)
     streamed = opened("grain", transforms=transforms, workers=workers)
     assert isinstance(streamed, Streamed)
-    assert same(take(streamed, 12, start=2, seed=3), resident)
-    assert set(resident[0]) == {"image", "label", "mask"}
-    for batch in resident:
+    assert same(take(streamed, 12, start=2, seed=3), in_memory)
+    assert set(in_memory[0]) == {"image", "label", "mask"}
+    for batch in in_memory:
         assert batch["mask"].all()
         assert batch["image"].dtype == np.float32
         assert batch["label"].dtype == np.int32
@@ -101,7 +101,7 @@ experiment = Experiment(model=MLP(), data=data, steps=1)
     assert same(take(there, 3), batches_here)
 
 
-@pytest.mark.parametrize("kind", ["resident", "grain"])
+@pytest.mark.parametrize("kind", ["in_memory", "grain"])
 @pytest.mark.parametrize("size", [1, SIZE, COUNT, 2 * COUNT + 1])
 def test_each_epoch_holds_every_example_once_in_an_order_of_its_own(kind, size):
     epochs = 4
@@ -111,7 +111,7 @@ def test_each_epoch_holds_every_example_once_in_an_order_of_its_own(kind, size):
     assert len({*orders, tuple(range(COUNT))}) == epochs + 1
 
 
-@pytest.mark.parametrize("kind", ["resident", "grain"])
+@pytest.mark.parametrize("kind", ["in_memory", "grain"])
 def test_the_order_is_the_seed_s(kind):
     first, again, other = (labels(opened(kind), 9, seed=seed) for seed in (0, 0, 1))
     assert np.array_equal(first, again)
@@ -119,15 +119,15 @@ def test_the_order_is_the_seed_s(kind):
 
 
 def test_every_place_in_an_epoch_is_equally_likely_for_every_example():
-    pipeline = opened("resident", {"label": np.arange(4)})
+    pipeline = opened("in_memory", {"label": np.arange(4)})
     counts = np.zeros((4, 4))
-    for numbers in islice(pipeline.feeds(0, 4, 0, ALONE), 4000):
+    for numbers in islice(pipeline.step_inputs(0, 4, 0, ALONE), 4000):
         counts[np.arange(4), numbers] += 1
     # Chi-square with 9 degrees of freedom: above 27.9 in one of a thousand seeds.
     assert ((counts - 1000) ** 2 / 1000).sum() < 27.9
 
 
-@pytest.mark.parametrize("kind", ["resident", "grain"])
+@pytest.mark.parametrize("kind", ["in_memory", "grain"])
 def test_starting_at_a_step_skips_the_batches_before(kind):
     pipeline = opened(kind)
     whole = take(pipeline, 14)
@@ -138,12 +138,12 @@ def test_starting_at_a_step_skips_the_batches_before(kind):
 def test_a_far_position_is_reached_without_the_way_there():
     start = 10**9
     batch = take(opened("grain"), 1, start=start)
-    assert same(batch, take(opened("resident"), 1, start=start))
-    near = labels(opened("resident"), 2 * COUNT, start=start - start % COUNT)
+    assert same(batch, take(opened("in_memory"), 1, start=start))
+    near = labels(opened("in_memory"), 2 * COUNT, start=start - start % COUNT)
     assert Counter(near.tolist()) == Counter(dict.fromkeys(range(COUNT), 2 * SIZE))
 
 
-@pytest.mark.parametrize("kind", ["resident", "grain"])
+@pytest.mark.parametrize("kind", ["in_memory", "grain"])
 @pytest.mark.parametrize("count", [2, 3])
 def test_processes_share_out_every_batch(kind, count):
     pipeline, size = opened(kind), 6
@@ -157,7 +157,7 @@ def test_processes_share_out_every_batch(kind, count):
     assert same(joined, whole)
 
 
-@pytest.mark.parametrize("kind", ["resident", "grain"])
+@pytest.mark.parametrize("kind", ["in_memory", "grain"])
 @pytest.mark.parametrize("size", [2, 6, COUNT + 1, 60])
 @pytest.mark.parametrize("count", [1, 2])
 def test_evaluation_covers_every_example_once(kind, size, count):
@@ -174,16 +174,16 @@ def test_evaluation_covers_every_example_once(kind, size, count):
 
 
 def test_evaluation_of_the_first_examples_only():
-    found = list(batches(opened("resident"), 4, ALONE, limit=6))
+    found = list(batches(opened("in_memory"), 4, ALONE, limit=6))
     assert np.concatenate([b["label"][b["mask"]] for b in found]).tolist() == [0, 1, 2, 3, 4, 5]
 
 
 def test_auto_keeps_in_memory_what_fits(monkeypatch):
     size = COUNT * (2 * 4 + 4)  # two float32 and an int32 an example
-    for limit, kind in ((size, Resident), (size - 1, Streamed)):
-        monkeypatch.setattr("jdl.data.pipeline.RESIDENT_BYTES", limit)
+    for limit, kind in ((size, InMemory), (size - 1, Streamed)):
+        monkeypatch.setattr("jdl.data.pipeline.IN_MEMORY_BYTES", limit)
         assert isinstance(opened("auto"), kind)
-        assert isinstance(opened("resident"), Resident)
+        assert isinstance(opened("in_memory"), InMemory)
         assert isinstance(opened("grain"), Streamed)
 
 
@@ -217,7 +217,7 @@ def test_a_streamed_set_is_read_only_as_it_is_needed():
 
 
 def test_a_resident_set_is_read_once():
-    data = Counting(pipeline="resident")
+    data = Counting(pipeline="in_memory")
     pipeline = open_pipeline(data, data.load()["train"], "train")
     assert set(data.reads) == set(range(5000))
     before = data.reads.total()
@@ -226,7 +226,7 @@ def test_a_resident_set_is_read_once():
     assert data.reads.total() == before
 
 
-@pytest.mark.parametrize("kind", ["resident", "grain"])
+@pytest.mark.parametrize("kind", ["in_memory", "grain"])
 def test_text_is_left_out_and_wide_numbers_narrow(kind):
     arrays = {
         "text": np.array([b"a", b"bc"]),
@@ -250,12 +250,12 @@ def test_text_is_left_out_and_wide_numbers_narrow(kind):
 def test_numbers_that_do_not_narrow_are_named():
     arrays = {"label": np.array([[1, 2], [3, 2**40]])}
     with pytest.raises(UserError, match=f"'label' holds {2**40}, which does not fit"):
-        opened("resident", arrays)
+        opened("in_memory", arrays)
 
 
 def test_only_text_is_nothing_to_read():
     with pytest.raises(UserError, match="split 'train' holds no numbers"):
-        opened("resident", {"text": np.array(["a", "b"])})
+        opened("in_memory", {"text": np.array(["a", "b"])})
 
 
 def test_a_run_under_grain_equals_one_on_the_resident_set(tmp_path):
@@ -263,7 +263,7 @@ def test_a_run_under_grain_equals_one_on_the_resident_set(tmp_path):
     images = generator.integers(0, 256, (60, 4, 4, 1), dtype=np.uint8)
     arrays = {"image": images, "label": (images[:, 0, 0, 0] > 127).astype(np.int64)}
     runs = {}
-    for kind in ("resident", "grain"):
+    for kind in ("in_memory", "grain"):
         experiment = jdl.Experiment(
             model=MLP(widths=(), outputs=2),
             data=Arrays(
@@ -278,5 +278,5 @@ def test_a_run_under_grain_equals_one_on_the_resident_set(tmp_path):
             hooks=(),
         )
         runs[kind] = jdl.train(experiment, tmp_path / kind).result
-    assert runs["grain"]["params_sha256"] == runs["resident"]["params_sha256"]
-    assert runs["grain"]["metrics"] == runs["resident"]["metrics"]
+    assert runs["grain"]["params_sha256"] == runs["in_memory"]["params_sha256"]
+    assert runs["grain"]["metrics"] == runs["in_memory"]["metrics"]

@@ -47,14 +47,14 @@ CALLS: list[Any] = []
 class Spied(Single):
     """One device; notes each step that is dispatched and marks it in profiles."""
 
-    def compile(self, program, resident, feed) -> Steps:
-        steps, count = super().compile(program, resident, feed), iter(range(1, 1000))
+    def compile(self, program, in_memory, step_input) -> Steps:
+        steps, count = super().compile(program, in_memory, step_input), iter(range(1, 1000))
 
-        def update(state, feed):
+        def update(state, step_input):
             step = next(count)
             CALLS.append(("dispatch", step))
             with jax.profiler.TraceAnnotation(f"step-{step}"):
-                return steps.update(state, feed)
+                return steps.update(state, step_input)
 
         return dataclasses.replace(steps, update=update)
 
@@ -110,7 +110,7 @@ def watched(tmp_path_factory):
 
 def score(run, workdir, step, split):
     """Loss and accuracy of the weights of a step, in float64 and without any of our own code."""
-    like = run.compiled.like
+    like = run.compiled.abstract_state
     from jdl.checkpoint import Store
 
     with contextlib.closing(Store(workdir / "checkpoints")) as store:

@@ -209,7 +209,7 @@ def test_a_recurrent_model_writes_on_data_in_streams(tmp_path, strategy, carry):
     run, tokenizer = opened(tmp_path / "run", model=model, data=data, strategy=strategy)
     greedy = Sampling(temperature=0.0)
     found = "".join(piece[0] for piece in write(run, tokenizer, "ab", 12, greedy))
-    params = jax.device_get(run.collected().params)
+    params = jax.device_get(run.gather_state().params)
     known, said = tokenizer.encode("ab"), jax.jit(model.apply)
     for _ in range(12):
         logits = said({"params": params}, jnp.array([known + [0] * (14 - len(known))]))

@@ -16,7 +16,7 @@ import jdl
 from jdl import UserError
 from jdl.data import Arrays, Streams, Tokens
 from jdl.data.language import SideBySide
-from jdl.data.pipeline import Resident, Shard, open_pipeline, read
+from jdl.data.pipeline import InMemory, Shard, open_pipeline, read
 from jdl.hooks import Checkpoint, Evaluate
 from jdl.models import GPT, RecurrentLM
 from jdl.models.rnn import CELLS
@@ -74,13 +74,13 @@ def experiment(**changes):
 def updates(made, count, tmp_path):
     """After each of the first steps, its loss and the whole state on the host."""
     run = Run(made, "streams", tmp_path)
-    state, feeds = run.compiled.init(jax.random.key(0)), run.feeds(0)
+    state, step_inputs = run.compiled.init(jax.random.key(0)), run.step_inputs(0)
     for _ in range(count):
-        state, packed = run.compiled.update(state, run.compiled.put(next(feeds)))
-        collected = run.compiled.collect(state)
+        state, packed = run.compiled.update(state, run.compiled.put(next(step_inputs)))
+        gather_state = run.compiled.gather(state)
         yield (
             packed.unpack()[0]["loss"].compute(),
-            jax.device_get((collected.params, collected.collections)),
+            jax.device_get((gather_state.params, gather_state.collections)),
         )
 
 
@@ -225,16 +225,16 @@ def test_streams_lie_side_by_side_and_predict_each_token_once():
     np.testing.assert_array_equal(predicted, np.arange(1, 97))
 
 
-@pytest.mark.parametrize("kind", ["resident", "grain"])
+@pytest.mark.parametrize("kind", ["in_memory", "grain"])
 def test_epochs_are_read_in_order_and_begin_anew(kind):
     data = dataclasses.replace(experiment().data, pipeline=kind)
     splits = data.splits()
     pipeline = open_pipeline(data, splits["train"], "train")
-    resident = {}
-    if isinstance(pipeline, Resident):
-        resident = {name: jnp.asarray(array) for name, array in pipeline.arrays.items()}
-    feeds = pipeline.feeds(0, 4, 7, Shard())
-    batches = [read(resident, next(feeds)) for _ in range(7)]
+    in_memory = {}
+    if isinstance(pipeline, InMemory):
+        in_memory = {name: jnp.asarray(array) for name, array in pipeline.arrays.items()}
+    step_inputs = pipeline.step_inputs(0, 4, 7, Shard())
+    batches = [read(in_memory, next(step_inputs)) for _ in range(7)]
     assert [batch["begins"].tolist() for batch in batches] == [
         [step % 3 == 0] * 4 for step in range(7)
     ]
@@ -242,8 +242,8 @@ def test_epochs_are_read_in_order_and_begin_anew(kind):
         if not after["begins"].any():
             np.testing.assert_array_equal(after["tokens"][:, 0], before["tokens"][:, -1])
     np.testing.assert_array_equal(batches[1]["tokens"], batches[4]["tokens"])
-    later = next(pipeline.feeds(4, 4, 7, Shard()))
-    np.testing.assert_array_equal(read(resident, later)["tokens"], batches[4]["tokens"])
+    later = next(pipeline.step_inputs(4, 4, 7, Shard()))
+    np.testing.assert_array_equal(read(in_memory, later)["tokens"], batches[4]["tokens"])
     validation = [splits["validation"][i] for i in range(len(splits["validation"]))]
     assert all(each["begins"] and each["tokens"].shape == (21,) for each in validation)
 
@@ -317,7 +317,7 @@ def test_a_broken_run_ends_as_one_that_never_was(tmp_path):
 )
 def test_a_step_leaves_collections_as_it_found_them(changes, tmp_path):
     run = Run(experiment(**changes), "streams", tmp_path)
-    begun = run.compiled.like
+    begun = run.compiled.abstract_state
     after = jax.eval_shape(lambda s, b: update(run.program, s, b)[0], begun, run.batch)
     for found, expected in zip(
         jax.tree.leaves(after.collections), jax.tree.leaves(begun.collections), strict=True
@@ -363,4 +363,4 @@ def test_without_a_carried_state_any_windows_and_any_strategy_will_do(tmp_path):
     data = Tokens(set_of("abcdefghi" * 9).text, length=5)
     for changes in ({"accumulate": 2}, {"strategy": Pmap(2)}):
         run = Run(experiment(model=model, data=data, **changes), "windows", tmp_path)
-        assert run.compiled.like.collections == {}
+        assert run.compiled.abstract_state.collections == {}

@@ -116,14 +116,14 @@ def leaves(tree):
 def beginning(experiment, workdir):
     """Parameters and collections that a run begins with: those after a step at rate 0."""
     experiment = dataclasses.replace(experiment, optimizer=SGD(0.0), steps=1, hooks=())
-    state = jdl.train(experiment, workdir).collected()
+    state = jdl.train(experiment, workdir).gather_state()
     return leaves(state.params), leaves(state.collections)
 
 
 @pytest.mark.parametrize("optimizer", [SGD(0.05), SGD(0.05, average=0.5)])
 def test_a_run_begins_with_what_another_is_scored_with(optimizer, tmp_path):
     first = jdl.train(make_experiment(optimizer=optimizer), tmp_path / "first")
-    scored = leaves(first.evaluation_state(first.collected()).params)
+    scored = leaves(first.evaluation_state(first.gather_state()).params)
     weights = Weights(run=str(tmp_path / "first"))
     found, _ = beginning(make_experiment(seed=1, weights=weights), tmp_path / "second")
     assert found.keys() == scored.keys()
@@ -133,7 +133,7 @@ def test_a_run_begins_with_what_another_is_scored_with(optimizer, tmp_path):
 
 def test_some_modules_are_taken_with_their_statistics_and_others_begin_fresh(tmp_path):
     model = CNN(channels=(4,), dense=(5,), outputs=3, batch_norm=True)
-    first = jdl.train(make_experiment(model=model), tmp_path / "first").collected()
+    first = jdl.train(make_experiment(model=model), tmp_path / "first").gather_state()
     other = make_experiment(model=model.clone(outputs=2), labels=2, seed=1)
     weights = Weights(run=str(tmp_path / "first"), leave_out=("logits",))
     fresh, _ = beginning(other, tmp_path / "fresh")
@@ -153,9 +153,9 @@ def test_some_modules_are_taken_with_their_statistics_and_others_begin_fresh(tmp
 def test_a_run_that_goes_on_keeps_its_own_weights(tmp_path):
     jdl.train(make_experiment(), tmp_path / "first")
     second = make_experiment(weights=Weights(run=str(tmp_path / "first")))
-    whole = jdl.train(second, tmp_path / "whole").collected()
+    whole = jdl.train(second, tmp_path / "whole").gather_state()
     jdl.train(dataclasses.replace(second, steps=3), tmp_path / "part")
-    resumed = jdl.train(second, tmp_path / "part").collected()
+    resumed = jdl.train(second, tmp_path / "part").gather_state()
     jax.tree.map(np.testing.assert_array_equal, whole.params, resumed.params)
 
 

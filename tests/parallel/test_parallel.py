@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from jdl.checkpoint import Store
 from jdl.data import RandomCrop, RandomFlip
-from jdl.data.pipeline import Resident, Shard, batches
+from jdl.data.pipeline import InMemory, Shard, batches
 from jdl.errors import UserError
 from jdl.metrics import compute, merge
 from jdl.models import CNN, MLP
@@ -38,7 +38,7 @@ def over(strategies):
     )
 
 
-def feed(seed, masked=True):
+def step_input(seed, masked=True):
     """A batch of which the second device's rows differ in kind, and in count where `masked`."""
     rng = np.random.default_rng(seed)
     label = rng.integers(0, 3, ROWS, np.int32)
@@ -59,7 +59,7 @@ def compiled(strategy, program=MAIN):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "pmap", spy)
-        return strategy.compile(program, {}, feed(0)), ran
+        return strategy.compile(program, {}, step_input(0)), ran
 
 
 def host(state):
@@ -70,14 +70,16 @@ def host(state):
 @functools.cache
 def fresh(program):
     """A state as NumPy arrays to begin with, made without compiling anything."""
-    like, rng = compiled(Single(), program)[0].like, np.random.default_rng(3)
-    params = jax.tree.map(lambda x: np.float32(0.3 * rng.normal(size=x.shape)), like.params)
+    abstract_state, rng = compiled(Single(), program)[0].abstract_state, np.random.default_rng(3)
+    params = jax.tree.map(
+        lambda x: np.float32(0.3 * rng.normal(size=x.shape)), abstract_state.params
+    )
     return dataclasses.replace(
-        like,
+        abstract_state,
         step=np.zeros((), np.int32),
         key=np.asarray(jax.random.key_data(jax.random.key(3))),
         params=params,
-        collections=jax.tree.map(lambda x: np.ones(x.shape, x.dtype), like.collections),
+        collections=jax.tree.map(lambda x: np.ones(x.shape, x.dtype), abstract_state.collections),
         opt_state=jax.tree.map(np.asarray, program.optimizer.init(params)),
     )
 
@@ -85,31 +87,31 @@ def fresh(program):
 def lay(steps, state):
     """A state of NumPy arrays on a strategy's devices."""
     state = state.replace(key=jax.random.wrap_key_data(state.key))
-    return steps.spread(jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), state,
-                                     steps.like))  # fmt: skip
+    place = lambda x, leaf: jax.device_put(x, leaf.sharding)  # noqa: E731
+    return steps.shard(jax.tree.map(place, state, steps.abstract_state))
 
 
-def descend(strategy, feeds, program=MAIN):
+def descend(strategy, step_inputs, program=MAIN):
     """Losses, and the collected state after one step on each feed."""
     steps, _ = compiled(strategy, program)
     state, losses = lay(steps, fresh(program)), []
-    for one in feeds:
+    for one in step_inputs:
         state, packed = steps.update(state, steps.put(one))
         (metrics,) = packed.unpack()
         assert metrics["loss"].count == metrics["accuracy"].count == one["mask"].sum()
         losses.append(float(metrics["loss"].total / metrics["loss"].count))
-    return losses, host(steps.collect(state))
+    return losses, host(steps.gather(state))
 
 
 @functools.cache
 def reference(program, count, masked=True):
-    return descend(Single(), [feed(i, masked) for i in range(count)], program)
+    return descend(Single(), [step_input(i, masked) for i in range(count)], program)
 
 
 @over([*ONE, *TWO])
 def test_a_hundred_steps_equal_those_of_one_device(strategy):
     """With masks in the second half of the rows, so in the second device's alone."""
-    losses, state = descend(strategy, map(feed, range(100)))
+    losses, state = descend(strategy, map(step_input, range(100)))
     expected, last = reference(MAIN, 100)
     np.testing.assert_allclose(losses, expected, rtol=1e-5, atol=1e-5)
     chex.assert_trees_all_close(state.params, last.params, atol=1e-5)
@@ -118,7 +120,7 @@ def test_a_hundred_steps_equal_those_of_one_device(strategy):
 
 def test_the_gradient_of_masked_devices_is_no_mean_of_means():
     """What the masks above are for: with 4 and 1 rows, means per device would go elsewhere."""
-    example = feed(3)
+    example = step_input(3)
     assert example["mask"].reshape(2, -1).sum(1).tolist() == [4, 1]
     whole = descend(Single(), [example], LINEAR)[1].params
     halves = []
@@ -133,7 +135,7 @@ def test_the_gradient_of_masked_devices_is_no_mean_of_means():
 @over(TWO[::2])
 def test_micro_batches_on_devices_equal_one_batch_on_one(strategy):
     split = dataclasses.replace(LINEAR, accumulate=2)
-    losses, state = descend(strategy, map(feed, range(5)), split)
+    losses, state = descend(strategy, map(step_input, range(5)), split)
     expected, last = reference(LINEAR, 5)
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
     chex.assert_trees_all_close(state.params, last.params, atol=1e-6)
@@ -141,7 +143,7 @@ def test_micro_batches_on_devices_equal_one_batch_on_one(strategy):
 
 @over(TWO)
 def test_dropout_is_that_of_one_device_but_under_pmap(strategy):
-    losses, state = descend(strategy, map(feed, range(8)), DROPOUT)
+    losses, state = descend(strategy, map(step_input, range(8)), DROPOUT)
     expected, last = reference(DROPOUT, 8)
     if isinstance(strategy, Pmap):
         assert np.abs(np.subtract(losses, expected)).min() > 1e-4
@@ -153,7 +155,7 @@ def test_dropout_is_that_of_one_device_but_under_pmap(strategy):
 @over(TWO)
 def test_random_transforms_are_those_of_one_device(strategy):
     """Each row has a key of its own, whatever device it lies on."""
-    losses, state = descend(strategy, map(feed, range(5)), RANDOM)
+    losses, state = descend(strategy, map(step_input, range(5)), RANDOM)
     expected, last = reference(RANDOM, 5)
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
     chex.assert_trees_all_close(state.params, last.params, atol=1e-5)
@@ -162,7 +164,7 @@ def test_random_transforms_are_those_of_one_device(strategy):
 
 @over([Single(), *TWO])
 def test_batch_statistics_are_those_of_the_global_batch(strategy):
-    example = feed(0, masked=False)
+    example = step_input(0, masked=False)
     kernel = {"params": {"kernel": fresh(NORM).params["Conv_0"]["kernel"]}}
     maps = nn.Conv(4, (3, 3), use_bias=False).apply(kernel, example["image"])
     maps = np.asarray(maps, np.float64).reshape(2, -1, 4)  # by device
@@ -172,7 +174,7 @@ def test_batch_statistics_are_those_of_the_global_batch(strategy):
     found = state.collections["batch_stats"]["BatchNorm_0"]["BatchNorm_0"]
     np.testing.assert_allclose(found["mean"], 0.9 + 0.1 * mean, rtol=1e-5)
     np.testing.assert_allclose(found["var"], 0.9 + 0.1 * variance, rtol=1e-5)
-    losses, state = descend(strategy, [feed(i, masked=False) for i in range(6)], NORM)
+    losses, state = descend(strategy, [step_input(i, masked=False) for i in range(6)], NORM)
     expected, last = reference(NORM, 6, masked=False)
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
     chex.assert_trees_all_close(state.params, last.params, atol=1e-5)
@@ -193,16 +195,16 @@ class Remembering(nn.Module):
 @over(TWO)
 def test_collections_are_averaged_over_the_devices(strategy):
     compute = dataclasses.replace(LINEAR, model=Remembering())
-    _, state = descend(strategy, [feed(1)], compute)
-    expected = feed(1)["image"].mean(0)
+    _, state = descend(strategy, [step_input(1)], compute)
+    expected = step_input(1)["image"].mean(0)
     np.testing.assert_allclose(state.collections["seen"]["mean"], expected, atol=1e-6)
 
 
 @over(TWO)
 def test_initial_parameters_are_those_of_one_device(strategy):
     one, many = (compiled(each)[0] for each in (Single(), strategy))
-    expected = host(one.collect(one.init(jax.random.key(5))))
-    found = host(many.collect(many.init(jax.random.key(5))))
+    expected = host(one.gather(one.init(jax.random.key(5))))
+    found = host(many.gather(many.init(jax.random.key(5))))
     chex.assert_trees_all_close(found, expected, rtol=1e-6)
     assert np.abs(expected.params["Dense_0"]["kernel"]).min() > 0
 
@@ -220,7 +222,7 @@ HALVES = {(): (), (3,): (3,), (8,): (4,), (8, 3): (4, 3), (36, 8): (18, 8)}
 def test_batch_and_state_lie_where_the_strategy_says_and_are_donated(strategy):
     steps, ran = compiled(strategy)
     mapped = isinstance(strategy, Pmap)
-    before, batch = lay(steps, fresh(MAIN)), steps.put(feed(0))
+    before, batch = lay(steps, fresh(MAIN)), steps.put(step_input(0))
     ran.clear()
     after, _ = steps.update(before, batch)
     assert len(ran) == mapped, "what ran through jax.pmap"
@@ -236,7 +238,7 @@ def test_batch_and_state_lie_where_the_strategy_says_and_are_donated(strategy):
         return  # the call itself lays the batch beside the state
     # The feed's rows come in order: the first half on the first device.
     parts = {s.device.id: np.asarray(s.data) for s in batch["image"].addressable_shards}
-    expected = feed(0)["image"].reshape(len(devices), -1, 6, 6, 1)
+    expected = step_input(0)["image"].reshape(len(devices), -1, 6, 6, 1)
     assert list(parts) == list(devices)
     for device, part in parts.items():
         np.testing.assert_array_equal(part.reshape(expected[device].shape), expected[device])
@@ -245,7 +247,7 @@ def test_batch_and_state_lie_where_the_strategy_says_and_are_donated(strategy):
 @over(TWO)
 def test_a_bad_row_on_the_second_device_skips_the_step_on_all(strategy):
     steps, _ = compiled(strategy)
-    bad = feed(0)
+    bad = step_input(0)
     bad["image"][-1] = np.nan
     state, packed = steps.update(lay(steps, fresh(MAIN)), steps.put(bad))
     (metrics,) = packed.unpack()
@@ -262,13 +264,13 @@ def test_a_bad_row_on_the_second_device_skips_the_step_on_all(strategy):
 @over(TWO[1:])
 def test_steps_in_one_dispatch_equal_steps_one_by_one(strategy):
     steps, _ = compiled(strategy, LINEAR)
-    feeds = [feed(i) for i in range(3)]
-    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *feeds)
+    step_inputs = [step_input(i) for i in range(3)]
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *step_inputs)
     state, packed = steps.update_many(lay(steps, fresh(LINEAR)), steps.put_many(stacked))
     expected, last = reference(LINEAR, 3)
     losses = [metrics["loss"].compute() for metrics in packed.unpack()]
     np.testing.assert_allclose(losses, expected, rtol=1e-6)
-    chex.assert_trees_all_close(host(steps.collect(state)).params, last.params, atol=1e-6)
+    chex.assert_trees_all_close(host(steps.gather(state)).params, last.params, atol=1e-6)
 
 
 @pytest.mark.parametrize("size", [6, 32])
@@ -281,7 +283,7 @@ def test_evaluation_counts_every_example_once(strategy, size):
     state = lay(steps, fresh(LINEAR))
     parts = [
         jax.device_get(steps.evaluate(state, steps.put(batch)))
-        for batch in batches(Resident({"image": image, "label": label}), size, Shard())
+        for batch in batches(InMemory({"image": image, "label": label}), size, Shard())
     ]
     assert len(parts) == -(-23 // size)
     total = merge(parts)
@@ -298,10 +300,10 @@ def test_fully_sharded_divides_the_bytes_of_parameters_and_moments():
     wide = Program(MLP((128, 128), 64), Classification(), Adam(0.01).build(9))
     held = []
     for strategy in (FullySharded(1), FullySharded(2), DataParallel(2)):
-        steps = strategy.compile(wide, {}, feed(0))
-        key = jax.eval_shape(jax.random.key_data, steps.like.key)
-        like = dataclasses.replace(steps.like, key=key)
-        zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
+        steps = strategy.compile(wide, {}, step_input(0))
+        key = jax.eval_shape(jax.random.key_data, steps.abstract_state.key)
+        abstract_state = dataclasses.replace(steps.abstract_state, key=key)
+        zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract_state)
         held.append(state_bytes(lay(steps, zeros)))
     one, two, whole = held
     weights = 36 * 128 + 128 + 128 * 128 + 128 + 128 * 64 + 64
@@ -314,7 +316,7 @@ def test_fully_sharded_splits_the_largest_dimension_that_fits():
     mesh = strategy.mesh()
 
     def place(*shape):
-        return strategy.place("params.x", jax.ShapeDtypeStruct(shape, jnp.float32), mesh)
+        return strategy.partition_spec("params.x", jax.ShapeDtypeStruct(shape, jnp.float32), mesh)
 
     assert place(4, 8) == P(None, "fsdp")
     assert place(8, 4) == P("fsdp")
@@ -331,27 +333,27 @@ def test_what_one_strategy_saves_another_restores_bit_for_bit(saver, reader, tmp
     store = Store(tmp_path)
     old, _ = compiled(saver)
     new, _ = compiled(reader)
-    state, _ = old.update(lay(old, fresh(MAIN)), old.put(feed(0)))
-    saved = host(old.collect(state))
-    store.save(1, old.collect(state), {"note": 1}, ())
+    state, _ = old.update(lay(old, fresh(MAIN)), old.put(step_input(0)))
+    saved = host(old.gather(state))
+    store.save(1, old.gather(state), {"note": 1}, ())
     store.wait()
-    found = store.newest(new.like)
+    found = store.newest(new.abstract_state)
     store.close()
     assert found is not None
     assert found[1] == {"note": 1}
-    back = new.spread(found[0])
-    chex.assert_trees_all_equal(host(new.collect(back)), saved)
-    went_on, _ = old.update(state, old.put(feed(1)))
-    came_back, _ = new.update(back, new.put(feed(1)))
+    back = new.shard(found[0])
+    chex.assert_trees_all_equal(host(new.gather(back)), saved)
+    went_on, _ = old.update(state, old.put(step_input(1)))
+    came_back, _ = new.update(back, new.put(step_input(1)))
     chex.assert_trees_all_close(
-        host(new.collect(came_back)).params, host(old.collect(went_on)).params, atol=1e-6
+        host(new.gather(came_back)).params, host(old.gather(went_on)).params, atol=1e-6
     )
 
 
 def test_devices_that_are_not_there_are_refused():
     for strategy in (DataParallel(3), FullySharded(3), Pmap(3)):
         with pytest.raises(UserError, match="asks for 3 devices and there are 2"):
-            strategy.compile(LINEAR, {}, feed(0))
+            strategy.compile(LINEAR, {}, step_input(0))
     with pytest.raises(UserError, match="not 0"):
         Pmap(0)
     with pytest.raises(UserError, match="one device"):

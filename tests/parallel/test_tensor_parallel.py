@@ -84,18 +84,18 @@ def shapes(model):
 
 def specs(strategy, model):
     """How parameters are split, by path, and the shardings of the whole state."""
-    laid = strategy.layout(shapes(model), MESH)
+    shardings = strategy.shardings(shapes(model), MESH)
     return {
         ".".join(str(key.key) for key in path): where.spec
-        for path, where in jax.tree_util.tree_flatten_with_path(laid.params)[0]
-    }, laid
+        for path, where in jax.tree_util.tree_flatten_with_path(shardings.params)[0]
+    }, shardings
 
 
 SMALL = GPT(vocabulary=10, context=4, layers=2, heads=4, width=8, kv_heads=2, gated=True)
 
 
 def test_rules_split_products_by_columns_and_then_by_rows():
-    found, laid = specs(TensorParallel(), SMALL)
+    found, shardings = specs(TensorParallel(), SMALL)
     block = {k.removeprefix("block_1."): v for k, v in found.items() if k.startswith("block_1.")}
     assert block["attention.qkv.kernel"] == P(None, "tensor")
     assert block["attention.qkv.bias"] == P("tensor")
@@ -106,7 +106,7 @@ def test_rules_split_products_by_columns_and_then_by_rows():
     assert block["feed_forward.outer.kernel"] == P("tensor")
     assert block["norm1.scale"] == P()
     assert found["tokens.embedding"] == P("tensor")
-    moments = [leaf for leaf in jax.tree.leaves(laid.opt_state) if leaf.spec]
+    moments = [leaf for leaf in jax.tree.leaves(shardings.opt_state) if leaf.spec]
     assert len(moments) == 2 * sum(bool(spec) for spec in found.values())
 
 
@@ -160,13 +160,13 @@ def test_the_first_rule_that_matches_decides():
 )
 def test_rules_that_cannot_be_meant_are_refused(options, message):
     with pytest.raises(UserError, match=message):
-        TensorParallel(**options).layout(shapes(SMALL), MESH)
+        TensorParallel(**options).shardings(shapes(SMALL), MESH)
 
 
 def test_a_rule_that_does_not_divide_names_the_parameter():
     strategy = TensorParallel(rules=(("embedding", ("tensor", None)),))
     with pytest.raises(UserError, match=r"tokens.embedding of shape \(11, 8\) cannot be split"):
-        strategy.layout(shapes(SMALL.clone(vocabulary=11)), MESH)
+        strategy.shardings(shapes(SMALL.clone(vocabulary=11)), MESH)
 
 
 def test_devices_that_cannot_be_shared_out_and_models_without_kernels_are_refused():
@@ -177,8 +177,12 @@ def test_devices_that_cannot_be_shared_out_and_models_without_kernels_are_refuse
 
 
 def test_devices_that_share_kernels_take_the_same_rows():
-    assert TensorParallel().parts() == 1
-    assert TensorParallel(tensor=1).parts() == TensorParallel(tensor=1, fsdp=2).parts() == 2
+    assert TensorParallel().num_batch_shards() == 1
+    assert (
+        TensorParallel(tensor=1).num_batch_shards()
+        == TensorParallel(tensor=1, fsdp=2).num_batch_shards()
+        == 2
+    )
 
 
 def test_each_device_holds_half_of_the_split_state():
@@ -186,9 +190,11 @@ def test_each_device_holds_half_of_the_split_state():
     held = []
     for strategy in (Single(), TensorParallel()):
         steps = strategy.compile(program(wide), {}, WINDOWS)
-        like = steps.like.replace(key=None)
-        laid = jax.tree.map(lambda x: jax.device_put(np.zeros(x.shape, x.dtype), x.sharding), like)
-        held.append(state_bytes(laid))
+        abstract_state = steps.abstract_state.replace(key=None)
+        shardings = jax.tree.map(
+            lambda x: jax.device_put(np.zeros(x.shape, x.dtype), x.sharding), abstract_state
+        )
+        held.append(state_bytes(shardings))
     assert held[1] == pytest.approx(held[0] / 2, rel=0.05)
 
 
@@ -196,10 +202,12 @@ def test_the_forward_pass_sums_over_devices_and_gathers_no_kernel():
     model, tokens = SMALL.clone(layers=1, width=16), np.zeros((4, 4), np.int32)
     strategy = TensorParallel()
     state = shapes(model)
-    laid = strategy.layout(state, strategy.mesh()).params
+    shardings = strategy.shardings(state, strategy.mesh()).params
     forward = jax.jit(lambda params, x: model.apply({"params": params}, x, x))
     given = jax.tree.map(
-        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), state.params, laid
+        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+        state.params,
+        shardings,
     )
     text = forward.lower(given, tokens).compile().as_text()
     assert len(re.findall(r"= \S+ all-reduce(?:-start)?\(", text)) >= 2

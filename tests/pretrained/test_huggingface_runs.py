@@ -60,9 +60,9 @@ def test_a_run_begins_with_a_model_of_transformers_but_its_head(saved, tmp_path)
     # Of a class that `load` does not read, with a head that nobody asks for.
     settled(directory, architectures=["BertForQuestionAnswering"])
     rewrite(directory, tensors_of(directory) | {"qa_outputs.bias": np.zeros(2, np.float32)})
-    fresh = jdl.train(experiment(Weights()), tmp_path / "fresh").collected()
+    fresh = jdl.train(experiment(Weights()), tmp_path / "fresh").gather_state()
     weights = Weights(run=str(directory), leave_out=("logits",))
-    found = jdl.train(experiment(weights), tmp_path / "run").collected()
+    found = jdl.train(experiment(weights), tmp_path / "run").gather_state()
     given, begun = leaves(params), leaves(fresh.params)
     for path, array in leaves(found.params).items():
         expected = begun if path.startswith("logits") else given

@@ -70,7 +70,7 @@ def trained(workdir, points, vectorise="always", breaks=None, **changes):
         outcomes[place] = outcome
         return True
 
-    train_together(jobs, vectorise, tell, say=said.append)
+    train_together(jobs, vectorise, tell, notify=said.append)
     return [outcomes[place] for place in range(len(points))], said
 
 

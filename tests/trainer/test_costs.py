@@ -17,12 +17,12 @@ from tests.checkpoints import sign
 @pytest.fixture
 def slow(monkeypatch):
     """Every batch of a run comes 0.02 seconds late."""
-    feeds = Run.feeds
+    step_inputs = Run.step_inputs
 
     def late(self, start):
-        for feed in feeds(self, start):
+        for step_input in step_inputs(self, start):
             time.sleep(0.02)
-            yield feed
+            yield step_input
 
     monkeypatch.setattr(Run, "feeds", late)
 

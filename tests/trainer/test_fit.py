@@ -146,7 +146,7 @@ def test_without_a_directory_nothing_stays_behind():
     assert (workdir / "result.json").exists()
     assert list((workdir / "checkpoints").iterdir())
     del run
-    gc.collect()
+    gc.gather()
     assert not workdir.exists()
 
 
@@ -156,7 +156,7 @@ def test_a_failed_fit_leaves_nothing_behind_either(tmp_path, monkeypatch):
         jdl.fit(nn.Dense(2), np.zeros((4, 2)), np.zeros(5, int))
     with pytest.raises(UserError, match="label 2 at row 3 is outside"):
         jdl.fit(nn.Dense(2), np.zeros((4, 2)), np.array([0, 1, 1, 2]))
-    gc.collect()
+    gc.gather()
     assert list(tmp_path.iterdir()) == []
 
 

@@ -70,7 +70,7 @@ def test_params_sha256_does_not_depend_on_how_the_parameters_lie(strategy, tmp_p
         )
         run = jdl.Run(experiment, "x", tmp_path)
         run.state = run.compiled.init(jax.random.key(0))
-        return run.collected().params
+        return run.gather_state().params
 
     assert params_sha256(initial(strategy)) == params_sha256(initial(DataParallel()))
 

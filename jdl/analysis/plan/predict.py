@@ -102,7 +102,7 @@ def plan(
     lying = trial.bytes(experiment.strategy, devices)
     state, _ = trial.traced(experiment.batch_size)
     choices, notes = _choices(trial, devices, memory)
-    parts = math.prod(experiment.strategy.sizes(devices)[:2])
+    parts = math.prod(experiment.strategy.mesh_shape(devices)[:2])
     if experiment.batch_size % (parts * experiment.accumulate):
         notes.append(
             f"batch_size: {experiment.batch_size} examples cannot be shared out evenly over "
@@ -175,7 +175,7 @@ def _choice(
         return round(first + slope * (rows - ROWS[0] * each))
 
     largest, rows = 0, each
-    parts = math.prod(strategy.sizes(devices)[:2])
+    parts = math.prod(strategy.mesh_shape(devices)[:2])
     while total(rows) <= FILLED * memory and (rows * parts <= trial.examples or not largest):
         largest, rows = rows * parts, 2 * rows
     own = total(trial.rows(strategy, devices, trial.experiment.batch_size))

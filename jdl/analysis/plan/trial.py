@@ -11,7 +11,7 @@ from jax.sharding import AbstractMesh
 
 from jdl import step
 from jdl.analysis.memory import nbytes, peak
-from jdl.data.pipeline import is_resident, transformed
+from jdl.data.pipeline import fits_in_memory, transformed
 from jdl.experiment import Experiment
 from jdl.parallel import Strategy
 from jdl.parallel.base import AXES
@@ -53,7 +53,7 @@ class Trial:
         self.example = transformed(experiment.data, source[0])
         self.row = sum(array.nbytes for array in self.example.values())
         whole = self.row * self.examples
-        self.resident = whole if is_resident(experiment.data, whole) else 0
+        self.in_memory = whole if fits_in_memory(experiment.data, whole) else 0
         self._known: dict[Any, tuple[TrainState, Any]] = {}
 
     def traced(
@@ -89,7 +89,7 @@ class Trial:
 
     def rows(self, strategy: Strategy, devices: int, batch_size: int) -> int:
         """Rows of a batch that a device computes, rounded up to whole micro-batches."""
-        data, fsdp, _ = strategy.sizes(devices)
+        data, fsdp, _ = strategy.mesh_shape(devices)
         each = self.experiment.accumulate
         return math.ceil(batch_size / (data * fsdp * each)) * each
 
@@ -106,26 +106,28 @@ class Trial:
         Raises:
           UserError: the strategy cannot run it.
         """
-        sizes = strategy.sizes(devices)
+        sizes = strategy.mesh_shape(devices)
         rows = rows or self.rows(strategy, devices, self.experiment.batch_size)
         state, jaxpr = self.traced(rows, precision, remat)
-        laid = strategy.layout(state, AbstractMesh(sizes, AXES))
-        dims = [_dimension(where.spec, "tensor") for where in jax.tree.leaves(laid)]
+        shardings = strategy.shardings(state, AbstractMesh(sizes, AXES))
+        dims = [_dimension(where.spec, "tensor") for where in jax.tree.leaves(shardings)]
         # Products need parameters and make gradients that are split over `tensor` alone: what is
         # spread over `fsdp` is gathered before them, and scattered after.
         products = sum(
             nbytes(leaf) // (1 if _dimension(where.spec, "tensor") is None else sizes[2])
-            for leaf, where in zip(*map(jax.tree.leaves, (state.params, laid.params)), strict=True)
+            for leaf, where in zip(
+                *map(jax.tree.leaves, (state.params, shardings.params)), strict=True
+            )
         )
-        parameters = _lying(state.params, laid.params)
+        parameters = _lying(state.params, shardings.params)
         gathered = 2 * (products - parameters)
         return Bytes(
             parameters=parameters,
-            optimizer=_lying(state.opt_state, laid.opt_state)
-            + _lying(state.collections, laid.collections),
+            optimizer=_lying(state.opt_state, shardings.opt_state)
+            + _lying(state.collections, shardings.collections),
             gradients=parameters,
             activations=max(peak(jaxpr, dims, sizes[2]) - products, 0) + gathered,
-            data=rows * self.row + self.resident,
+            data=rows * self.row + self.in_memory,
         )
 
 
@@ -134,9 +136,9 @@ def _dimension(spec: Any, axis: str) -> int | None:
     return list(spec).index(axis) if axis in spec else None
 
 
-def _lying(tree: PyTree, laid: PyTree) -> int:
+def _lying(tree: PyTree, shardings: PyTree) -> int:
     """Bytes of a tree's leaves on one device."""
-    pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(laid), strict=True)
+    pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(shardings), strict=True)
     return sum(
         math.prod(where.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf, where in pairs
     )

@@ -16,15 +16,15 @@ class Progress:
     Args:
       study: that goes on.
       search: what it is to have.
-      say: is told.
+      notify: called.
     """
 
-    def __init__(self, study: Study, search: Search, say: Callable[[str], None]) -> None:
-        self._study, self._search, self._say = study, search, say
+    def __init__(self, study: Study, search: Search, notify: Callable[[str], None]) -> None:
+        self._study, self._search, self._print = study, search, notify
         self._said = {each.number for each in trials(study) if each.state != "running"}
         self._before, self._begun = len(self._said), time.perf_counter()
         if self._said:
-            say(f"going on with a study of {len(self._said)} trials")
+            notify(f"going on with a study of {len(self._said)} trials")
 
     def show(self) -> bool:
         """Says what is new; whether anything is."""
@@ -33,7 +33,7 @@ class Progress:
         leader = best(self._study)
         for each in new:
             self._said.add(each.number)
-            self._say(self._line(each, leader))
+            self._print(self._line(each, leader))
         return bool(new)
 
     def _line(self, trial: Trial, leader: Trial | None) -> str:

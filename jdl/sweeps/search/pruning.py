@@ -8,7 +8,7 @@ from typing import Any
 import optuna
 
 from jdl.hooks import Hook, Listener
-from jdl.typing import Event, Run
+from jdl.typing import Event, RunContext
 
 PRUNED = "pruned"
 """The attribute of a trial that was stopped early."""
@@ -21,13 +21,13 @@ class Report(Hook):
     metric: str  # SPLIT.NAME of the score
     trial: optuna.Trial = dataclasses.field(repr=False)  # to which it is reported
 
-    def build(self, run: Run) -> Listener:
+    def build(self, run: RunContext) -> Listener:
         """See `Hook.build`."""
         return _Report(run, self)
 
 
 class _Report(Listener):
-    def __init__(self, run: Run, config: Report) -> None:
+    def __init__(self, run: RunContext, config: Report) -> None:
         self._run, self._trial = run, config.trial
         self._split, _, self._name = config.metric.partition(".")
         study, number = config.trial.study, config.trial.number

@@ -85,7 +85,7 @@ def tune(
     constraints: Sequence[Constraint] = (),
     file: ExperimentFile | None = None,
     overrides: Mapping[str, Json] | None = None,
-    say: Callable[[str], None] = print,
+    notify: Callable[[str], None] = print,
     run: Callable[[Callable[[], None]], None] | None = None,
     **settings: Any,
 ) -> Study:
@@ -102,7 +102,7 @@ def tune(
       constraints: functions of a point, all of which must be true of it.
       file: where the experiment comes from.
       overrides: what was changed in the experiment of that file, by path.
-      say: is told how it goes.
+      notify: called how it goes.
       run: has others do the work, and calls what it is given now and then; None: it is done here.
       **settings: fields of `Settings`.
 
@@ -144,7 +144,7 @@ def tune(
         sampler,
         make_pruner(config.pruner),
     )
-    claims, progress = Claims(study, storage, search.workdir), Progress(study, search, say)
+    claims, progress = Claims(study, storage, search.workdir), Progress(study, search, notify)
     with claims.deciding():
         write_json(search.workdir / "study.json", _described(study, search, config))
         write_trials(study, search.workdir)
@@ -155,7 +155,7 @@ def tune(
                 write_trials(study, search.workdir)
 
     if run is None:
-        work(search, study, claims, data, show, say)
+        work(search, study, claims, data, show, notify)
     else:
         run(show)
     show()
@@ -203,7 +203,9 @@ def _check_metric(search: Search, data: Splits) -> None:
         )
     run = Run(search.experiment, "", search.workdir, data)
     scores = jax.eval_shape(
-        lambda state, batch: evaluate(run.program, state, batch), run.compiled.like, run.batch
+        lambda state, batch: evaluate(run.program, state, batch),
+        run.compiled.abstract_state,
+        run.batch,
     )
     judged = search.experiment.task.judges(split, search.experiment.data)
     if name not in scores and not judged:

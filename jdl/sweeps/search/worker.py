@@ -83,7 +83,7 @@ def work(
     claims: Claims,
     data: Splits,
     show: Callable[[], None],
-    say: Callable[[str], None] = print,
+    notify: Callable[[str], None] = print,
 ) -> None:
     """Runs trials until the study has as many as it is to have, or can get no more.
 
@@ -93,7 +93,7 @@ def work(
       claims: keep other workers from the same trials.
       data: the experiment's, without its test split.
       show: called after each trial.
-      say: told whether points are trained together.
+      notify: called whether points are trained together.
 
     Raises:
       UserError: the constraints let hardly any point through.
@@ -104,7 +104,7 @@ def work(
             tasks = _taken(search, study, claims, size)
         if tasks:
             try:
-                together = _run(search, study, tasks, data, show, say)
+                together = _run(search, study, tasks, data, show, notify)
             finally:
                 for task in tasks:
                     task.claim.release()
@@ -202,7 +202,7 @@ def _run(
     tasks: Sequence[Task],
     data: Splits,
     show: Callable[[], None],
-    say: Callable[[str], None],
+    notify: Callable[[str], None],
 ) -> bool:
     """Trains points in their directories and tells the study; whether any went together."""
     with contextlib.ExitStack() as stack:
@@ -221,7 +221,7 @@ def _run(
             show()
             return True
 
-        return train_together(jobs, search.vectorise, tell, file=search.file, say=say)
+        return train_together(jobs, search.vectorise, tell, file=search.file, notify=notify)
 
 
 def _job(search: Search, task: Task, data: Splits, stack: contextlib.ExitStack) -> Job:

@@ -67,7 +67,7 @@ def tuned(workdir, space=SPACE, **options):
     said = []
     options = {"sampler": "random", "trials": 3, **options}
     changes = options.pop("experiment", {})
-    study = jdl.tune(experiment(**changes), space, workdir=workdir, say=said.append, **options)
+    study = jdl.tune(experiment(**changes), space, workdir=workdir, notify=said.append, **options)
     return study, said
 
 
