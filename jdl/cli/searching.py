@@ -27,7 +27,7 @@ def tune(
     workers: int = 1,
     storage: str | None = None,
     study: str | None = None,
-    vectorise: Literal["auto", "always", "never"] = "never",
+    vectorize: Literal["auto", "always", "never"] = "never",
     together: int = 8,
     final: bool = False,
     *,
@@ -53,7 +53,7 @@ def tune(
         workers: processes, among which CPU cores and GPUs are shared out.
         storage: URL of a database (default: a journal file in the directory).
         study: name in the storage (default: the experiment's).
-        vectorise: train points that differ in numbers alone together, in one compiled step.
+        vectorize: train points that differ in numbers alone together, in one compiled step.
         together: points that a worker then takes up at once.
         final: in the end train the best point on training and validation data together, in
             DIR/final, and read the test split once.
@@ -76,7 +76,7 @@ def tune(
     workdir = workdir or Path("runs") / f"{file.name}-tune"
     options = {
         "sampler": sampler, "trials": trials, "pruner": pruner, "metric": metric, "mode": mode,
-        "storage": storage, "study": study, "vectorise": vectorise, "together": together,
+        "storage": storage, "study": study, "vectorize": vectorize, "together": together,
     }  # fmt: skip
     words = _words(experiment, workdir, space, options, changes or {})
     changed = override(file.experiment, changes or {})

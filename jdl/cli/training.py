@@ -16,7 +16,7 @@ def train(
     /,
     workdir: Path | None = None,
     seeds: int | None = None,
-    vectorise: Literal["auto", "always", "never"] = "never",
+    vectorize: Literal["auto", "always", "never"] = "never",
     distributed: bool = False,
     coordinator: str | None = None,
     processes: int | None = None,
@@ -35,7 +35,7 @@ def train(
         experiment: a Python file, or the name of one in ./experiments or shipped with jdl.
         workdir: the run directory (default: runs/NAME-DATE); one that holds a run goes on.
         seeds: train with that many seeds, in DIR/seed-0, ..., and write DIR/summary.json.
-        vectorise: train the seeds together, in one compiled step.
+        vectorize: train the seeds together, in one compiled step.
         distributed: join the processes that Slurm, Open MPI, Kubernetes or a TPU pod started.
         coordinator: HOST:PORT of process 0, to join processes by hand.
         processes: how many there are.
@@ -44,8 +44,8 @@ def train(
     from jdl.config.experiment_file import load
     from jdl.config.overrides import override
 
-    if vectorise != "never" and seeds is None:
-        raise UserError("--vectorise is for several runs: say how many by --seeds")
+    if vectorize != "never" and seeds is None:
+        raise UserError("--vectorize is for several runs: say how many by --seeds")
     if distributed or coordinator:
         if workdir is None:
             raise UserError("several processes need one --workdir that all of them can reach")
@@ -68,7 +68,7 @@ def train(
         from jdl.sweeps.seeds import train_seeds
 
         summary = train_seeds(
-            changed, seeds, workdir, file=file, overrides=changes, vectorise=vectorise
+            changed, seeds, workdir, file=file, overrides=changes, vectorize=vectorize
         )
         for split, metrics in summary["metrics"].items():
             for name, spread in metrics.items():

@@ -20,7 +20,7 @@ def _scan(step: Any, carry: Any, xs: Any, **options: Any) -> Any:
 
 
 def sigmoid(x: Array) -> Array:
-    """The logistic function by way of tanh, which CPUs vectorise where they do not a division."""
+    """The logistic function by way of tanh, which CPUs vectorize where they do not a division."""
     return 0.5 * jnp.tanh(0.5 * x) + 0.5
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from jdl.metrics import Packed
-from jdl.sweeps.vectorized import Stack, Vectorised
+from jdl.sweeps.vectorized import Stack, Vectorized
 from jdl.trainer.interrupt import Interrupted, Interruption
 from jdl.trainer.loop import Dispatch, Loop, dispatched
 
@@ -86,7 +86,7 @@ class Group:
     def __init__(
         self,
         members: Sequence[Member],
-        compiled: Vectorised,
+        compiled: Vectorized,
         interruption: Interruption,
     ) -> None:
         self._members, self._compiled, self._interruption = members, compiled, interruption

@@ -11,7 +11,7 @@ from jdl.data.splits import Splits
 from jdl.errors import UserError
 from jdl.experiment import Experiment
 from jdl.files import write_json
-from jdl.sweeps.together import Job, Outcome, Vectorise, train_together
+from jdl.sweeps.together import Job, Outcome, Vectorize, train_together
 from jdl.typing import Json
 
 
@@ -22,7 +22,7 @@ def train_seeds(
     *,
     file: ExperimentFile | None = None,
     overrides: Mapping[str, Json] | None = None,
-    vectorise: Vectorise = "never",
+    vectorize: Vectorize = "never",
 ) -> dict[str, Json]:
     """Trains with `count` seeds from the experiment's own upward, one run directory each.
 
@@ -32,7 +32,7 @@ def train_seeds(
       workdir: gets `seed-0`, `seed-1` ... and `summary.json`.
       file: where the experiment comes from.
       overrides: what was changed in it.
-      vectorise: whether all are trained together (`jdl.sweeps.together`).
+      vectorize: whether all are trained together (`jdl.sweeps.together`).
 
     Returns:
       What `summary.json` holds: `mean`, `std` (of the sample), `min`, `max` and `n` of each metric
@@ -51,7 +51,7 @@ def train_seeds(
         )
         for seed in seeds
     ]
-    results = _results(jobs, vectorise, file)
+    results = _results(jobs, vectorize, file)
     splits = results[0]["metrics"]
     summary = {
         "experiment": results[0]["experiment"],
@@ -72,7 +72,7 @@ def train_seeds(
 
 
 def _results(
-    jobs: Sequence[Job], vectorise: Vectorise, file: ExperimentFile | None
+    jobs: Sequence[Job], vectorize: Vectorize, file: ExperimentFile | None
 ) -> list[dict[str, Json]]:
     """What came of each job; the first failure, if any, is raised."""
     results: dict[int, dict[str, Json]] = {}
@@ -85,7 +85,7 @@ def _results(
             results[place] = outcome.result
         return not failures
 
-    train_together(jobs, vectorise, tell, file=file)
+    train_together(jobs, vectorize, tell, file=file)
     if failures:
         raise failures[0]
     return [result for _, result in sorted(results.items())]

@@ -23,7 +23,7 @@ from jdl.metrics import Packed
 from jdl.parallel import Steps, Strategy
 from jdl.step import Program, init
 from jdl.sweeps.group import Group, Member, outputs, speaking
-from jdl.sweeps.vectorized import Numbers, Vectorised, structure
+from jdl.sweeps.vectorized import Numbers, Vectorized, structure
 from jdl.tracing import with_values
 from jdl.trainer.allocator import keep_memory
 from jdl.trainer.api import finished, opened, prepared, train
@@ -33,7 +33,7 @@ from jdl.trainer.loop import Loop
 from jdl.trainer.run import Run
 from jdl.typing import Json
 
-Vectorise = Literal["auto", "always", "never"]
+Vectorize = Literal["auto", "always", "never"]
 """Whether runs are trained together: where that is faster, wherever they can be, or not."""
 
 TRIAL = 0.5
@@ -68,7 +68,7 @@ Outcome = Run | Exception
 
 def train_together(
     jobs: Sequence[Job],
-    vectorise: Vectorise,
+    vectorize: Vectorize,
     tell: Callable[[int, Outcome], bool],
     *,
     file: ExperimentFile | None = None,
@@ -82,7 +82,7 @@ def train_together(
 
     Args:
       jobs: what to train.
-      vectorise: `always` raises where runs of one architecture cannot be trained together; `auto`
+      vectorize: `always` raises where runs of one architecture cannot be trained together; `auto`
         then trains them one after the other, as it does where that is faster.
       tell: told of each job when it has ended, by its place; says whether to begin another.
       file: where the experiments come from.
@@ -92,7 +92,7 @@ def train_together(
       Whether any were trained together.
 
     Raises:
-      UserError: under `always`, what cannot be vectorised, and why.
+      UserError: under `always`, what cannot be vectorized, and why.
       Interrupted: on SIGTERM or Ctrl-C, after saving.
     """
     left = []
@@ -109,7 +109,7 @@ def train_together(
             return False
     keep_compiled()
     together = False
-    for batch in _batches(jobs, left, vectorise, notify):
+    for batch in _batches(jobs, left, vectorize, notify):
         if batch.compiled is None:
             for place in batch.places:
                 if not tell(place, _alone(jobs[place], file)):
@@ -139,7 +139,7 @@ def _alone(job: Job, file: ExperimentFile | None) -> Outcome:
 def _together(
     jobs: Sequence[Job],
     places: Sequence[int],
-    compiled: Vectorised,
+    compiled: Vectorized,
     file: ExperimentFile | None,
     tell: Callable[[int, Outcome], bool],
 ) -> None:
@@ -196,22 +196,22 @@ class Batch:
     """Jobs by their places, with what trains them together; None: one after the other."""
 
     places: Sequence[int]
-    compiled: Vectorised | None = None
+    compiled: Vectorized | None = None
 
 
 def _batches(
-    jobs: Sequence[Job], places: Sequence[int], vectorise: Vectorise, notify: Callable[[str], None]
+    jobs: Sequence[Job], places: Sequence[int], vectorize: Vectorize, notify: Callable[[str], None]
 ) -> Iterator[Batch]:
-    """Which jobs are trained together, as `vectorise` says."""
+    """Which jobs are trained together, as `vectorize` says."""
     for alike in _grouped(places, lambda place: _architecture(jobs[place].experiment)):
-        if vectorise == "never" or len(alike) == 1:
+        if vectorize == "never" or len(alike) == 1:
             yield Batch(alike)
         else:
-            yield from _tried(jobs, alike, vectorise, notify)
+            yield from _tried(jobs, alike, vectorize, notify)
 
 
 def _tried(
-    jobs: Sequence[Job], places: Sequence[int], vectorise: Vectorise, notify: Callable[[str], None]
+    jobs: Sequence[Job], places: Sequence[int], vectorize: Vectorize, notify: Callable[[str], None]
 ) -> list[Batch]:
     """The batches of jobs of one architecture."""
     first = jobs[places[0]]
@@ -222,7 +222,7 @@ def _tried(
     alike = _grouped(places, lambda place: _state(probe, jobs[place].experiment))
     experiments = [[jobs[place].experiment for place in each] for each in alike]
     return [
-        Batch(each, _chosen(probe, those, vectorise, notify))
+        Batch(each, _chosen(probe, those, vectorize, notify))
         for each, those in zip(alike, experiments, strict=True)
     ]
 
@@ -230,19 +230,19 @@ def _tried(
 def _chosen(
     probe: Run,
     experiments: Sequence[Experiment],
-    vectorise: Vectorise,
+    vectorize: Vectorize,
     notify: Callable[[str], None],
-) -> Vectorised | None:
+) -> Vectorized | None:
     """What trains experiments together, where that is to be."""
     if len(experiments) == 1:
         return None
     try:
         compiled = compile_together(probe, experiments)
-        if vectorise == "always":
+        if vectorize == "always":
             return compiled
         together, apart = _rates(probe, compiled, experiments)
     except Exception as error:
-        if vectorise == "always":
+        if vectorize == "always":
             raise
         notify(f"{len(experiments)} runs are trained one after the other: {first_line(error)}")
         return None
@@ -254,7 +254,7 @@ def _chosen(
     return compiled if together > apart else None
 
 
-def compile_together(probe: Run, experiments: Sequence[Experiment]) -> Vectorised:
+def compile_together(probe: Run, experiments: Sequence[Experiment]) -> Vectorized:
     """The compiled functions of experiments of one architecture.
 
     Args:
@@ -262,14 +262,14 @@ def compile_together(probe: Run, experiments: Sequence[Experiment]) -> Vectorise
       experiments: which differ in the seed and in numbers alone.
 
     Raises:
-      UserError: what cannot be vectorised, and why.
+      UserError: what cannot be vectorized, and why.
     """
     first = experiments[0]
     if type(first.strategy).compile is not Strategy.compile:
         name = snake(type(first.strategy).__name__)
-        raise UserError(f"the strategy {name} cannot be vectorised: choose another, or single")
+        raise UserError(f"the strategy {name} cannot be vectorized: choose another, or single")
     if jax.process_count() > 1:
-        raise UserError("runs of several processes cannot be vectorised")
+        raise UserError("runs of several processes cannot be vectorized")
     leaves = [flatten(experiment) for experiment in experiments]
     paths = [
         path
@@ -283,9 +283,9 @@ def compile_together(probe: Run, experiments: Sequence[Experiment]) -> Vectorise
     def program(numbers: Numbers) -> Program:
         return with_values(first, numbers).program(steps)
 
-    def built(paths: Sequence[str]) -> Vectorised:
+    def built(paths: Sequence[str]) -> Vectorized:
         numbers = [{path: each[path] for path in paths} for each in leaves]
-        compiled = Vectorised(first.strategy, program, numbers, in_memory, step_input)
+        compiled = Vectorized(first.strategy, program, numbers, in_memory, step_input)
         compiled.check(probe.program)
         return compiled
 
@@ -296,8 +296,8 @@ def compile_together(probe: Run, experiments: Sequence[Experiment]) -> Vectorise
             try:
                 built([path])
             except Exception as because:
-                raise UserError(f"{path} cannot be vectorised: {_reason(because)}") from because
-        raise UserError(f"the step cannot be vectorised: {_reason(error)}") from error
+                raise UserError(f"{path} cannot be vectorized: {_reason(because)}") from because
+        raise UserError(f"the step cannot be vectorized: {_reason(error)}") from error
 
 
 def _reason(error: Exception) -> str:
@@ -341,7 +341,7 @@ def _state(probe: Run, experiment: Experiment) -> Any:
 
 
 def _rates(
-    probe: Run, compiled: Vectorised, experiments: Sequence[Experiment]
+    probe: Run, compiled: Vectorized, experiments: Sequence[Experiment]
 ) -> tuple[float, float]:
     """Steps a second, of all runs together and of one after the other; of states thrown away."""
     first, seeds = probe.experiment, [experiment.seed for experiment in experiments]

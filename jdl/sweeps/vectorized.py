@@ -38,7 +38,7 @@ RUNS = "runs"
 """The axis of a mesh over which runs are shared out."""
 
 
-class Vectorised:
+class Vectorized:
     """Several runs, compiled as one; each function is compiled at its first call.
 
     Args:

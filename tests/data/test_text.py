@@ -82,7 +82,7 @@ def with_keras(texts, known, size, length):
     return pad_sequences(rows, maxlen=length).tolist()
 
 
-def vectorised(size, length):
+def vectorized(size, length):
     ids = rank(REVIEWS[:3], size)
     return [encode(text, ids, length).tolist() for text in REVIEWS]
 
@@ -91,7 +91,7 @@ def test_texts_become_the_numbers_that_keras_makes_of_them():
     fixture = json.loads((Path(__file__).parent / "vectorized.json").read_text())
     assert [(case["size"], case["length"]) for case in fixture] == [(100, 12), (10, 30), (12, 5)]
     for case in fixture:
-        assert vectorised(case["size"], case["length"]) == case["ids"]
+        assert vectorized(case["size"], case["length"]) == case["ids"]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("keras") is None, reason="needs Keras")

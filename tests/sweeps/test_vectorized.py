@@ -54,7 +54,7 @@ def experiment(**changes):
     return jdl.Experiment(**{**settings, **changes})
 
 
-def trained(workdir, points, vectorise="always", breaks=None, **changes):
+def trained(workdir, points, vectorize="always", breaks=None, **changes):
     """What came of runs at some points of an experiment, and what was said."""
     said, outcomes = [], {}
     jobs = [
@@ -70,7 +70,7 @@ def trained(workdir, points, vectorise="always", breaks=None, **changes):
         outcomes[place] = outcome
         return True
 
-    train_together(jobs, vectorise, tell, notify=said.append)
+    train_together(jobs, vectorize, tell, notify=said.append)
     return [outcomes[place] for place in range(len(points))], said
 
 
@@ -220,11 +220,11 @@ def test_runs_of_other_architectures_are_trained_apart(tmp_path):
     ("changes", "point", "message"),
     [
         ({"model": Net()}, {"model.dropout": 0.5}, r"^model.dropout cannot .*\(.*\.py, line \d+"),
-        ({}, {"optimizer.schedule.warmup": 0.5}, "^optimizer.schedule.warmup cannot be vectorised"),
-        ({"strategy": Pmap()}, {"seed": 1}, "^the strategy pmap cannot be vectorised"),
+        ({}, {"optimizer.schedule.warmup": 0.5}, "^optimizer.schedule.warmup cannot be vectorized"),
+        ({"strategy": Pmap()}, {"seed": 1}, "^the strategy pmap cannot be vectorized"),
     ],
 )
-def test_what_cannot_be_vectorised_is_named_and_auto_does_without(
+def test_what_cannot_be_vectorized_is_named_and_auto_does_without(
     changes, point, message, tmp_path
 ):
     points = [{}, point]
@@ -256,7 +256,7 @@ def test_auto_takes_the_faster_way_and_says_so(rates, way, tmp_path, monkeypatch
 def test_seeds_together_are_summed_up_as_ever(tmp_path):
     one = experiment(steps=10)
     ours, theirs = (
-        train_seeds(one, 3, tmp_path / way, vectorise=way) for way in ("always", "never")
+        train_seeds(one, 3, tmp_path / way, vectorize=way) for way in ("always", "never")
     )
     assert ours["seeds"] == theirs["seeds"] == [0, 1, 2]
     for split, metrics in theirs["metrics"].items():
@@ -325,6 +325,6 @@ def test_smoothed_losses_of_no_share_are_those_of_no_smoothing():
 
 
 def test_one_run_has_nothing_to_be_trained_together_with(command):
-    code, _, complaint = command("train", "digits_mlp", "--vectorise", "always")
+    code, _, complaint = command("train", "digits_mlp", "--vectorize", "always")
     assert code != 0
     assert "say how many by --seeds" in complaint

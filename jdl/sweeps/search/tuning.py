@@ -29,7 +29,7 @@ from jdl.sweeps.search.study import (
     write_trials,
 )
 from jdl.sweeps.search.worker import Search, work
-from jdl.sweeps.together import Vectorise
+from jdl.sweeps.together import Vectorize
 from jdl.trainer.run import Run
 from jdl.typing import Json
 
@@ -62,7 +62,7 @@ class Settings:
     mode: Literal["min", "max"] | None = None  # which is better; None: as the metric's name tells
     storage: str | None = None  # URL of a database; None: a journal file in the directory
     study: str | None = None  # name in the storage; None: the experiment's
-    vectorise: Vectorise = "never"  # train points together that differ in numbers alone
+    vectorize: Vectorize = "never"  # train points together that differ in numbers alone
     together: int = 8  # points that a worker then takes up at once
 
     def __post_init__(self) -> None:
@@ -127,7 +127,7 @@ def tune(
         workdir=Path(workdir),
         file=file,
         overrides=overrides or {},
-        vectorise=config.vectorise,
+        vectorize=config.vectorize,
         together=config.together,
     )
     if (search.workdir / "experiment.json").exists():

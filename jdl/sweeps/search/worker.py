@@ -23,7 +23,7 @@ from jdl.sweeps.search.pruning import PRUNED, Report
 from jdl.sweeps.search.samplers import quiet
 from jdl.sweeps.search.space import Constraint, Space, allowed, suggest
 from jdl.sweeps.search.study import ERROR, POINT, SECONDS
-from jdl.sweeps.together import Job, Outcome, Vectorise, train_together
+from jdl.sweeps.together import Job, Outcome, Vectorize, train_together
 from jdl.typing import Json
 
 REJECTIONS = 1000
@@ -47,7 +47,7 @@ class Search:
       workdir: holds `trials`, each the directory of a run.
       file: that the experiment comes from.
       overrides: what was changed in it.
-      vectorise: whether points that differ in numbers alone are trained together.
+      vectorize: whether points that differ in numbers alone are trained together.
       together: how many points a worker then takes up at once.
     """
 
@@ -60,7 +60,7 @@ class Search:
     workdir: Path
     file: ExperimentFile | None = None
     overrides: Mapping[str, Json] = dataclasses.field(default_factory=dict)
-    vectorise: Vectorise = "never"
+    vectorize: Vectorize = "never"
     together: int = 1
 
     def directory(self, number: int) -> Path:
@@ -98,7 +98,7 @@ def work(
     Raises:
       UserError: the constraints let hardly any point through.
     """
-    size = 1 if search.vectorise == "never" else search.together
+    size = 1 if search.vectorize == "never" else search.together
     while True:
         with claims.deciding(), quiet():
             tasks = _taken(search, study, claims, size)
@@ -108,7 +108,7 @@ def work(
             finally:
                 for task in tasks:
                     task.claim.release()
-            if search.vectorise == "auto" and not together:
+            if search.vectorize == "auto" and not together:
                 size = 1  # so that each point is chosen in the light of all before
         elif _running(study):
             time.sleep(PAUSE)  # others may yet fail or die
@@ -221,7 +221,7 @@ def _run(
             show()
             return True
 
-        return train_together(jobs, search.vectorise, tell, file=search.file, notify=notify)
+        return train_together(jobs, search.vectorize, tell, file=search.file, notify=notify)
 
 
 def _job(search: Search, task: Task, data: Splits, stack: contextlib.ExitStack) -> Job:

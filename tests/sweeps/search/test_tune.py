@@ -149,7 +149,7 @@ def test_points_that_constraints_turn_down_are_not_trained(tmp_path, monkeypatch
         tuned(tmp_path / "none", constraints=[lambda point: False])
 
 
-@pytest.mark.parametrize("options", [{}, {"vectorise": "always", "together": 6}])
+@pytest.mark.parametrize("options", [{}, {"vectorize": "always", "together": 6}])
 def test_a_hopeless_trial_is_pruned(options, tmp_path):
     space = {"optimizer.learning_rate": Choice(0.3, 1e-9)}
     options = {"pruner": "median", "trials": 12, "metric": "validation.loss", **options}
@@ -168,7 +168,7 @@ def test_a_hopeless_trial_is_pruned(options, tmp_path):
 def test_points_trained_together_have_the_scores_that_they_have_alone(tmp_path):
     space = {**SPACE, "optimizer.momentum": Choice(0.5, 0.9), "model.widths.0": Int(2, 3)}
     options = {"trials": 6, "metric": "validation.loss"}
-    study, said = tuned(tmp_path / "a", space, vectorise="always", together=4, **options)
+    study, said = tuned(tmp_path / "a", space, vectorize="always", together=4, **options)
     alone, _ = tuned(tmp_path / "b", space, **options)
     assert [each.point for each in study.trials] == [each.point for each in alone.trials]
     assert [e.value for e in study.trials] == pytest.approx([e.value for e in alone.trials])
@@ -183,7 +183,7 @@ def test_points_trained_together_have_the_scores_that_they_have_alone(tmp_path):
 
 def test_a_group_that_was_killed_is_taken_up_again(tmp_path, monkeypatch):
     space = {"optimizer.learning_rate": LogUniform(1e-3, 1.0)}
-    options = {"trials": 3, "vectorise": "always", "metric": "validation.loss"}
+    options = {"trials": 3, "vectorize": "always", "metric": "validation.loss"}
     whole, _ = tuned(tmp_path / "whole", space, **options)
     step, calls = Group._together, []
 
