@@ -106,7 +106,9 @@ def test_the_parts_of_an_experiment_fit_together(name, tmp_path):
     """Shapes and dtypes of data, model, task and optimizer, without compiling."""
     run = Run(stand_in(name, epochs=1), name, tmp_path)
     updated, metrics = jax.eval_shape(
-        lambda state, batch: update(run.program, state, batch), run.compiled.abstract_state, run.batch
+        lambda state, batch: update(run.program, state, batch),
+        run.compiled.abstract_state,
+        run.batch,
     )
     assert jax.tree.structure(updated) == jax.tree.structure(run.compiled.abstract_state)
     assert "loss" in metrics
