@@ -8,7 +8,9 @@ import types
 from pathlib import Path
 
 import pytest
+import yaml
 
+from jdl import __version__
 from jdl.cli.main import main
 
 ROOT = Path(__file__).parents[1]
@@ -61,6 +63,15 @@ def test_the_api_pages_show_every_public_module_once() -> None:
         if not path.name.startswith("_")
     ]
     assert sorted(shown) == sorted(modules)
+
+
+def test_the_citation_and_the_workflow_can_be_read() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == __version__
+    assert citation["license"] in (ROOT / "pyproject.toml").read_text()
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())["jobs"]
+    assert jobs["checks"]["strategy"]["matrix"]["python"] == ["3.11", "3.12"]
+    assert jobs["checks"]["steps"][-1]["run"] == ".ci/run"
 
 
 def test_contributing_draws_the_layers_that_are_held() -> None:
