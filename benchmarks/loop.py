@@ -23,7 +23,7 @@ from tyro.conf import Positional
 import jdl
 from benchmarks.ours import Clock
 from jdl.errors import UserError
-from jdl.trainer.allocator import keep_memory
+from jdl.trainer.allocator import configure_allocator
 from jdl.trainer.run import Run
 
 
@@ -72,7 +72,7 @@ def loop(experiment: jdl.Experiment, run: Run, steps: int) -> float:
 def main(experiment: Positional[str], /, steps: int = 2000, rounds: int = 5) -> None:
     """Prints all speeds and the loop's ratio for each round, and the median ratio."""
     chosen = jdl.load(experiment).experiment
-    keep_memory(chosen.malloc_arenas)
+    configure_allocator(chosen.malloc_arenas)
     count = chosen.steps_per_dispatch
     steps = -(-steps // count) * count
     chosen = dataclasses.replace(chosen, steps=steps, hooks=())

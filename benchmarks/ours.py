@@ -19,7 +19,7 @@ from jdl.optimizers import Optimizer
 from jdl.parallel import Steps
 from jdl.state import TrainState
 from jdl.step import Program, transform
-from jdl.trainer.allocator import keep_memory
+from jdl.trainer.allocator import configure_allocator
 
 
 def make_case(workload: Workload, dtype: str, threads: int) -> Case:
@@ -49,7 +49,7 @@ def make_case(workload: Workload, dtype: str, threads: int) -> Case:
 def load(workload: Workload, dtype: str) -> jdl.Experiment:
     """The workload's experiment, in a process whose memory is kept as `jdl train` keeps it."""
     experiment = workload.load(dtype)
-    keep_memory(experiment.malloc_arenas)
+    configure_allocator(experiment.malloc_arenas)
     return experiment
 
 

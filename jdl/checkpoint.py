@@ -29,7 +29,7 @@ from jdl.typing import Json, PyTree
 MANIFEST = "manifest.json"
 
 
-class Store:
+class CheckpointStore:
     """The checkpoints of one run.
 
     Args:
@@ -99,25 +99,25 @@ class Store:
         """
         return self._read(self._of_step(step), like)
 
-    def newest(self, like: TrainState) -> tuple[TrainState, Json] | None:
+    def restore_latest(self, like: TrainState) -> tuple[TrainState, Json] | None:
         """The newest checkpoint that is whole, or None where none was ever completed.
 
         Raises:
           UserError: there are some, and all are damaged.
         """
-        path = self._newest()
+        path = self._latest()
         return None if path is None else self._read(path, like)
 
-    def scored_step(self) -> int | None:
+    def evaluation_step(self) -> int | None:
         """The step whose weights the run is scored with; None where no save was ever completed.
 
         Raises:
           UserError: there are checkpoints, and all are damaged.
         """
-        path = self._weights_path()
+        path = self._evaluation_path()
         return None if path is None else _order(path)[0]
 
-    def weights(self) -> dict[str, np.ndarray] | None:
+    def evaluation_arrays(self) -> dict[str, np.ndarray] | None:
         """The arrays that the run is scored with, by path; None where no save was ever completed.
 
         Those are `params`, averaged where the optimizer averages, and `collections`: of the best
@@ -126,7 +126,7 @@ class Store:
         Raises:
           UserError: there are checkpoints, and all are damaged.
         """
-        path = self._weights_path()
+        path = self._evaluation_path()
         if path is None:
             return None
         tree = self._describe(path)[1]
@@ -152,13 +152,13 @@ class Store:
             raise UserError(f"checkpoint {paths[-1].name} is damaged: {damage}")
         return paths[-1]
 
-    def _weights_path(self) -> Path | None:
+    def _evaluation_path(self) -> Path | None:
         """The best checkpoint where the run goes back to that, else the newest that is whole."""
-        path = self._newest()
-        best = None if path is None else self._describe(path)[0].get("weights_step")
+        path = self._latest()
+        best = None if path is None else self._describe(path)[0].get("best_step")
         return path if best is None else self._of_step(best)
 
-    def _newest(self) -> Path | None:
+    def _latest(self) -> Path | None:
         """The newest checkpoint that is whole; says which are passed over."""
         complete = self._complete()
         for path in self._all():

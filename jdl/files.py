@@ -41,7 +41,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def cut_rows(path: Path, step: int) -> None:
+def truncate_rows(path: Path, step: int) -> None:
     """Drops the rows after a step, and torn lines."""
     rows = [row for row in read_rows(path) if row["step"] <= step]
     write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))

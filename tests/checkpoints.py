@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jdl.checkpoint import MANIFEST, Store
+from jdl.checkpoint import MANIFEST, CheckpointStore
 from jdl.state import TrainState
 
 
@@ -60,22 +60,22 @@ LIKE = like(make_state(0))
 
 
 def save(directory, *steps, keep=(), size=16):
-    store = Store(directory)
+    store = CheckpointStore(directory)
     for step in steps:
         store.save(step, make_state(step, size), {"step": step, "hooks": {"1 A": None}}, keep)
     store.close()
 
 
 def restore(directory, step):
-    with contextlib.closing(Store(directory)) as store:
+    with contextlib.closing(CheckpointStore(directory)) as store:
         return store.restore(step, LIKE)
 
 
 def newest(directory, target=LIKE):
     """The step restored, its state and what was said on the way."""
     said = []
-    with contextlib.closing(Store(directory, said.append)) as store:
-        found = store.newest(target)
+    with contextlib.closing(CheckpointStore(directory, said.append)) as store:
+        found = store.restore_latest(target)
     state, meta = found or (None, {"step": None})
     return meta["step"], state, "\n".join(said)
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jdl.checkpoint import MANIFEST, Store, verify
+from jdl.checkpoint import MANIFEST, CheckpointStore, verify
 from jdl.errors import UserError
 from tests.checkpoints import content, files, flip, like, make_state, newest, restore, save
 
@@ -48,7 +48,7 @@ def test_a_directory_without_checkpoints_gives_none(tmp_path):
 
 
 def test_a_step_is_restored_by_number(saved):
-    with contextlib.closing(Store(saved)) as store:
+    with contextlib.closing(CheckpointStore(saved)) as store:
         assert store.steps() == [1, 2]
     state, meta = restore(saved, 1)
     with pytest.raises(UserError, match="no checkpoint of step 3"):
@@ -173,7 +173,7 @@ def test_a_save_behind_the_training_keeps_the_bytes_of_donated_buffers(tmp_path)
     change = jax.jit(lambda s: s.replace(params=jax.tree.map(jnp.cos, s.params)), donate_argnums=0)
     state = make_state(1, size=1500)
     expected = content(state)
-    with contextlib.closing(Store(tmp_path)) as store:
+    with contextlib.closing(CheckpointStore(tmp_path)) as store:
         store.save(1, state, {"step": 1}, ())
         for _ in range(5):
             state = jax.block_until_ready(change(state))  # gives the saved buffers away

@@ -23,7 +23,7 @@ from jdl.errors import UserError
 from jdl.experiment import Experiment
 from jdl.metrics import compute
 from jdl.optimizers import RangeTest
-from jdl.trainer.allocator import keep_memory
+from jdl.trainer.allocator import configure_allocator
 from jdl.trainer.run import Run
 
 WORST = 4.0
@@ -79,7 +79,7 @@ def find_lr(
     optimizer = dataclasses.replace(
         experiment.optimizer, learning_rate=high, schedule=RangeTest(start=low / high)
     )
-    keep_memory(experiment.malloc_arenas)
+    configure_allocator(experiment.malloc_arenas)
     run = _trial(experiment, optimizer=optimizer, steps=steps, steps_per_dispatch=1)
     losses, smoothed, total, keep = [], [], 0.0, 1 - 10 / steps
     for loss in itertools.islice(_losses(run), steps):
@@ -188,7 +188,7 @@ def find_batch(
     Raises:
       UserError: not even the smallest batch can be tried.
     """
-    keep_memory(experiment.malloc_arenas)
+    configure_allocator(experiment.malloc_arenas)
     data = Splits(experiment.data)
     rows: list[BatchRow] = []
     size = experiment.strategy.num_batch_shards() * experiment.accumulate

@@ -35,11 +35,11 @@ class Listener:
     def restore(self, state: Json) -> None:
         """Takes back what `state` gave."""
 
-    def pins(self) -> set[int]:
+    def protected_steps(self) -> set[int]:
         """Steps whose checkpoints must not be deleted."""
         return set()
 
-    def weights_step(self) -> int | None:
+    def best_step(self) -> int | None:
         """The step whose weights the run ends with; None leaves it at the last."""
         return None
 

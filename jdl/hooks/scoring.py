@@ -117,10 +117,10 @@ class _EarlyStopping(Listener):
         self._best = math.inf if state["best"] is None else state["best"]
         self._best_step, self._waited = state["best_step"], state["waited"]
 
-    def pins(self) -> set[int]:
+    def protected_steps(self) -> set[int]:
         return set() if self._best_step is None else {self._best_step}
 
-    def weights_step(self) -> int | None:
+    def best_step(self) -> int | None:
         return self._best_step
 
 
@@ -185,7 +185,7 @@ class _Checkpoint(Listener):
         self._last = list(state["last"])
         self._best = [(float(score), step) for score, step in state["best"]]
 
-    def pins(self) -> set[int]:
+    def protected_steps(self) -> set[int]:
         return {*self._last, *(step for _, step in self._best)}
 
 

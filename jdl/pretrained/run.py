@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from jdl.checkpoint import Store
+from jdl.checkpoint import CheckpointStore
 from jdl.errors import UserError
 from jdl.paths import check_modules, path_name, within
 from jdl.pretrained.config import CONFIG
@@ -114,9 +114,9 @@ def _given(run: Path, scan: bool) -> tuple[nn.Module | None, dict[str, np.ndarra
             )
         model, arrays = read_arrays(run, scan)
         return model, {f"params.{path}": array for path, array in arrays.items()}
-    store = Store(folder)
+    store = CheckpointStore(folder)
     try:
-        given = store.weights()
+        given = store.evaluation_arrays()
     finally:
         store.close()
     if given is None:

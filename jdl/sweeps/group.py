@@ -113,7 +113,7 @@ class Group:
             raise Interrupted
 
     def _round(self, waiting: list[Member]) -> None:
-        if self._interruption.asked:
+        if self._interruption.requested:
             for member in waiting:
                 member.answer(None)
             return

@@ -25,9 +25,9 @@ from jdl.step import Program, init
 from jdl.sweeps.group import Group, Member, outputs, speaking
 from jdl.sweeps.vectorized import Numbers, Vectorized, structure
 from jdl.tracing import with_values
-from jdl.trainer.allocator import keep_memory
+from jdl.trainer.allocator import configure_allocator
 from jdl.trainer.api import finished, opened, prepared, train
-from jdl.trainer.compilation_cache import keep_compiled
+from jdl.trainer.compilation_cache import enable_compilation_cache
 from jdl.trainer.interrupt import Interruption
 from jdl.trainer.loop import Loop
 from jdl.trainer.run import Run
@@ -97,7 +97,7 @@ def train_together(
     """
     left = []
     for place, job in enumerate(jobs):
-        keep_memory(job.experiment.malloc_arenas)
+        configure_allocator(job.experiment.malloc_arenas)
         with speaking(job.output):
             try:
                 run = finished(job.experiment, job.workdir, file)
@@ -107,7 +107,7 @@ def train_together(
             left.append(place)
         elif not tell(place, run):
             return False
-    keep_compiled()
+    enable_compilation_cache()
     together = False
     for batch in _batches(jobs, left, vectorize, notify):
         if batch.compiled is None:

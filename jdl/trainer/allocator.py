@@ -6,12 +6,12 @@ import functools
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8
 """Parameters of `mallopt(3)`."""
 
-HEAP = 1 << 27
+TOP_PAD_BYTES = 1 << 27
 """Bytes that an arena keeps at its end; more than a heap of any thread's arena."""
 
 
 @functools.cache
-def keep_memory(arenas: int = 1) -> bool:
+def configure_allocator(arenas: int = 1) -> bool:
     """Tells glibc to keep freed memory for the next step, in this process from now on.
 
     XLA asks for each step's arrays anew. By default glibc gives every large one back to the
@@ -31,7 +31,7 @@ def keep_memory(arenas: int = 1) -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError):
         return False
-    chosen = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: HEAP}
+    chosen = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: TOP_PAD_BYTES}
     if arenas:
         chosen[M_ARENA_MAX] = arenas
     return all(mallopt(parameter, value) for parameter, value in chosen.items())

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from jdl.checkpoint import Store
+from jdl.checkpoint import CheckpointStore
 from jdl.config.experiment_file import ExperimentFile
 from jdl.data.arrays import Arrays
 from jdl.data.splits import Splits
@@ -23,8 +23,8 @@ from jdl.hooks import Hook
 from jdl.parallel import Single, Steps
 from jdl.tasks import Classification, Regression, Task
 from jdl.trainer import record
-from jdl.trainer.allocator import keep_memory
-from jdl.trainer.compilation_cache import keep_compiled
+from jdl.trainer.allocator import configure_allocator
+from jdl.trainer.compilation_cache import enable_compilation_cache
 from jdl.trainer.loop import Loop
 from jdl.trainer.run import Run
 from jdl.typing import Json
@@ -57,8 +57,8 @@ def train(
         nothing already saved is lost.
       Interrupted: on SIGTERM or Ctrl-C, after saving.
     """
-    keep_memory(experiment.malloc_arenas)
-    keep_compiled()
+    configure_allocator(experiment.malloc_arenas)
+    enable_compilation_cache()
     temporary = None if workdir else tempfile.mkdtemp(prefix="jdl-")
     workdir = Path(workdir or temporary or ".")
     if run := finished(experiment, workdir, file):
@@ -182,16 +182,16 @@ def open_run(workdir: Path, experiment: Experiment, name: str) -> Run:
     Raises:
       UserError: the directory holds no checkpoint of this experiment.
     """
-    keep_compiled()
+    enable_compilation_cache()
     run = Run(record.with_tokenizer(workdir, experiment), name, workdir)
-    store = Store(workdir / "checkpoints", run.print)
+    store = CheckpointStore(workdir / "checkpoints", run.print)
     try:
-        found = store.newest(run.compiled.abstract_state)
+        found = store.restore_latest(run.compiled.abstract_state)
         if found is None:
             raise UserError(f"{workdir} holds no checkpoint yet")
         state, meta = found
-        if meta["weights_step"] not in (None, meta["step"]):
-            state, _ = store.restore(meta["weights_step"], run.compiled.abstract_state)
+        if meta["best_step"] not in (None, meta["step"]):
+            state, _ = store.restore(meta["best_step"], run.compiled.abstract_state)
     finally:
         store.close()
     run.state = run.compiled.shard(state)

@@ -9,12 +9,12 @@ import jax
 
 _log = logging.getLogger(__name__)
 
-SHORTEST = 0.1
+MIN_COMPILE_SECONDS = 0.1
 """Seconds of compiling from which a result is kept."""
 
 
 @functools.cache
-def keep_compiled() -> Path | None:
+def enable_compilation_cache() -> Path | None:
     """Turns JAX's compilation cache on, in a directory of this user alone.
 
     The directory is `jdl/compiled` in `$XDG_CACHE_HOME` or `~/.cache`, mode 0700: who could write
@@ -42,5 +42,5 @@ def keep_compiled() -> Path | None:
         _log.warning("compiled programs are not kept: others have access to %s", directory)
         return None
     config.update("jax_compilation_cache_dir", str(directory))
-    config.update("jax_persistent_cache_min_compile_time_secs", SHORTEST)
+    config.update("jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_SECONDS)
     return directory

@@ -9,7 +9,7 @@ from typing import Any
 EXIT_CODE = 75
 """EX_TEMPFAIL of sysexits.h: the same command may be given again."""
 
-PATIENCE = 4.0
+GRACE_SECONDS = 4.0
 """Seconds after which a process that is stuck, in a compilation say, is ended all the same."""
 
 
@@ -23,8 +23,8 @@ class Interrupted(SystemExit):
 class Interruption:
     """Notes signals while a run is on, or several that share it.
 
-    Inside a loop, between `begin` and `end`, a signal sets `asked` and the loop sees to the rest.
-    Elsewhere nothing needs saving, and the signal raises `Interrupted` at once.
+    Inside a loop, between `begin` and `end`, a signal only sets `requested`; the loop saves and
+    ends. Elsewhere nothing needs saving, and the signal raises `Interrupted` at once.
 
     Args:
       shared: leave signals to JAX, which has all processes of a run agree on a step to end at.
@@ -32,23 +32,23 @@ class Interruption:
     """
 
     def __init__(self, shared: bool = False, hard: bool = False) -> None:
-        self.asked = self.again = False
+        self.requested = self.repeated = False
         self._shared, self._hard = shared, hard
         self._looping = 0
         self._over = threading.Event()
         self._old: dict[int, Any] = {}
 
     def begin(self) -> None:
-        """From here on a signal only sets `asked`."""
+        """From here on a signal only sets `requested`."""
         self._looping += 1
 
     def end(self) -> None:
         """From here on a signal raises at once, unless another loop is on."""
         self._looping -= 1
-        if self.asked:
+        if self.requested:
             raise Interrupted
 
-    def seen(self) -> None:
+    def acknowledge(self) -> None:
         """Says that the run is ending in its own way; it is then given the time that it needs."""
         self._over.set()
 
@@ -83,24 +83,24 @@ class Interruption:
             os.close(self._write)
             self._thread.join()
             os.close(self._read)
-        if self.asked and kind is None:
+        if self.requested and kind is None:
             raise Interrupted  # what was raised before came up where it was ignored, in a callback
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._hard:
             os._exit(EXIT_CODE)
-        self.again, self.asked = self.asked, True
-        if self.again:
+        self.repeated, self.requested = self.requested, True
+        if self.repeated:
             self._over.set()
             before = self._old[number]
             if callable(before):
                 before(number, frame)
-        if self.again or not self._looping:
+        if self.repeated or not self._looping:
             raise Interrupted
 
     def _watch(self) -> None:
         signalled = os.read(self._read, 1)
-        if signalled and not self._over.wait(PATIENCE):
+        if signalled and not self._over.wait(GRACE_SECONDS):
             os._exit(EXIT_CODE)
 
 

@@ -9,9 +9,9 @@ from typing import Any, NoReturn
 
 import jax
 
-from jdl.checkpoint import Store
+from jdl.checkpoint import CheckpointStore
 from jdl.errors import UserError
-from jdl.files import MetricsLog, cut_rows, write_json, write_lines
+from jdl.files import MetricsLog, truncate_rows, write_json, write_lines
 from jdl.hooks import Checkpoint, Listener
 from jdl.hooks.rows import Rows
 from jdl.metrics import Metrics, Packed
@@ -55,7 +55,7 @@ class Loop:
 
     def __init__(self, run: Run) -> None:
         self._run, self._experiment = run, run.experiment
-        self._store = Store(run.workdir / "checkpoints", run.print)
+        self._store = CheckpointStore(run.workdir / "checkpoints", run.print)
         self._listeners: dict[str, Listener] = {"Rows 0": Rows(run)}
         for hook in run.experiment.hooks:
             # Named by kind and count, so that hooks may be added between runs.
@@ -118,7 +118,7 @@ class Loop:
           The step reached, and the metrics of its event where the hooks have yet to see it.
         """
         run = self._run
-        found = self._store.newest(run.compiled.abstract_state)
+        found = self._store.restore_latest(run.compiled.abstract_state)
         if found is None:
             if jax.process_index() == 0:
                 (run.workdir / "metrics.jsonl").unlink(missing_ok=True)
@@ -139,7 +139,7 @@ class Loop:
         run.compile_seconds = meta["compile_seconds"]
         step, pending = meta["step"], meta["pending"]
         if jax.process_index() == 0:
-            cut_rows(run.workdir / "metrics.jsonl", step if pending is None else step - 1)
+            truncate_rows(run.workdir / "metrics.jsonl", step if pending is None else step - 1)
         run.stop_reason = meta["stopped"] if meta["total_steps"] == run.steps else ""
         self._saved = step if pending is None else None
         run.print(f"going on from step {step} of {run.steps}")
@@ -183,7 +183,7 @@ class Loop:
     def _leave(self, step: int) -> NoReturn:
         """Saves, and raises `Interrupted`."""
         run = self._run
-        run.interruption.seen()
+        run.interruption.acknowledge()
         if self._saved != step:
             self._save(step, self._states())
         self._store.wait()
@@ -204,7 +204,7 @@ class Loop:
     def _asked(self, step: int) -> bool:
         """Whether to end now; with several processes, all of them at the same step."""
         if jax.process_count() == 1:
-            return self._run.interruption.asked
+            return self._run.interruption.requested
         from jax.experimental import multihost_utils
 
         return multihost_utils.reached_preemption_sync_point(step)
@@ -232,10 +232,10 @@ class Loop:
             for listener in self._listeners.values():
                 listener(event)
         except Interrupted:
-            if run.interruption.again:
+            if run.interruption.repeated:
                 raise
             # An evaluation was cut short: the resumed run delivers this event again.
-            run.interruption.seen()
+            run.interruption.acknowledge()
             pending = {k: [float(m.total), float(m.count)] for k, m in metrics.items()}
             self._save(step, before, pending)
             self._store.wait()
@@ -262,7 +262,7 @@ class Loop:
             "position": step * self._experiment.batch_size,
             "pending": pending,
             "hooks": hooks,
-            "weights_step": self._weights_step(),
+            "best_step": self._best_step(),
             "stopped": run.stop_reason,
             "total_steps": run.steps,
             "seconds": self._seconds + time.perf_counter() - self._begun,
@@ -270,8 +270,8 @@ class Loop:
             "input_seconds": run.input_seconds,
             "compile_seconds": run.compile_seconds,
         }
-        pins = set().union(*(listener.pins() for listener in self._listeners.values()))
-        self._store.save(step, run.gather_state(), meta, pins)
+        protected = (listener.protected_steps() for listener in self._listeners.values())
+        self._store.save(step, run.gather_state(), meta, set().union(*protected))
         self._saved = step if pending is None else None
         if not self._asynchronous():
             self._store.wait()
@@ -283,8 +283,8 @@ class Loop:
                 return hook.asynchronous
         return jax.default_backend() != "cpu"
 
-    def _weights_step(self) -> int | None:
-        steps = [listener.weights_step() for listener in self._listeners.values()]
+    def _best_step(self) -> int | None:
+        steps = [listener.best_step() for listener in self._listeners.values()]
         return next((step for step in steps if step is not None), None)
 
     def _metrics(self, pending: Mapping[str, list[float]]) -> Metrics:
@@ -301,7 +301,7 @@ class Loop:
 
     def _finish(self, step: int) -> None:
         """Scores every split once, with the weights that the run ends with."""
-        run, best = self._run, self._weights_step()
+        run, best = self._run, self._best_step()
         if run.stop_reason:
             run.print(f"stopped at step {step}: {run.stop_reason}")
         if best not in (None, step):

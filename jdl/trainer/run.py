@@ -137,7 +137,7 @@ class Run:
             if split in self._judged:
                 found = jax.device_get(self.timed(self.compiled.predict, state, placed))
                 predicted.append(_rows((found, batch), batch["mask"]))
-            if self.interruption.asked:
+            if self.interruption.requested:
                 raise Interrupted
         metrics = metrics_lib.compute(metrics_lib.merge([*parts, jax.device_get(last)]))
         if not predicted:

@@ -99,8 +99,8 @@ def test_early_stopping_counts_evaluations_without_improvement(mode, patience, m
         expected = early_stopping(scores, mode, patience, min_delta)
         for resume_at in ((), random.integers(1, 9, 3).tolist()):
             listener, saved, stopped = drive(hook, scores, resume_at)
-            assert (stopped, listener.weights_step()) == expected, scores
-            assert listener.pins() == {expected[1]}
+            assert (stopped, listener.best_step()) == expected, scores
+            assert listener.protected_steps() == {expected[1]}
             assert saved[-1] == expected[1], "the weights to go back to are saved"
         stops.add(stopped)
     assert len(stops) > 2
@@ -140,7 +140,7 @@ def test_checkpoints_of_the_last_and_the_best_are_kept(mode):
         scores = random.permutation(9).astype(float).tolist()
         listener, saved, _ = drive(hook, scores, random.integers(1, 10, 3).tolist())
         best = sorted(range(1, 10), key=lambda step: sign * scores[step - 1])[:3]
-        assert listener.pins() == {6, 8, *best}
+        assert listener.protected_steps() == {6, 8, *best}
         assert {2, 4, 6, 8, *best} <= set(saved)
 
 
@@ -148,9 +148,9 @@ def test_a_score_that_is_no_number_is_never_the_best():
     nan = math.nan
     hook = Checkpoint(every=100, best=1, metric="validation.score")
     for scores in ([nan, 2.0, 1.0, nan], [2.0, nan, 1.0, 3.0], [nan, nan, 1.0, nan]):
-        assert drive(hook, scores)[0].pins() == {3}
+        assert drive(hook, scores)[0].protected_steps() == {3}
     hook = EarlyStopping(metric="validation.score", patience=9)
-    assert drive(hook, [nan, 2.0, 1.0, nan])[0].weights_step() == 3
+    assert drive(hook, [nan, 2.0, 1.0, nan])[0].best_step() == 3
 
 
 def test_other_checkpoints_are_deleted(tmp_path):

@@ -111,9 +111,9 @@ def watched(tmp_path_factory):
 def score(run, workdir, step, split):
     """Loss and accuracy of the weights of a step, in float64 and without any of our own code."""
     like = run.compiled.abstract_state
-    from jdl.checkpoint import Store
+    from jdl.checkpoint import CheckpointStore
 
-    with contextlib.closing(Store(workdir / "checkpoints")) as store:
+    with contextlib.closing(CheckpointStore(workdir / "checkpoints")) as store:
         params = store.restore(step, like)[0].params["Dense_0"]
     x, labels = ARRAYS[split]["image"], ARRAYS[split]["label"]
     logits = x.astype(np.float64) @ np.asarray(params["kernel"]) + np.asarray(params["bias"])

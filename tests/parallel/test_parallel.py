@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from jdl.checkpoint import Store
+from jdl.checkpoint import CheckpointStore
 from jdl.data import RandomCrop, RandomFlip
 from jdl.data.pipeline import InMemory, Shard, batches
 from jdl.errors import UserError
@@ -330,14 +330,14 @@ def test_fully_sharded_splits_the_largest_dimension_that_fits():
     [(TWO[1], Single()), (Single(), TWO[1]), (TWO[2], ONE[0]), (TWO[0], ONE[2]), (TWO[1], TWO[2])],
 )
 def test_what_one_strategy_saves_another_restores_bit_for_bit(saver, reader, tmp_path):
-    store = Store(tmp_path)
+    store = CheckpointStore(tmp_path)
     old, _ = compiled(saver)
     new, _ = compiled(reader)
     state, _ = old.update(lay(old, fresh(MAIN)), old.put(step_input(0)))
     saved = host(old.gather(state))
     store.save(1, old.gather(state), {"note": 1}, ())
     store.wait()
-    found = store.newest(new.abstract_state)
+    found = store.restore_latest(new.abstract_state)
     store.close()
     assert found is not None
     assert found[1] == {"note": 1}

@@ -8,10 +8,10 @@ from pathlib import Path
 
 PROGRAM = """
 import json, jax, jax.numpy as jnp
-from jdl.trainer.compilation_cache import keep_compiled
+from jdl.trainer.compilation_cache import enable_compilation_cache
 
 jax.jit(lambda x: x + 1)(1.0)  # what was compiled before does not keep it from working
-directory, hits = keep_compiled(), []
+directory, hits = enable_compilation_cache(), []
 jax.monitoring.register_event_listener(lambda event, **_: hits.append(event))
 
 def slow(x):

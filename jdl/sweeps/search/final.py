@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from jdl.checkpoint import Store
+from jdl.checkpoint import CheckpointStore
 from jdl.config.experiment_file import ExperimentFile
 from jdl.config.overrides import fields, flatten, override, paths, snake
 from jdl.data.splits import Splits
@@ -118,9 +118,9 @@ def without_validation(hooks: Sequence[Hook]) -> dict[str, Json]:
 
 def _steps(best: Path, experiment: Experiment) -> int:
     """Steps that make as many passes as a trial's did, over the training split there is now."""
-    store = Store(best / "checkpoints")
+    store = CheckpointStore(best / "checkpoints")
     try:
-        step = store.scored_step()
+        step = store.evaluation_step()
     finally:
         store.close()
     if step is None:
