@@ -26,8 +26,8 @@ def report(
         out: where to write index.html and its pictures (default: DIR/report).
         experiment: an experiment file of your own to use instead of the run directory's.
     """
-    from jdl.report.one import write_report
-    from jdl.report.study import holds_study, write_study
+    from jdl.report.run_report import write_report
+    from jdl.report.search_report import holds_study, write_study
 
     if holds_study(directory):
         print(write_study(directory, out))
@@ -48,7 +48,7 @@ def compare(
         directories: run directories, or those that --seeds made, of which each is one row.
         out: where to write compare.html and its picture.
     """
-    from jdl.report.several import write_comparison
+    from jdl.report.comparison import write_comparison
 
     if not directories:
         raise UserError("compare takes one run directory or more")

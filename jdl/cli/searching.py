@@ -65,9 +65,9 @@ def tune(
     from jdl.config.experiment_file import load
     from jdl.config.overrides import override
     from jdl.sweeps.search import tuning
-    from jdl.sweeps.search.final import joined, train_final
-    from jdl.sweeps.search.processes import spawn
-    from jdl.sweeps.search.words import parse
+    from jdl.sweeps.search.local_workers import spawn
+    from jdl.sweeps.search.parsing import parse
+    from jdl.sweeps.search.refit import joined, train_final
 
     if workers < 1:
         raise UserError(f"workers must be at least 1, not {workers}")

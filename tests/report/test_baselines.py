@@ -16,7 +16,7 @@ from jdl.data import Arrays, Digits, Series, Tokens, Words
 from jdl.models import GPT, MLP, RNN
 from jdl.report import baselines
 from jdl.report.baselines import Baseline
-from jdl.report.beside import averaged, baselines_of, held_out, sample
+from jdl.report.run_baselines import averaged, baselines_of, held_out, sample
 from jdl.tasks import BinaryClassification, Forecast, LanguageModeling, Regression
 from jdl.trainer.run import Run
 

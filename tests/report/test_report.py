@@ -15,10 +15,10 @@ import jdl
 from jdl.cli.main import _separate
 from jdl.data import Arrays, Words
 from jdl.data.text import START, UNKNOWN, encode, rank
-from jdl.report import classes, facts, page, texts
+from jdl.report import classification, occlusion, page, run_details
 from jdl.report.baselines import Baseline
-from jdl.report.classes import Judged
-from jdl.report.learning import curves, verdict
+from jdl.report.classification import Judged
+from jdl.report.learning_curves import curves, verdict
 from jdl.tasks import BinaryClassification
 from tests.breaks import Killed, broken, make_experiment
 from tests.clouds import CLOUDS, contents, read
@@ -93,15 +93,15 @@ def test_curves_are_the_rows():
 def test_confusion_is_scikit_learn_s():
     labels, said = np.random.default_rng(0).integers(0, 5, (2, 300))
     np.testing.assert_array_equal(
-        classes.confusion(labels, said, 6), confusion_matrix(labels, said, labels=range(6))
+        classification.confusion(labels, said, 6), confusion_matrix(labels, said, labels=range(6))
     )
 
 
 def test_the_surest_mistakes_come_first():
     chances = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.05, 0.95], [0.3, 0.7]])
     judged = Judged("test", np.arange(5), chances, np.array([0, 0, 1, 0, 1]), "the test split")
-    assert list(classes.mistakes(judged)) == [3, 1, 2]
-    assert list(classes.mistakes(judged, 2)) == [3, 1]
+    assert list(classification.mistakes(judged)) == [3, 1, 2]
+    assert list(classification.mistakes(judged, 2)) == [3, 1]
 
 
 class Decides(nn.Module):
@@ -126,14 +126,14 @@ def test_occlusion_finds_the_word_that_decides(tmp_path):
     )
     run = jdl.train(experiment, tmp_path / "run")
     low, high = 1 / (1 + np.exp(2)), 1 / (1 + np.exp(-2))
-    changes, chances = texts.influence(run, np.array([0, START, UNKNOWN, 3, 5, 4], np.int32))
+    changes, chances = occlusion.influence(run, np.array([0, START, UNKNOWN, 3, 5, 4], np.int32))
     np.testing.assert_allclose(chances, [low, high], rtol=1e-5)
     np.testing.assert_allclose(changes, [0, 0, 0, 0, high - low, 0], atol=1e-6)
-    changes, chances = texts.influence(run, np.array([0, START, UNKNOWN, 3, 4, 4], np.int32))
+    changes, chances = occlusion.influence(run, np.array([0, START, UNKNOWN, 3, 4, 4], np.int32))
     assert chances.argmax() == 0
     assert not changes.any()
     # Either of two alone is not needed.
-    assert not texts.influence(run, np.array([START, 5, 3, 5], np.int32))[0].any()
+    assert not occlusion.influence(run, np.array([START, 5, 3, 5], np.int32))[0].any()
 
 
 def test_ids_are_turned_back_into_words():
@@ -144,15 +144,15 @@ def test_ids_are_turned_back_into_words():
     assert all(words[index] == word for word, index in ids.items())
     assert len(words) == 3 + len(ids)
     found = encode("the bird, a cat", ids, 7)
-    assert texts.text_of(found, words) == "the [?] a cat"
+    assert occlusion.text_of(found, words) == "the [?] a cat"
 
 
 def test_overrides_are_said_as_the_command_line_takes_them():
     changes = {"steps": "10", "model.widths": ["4", "3"], "data.path": "a b$c", "data.name": "--x"}
-    said = facts.flags(changes)
+    said = run_details.flags(changes)
     assert said == "--steps 10 --model.widths 4 3 --data.path 'a b$c' --data.name=--x"
     assert _separate(shlex.split(said), set())[1] == changes
-    assert facts.flags({"optimizer.learning_rate": 0.1}) == "--optimizer.learning-rate 0.1"
+    assert run_details.flags({"optimizer.learning_rate": 0.1}) == "--optimizer.learning-rate 0.1"
 
 
 def test_costs_in_words():
@@ -160,18 +160,18 @@ def test_costs_in_words():
     result |= {"items_per_second": 1234.5, "traces": {"update": 3, "evaluate": 1}}
     result |= {"peak_bytes": 3 << 20}
     skipped = {"split": "skipped", "step": 1, "metrics": {}}
-    said = dict(facts.costs(result, [skipped]))
+    said = dict(run_details.costs(result, [skipped]))
     assert said["compiling"] == "5.0 s, 25.0 % of all"
     assert said["waiting for input"] == "1.0 s, 5.0 % of all"
     assert said["compiled again"] == "update, 3 times in all"
     assert said["most memory in use"] == "3 MiB"
     assert said["steps skipped, not finite"] == "1"
     assert said["training speed"].startswith("1,234.5")
-    old = dict(facts.costs({"seconds": 20.0, "compile_seconds": 5.0}, []))
+    old = dict(run_details.costs({"seconds": 20.0, "compile_seconds": 5.0}, []))
     for name in ("compiled again", "waiting for input", "most memory in use", "training speed"):
         assert old[name] == "not recorded"
     row = {"split": "train", "step": 1, "timing": {"seconds": 9.0, "compile_seconds": 3.0}}
-    unfinished = dict(facts.costs({}, [row]))
+    unfinished = dict(run_details.costs({}, [row]))
     assert unfinished["compiling"] == "3.0 s, 33.3 % of all"
     assert unfinished["waiting for input"] == "not recorded"
 
@@ -409,12 +409,12 @@ def test_the_page_suits_the_task(command, tmp_path, text, pictures, parts):
 
 
 def test_a_run_broken_off_can_be_looked_at(tmp_path):
-    from jdl.report.beside import held_out
+    from jdl.report.run_baselines import held_out
 
     with pytest.raises(Killed):
         jdl.train(broken(make_experiment(), 9), tmp_path / "run")
     run = jdl.open_run(tmp_path / "run", make_experiment(), "experiment")
-    judged = classes.judge(run)
+    judged = classification.judge(run)
     assert held_out(run) == judged.split == "validation"
     assert len(judged.labels) == run.data.count("validation")
     accuracy = (judged.said == judged.labels).mean()

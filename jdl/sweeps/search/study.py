@@ -16,7 +16,7 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 
 from jdl.errors import UserError, first_line
 from jdl.files import write_atomically
-from jdl.sweeps.search.claims import BEAT, GRACE
+from jdl.sweeps.search.leases import BEAT, GRACE
 from jdl.sweeps.search.samplers import quiet
 from jdl.trainer.record import differences
 from jdl.typing import Json

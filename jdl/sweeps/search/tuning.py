@@ -15,7 +15,7 @@ from jdl.errors import UserError, nearest
 from jdl.experiment import Experiment
 from jdl.files import write_json
 from jdl.step import evaluate
-from jdl.sweeps.search.claims import Claims
+from jdl.sweeps.search.leases import Claims
 from jdl.sweeps.search.progress import Progress
 from jdl.sweeps.search.samplers import PrunerName, SamplerName, make_pruner, make_sampler
 from jdl.sweeps.search.space import Constraint, check, describe, grid, listed

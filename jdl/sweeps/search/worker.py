@@ -18,7 +18,7 @@ from jdl.config.overrides import flatten, override
 from jdl.data.splits import Splits
 from jdl.errors import UserError, first_line
 from jdl.experiment import Experiment
-from jdl.sweeps.search.claims import Claim, Claims
+from jdl.sweeps.search.leases import Claim, Claims
 from jdl.sweeps.search.pruning import PRUNED, Report
 from jdl.sweeps.search.samplers import quiet
 from jdl.sweeps.search.space import Constraint, Space, allowed, suggest

@@ -8,8 +8,8 @@ import pytest
 import jdl
 from jdl.errors import UserError
 from jdl.sweeps.search import Choice, Int, LogUniform, Uniform, When
+from jdl.sweeps.search.parsing import parse
 from jdl.sweeps.search.space import Fixed, check, describe, grid, listed, suggest
-from jdl.sweeps.search.words import parse
 
 optuna = pytest.importorskip("optuna", reason="optuna is not installed")
 

@@ -20,7 +20,7 @@ from jdl.sweeps.search import Choice, Int, LogUniform, Uniform
 
 optuna = pytest.importorskip("optuna", reason="optuna is not installed")
 
-from jdl.sweeps.search import claims, worker  # noqa: E402 - they need it
+from jdl.sweeps.search import leases, worker  # noqa: E402 - they need it
 from jdl.sweeps.search.samplers import quiet  # noqa: E402
 from jdl.sweeps.search.study import open_storage  # noqa: E402
 
@@ -259,7 +259,7 @@ def test_a_study_of_something_else_is_refused(options, message, tmp_path, monkey
 
 def test_a_trial_is_held_by_one_worker_and_freed_by_its_end(tmp_path):
     study = optuna.create_study(storage=open_storage(None, tmp_path))
-    one, other = (claims.Claims(study, study._storage, tmp_path) for _ in range(2))
+    one, other = (leases.Claims(study, study._storage, tmp_path) for _ in range(2))
     trial = study.ask()
     held = one.hold(trial.number, trial._trial_id)
     (found,) = study.trials
@@ -272,13 +272,13 @@ def test_a_trial_is_held_by_one_worker_and_freed_by_its_end(tmp_path):
 
 @pytest.mark.parametrize("url", [None, "sqlite:///{}/study.db"])
 def test_of_several_that_see_a_stopped_heart_one_takes_the_trial_over(url, tmp_path, monkeypatch):
-    monkeypatch.setattr(claims, "GRACE", 1.0)
+    monkeypatch.setattr(leases, "GRACE", 1.0)
     monkeypatch.setattr("jdl.sweeps.search.study.GRACE", 1.0)
     monkeypatch.setattr("jdl.sweeps.search.study.BEAT", 1.0)
     storage = open_storage(url and url.format(tmp_path), tmp_path)
     study = optuna.create_study(storage=storage)
     places = [tmp_path / name for name in "abc"]
-    dead, *others = (claims.Claims(study, storage, place) for place in places)
+    dead, *others = (leases.Claims(study, storage, place) for place in places)
     with quiet():
         trial = study.ask()
     held = dead.hold(trial.number, trial._trial_id)

@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from jdl.report import study, study_plots
-from jdl.report.study_plots import Axis, Score, axes_of, score_of
+from jdl.report import search_plots, search_report
+from jdl.report.search_plots import Axis, Score, axes_of, score_of
 from tests.report.test_report import Reader
 
 SPACE = [
@@ -129,7 +129,7 @@ def test_a_search_that_only_began_has_a_page(command, tmp_path):
 def test_importance_finds_what_the_value_depends_on():
     trials = list(points(40))
     rows = [row for row in SPACE if row["name"] == row["path"]]
-    found = study.importance(rows, trials, score_of("validation.loss", True, trials))
+    found = search_report.importance(rows, trials, score_of("validation.loss", True, trials))
     assert set(found) == {"optimizer", "rate", "widths", "units"}
     assert sum(found.values()) == pytest.approx(1)
     assert found["rate"] > 0.8
@@ -139,7 +139,7 @@ def test_importance_finds_what_the_value_depends_on():
 def test_history_shows_the_best_so_far():
     trials = [trial(n, value=v) for n, v in enumerate([3.0, 4.0, 2.0, 5.0, 1.0])]
     for lower, best in ((True, [3, 3, 2, 2, 1, 1]), (False, [3, 4, 4, 5, 5, 5])):
-        figure = study_plots.history(trials, score_of("a.b", lower, trials))
+        figure = search_plots.history(trials, score_of("a.b", lower, trials))
         (line,) = figure.axes[0].lines
         assert list(line.get_ydata()) == best
         (dots,) = figure.axes[0].collections

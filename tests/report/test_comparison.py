@@ -7,8 +7,8 @@ import shutil
 import pytest
 
 from jdl.cli.main import main
-from jdl.report import several
-from jdl.report.several import Entry, read_entry
+from jdl.report import comparison
+from jdl.report.comparison import Entry, read_entry
 from tests.clouds import FLAGS, contents, read
 
 
@@ -59,7 +59,7 @@ def test_the_table_says_what_differs(command, folder, tmp_path):
 
 def test_a_curve_is_the_validation_loss(folder):
     entries = [read_entry(folder / name) for name in ("a", "b", "many")]
-    what, lines = several.curve(entries)
+    what, lines = comparison.curve(entries)
     assert what == "validation loss"
     assert list(lines) == [
         "model.widths 5, seed 0",
@@ -88,31 +88,31 @@ def test_fields_of_another_class_are_left_out():
     one = {"optimizer": "sgd", "optimizer.momentum": 0.9, "seed": 0, "optimizers": 1}
     two = {"optimizer": "adam", "optimizer.b1": 0.9, "seed": 0, "optimizers": 2}
     entries = [entry("a", one, {}), entry("b", two, {})]
-    assert several.differing(entries) == ["optimizer", "optimizers"]
+    assert comparison.differing(entries) == ["optimizer", "optimizers"]
     same = {"optimizer": "sgd", "optimizer.momentum": 0.5, "seed": 0}
-    assert several.differing([entry("a", one, {}), entry("b", same, {})]) == [
+    assert comparison.differing([entry("a", one, {}), entry("b", same, {})]) == [
         "optimizer.momentum",
         "optimizers",
     ]
-    assert several.differing([entries[0]]) == []
+    assert comparison.differing([entries[0]]) == []
 
 
 def test_runs_of_different_tasks_share_no_loss():
     one = entry("a", {"task": "classification"}, {"test loss": 1.0, "test accuracy": 0.5})
     two = entry("b", {"task": "binary"}, {"test loss": 1.0, "test accuracy": 0.6})
     three = entry("c", {"task": "forecast"}, {"test loss": 1.0, "test rmse": 0.6})
-    assert several.shared([one, one]) == ["test loss", "test accuracy"]
-    assert several.shared([one, two]) == ["test accuracy"]
-    assert several.shared([one, two, three]) == []
-    assert several.curve([one, three]) == ("", {})
+    assert comparison.shared([one, one]) == ["test loss", "test accuracy"]
+    assert comparison.shared([one, two]) == ["test accuracy"]
+    assert comparison.shared([one, two, three]) == []
+    assert comparison.curve([one, three]) == ("", {})
 
 
 def test_the_training_loss_is_drawn_where_one_was_not_validated():
     one = entry("a", {"task": "t", "x": 1}, {}, [row("validation", loss=2.0), row("train", loss=1)])
     two = entry("b", {"task": "t", "x": 2}, {}, [row("train", loss=3.0)])
-    assert several.curve([one, two])[0] == "train loss"
-    assert several.curve([one, two])[1] == {"x 1": ([3], [1]), "x 2": ([3], [3.0])}
-    assert several.curve([one])[0] == "validation loss"
+    assert comparison.curve([one, two])[0] == "train loss"
+    assert comparison.curve([one, two])[1] == {"x 1": ([3], [1]), "x 2": ([3], [3.0])}
+    assert comparison.curve([one])[0] == "validation loss"
 
 
 def test_no_metric_in_common_is_said(command, folder, tmp_path):

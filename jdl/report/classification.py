@@ -8,9 +8,9 @@ import numpy as np
 from jdl.data import Words
 from jdl.report import plots
 from jdl.report.baselines import evenly
-from jdl.report.beside import SCORED, chunks, class_chances, held_out
+from jdl.report.occlusion import coloured, influence, text_of
 from jdl.report.page import Folder, Html, paragraph, section, table
-from jdl.report.texts import coloured, influence, text_of
+from jdl.report.run_baselines import SCORED, chunks, class_chances, held_out
 from jdl.trainer.run import Run
 
 WORST = 12

@@ -12,10 +12,10 @@ import numpy as np
 
 from jdl.config.experiment_file import available, documentation
 from jdl.files import read_rows
-from jdl.report import plots, study_plots
-from jdl.report.facts import flags
+from jdl.report import plots, search_plots
 from jdl.report.page import Folder, Html, html, paragraph, section, shown, table
-from jdl.report.study_plots import Score, Trials
+from jdl.report.run_details import flags
+from jdl.report.search_plots import Score, Trials
 from jdl.trainer import record
 
 ENOUGH = 10
@@ -48,13 +48,13 @@ def write_study(directory: Path, out: Path | None = None) -> Path:
     plots.require()
     study, trials = record.read(directory, "study.json"), read_rows(directory / "study.jsonl")
     folder = Folder(out or directory / "report")
-    score = study_plots.score_of(study["metric"], study["direction"] == "minimize", trials)
+    score = search_plots.score_of(study["metric"], study["direction"] == "minimize", trials)
     ranked = _ranked(trials, score)
     parts = [_searched(study, trials)]
     if ranked and ranked[0]["state"] == "complete":
         parts.append(_best(directory, study, ranked[0]))
         parts += _final(directory)
-    if study_plots.values_of(trials):
+    if search_plots.values_of(trials):
         parts += _pictures(study, trials, score, folder)
     return folder.page(
         "index.html",
@@ -117,7 +117,7 @@ def _ranked(trials: Trials, score: Score) -> list[Mapping[str, Any]]:
     """Complete trials from the best on, then pruned ones, then the others."""
 
     def key(trial: Mapping[str, Any]) -> tuple[int, float, int]:
-        known = study_plots.values_of([trial])
+        known = search_plots.values_of([trial])
         rank = (known[0] if score.lower else -known[0]) if known else math.inf
         return STATES.index(trial["state"]), rank, trial["number"]
 
@@ -198,21 +198,21 @@ def _scores(metrics: Mapping[str, Mapping[str, float]]) -> list[Html]:
 
 def _pictures(study: Mapping[str, Any], trials: Trials, score: Score, folder: Folder) -> list[Html]:
     about = [paragraph("The order is that in which trials began.")]
-    beyond = sum(score.drawn(value) != value for value in study_plots.values_of(trials))
+    beyond = sum(score.drawn(value) != value for value in search_plots.values_of(trials))
     if beyond:
         count = "One value lies" if beyond == 1 else f"{beyond} values lie"
         about.append(paragraph(f"{count} far beyond the others: drawn on the edge of all plots."))
-    picture = folder.picture("history", study_plots.history(trials, score), "Value by trial")
+    picture = folder.picture("history", search_plots.history(trials, score), "Value by trial")
     parts = [
         section("How it went", *about, picture),
         _importance(study, trials, score, folder),
     ]
-    dimensions = study_plots.axes_of(study["space"])
-    figure = study_plots.slices(trials, dimensions, score)
+    dimensions = search_plots.axes_of(study["space"])
+    figure = search_plots.slices(trials, dimensions, score)
     parts.append(section("Dimension by dimension", folder.picture("slices", figure, "Slices")))
     done = [trial for trial in trials if trial["state"] == "complete"]
-    if len(study_plots.values_of(done)) > 1:
-        figure = study_plots.parallel(trials, dimensions, score)
+    if len(search_plots.values_of(done)) > 1:
+        figure = search_plots.parallel(trials, dimensions, score)
         about = paragraph("A line is a complete trial; the darker, the better; orange is the best.")
         picture = folder.picture("parallel", figure, "Parallel coordinates")
         parts.append(section("All dimensions together", about, picture))
@@ -221,14 +221,14 @@ def _pictures(study: Mapping[str, Any], trials: Trials, score: Score, folder: Fo
 
 def _importance(study: Mapping[str, Any], trials: Trials, score: Score, folder: Folder) -> Html:
     title = "Which dimensions matter"
-    done = [t for t in trials if t["state"] == "complete" and study_plots.values_of([t])]
+    done = [t for t in trials if t["state"] == "complete" and search_plots.values_of([t])]
     rows = [row for row in study["space"] if row["name"] == row["path"]]
     varied = [row for row in rows if len({str(t["point"][row["path"]]) for t in done}) > 1]
     if len(done) < ENOUGH:
         said = f"Too few trials to tell: {len(done)} are complete, importance takes {ENOUGH}."
     elif importlib.util.find_spec("optuna") is None:
         said = "This needs an extra: pip install 'jdl-research[search]'."
-    elif not varied or np.ptp(study_plots.values_of(done)) == 0:
+    elif not varied or np.ptp(search_plots.values_of(done)) == 0:
         said = "Nothing to tell: all complete trials are alike."
     else:
         found = importance(varied, done, score)
@@ -239,7 +239,7 @@ def _importance(study: Mapping[str, Any], trials: Trials, score: Score, folder: 
         )
         if len(rows) < len(study["space"]):
             about += " Dimensions that vary in some trials only are left out."
-        picture = folder.picture("importance", study_plots.importances(found), title)
+        picture = folder.picture("importance", search_plots.importances(found), title)
         return section(title, paragraph(about), picture)
     return section(title, paragraph(said))
 

@@ -3,8 +3,8 @@
 import numpy as np
 
 from jdl.data.text import UNKNOWN
-from jdl.report.beside import class_chances
 from jdl.report.page import Html, html, join
+from jdl.report.run_baselines import class_chances
 from jdl.trainer.run import Run
 
 SUPPORTS, OPPOSES = "31, 119, 180", "255, 127, 14"

@@ -9,7 +9,7 @@ from typing import Any
 from jdl.errors import UserError
 from jdl.files import read_rows
 from jdl.report import plots
-from jdl.report.learning import points
+from jdl.report.learning_curves import points
 from jdl.report.page import Folder, paragraph, shown, table
 from jdl.trainer import record
 from jdl.typing import Json

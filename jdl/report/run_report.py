@@ -12,10 +12,10 @@ from jdl.data import Series, Words
 from jdl.errors import UserError
 from jdl.files import read_rows
 from jdl.inference.generate import write
-from jdl.report import classes, facts, learning, plots
+from jdl.report import classification, learning_curves, plots, run_details
 from jdl.report.baselines import Baseline
-from jdl.report.beside import baselines_of, held_out
 from jdl.report.page import Folder, Html, html, paragraph, section, table
+from jdl.report.run_baselines import baselines_of, held_out
 from jdl.tasks import BinaryClassification, Classification, Forecast, LanguageModeling
 from jdl.trainer import record
 from jdl.trainer.api import open_run
@@ -55,9 +55,9 @@ def write_report(directory: Path, out: Path | None = None, experiment: Path | No
         _scores(run, rows, beside),
         _learning(run, rows, beside, folder),
         *_of_the_task(run, folder),
-        facts.parameters(run),
-        facts.held_back(run.result, rows),
-        facts.again(directory, recorded, run.result),
+        run_details.parameters(run),
+        run_details.held_back(run.result, rows),
+        run_details.again(directory, recorded, run.result),
     )
 
 
@@ -86,8 +86,8 @@ def _scores(run: Run, rows: Sequence[Mapping[str, Any]], beside: Sequence[Baseli
 def _learning(
     run: Run, rows: Sequence[Mapping[str, Any]], beside: Sequence[Baseline], folder: Folder
 ) -> Html:
-    said = learning.verdict(rows, run.result, beside[0] if beside else None)
-    lines = learning.curves(rows)
+    said = learning_curves.verdict(rows, run.result, beside[0] if beside else None)
+    lines = learning_curves.curves(rows)
     if not any(len(steps) > 1 for named in lines.values() for steps, _ in named.values()):
         few = f"There are too few rows to draw; log_every is {run.experiment.log_every}."
         return section("Learning curves", paragraph(said), paragraph(few))
@@ -100,9 +100,9 @@ def _of_the_task(run: Run, folder: Folder) -> list[Html]:
     task, data = run.experiment.task, run.experiment.data
     if isinstance(task, (Classification, BinaryClassification)):
         words = data.vocabulary_words() if isinstance(data, Words) else ()
-        judged = classes.judge(run)
-        found = classes.sections(run, judged, folder, words)
-        return [*found, classes.influences(run, judged, words)] if words else found
+        judged = classification.judge(run)
+        found = classification.sections(run, judged, folder, words)
+        return [*found, classification.influences(run, judged, words)] if words else found
     if isinstance(task, Forecast) and isinstance(data, Series):
         return [_forecasts(run, data, folder)]
     if isinstance(task, LanguageModeling):
