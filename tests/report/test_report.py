@@ -182,7 +182,7 @@ class Reader(html.parser.HTMLParser):
     def __init__(self, text):
         super().__init__()
         self.tags, self.links, self.text, self.images = set(), [], "", []
-        self.step_input(text)
+        self.feed(text)
 
     def handle_starttag(self, tag, attrs):
         self.tags.add(tag)
