@@ -41,7 +41,7 @@ class Translation(Task):
     def init(self, model, key, batch):
         return dict(model.init(key, batch["tokens"], batch["tokens"]))
 
-    def score(self, model, params, state, batch, *, train, key=None):
+    def batch_metrics(self, model, params, state, batch, *, train, key=None):
         tokens, weights = batch["tokens"], 1.0 * (batch["tokens"] > 2) * batch["mask"][:, None]
         total, collections = forward(
             model, params, state.collections, tokens[:, ::-1], tokens, tokens, weights,

@@ -34,8 +34,8 @@ def evaluate(
     if split is None:
         scored = run.result.get("metrics", {"test": {}})
         split = "test" if "test" in scored else "validation"
-    scores, judgement = run.score(split)
-    signatures = {"signatures": dict(judgement.signatures)} if judgement else {}
+    scores, host_metrics = run.score(split)
+    signatures = {"signatures": dict(host_metrics.signatures)} if host_metrics else {}
     print(json.dumps({"split": split, **scores, **signatures}))
 
 

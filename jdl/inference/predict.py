@@ -46,7 +46,7 @@ def predict_files(
 
     Yields:
       `file`, `row` (of a table or of several texts, from 1) and what the task says of the
-      prediction (`Task.describe`), in the order of the files.
+      prediction (`Task.format_prediction`), in the order of the files.
     """
     names = run.experiment.data.output_names()
     places: list[dict[str, Json]] = []
@@ -113,7 +113,7 @@ def _predictions(
     found = run.predict(arrays)
     for index, place in enumerate(places):
         one = jax.tree.map(lambda leaf: leaf[index], found)  # noqa: B023
-        yield {**place, **run.experiment.task.describe(one, names)}
+        yield {**place, **run.experiment.task.format_prediction(one, names)}
 
 
 def _examples(run: Run, read: Reader, path: Path) -> list[Example]:

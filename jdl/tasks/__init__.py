@@ -1,6 +1,6 @@
-"""Learning problems: what is minimised, measured and predicted."""
+"""Tasks: the loss that a model is trained on, its metrics and its predictions."""
 
-from jdl.tasks.base import Judgement, Task, forward
+from jdl.tasks.base import HostMetrics, Task, forward
 from jdl.tasks.binary import BinaryClassification
 from jdl.tasks.classification import Classification, balanced_weights
 from jdl.tasks.forecast import Forecast
@@ -13,7 +13,7 @@ __all__ = [
     "BinaryClassification",
     "Classification",
     "Forecast",
-    "Judgement",
+    "HostMetrics",
     "LanguageModeling",
     "MaskedLanguageModeling",
     "Regression",

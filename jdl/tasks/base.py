@@ -1,4 +1,4 @@
-"""What is learned: a task turns a model and a batch into gradients and scores."""
+"""The base class of tasks: a task turns a model and a batch into gradients and metrics."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -28,17 +28,16 @@ def forward(
     """Applies a Flax module.
 
     Args:
-      model: its `__call__` may take `train: bool`; a module that does not is applied alike in
-        training and evaluation.
+      model: receives `train` if its `__call__` takes it.
       params: the trainable variables.
-      collections: the other variables; those that change in training are returned.
+      collections: the other variables, such as `batch_stats`.
       *inputs: positional inputs of the module.
-      train: whether dropout is on and running statistics move.
-      key: source of the `dropout` stream, needed only where `train`.
-      **named: further inputs, of which the module is given those that its `__call__` names.
+      train: whether dropout is active and running statistics are updated.
+      key: for the `dropout` RNG stream, needed only where `train`.
+      **named: keyword inputs; those that the module's `__call__` does not take are dropped.
 
     Returns:
-      The module's output and the collections after the call.
+      The module's output and the updated collections.
     """
     named = _named(model, train=train, **named)
     rngs = {"dropout": key} if train and key is not None else None
@@ -52,49 +51,50 @@ def forward(
 
 
 def _named(model: nn.Module, **named: Any) -> Any:
-    """Those arguments that the module's `__call__` takes."""
+    """Filters keyword arguments down to those that the module's `__call__` takes."""
     return {name: value for name, value in named.items() if takes(model, name)}
 
 
 def takes(model: nn.Module, name: str) -> bool:
-    """Whether a module's `__call__` names this argument."""
+    """Whether a module's `__call__` takes an argument of this name."""
     return name in inspect.signature(type(model).__call__).parameters
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """What is said on the host of all predictions for a split."""
+class HostMetrics:
+    """Metrics computed on the host from the predictions for a whole split."""
 
-    scores: Mapping[str, float]  # by name, beside the metrics of `Task.evaluate`
-    signatures: Mapping[str, str]  # of those scores that are defined in several ways, which it is
-    lines: Sequence[str]  # the predictions as text, one for each example
+    metrics: Mapping[str, float]  # by name, added to those of `Task.evaluate`
+    signatures: Mapping[str, str]  # by name: which variant of the metric, such as SacreBLEU's
+    lines: Sequence[str]  # the predictions as text, one line per example
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """A learning problem as pure functions over the arrays of a batch.
 
-    A subclass defines `measure` and `predict`. It overrides `score` where metrics need more than
-    the model's output for `inputs`, `loss` where what is minimised is no metric, and `gradient`
-    where there is no one loss, as in a game whose players descend different ones.
+    A subclass defines `loss_and_metrics` and `predict`. It overrides `batch_metrics` where metrics
+    need more than the model's output for `inputs`, `loss` where the training objective is not one
+    of the metrics, and `gradient` where there is no single loss, as in a game whose players descend
+    different ones.
     """
 
     inputs: str = "image"  # name of the model's input in a batch
-    targets: str = "label"  # name of what is to be predicted
+    targets: str = "label"  # name of the array to predict
 
     def init(self, model: nn.Module, key: Key, batch: Batch) -> dict[str, PyTree]:
-        """The model's variables, `params` and any further collections, for inputs like `batch`."""
+        """Initializes `params` and other collections for inputs like `batch`."""
         mode: Any = _named(model, train=False)
         return dict(model.init(key, batch[self.inputs], **mode))
 
-    def measure(self, outputs: Any, batch: Batch) -> dict[str, Any]:
-        """Mergeable metrics of the model's outputs; rows whose `mask` is False never count.
+    def loss_and_metrics(self, outputs: Any, batch: Batch) -> dict[str, Any]:
+        """Computes mergeable metrics from the model's outputs; rows with `mask` False never count.
 
-        `loss`, a `Mean`, is what training minimises.
+        `loss`, a `Mean`, is what training minimizes.
         """
         raise NotImplementedError
 
-    def score(
+    def batch_metrics(
         self,
         model: nn.Module,
         params: PyTree,
@@ -104,30 +104,30 @@ class Task:
         train: bool,
         key: Key | None = None,
     ) -> tuple[dict[str, Any], dict[str, PyTree]]:
-        """Mergeable metrics of one batch, and the model's collections after it."""
+        """Applies the model to a batch; returns mergeable metrics and the updated collections."""
         outputs, collections = forward(
             model, params, state.collections, batch[self.inputs], train=train, key=key
         )
-        return self.measure(outputs, batch), collections
+        return self.loss_and_metrics(outputs, batch), collections
 
     def loss(
         self, model: nn.Module, params: PyTree, state: TrainState, batch: Batch, key: Key
     ) -> tuple[jax.Array, jax.Array, dict[str, PyTree], Metrics]:
-        """The training loss of one batch, kept as a total and a weight.
+        """Computes the training loss of a batch: by default the metric `loss`.
 
         Returns:
           total: the loss summed over all unmasked elements, a float32 scalar.
-          weight: how many elements that were (examples, tokens), a float32 scalar.
-          collections: the model's collections after this batch.
+          weight: the number of those elements (examples, tokens), a float32 scalar.
+          collections: the model's updated collections.
           metrics: mergeable metrics of this batch.
         """
-        metrics, collections = self.score(model, params, state, batch, train=True, key=key)
+        metrics, collections = self.batch_metrics(model, params, state, batch, train=True, key=key)
         return metrics["loss"].total, metrics["loss"].count, collections, metrics
 
     def gradient(
         self, model: nn.Module, state: TrainState, batch: Batch, key: Key
     ) -> tuple[PyTree, PyTree, dict[str, PyTree], Metrics]:
-        """The gradient field: what the optimizer is given, before division by the weight.
+        """Computes what the optimizer receives before division by the weight: `loss`'s gradient.
 
         Returns:
           gradients: of the total, shaped like `state.params`.
@@ -143,52 +143,54 @@ class Task:
         return gradients, weight, collections, metrics
 
     def evaluate(self, model: nn.Module, state: TrainState, batch: Batch) -> Metrics:
-        """Mergeable metrics of one batch; rows whose `mask` is False never count."""
-        return self.score(model, state.params, state, batch, train=False)[0]
+        """Computes mergeable metrics of a batch in evaluation mode."""
+        return self.batch_metrics(model, state.params, state, batch, train=False)[0]
 
     def predict(self, model: nn.Module, state: TrainState, batch: Batch) -> Any:
-        """The prediction for each row of `batch[self.inputs]`."""
+        """Predicts for each row of `batch[self.inputs]`."""
         raise NotImplementedError
 
-    def judges(self, split: str, data: Data) -> bool:
-        """Whether the predictions for a split are to be judged, for which they must be computed.
+    def has_host_metrics(self, split: str, data: Data) -> bool:
+        """Whether `compute_metrics` is called for a split, which then has to be predicted.
 
         Raises:
-          UserError: what that needs is not there.
+          UserError: a package that it needs is not installed.
         """
         del split, data
         return False
 
-    def judge(self, prediction: Any, batch: Mapping[str, np.ndarray], data: Data) -> Judgement:
-        """Scores that are no means over examples, or need texts; asked for where it `judges`.
+    def compute_metrics(
+        self, prediction: Any, batch: Mapping[str, np.ndarray], data: Data
+    ) -> HostMetrics:
+        """Computes metrics of a whole split that are not means over examples, or need texts.
 
         Args:
-          prediction: what `predict` gives for all examples of a split, in order.
+          prediction: the output of `predict` for all examples of a split, in order.
           batch: the arrays of those examples, before the device transforms.
-          data: what the split is one of.
+          data: the data set of the split.
         """
         raise NotImplementedError
 
-    def describe(self, prediction: Any, names: Sequence[str]) -> dict[str, Json]:
-        """What the prediction for one example says, as JSON with `prediction` in it.
+    def format_prediction(self, prediction: Any, names: Sequence[str]) -> dict[str, Json]:
+        """Converts the prediction for one example to JSON with the key `prediction`.
 
         Args:
-          prediction: what `predict` gives for the example, without the axis of the batch.
+          prediction: the output of `predict` for the example, without the batch axis.
           names: of the classes or targets (`Data.output_names`); empty where they have none.
         """
         del names
-        return {"prediction": jax.tree.map(plain, prediction)}
+        return {"prediction": jax.tree.map(to_json, prediction)}
 
-    def check(self, batch: Mapping[str, np.ndarray], outputs: Any, where: str) -> None:
-        """Looks over a batch on the host before it is trained on.
+    def validate_batch(self, batch: Mapping[str, np.ndarray], outputs: Any, where: str) -> None:
+        """Validates arrays on the host before they are trained on.
 
         Args:
           batch: NumPy arrays with the examples along axis 0.
           outputs: shape and dtype of the model's output for the batch.
-          where: how an error names the place, such as `split 'train'`.
+          where: the arrays' origin for error messages, such as `split 'train'`.
 
         Raises:
-          UserError: an array is missing, or holds a value that cannot be learned from.
+          UserError: an array is missing, or holds a value that cannot be trained on.
         """
         for name in (self.inputs, self.targets):
             if name not in batch:
@@ -203,13 +205,13 @@ class Task:
                 raise UserError(f"{where}: {name!r} holds NaN or infinity at row {row}")
 
 
-def plain(values: Any) -> Json:
-    """An array as a number or nested lists; of one element, as that number.
+def to_json(values: Any) -> Json:
+    """Converts an array to nested lists, and an array of one element to a number.
 
-    A float32 takes as few digits as tell it from every other.
+    A float32 gets its shortest decimal form: 0.1, not 0.10000000149.
     """
     array = np.asarray(values)
     if array.size == 1:
         (one,) = array.ravel()
         return float(str(one)) if array.dtype.kind == "f" else one.item()
-    return [plain(value) for value in array]
+    return [to_json(value) for value in array]

@@ -35,7 +35,7 @@ class BinaryClassification(Task):
                 f"class_weights needs a weight for 0 and one for 1, not {self.class_weights}"
             )
 
-    def measure(self, outputs: jax.Array, batch: Batch) -> dict[str, Mean]:
+    def loss_and_metrics(self, outputs: jax.Array, batch: Batch) -> dict[str, Mean]:
         """`loss` and `accuracy`."""
         right = (outputs[:, 0] > 0) == (batch[self.targets] > 0)
         return {
@@ -54,22 +54,22 @@ class BinaryClassification(Task):
         if self.class_weights:
             weights = weights * jnp.asarray(self.class_weights)[batch[self.targets].astype(int)]
         loss = Mean.of(self._cross_entropy(outputs, batch), weights)
-        return loss.total, loss.count, collections, self.measure(outputs, batch)
+        return loss.total, loss.count, collections, self.loss_and_metrics(outputs, batch)
 
     def predict(self, model: nn.Module, state: TrainState, batch: Batch) -> jax.Array:
         """Probability of class 1, (batch,) float32."""
         logits, _ = forward(model, state.params, state.collections, batch[self.inputs], train=False)
         return jax.nn.sigmoid(logits[:, 0].astype(jnp.float32))
 
-    def describe(self, prediction: Any, names: Sequence[str]) -> dict[str, Json]:
+    def format_prediction(self, prediction: Any, names: Sequence[str]) -> dict[str, Json]:
         """The likelier class, by name or number, and the `probability` of class 1."""
         chosen = int(prediction > 0.5)
         shown = names[chosen] if len(names) == 2 else chosen
         return {"prediction": shown, "probability": round(float(prediction), 6)}
 
-    def check(self, batch: Mapping[str, np.ndarray], outputs: Any, where: str) -> None:
+    def validate_batch(self, batch: Mapping[str, np.ndarray], outputs: Any, where: str) -> None:
         """Also raises where labels are neither 0 nor 1."""
-        super().check(batch, outputs, where)
+        super().validate_batch(batch, outputs, where)
         labels = np.asarray(batch[self.targets])
         wrong = np.flatnonzero((labels != 0) & (labels != 1)) if labels.ndim == 1 else [0]
         if len(wrong):

@@ -37,7 +37,7 @@ class Classification(Task):
             raise UserError(f"label_smoothing is a share in [0, 1), not {self.label_smoothing}")
         check_class_weights(self.class_weights)
 
-    def measure(self, outputs: jax.Array, batch: Batch) -> dict[str, Mean]:
+    def loss_and_metrics(self, outputs: jax.Array, batch: Batch) -> dict[str, Mean]:
         """`loss`, without smoothing, and `accuracy`."""
         labels = batch[self.targets]
         labels = labels if labels.ndim == 1 else labels.argmax(-1)
@@ -59,14 +59,14 @@ class Classification(Task):
             shares = as_shares(batch[self.targets], logits.shape[-1])
             weights = weights * (shares @ jnp.asarray(self.class_weights))
         loss = Mean.of(self._cross_entropy(logits, batch, self.label_smoothing), weights)
-        return loss.total, loss.count, collections, self.measure(logits, batch)
+        return loss.total, loss.count, collections, self.loss_and_metrics(logits, batch)
 
     def predict(self, model: nn.Module, state: TrainState, batch: Batch) -> jax.Array:
         """Class probabilities, (batch, classes) float32."""
         logits, _ = forward(model, state.params, state.collections, batch[self.inputs], train=False)
         return jax.nn.softmax(logits.astype(jnp.float32))
 
-    def describe(self, prediction: Any, names: Sequence[str]) -> dict[str, Json]:
+    def format_prediction(self, prediction: Any, names: Sequence[str]) -> dict[str, Json]:
         """The likeliest class, by name or number, its `probability` and all `probabilities`."""
         chosen = int(np.argmax(prediction))
         shares = [round(float(share), 6) for share in prediction]
@@ -76,9 +76,9 @@ class Classification(Task):
             "probabilities": shares,
         }
 
-    def check(self, batch: Mapping[str, np.ndarray], outputs: Any, where: str) -> None:
+    def validate_batch(self, batch: Mapping[str, np.ndarray], outputs: Any, where: str) -> None:
         """Also raises for logits of the wrong rank and for labels that are no class."""
-        super().check(batch, outputs, where)
+        super().validate_batch(batch, outputs, where)
         if len(outputs.shape) != 2:
             raise UserError(
                 f"the model's output has shape {outputs.shape}, where classification needs logits "

@@ -12,7 +12,7 @@ import numpy as np
 from jdl.errors import UserError
 from jdl.metrics import Mean, RootMean
 from jdl.state import TrainState
-from jdl.tasks.base import Task, forward, plain
+from jdl.tasks.base import Task, forward, to_json
 from jdl.typing import Batch, Json
 
 
@@ -26,7 +26,7 @@ class Forecast(Task):
     inputs: str = "x"  # name of the windows in a batch
     targets: str = "y"  # name of the scaled values to forecast
 
-    def measure(self, outputs: jax.Array, batch: Batch) -> dict[str, Mean]:
+    def loss_and_metrics(self, outputs: jax.Array, batch: Batch) -> dict[str, Mean]:
         """`loss`, `rmse` and `mae`, each a mean over examples and targets."""
         outputs = outputs.astype(jnp.float32)
         mask = jnp.broadcast_to(batch["mask"][:, None], outputs.shape)
@@ -45,15 +45,15 @@ class Forecast(Task):
         )
         return _in_own_unit(outputs.astype(jnp.float32), batch)
 
-    def describe(self, prediction: Any, names: Sequence[str]) -> dict[str, Json]:
+    def format_prediction(self, prediction: Any, names: Sequence[str]) -> dict[str, Json]:
         """The forecast of each target, by its name, in the unit of the series."""
         if len(names) != len(prediction):
-            return super().describe(prediction, names)
-        return {"prediction": dict(zip(names, map(plain, prediction), strict=True))}
+            return super().format_prediction(prediction, names)
+        return {"prediction": dict(zip(names, map(to_json, prediction), strict=True))}
 
-    def check(self, batch: Mapping[str, np.ndarray], outputs: Any, where: str) -> None:
+    def validate_batch(self, batch: Mapping[str, np.ndarray], outputs: Any, where: str) -> None:
         """Also raises where the model does not give one number a target."""
-        super().check(batch, outputs, where)
+        super().validate_batch(batch, outputs, where)
         shape = np.shape(batch[self.targets])
         if outputs.shape[1:] != shape[1:]:
             raise UserError(

@@ -60,7 +60,7 @@ class LanguageModeling(Task):
             )
         return variables
 
-    def score(
+    def batch_metrics(
         self,
         model: nn.Module,
         params: PyTree,
@@ -70,7 +70,7 @@ class LanguageModeling(Task):
         train: bool,
         key: Key | None = None,
     ) -> tuple[dict[str, Mean], dict[str, PyTree]]:
-        """See `Task.score`; the weight of `loss` is the number of tokens."""
+        """See `Task.batch_metrics`; the weight of `loss` is the number of tokens."""
         tokens, segments = batch[self.inputs], _segments(batch)
         known = (tokens[:, 1:] >= 0) & batch["mask"][:, None]
         if segments is not None:
@@ -95,9 +95,9 @@ class LanguageModeling(Task):
         )
         return jax.nn.softmax(logits.astype(jnp.float32))
 
-    def check(self, batch: Mapping[str, np.ndarray], outputs: Any, where: str) -> None:
+    def validate_batch(self, batch: Mapping[str, np.ndarray], outputs: Any, where: str) -> None:
         """Also raises for tokens that the model does not know."""
-        super().check(batch, outputs, where)
+        super().validate_batch(batch, outputs, where)
         check_tokens(np.asarray(batch[self.inputs]), outputs.shape[-1], where, least=-1)
 
 

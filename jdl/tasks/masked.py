@@ -52,7 +52,7 @@ class MaskedLanguageModeling(Task):
             )
         return super().init(model, key, batch)
 
-    def score(
+    def batch_metrics(
         self,
         model: nn.Module,
         params: PyTree,
@@ -62,7 +62,7 @@ class MaskedLanguageModeling(Task):
         train: bool,
         key: Key | None = None,
     ) -> tuple[dict[str, Mean], dict[str, PyTree]]:
-        """See `Task.score`; the weight of `loss` is the number of hidden tokens."""
+        """See `Task.batch_metrics`; the weight of `loss` is the number of hidden tokens."""
         weights, targets = batch["weights"] * batch["mask"][:, None], batch["targets"]
         places, count = batch["places"], weights.sum()
         inputs = (model, params, state.collections, batch[self.inputs])
@@ -83,14 +83,14 @@ class MaskedLanguageModeling(Task):
         logits, _ = forward(*inputs, places=batch["places"], train=False)
         return jax.nn.softmax(logits.astype(jnp.float32))
 
-    def describe(self, prediction: Any, names: Sequence[str]) -> dict[str, Json]:
+    def format_prediction(self, prediction: Any, names: Sequence[str]) -> dict[str, Json]:
         """The likeliest token at each place."""
         del names
         return {"prediction": np.argmax(prediction, -1).tolist()}
 
-    def check(self, batch: Mapping[str, np.ndarray], outputs: Any, where: str) -> None:
+    def validate_batch(self, batch: Mapping[str, np.ndarray], outputs: Any, where: str) -> None:
         """Also raises for tokens that the model does not know."""
-        super().check(batch, outputs, where)
+        super().validate_batch(batch, outputs, where)
         check_tokens(np.asarray(batch[self.inputs]), outputs.shape[-1], where)
 
 

@@ -24,7 +24,7 @@ class Regression(Task):
     error), `rmse` and `mae`, each a mean over examples and target elements.
     """
 
-    def measure(self, outputs: jax.Array, batch: Batch) -> dict[str, Mean]:
+    def loss_and_metrics(self, outputs: jax.Array, batch: Batch) -> dict[str, Mean]:
         """`loss`, `rmse` and `mae`; the weight of `loss` is the number of target elements."""
         targets = batch[self.targets].astype(jnp.float32)
         error = outputs.astype(jnp.float32).reshape(targets.shape) - targets
@@ -42,9 +42,9 @@ class Regression(Task):
         output, _ = forward(model, state.params, state.collections, batch[self.inputs], train=False)
         return output.astype(jnp.float32)
 
-    def check(self, batch: Mapping[str, np.ndarray], outputs: Any, where: str) -> None:
+    def validate_batch(self, batch: Mapping[str, np.ndarray], outputs: Any, where: str) -> None:
         """Also raises where outputs and targets differ in shape."""
-        super().check(batch, outputs, where)
+        super().validate_batch(batch, outputs, where)
         shape = np.shape(batch[self.targets])[1:]
         if outputs.shape[1:] not in (shape, (*shape, 1)):
             raise UserError(

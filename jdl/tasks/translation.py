@@ -19,7 +19,7 @@ from jdl.decoding import translate
 from jdl.errors import UserError
 from jdl.metrics import Mean, Perplexity
 from jdl.state import TrainState
-from jdl.tasks.base import Judgement, Task, forward
+from jdl.tasks.base import HostMetrics, Task, forward
 from jdl.typing import Batch, Key, PyTree
 
 
@@ -57,7 +57,7 @@ class Translation(Task):
         """See `Task.init`."""
         return dict(model.init(key, batch[self.inputs], batch[self.targets][:, :-1]))
 
-    def score(
+    def batch_metrics(
         self,
         model: nn.Module,
         params: PyTree,
@@ -67,7 +67,7 @@ class Translation(Task):
         train: bool,
         key: Key | None = None,
     ) -> tuple[dict[str, Mean], dict[str, PyTree]]:
-        """See `Task.score`; the weight is the number of tokens."""
+        """See `Task.batch_metrics`; the weight is the number of tokens."""
         source, tokens = batch[self.inputs], batch[self.targets][:, :-1]
         targets = batch[self.targets][:, 1:]
         weights = ((targets != PAD) & batch["mask"][:, None]).astype(jnp.float32)
@@ -101,7 +101,7 @@ class Translation(Task):
         limits = (source != PAD).sum(1, keepdims=True) + self.longer
         return jnp.where(jnp.arange(longest) < limits, found, EOS)
 
-    def judges(self, split: str, data: Data) -> bool:
+    def has_host_metrics(self, split: str, data: Data) -> bool:
         """Whether BLEU is asked for, of data that has a tokenizer.
 
         Raises:
@@ -116,16 +116,18 @@ class Translation(Task):
             )
         return True
 
-    def judge(self, prediction: Any, batch: Mapping[str, np.ndarray], data: Data) -> Judgement:
+    def compute_metrics(
+        self, prediction: Any, batch: Mapping[str, np.ndarray], data: Data
+    ) -> HostMetrics:
         """`bleu`, with the signature of SacreBLEU; the lines are the translations."""
         tokenizer = data.tokenizer()
         lines = texts(prediction, tokenizer)
         bleu, signature = corpus_bleu(lines, texts(batch[self.targets], tokenizer))
-        return Judgement({"bleu": bleu}, {"bleu": signature}, lines)
+        return HostMetrics({"bleu": bleu}, {"bleu": signature}, lines)
 
-    def check(self, batch: Mapping[str, np.ndarray], outputs: Any, where: str) -> None:
+    def validate_batch(self, batch: Mapping[str, np.ndarray], outputs: Any, where: str) -> None:
         """Also raises where sources or targets are no sequences of tokens."""
-        super().check(batch, outputs, where)
+        super().validate_batch(batch, outputs, where)
         for name in (self.inputs, self.targets):
             tokens = np.asarray(batch[name])
             if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer):

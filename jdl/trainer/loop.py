@@ -312,10 +312,10 @@ class Loop:
         metrics: dict[str, Json] = {}
         signatures: dict[str, str] = {}
         for split in (name for name in order if name in run.data.names):
-            metrics[split], judgement = run.score(split)
-            if judgement is not None:
-                signatures |= judgement.signatures
-                write_lines(run.workdir / f"predictions.{split}.txt", judgement.lines)
+            metrics[split], host_metrics = run.score(split)
+            if host_metrics is not None:
+                signatures |= host_metrics.signatures
+                write_lines(run.workdir / f"predictions.{split}.txt", host_metrics.lines)
         speed = step * self._experiment.batch_size / self._training if self._training else 0.0
         device = jax.devices()[0]
         params = run.evaluation_state(run.gather_state()).params

@@ -23,7 +23,7 @@ from jdl.optimizers import averaged_params
 from jdl.parallel import Steps, batch_shapes
 from jdl.state import TrainState
 from jdl.step import Program, init, predict
-from jdl.tasks import Judgement, Translation
+from jdl.tasks import HostMetrics, Translation
 from jdl.trainer.interrupt import Interrupted, Interruption
 from jdl.typing import Json
 
@@ -121,8 +121,8 @@ class Run:
 
     def score(
         self, split: str = "test", state: Any = None
-    ) -> tuple[dict[str, float], Judgement | None]:
-        """As `evaluate`, and what the task says of all predictions, where it judges this split."""
+    ) -> tuple[dict[str, float], HostMetrics | None]:
+        """As `evaluate`, with the host metrics of the split where the task defines any."""
         pipeline = self.pipeline(split)
         state = self.evaluation_state(self.state if state is None else state)
         size, parts, last = self.experiment.batch_size, [], None
@@ -134,7 +134,7 @@ class Run:
             if last is not None:
                 parts.append(jax.device_get(last))
             last = scores
-            if split in self._judged:
+            if split in self._host_metric_splits:
                 found = jax.device_get(self.timed(self.compiled.predict, state, placed))
                 predicted.append(_rows((found, batch), batch["mask"]))
             if self.interruption.requested:
@@ -143,8 +143,8 @@ class Run:
         if not predicted:
             return metrics, None
         found, batch = jax.tree.map(lambda *leaves: np.concatenate(leaves), *predicted)
-        judgement = self.experiment.task.judge(found, batch, self.experiment.data)
-        return {**metrics, **judgement.scores}, judgement
+        host_metrics = self.experiment.task.compute_metrics(found, batch, self.experiment.data)
+        return {**metrics, **host_metrics.metrics}, host_metrics
 
     def predict(self, x: Any) -> Any:
         """Predicts from raw inputs, which take the way through the experiment's transforms.
@@ -288,24 +288,24 @@ class Run:
 
     def _check(self, arrays: Mapping[str, Any], outputs: Any, where: str) -> None:
         """Raises a UserError for examples that nothing can be learned from."""
-        self.experiment.task.check(arrays, outputs, where)
+        self.experiment.task.validate_batch(arrays, outputs, where)
         _check_tokens(self.experiment, arrays, where)
 
-    def _judging(self) -> set[str]:
-        """The splits whose predictions are judged: with several processes none is, which is said.
+    def _splits_with_host_metrics(self) -> set[str]:
+        """Splits with host metrics; none in multi-process runs, where a warning is printed.
 
         Raises:
-          UserError: what that needs is not there.
+          UserError: a package that they need is not installed.
         """
         task, data = self.experiment.task, self.experiment.data
-        judged = {split for split in self.data.names if task.judges(split, data)}
-        if judged and jax.process_count() > 1:
+        found = {split for split in self.data.names if task.has_host_metrics(split, data)}
+        if found and jax.process_count() > 1:
             self.print(
-                "predictions are judged in one process only: `jdl evaluate`, in one, gives the "
-                "scores that are now left out"
+                "host metrics of predictions are left out, since they need a single process: run "
+                "`jdl evaluate` in one process for them"
             )
             return set()
-        return judged
+        return found
 
     def _prepare(self, compile: Callable[..., Steps]) -> None:
         experiment = self.experiment
@@ -322,7 +322,7 @@ class Run:
         self.steps = experiment.total_steps(examples)
         self.steps_per_epoch = max(1, -(-examples // experiment.batch_size))
         self.program = experiment.program(self.steps)
-        self._judged = self._judging()
+        self._host_metric_splits = self._splits_with_host_metrics()
         pipeline = self.pipeline("train")
         self.prediction = self.outputs(pipeline.rows(np.zeros(1, int)))
         in_memory = pipeline.arrays if isinstance(pipeline, InMemory) else {}

@@ -206,9 +206,9 @@ def test_labels_and_tokens_that_cannot_be_are_refused():
     task = BinaryClassification()
     batch = {"image": np.zeros((2, 3)), "label": np.array([0, 2])}
     with pytest.raises(UserError, match="'label' holds 2 at row 1"):
-        task.check(batch, logits, where)
+        task.validate_batch(batch, logits, where)
     outputs = jax.ShapeDtypeStruct((2, 3, 7), jnp.float32)
     with pytest.raises(UserError, match=r"between 0 and 7, where the model knows 0\.\.6"):
-        LanguageModeling().check({"tokens": np.array([[0, 7]])}, outputs, where)
+        LanguageModeling().validate_batch({"tokens": np.array([[0, 7]])}, outputs, where)
     with pytest.raises(UserError, match="windows of integers"):
-        LanguageModeling().check({"tokens": np.zeros((2, 3), np.float32)}, outputs, where)
+        LanguageModeling().validate_batch({"tokens": np.zeros((2, 3), np.float32)}, outputs, where)

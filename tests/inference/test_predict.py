@@ -15,7 +15,7 @@ from jdl.data.text import START, UNKNOWN
 from jdl.errors import UserError
 from jdl.inference.predict import open_to_predict, predict_files
 from jdl.tasks import BinaryClassification, Classification, Forecast, Regression
-from jdl.tasks.base import plain
+from jdl.tasks.base import to_json
 
 FILE = '''"""A small experiment."""
 
@@ -330,15 +330,21 @@ def test_what_cannot_be_predicted_from_files_says_so(command, clouds, tmp_path):
 def test_what_a_task_says_of_a_prediction():
     shares = np.array([0.1, 0.7, 0.2], np.float32)
     said = {"probability": 0.7, "probabilities": [0.1, 0.7, 0.2]}
-    assert Classification().describe(shares, ("a", "b", "c")) == {"prediction": "b", **said}
-    assert Classification().describe(shares, ("a", "b")) == {"prediction": 1, **said}
+    assert Classification().format_prediction(shares, ("a", "b", "c")) == {
+        "prediction": "b",
+        **said,
+    }
+    assert Classification().format_prediction(shares, ("a", "b")) == {"prediction": 1, **said}
     share = np.float32(0.2)
-    assert BinaryClassification().describe(share, ()) == {"prediction": 0, "probability": 0.2}
-    assert BinaryClassification().describe(share, ("no", "yes"))["prediction"] == "no"
+    assert BinaryClassification().format_prediction(share, ()) == {
+        "prediction": 0,
+        "probability": 0.2,
+    }
+    assert BinaryClassification().format_prediction(share, ("no", "yes"))["prediction"] == "no"
     numbers = np.array([0.1, 2.5], np.float32)
-    assert Regression().describe(numbers[:1], ()) == {"prediction": 0.1}
-    assert Regression().describe(numbers, ()) == {"prediction": [0.1, 2.5]}
-    assert Forecast().describe(numbers, ("a", "b")) == {"prediction": {"a": 0.1, "b": 2.5}}
-    assert Forecast().describe(numbers, ()) == {"prediction": [0.1, 2.5]}
+    assert Regression().format_prediction(numbers[:1], ()) == {"prediction": 0.1}
+    assert Regression().format_prediction(numbers, ()) == {"prediction": [0.1, 2.5]}
+    assert Forecast().format_prediction(numbers, ("a", "b")) == {"prediction": {"a": 0.1, "b": 2.5}}
+    assert Forecast().format_prediction(numbers, ()) == {"prediction": [0.1, 2.5]}
     for value in np.random.default_rng(0).normal(size=20).astype(np.float32):
-        assert np.float32(plain(value)) == value
+        assert np.float32(to_json(value)) == value

@@ -227,7 +227,9 @@ def test_other_names_of_inputs_and_targets():
     example = {"x": jnp.ones((3, 2)), "y": jnp.zeros(3, jnp.int32), "mask": jnp.ones(3, bool)}
     task = Classification(inputs="x", targets="y")
     assert compute(task.evaluate(Given(), state(), example))["accuracy"] == 1
-    task.check({"x": np.ones((3, 2)), "y": np.zeros(3, int)}, jnp.ones((3, 2)), "split 'train'")
+    task.validate_batch(
+        {"x": np.ones((3, 2)), "y": np.zeros(3, int)}, jnp.ones((3, 2)), "split 'train'"
+    )
 
 
 GOOD = {"image": np.ones((4, 2), np.float32), "label": np.array([0, 1, 2, 1])}
@@ -256,7 +258,7 @@ GOOD = {"image": np.ones((4, 2), np.float32), "label": np.array([0, 1, 2, 1])}
 def test_data_that_cannot_be_learned_from_is_named(task, change, outputs, message):
     arrays = {name: value for name, value in {**GOOD, **change}.items() if value is not None}
     with pytest.raises(UserError, match=message):
-        task.check(arrays, jax.ShapeDtypeStruct(outputs, jnp.float32), "split 'train'")
+        task.validate_batch(arrays, jax.ShapeDtypeStruct(outputs, jnp.float32), "split 'train'")
 
 
 @pytest.mark.parametrize(
@@ -270,11 +272,13 @@ def test_data_that_cannot_be_learned_from_is_named(task, change, outputs, messag
     ],
 )
 def test_data_that_fits_is_taken(task, labels, outputs):
-    task.check({**GOOD, "label": labels}, jax.ShapeDtypeStruct(outputs, jnp.float32), "here")
+    task.validate_batch(
+        {**GOOD, "label": labels}, jax.ShapeDtypeStruct(outputs, jnp.float32), "here"
+    )
 
 
 def test_a_task_of_its_own_must_say_what_it_learns():
     with pytest.raises(NotImplementedError):
-        Task().measure(jnp.zeros((1, 1)), {})
+        Task().loss_and_metrics(jnp.zeros((1, 1)), {})
     with pytest.raises(NotImplementedError):
         Task().predict(MLP(), state(), {})

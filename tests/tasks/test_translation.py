@@ -348,7 +348,7 @@ def test_what_cannot_be_is_refused_in_a_sentence(monkeypatch, tmp_path):
         (good * [[1], [0]], "'source' has no tokens at row 1"),
     ):
         with pytest.raises(UserError, match=message):
-            Translation().check({"source": source, "target": good}, shape, "split 'train'")
+            Translation().validate_batch({"source": source, "target": good}, shape, "split 'train'")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"needs the package sacrebleu: pip install .*\[text\]"):
         jdl.train(experiment(LSTM.clone(vocabulary=320)), tmp_path / "run")

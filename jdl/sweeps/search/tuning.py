@@ -207,7 +207,7 @@ def _check_metric(search: Search, data: Splits) -> None:
         run.compiled.abstract_state,
         run.batch,
     )
-    judged = search.experiment.task.judges(split, search.experiment.data)
+    judged = search.experiment.task.has_host_metrics(split, search.experiment.data)
     if name not in scores and not judged:
         raise UserError(
             f"there is no metric {name!r} of {split} (there are {', '.join(scores)})"
