@@ -16,7 +16,7 @@ from jdl.cli.main import main
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "pages"
 GUIDES = sorted((PAGES / "guides").glob("*.md"))
-LONG = ("generation", "weights")  # whose commands are tested one by one elsewhere
+LONG = ("text_generation", "pretrained_weights")  # whose commands are tested one by one elsewhere
 BLOCK = re.compile(
     r'^```(?P<kind>\w+)(?: title="(?P<title>[^"]+)")?\n(?P<text>.*?)^```$', re.M | re.S
 )
