@@ -11,7 +11,7 @@ import functools
 import importlib.machinery
 import itertools
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,8 +26,8 @@ from jdl.typing import FILE_MODULE
 IN_MEMORY_BYTES = 1 << 30
 """A training split up to this size is kept on the device under `pipeline="auto"`."""
 
-Check = Callable[[Mapping[str, np.ndarray]], None]
-"""Raises a UserError for a batch that cannot be trained on."""
+ENDLESS = 2**62
+"""Batches of a training stream: more than any run takes."""
 
 
 @functools.lru_cache(maxsize=4)
@@ -80,13 +80,24 @@ class InMemory:
         return {name: array[indices] for name, array in self.arrays.items()}
 
     def step_input(self, step: int, batch_size: int, seed: int, shard: Shard) -> np.ndarray:
-        """What the compiled step of `step` is given: the indices of its batch, (rows,) int32."""
+        """Indices of the examples in the batch of `step`, (rows,) int32."""
         return order(shard.rows(step, batch_size), len(self), seed, self.shuffle)
 
-    def step_inputs(self, start: int, batch_size: int, seed: int, shard: Shard) -> Iterator[Any]:
-        """Endless feeds from step `start`."""
+    def step_inputs(
+        self, start: int, batch_size: int, seed: int, shard: Shard, workers: int = 0
+    ) -> Iterator[np.ndarray]:
+        """Endless training step inputs from step `start`; `workers` has no effect in memory."""
+        del workers
         for step in itertools.count(start):
             yield self.step_input(step, batch_size, seed, shard)
+
+    def evaluation_batches(
+        self, batch_size: int, shard: Shard, workers: int = 0
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """The examples in order; see `evaluation_batch`."""
+        del workers
+        steps = range(-(-len(self) // batch_size))
+        return (evaluation_batch(self, step, batch_size, shard) for step in steps)
 
 
 @dataclass(frozen=True)
@@ -102,43 +113,51 @@ class Streamed:
 
     def rows(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """The examples at `indices` as a batch."""
-        return stack([self.example(int(i)) for i in indices], indices)
-
-    def example(self, index: int) -> dict[str, np.ndarray]:
-        """The transformed example at `index`."""
-        return transformed(self.data, self.source[index])
+        examples = read_many(self.source, indices.tolist())
+        return stack([transformed(self.data, example) for example in examples], indices)
 
     def step_input(
         self, step: int, batch_size: int, seed: int, shard: Shard
     ) -> dict[str, np.ndarray]:
-        """What the compiled step of `step` is given: its batch itself."""
+        """The batch of `step` itself."""
         rows = shard.rows(step, batch_size)
         batch = self.rows(order(rows, len(self), seed, self.data.shuffle))
-        return {**batch, "mask": np.ones(batch_size // shard.count, bool)}
+        return {**batch, "mask": np.ones(len(rows), bool)}
 
-    def step_inputs(self, start: int, batch_size: int, seed: int, shard: Shard) -> Iterator[Any]:
-        """Endless feeds from step `start`, read ahead."""
+    def step_inputs(
+        self, start: int, batch_size: int, seed: int, shard: Shard, workers: int = 0
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """Endless training batches from step `start`, read ahead by threads or `workers`."""
+
+        def load(index: int) -> dict[str, np.ndarray]:
+            return self.step_input(start + index, batch_size, seed, shard)
+
+        return self._read_ahead(load, ENDLESS, workers)
+
+    def evaluation_batches(
+        self, batch_size: int, shard: Shard, workers: int = 0
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """The examples in order, read ahead as in training; see `evaluation_batch`."""
+
+        def load(step: int) -> dict[str, np.ndarray]:
+            return evaluation_batch(self, step, batch_size, shard)
+
+        return self._read_ahead(load, -(-len(self) // batch_size), workers)
+
+    def _read_ahead(
+        self, load: Callable[[int], dict[str, np.ndarray]], count: int, workers: int
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """`load(0), ..., load(count - 1)` through Grain: in threads, or in `workers` processes."""
         import grain
 
-        size, local = len(self), batch_size // shard.count
-
-        def load(row: int) -> tuple[int, dict[str, np.ndarray]]:
-            step, offset = start + row // local, row % local
-            position = shard.rows(step, batch_size)[offset : offset + 1]
-            index = int(order(position, size, seed, self.data.shuffle)[0])
-            return index, self.example(index)
-
-        def join(rows: Sequence[tuple[int, dict[str, np.ndarray]]]) -> dict[str, np.ndarray]:
-            batch = stack([example for _, example in rows], np.array([i for i, _ in rows]))
-            return {**batch, "mask": np.ones(len(rows), bool)}
-
-        endless = grain.MapDataset.range(2**62).map(load).batch(local, batch_fn=join)
-        if self.data.workers:
+        dataset = grain.MapDataset.range(count).map(load)
+        if workers:
             _send_by_value(self.data, *self.data.transforms, self.source)
-            options = grain.MultiprocessingOptions(num_workers=self.data.workers)
-            return iter(endless.to_iter_dataset().mp_prefetch(options))
+            options = grain.MultiprocessingOptions(num_workers=workers)
+            return iter(dataset.to_iter_dataset().mp_prefetch(options))
+        # An element is a batch, so a larger buffer would hold many batches in memory.
         options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
-        return iter(endless.to_iter_dataset(options))
+        return iter(dataset.to_iter_dataset(options))
 
 
 Pipeline = InMemory | Streamed
@@ -152,18 +171,17 @@ def read(in_memory: Mapping[str, jax.Array], step_input: Any) -> dict[str, Any]:
     return {**batch, "mask": jnp.ones(step_input.shape, bool)}
 
 
-def batches(
-    pipeline: Pipeline, batch_size: int, shard: Shard, limit: int | None = None
-) -> Iterator[dict[str, np.ndarray]]:
-    """The first `limit` examples of a split (all, by default) in order, the last batch padded.
+def evaluation_batch(
+    pipeline: Pipeline, step: int, batch_size: int, shard: Shard
+) -> dict[str, np.ndarray]:
+    """This process's rows of batch `step` of a split in order.
 
-    Every process gives the same number of batches, each of `batch_size / shard.count` rows.
+    Rows past the end repeat the first example under a `mask` of False, so that every process gives
+    as many batches, each of `batch_size / shard.count` rows.
     """
-    size = min(len(pipeline), limit or len(pipeline))
-    for step in range(-(-size // batch_size)):
-        positions = shard.rows(step, batch_size)
-        mask = positions < size
-        yield {**pipeline.rows(np.where(mask, positions, 0)), "mask": mask}
+    positions = shard.rows(step, batch_size)
+    mask = positions < len(pipeline)
+    return {**pipeline.rows(np.where(mask, positions, 0)), "mask": mask}
 
 
 def open_pipeline(data: Data, source: Source, name: str) -> Pipeline:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from jdl import metrics as metrics_lib
-from jdl.data.pipeline import InMemory, Pipeline, Shard, batches, stack, transformed
+from jdl.data.pipeline import InMemory, Pipeline, Shard, stack, transformed
 from jdl.data.splits import Splits
 from jdl.data.transforms import MaskTokens
 from jdl.errors import UserError, first_line
@@ -127,7 +127,7 @@ class Run:
         state = self.evaluation_state(self.state if state is None else state)
         size, parts, last = self.experiment.batch_size, [], None
         predicted: list[Any] = []
-        for batch in batches(pipeline, size, self.shard):
+        for batch in pipeline.evaluation_batches(size, self.shard, self.experiment.data.workers):
             self._look_over(pipeline, batch, split)
             placed = self.compiled.put(batch)
             scores = self.timed(self.compiled.evaluate, state, placed)
@@ -203,8 +203,8 @@ class Run:
     def step_inputs(self, start: int) -> Iterator[Any]:
         """Training feeds from a step on; streamed batches are looked over one by one."""
         size, seed = self.experiment.batch_size, self.experiment.seed
-        pipeline = self.pipeline("train")
-        for step_input in pipeline.step_inputs(start, size, seed, self.shard):
+        pipeline, workers = self.pipeline("train"), self.experiment.data.workers
+        for step_input in pipeline.step_inputs(start, size, seed, self.shard, workers):
             self._look_over(pipeline, step_input, "train")
             yield step_input
 

@@ -1,6 +1,7 @@
 """Both pipelines: the same examples in the same order, each once an epoch, from any position."""
 
-import dataclasses
+import os
+import threading
 from collections import Counter
 from dataclasses import dataclass, field
 from itertools import islice
@@ -12,7 +13,7 @@ import pytest
 import jdl
 from jdl.data import Arrays, RandomFlip, Source
 from jdl.data.base import Data
-from jdl.data.pipeline import InMemory, Shard, Streamed, batches, open_pipeline, read
+from jdl.data.pipeline import InMemory, Shard, Streamed, open_pipeline, read
 from jdl.errors import UserError
 from jdl.models import MLP
 from jdl.optimizers import SGD
@@ -29,9 +30,9 @@ def opened(pipeline, arrays=None, name="train", **options):
     return open_pipeline(data, data.load()["train"], name)
 
 
-def take(pipeline, steps, start=0, size=SIZE, seed=0, shard=ALONE):
+def take(pipeline, steps, start=0, size=SIZE, seed=0, shard=ALONE, workers=0):
     """The batches of some steps as NumPy arrays by name."""
-    step_inputs = pipeline.step_inputs(start, size, seed, shard)
+    step_inputs = pipeline.step_inputs(start, size, seed, shard, workers)
     in_memory = {}
     if isinstance(pipeline, InMemory):
         in_memory = {name: jnp.asarray(array) for name, array in pipeline.arrays.items()}
@@ -57,9 +58,9 @@ def same(first, second):
 def test_grain_gives_what_the_resident_set_gives(workers):
     transforms = (lambda example: {**example, "image": example["image"] * 2},)
     in_memory = take(opened("in_memory", transforms=transforms), 12, start=2, seed=3)
-    streamed = opened("grain", transforms=transforms, workers=workers)
+    streamed = opened("grain", transforms=transforms)
     assert isinstance(streamed, Streamed)
-    assert same(take(streamed, 12, start=2, seed=3), in_memory)
+    assert same(take(streamed, 12, start=2, seed=3, workers=workers), in_memory)
     assert set(in_memory[0]) == {"image", "label", "mask"}
     for batch in in_memory:
         assert batch["mask"].all()
@@ -92,13 +93,10 @@ experiment = Experiment(model=MLP(), data=data, steps=1)
 """
     )
     data = jdl.load(tmp_path / "own.py").experiment.data
-    here, there = (
-        open_pipeline(one, one.load()["train"], "train")
-        for one in (data, dataclasses.replace(data, workers=1))
-    )
-    batches_here = take(here, 3)
-    assert batches_here[0]["image"].tolist() == (batches_here[0]["label"] / 2).tolist()
-    assert same(take(there, 3), batches_here)
+    pipeline = open_pipeline(data, data.load()["train"], "train")
+    here = take(pipeline, 3)
+    assert here[0]["image"].tolist() == (here[0]["label"] / 2).tolist()
+    assert same(take(pipeline, 3, workers=1), here)
 
 
 @pytest.mark.parametrize("kind", ["in_memory", "grain"])
@@ -162,7 +160,7 @@ def test_processes_share_out_every_batch(kind, count):
 @pytest.mark.parametrize("count", [1, 2])
 def test_evaluation_covers_every_example_once(kind, size, count):
     pipeline = opened(kind)
-    parts = [list(batches(pipeline, size, Shard(i, count))) for i in range(count)]
+    parts = [list(pipeline.evaluation_batches(size, Shard(i, count))) for i in range(count)]
     assert {len(part) for part in parts} == {-(-COUNT // size)}
     rows = [batch for step in zip(*parts, strict=True) for batch in step]
     assert all(len(value) == size // count for batch in rows for value in batch.values())
@@ -173,9 +171,33 @@ def test_evaluation_covers_every_example_once(kind, size, count):
     assert set(numbers[~mask].tolist()) <= set(range(COUNT))  # padding is made of real rows
 
 
-def test_evaluation_of_the_first_examples_only():
-    found = list(batches(opened("in_memory"), 4, ALONE, limit=6))
-    assert np.concatenate([b["label"][b["mask"]] for b in found]).tolist() == [0, 1, 2, 3, 4, 5]
+@pytest.mark.parametrize("size", [1, 6, COUNT + 1, 60])
+def test_a_streamed_evaluation_equals_one_in_memory(size):
+    streamed, in_memory = opened("grain"), opened("in_memory")
+    for shard in (ALONE, Shard(1, 2)) if size % 2 == 0 else (ALONE,):
+        found = list(streamed.evaluation_batches(size, shard))
+        assert same(found, list(in_memory.evaluation_batches(size, shard)))
+
+
+def whereabouts(example):
+    """Adds the process that reads an example, and whether its main thread does."""
+    main = threading.current_thread() is threading.main_thread()
+    return {**example, "process": np.int64(os.getpid()), "main": main}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_streamed_evaluation_is_read_ahead_of_the_main_thread(workers):
+    streamed = opened("grain", transforms=(whereabouts,))
+    found = list(streamed.evaluation_batches(SIZE, ALONE, workers))
+    processes = {int(process) for batch in found for process in batch.pop("process")}
+    main = np.concatenate([batch.pop("main") for batch in found])
+    assert same(found, list(opened("in_memory").evaluation_batches(SIZE, ALONE)))
+    if workers:
+        assert len(processes) == workers
+        assert os.getpid() not in processes
+    else:
+        assert processes == {os.getpid()}
+        assert not main.any()
 
 
 def test_auto_keeps_in_memory_what_fits(monkeypatch):
@@ -235,7 +257,7 @@ def test_text_is_left_out_and_wide_numbers_narrow(kind):
         "small": np.array([1, 2], np.uint8),
         "flag": np.array([True, False]),
     }
-    (batch,) = batches(opened(kind, arrays), 2, ALONE)
+    (batch,) = opened(kind, arrays).evaluation_batches(2, ALONE)
     kinds = {name: value.dtype.name for name, value in batch.items()}
     assert kinds == {
         "real": "float32",

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from jdl.checkpoint import CheckpointStore
 from jdl.data import RandomCrop, RandomFlip
-from jdl.data.pipeline import InMemory, Shard, batches
+from jdl.data.pipeline import InMemory, Shard
 from jdl.errors import UserError
 from jdl.metrics import compute, merge
 from jdl.models import CNN, MLP
@@ -283,7 +283,7 @@ def test_evaluation_counts_every_example_once(strategy, size):
     state = lay(steps, fresh(LINEAR))
     parts = [
         jax.device_get(steps.evaluate(state, steps.put(batch)))
-        for batch in batches(InMemory({"image": image, "label": label}), size, Shard())
+        for batch in InMemory({"image": image, "label": label}).evaluation_batches(size, Shard())
     ]
     assert len(parts) == -(-23 // size)
     total = merge(parts)
