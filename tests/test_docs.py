@@ -74,6 +74,14 @@ def test_the_citation_and_the_workflow_can_be_read() -> None:
     assert jobs["checks"]["steps"][-1]["run"] == ".ci/run"
 
 
+@pytest.mark.parametrize("package", sorted((ROOT / "jdl").glob("*/__init__.py")), ids=lambda p: p.parent.name)
+def test_a_package_has_one_description(package: Path) -> None:
+    sentence = package.read_text().split('"""')[1].splitlines()[0]
+    name = package.parent.name
+    assert f"| `{name}/` | {sentence} |" in (ROOT / "CONTRIBUTING.md").read_text()
+    assert f"\n{sentence}\n" in (PAGES / "api" / f"{name}.md").read_text()
+
+
 def test_contributing_draws_the_layers_that_are_held() -> None:
     held = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
     drawn = re.findall(r"^    (\w+(?: \| \w+)*)", _section("Who imports whom"), re.M)

@@ -1,1 +1,1 @@
-"""Counts, predicts and measures costs; reproduces recorded runs."""
+"""Counts FLOPs and memory, suggests learning rates and batch sizes, reproduces recorded runs."""

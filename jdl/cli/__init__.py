@@ -1,1 +1,1 @@
-"""The `jdl` command."""
+"""The `jdl` command line: parsing, subcommands, help."""

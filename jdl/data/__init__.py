@@ -1,4 +1,4 @@
-"""Data sets, transforms and the pipelines that feed them to a compiled step."""
+"""Data sets, transforms, tokenizers, and the input pipelines that batch them."""
 
 from jdl.data.arrays import Arrays, Digits
 from jdl.data.augment import (

@@ -1,4 +1,4 @@
-"""Tokens from a model, one after the other: drawn, or searched for. Pure functions."""
+"""Autoregressive decoding: sampling, greedy search and beam search, as pure functions."""
 
 from jdl.decoding.autoregressive import generate, stream
 from jdl.decoding.beam import beam_search, length_penalty

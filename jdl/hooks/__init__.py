@@ -1,4 +1,4 @@
-"""What happens between steps: progress, evaluation, checkpoints, early stopping, profiles."""
+"""Callbacks between steps: progress, evaluation, checkpoints, early stopping, logging, profiles."""
 
 from jdl.hooks.base import Hook, Listener
 from jdl.hooks.scoring import Checkpoint, EarlyStopping, Evaluate

@@ -1,1 +1,1 @@
-"""Uses a trained run: prediction, text generation, translation, export."""
+"""Prediction, text generation, translation and export with a trained run."""

@@ -1,4 +1,4 @@
-"""Flax modules that models are made of."""
+"""Flax modules from which the models are built."""
 
 from jdl.layers.attention import Attention
 from jdl.layers.dropout import Dropout

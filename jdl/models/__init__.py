@@ -1,4 +1,4 @@
-"""Models: Flax modules with plain fields."""
+"""Complete networks: Flax modules whose fields are their hyperparameters."""
 
 from jdl.models.alexnet import AlexNet
 from jdl.models.bag_of_words import BagOfWords

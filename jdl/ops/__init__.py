@@ -1,4 +1,4 @@
-"""Operations with gradients of their own where XLA's are slow; equal to their plain definition."""
+"""Pure functions with custom gradients where XLA's are slow, equal to their plain definitions."""
 
 from jdl.ops.attention import attention
 from jdl.ops.convolution import conv_general_dilated

@@ -1,4 +1,4 @@
-"""Strategies: how one program is compiled for the devices that are there.
+"""Strategies that compile one training step for the available devices.
 
 The engine is one `jit` with a global view over a mesh with the axes `data`, `fsdp` and `tensor`.
 `Pmap` is the same program under `jax.pmap`. A strategy never changes what is computed.

@@ -1,4 +1,4 @@
-"""Weights that a run begins with, and models in the layout of Hugging Face transformers."""
+"""Initial weights from other runs, and models in the format of Hugging Face transformers."""
 
 from jdl.pretrained.huggingface import load, save
 from jdl.pretrained.run import Weights, replace_weights

@@ -1,1 +1,1 @@
-"""What is said of runs that have ended: a page about one, a comparison of several."""
+"""HTML reports about a run, several runs or a search, beside simple baselines."""

@@ -1,1 +1,1 @@
-"""Trains an experiment: data, compiled steps, loop, run directory and interruption of one run."""
+"""Trains one experiment: data, compiled steps, the loop, the run directory, interruption."""
