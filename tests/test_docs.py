@@ -74,7 +74,9 @@ def test_the_citation_and_the_workflow_can_be_read() -> None:
     assert jobs["checks"]["steps"][-1]["run"] == ".ci/run"
 
 
-@pytest.mark.parametrize("package", sorted((ROOT / "jdl").glob("*/__init__.py")), ids=lambda p: p.parent.name)
+@pytest.mark.parametrize(
+    "package", sorted((ROOT / "jdl").glob("*/__init__.py")), ids=lambda p: p.parent.name
+)
 def test_a_package_has_one_description(package: Path) -> None:
     sentence = package.read_text().split('"""')[1].splitlines()[0]
     name = package.parent.name
