@@ -61,7 +61,7 @@ def make_program(experiment: jdl.Experiment) -> Program:
         experiment.task,
         optimizer.build(1),
         experiment.data.device_transforms,
-        experiment.accumulate,
+        experiment.num_microbatches,
         experiment.compiler_options,
     )
 

@@ -17,7 +17,7 @@ from imdb_mlm import experiment as mlm
 from jdl.data import Saved
 from jdl.hooks import Checkpoint, EarlyStopping, Evaluate, Progress, TensorBoard
 from jdl.optimizers import AdamW, Linear
-from jdl.pretrained import Weights
+from jdl.pretrained import InitFrom
 from jdl.tasks import BinaryClassification
 
 experiment = dataclasses.replace(
@@ -25,7 +25,7 @@ experiment = dataclasses.replace(
     model=mlm.model.clone(outputs=1),
     task=BinaryClassification(inputs="tokens"),
     data=dataclasses.replace(mlm.data, encoding=Saved("runs/imdb_mlm"), device_transforms=()),
-    weights=Weights(run="runs/imdb_mlm", leave_out=("pooler", "logits")),
+    init_from=InitFrom(run="runs/imdb_mlm", skip=("pooler", "logits")),
     optimizer=AdamW(2e-4, schedule=Linear(warmup=0.1, end=0.0), weight_decay=0.01, clip_norm=1.0),
     hooks=(
         Progress(),

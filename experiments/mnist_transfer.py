@@ -14,10 +14,10 @@ import dataclasses
 
 from mnist_few_digits import experiment as scratch
 
-from jdl.pretrained import Weights
+from jdl.pretrained import InitFrom
 
 experiment = dataclasses.replace(
     scratch,
-    weights=Weights(run="runs/mnist_low_digits", leave_out=("Dense_0", "logits")),
+    init_from=InitFrom(run="runs/mnist_low_digits", skip=("Dense_0", "logits")),
     optimizer=dataclasses.replace(scratch.optimizer, frozen=("Conv_0", "Conv_1", "Conv_2")),
 )

@@ -19,7 +19,7 @@ from jdl.hooks import (
 )
 from jdl.optimizers import Adam, Optimizer
 from jdl.parallel import DataParallel, Strategy
-from jdl.pretrained import Weights
+from jdl.pretrained import InitFrom
 from jdl.step import Program
 from jdl.tasks import Classification, Task
 
@@ -40,11 +40,13 @@ class Experiment:
         Checkpoint(),
         RetraceWarning(),
     )  # what happens between steps, in this order
-    weights: Weights = Weights()  # what parameters begin with
+    init_from: InitFrom = InitFrom()  # what parameters begin with
     epochs: float | None = None  # passes over the training split
     steps: int | None = None  # optimizer steps; where given, they count and epochs do not
     batch_size: int = 32  # examples per optimizer step, over all devices
-    accumulate: int = 1  # micro-batches that a batch is computed in; changes memory, not results
+    num_microbatches: int = (
+        1  # micro-batches that a batch is computed in; changes memory, not results
+    )
     precision: Literal["fp32", "bf16"] = "fp32"  # of the computation; parameters are fp32
     steps_per_dispatch: int = 1  # steps in one call to the device; changes speed, not results
     compiler_options: tuple[tuple[str, str], ...] = ()  # of XLA, as (name, value)
@@ -54,7 +56,7 @@ class Experiment:
     seed: int = 0  # of initial parameters, order of examples, dropout and augmentation
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "accumulate", "steps_per_dispatch", "log_every"):
+        for name in ("batch_size", "num_microbatches", "steps_per_dispatch", "log_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name in ("epochs", "steps"):
@@ -63,10 +65,10 @@ class Experiment:
                 raise UserError(f"{name} must be positive, not {value}")
         if self.epochs is None and self.steps is None:
             raise UserError("an experiment needs epochs or steps; neither was given")
-        if self.batch_size % self.accumulate:
+        if self.batch_size % self.num_microbatches:
             raise UserError(
-                f"batch_size {self.batch_size} cannot be split into {self.accumulate} equal "
-                f"micro-batches (accumulate)"
+                f"batch_size {self.batch_size} cannot be split into {self.num_microbatches} equal "
+                f"micro-batches (num_microbatches)"
             )
         if self.data.batch_size not in (None, self.batch_size):
             raise UserError(
@@ -113,6 +115,6 @@ class Experiment:
             self.task,
             self.optimizer.build(steps),
             self.data.device_transforms,
-            self.accumulate,
+            self.num_microbatches,
             self.compiler_options,
         )

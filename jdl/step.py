@@ -26,7 +26,7 @@ class Program:
     optimizer: optax.GradientTransformationExtraArgs
     transforms: Sequence[DeviceTransform] = ()
     """Applied to each batch in turn, inside the compiled step."""
-    accumulate: int = 1
+    num_microbatches: int = 1
     """Micro-batches into which a batch is split, to bound the memory of one step."""
     compiler_options: tuple[tuple[str, str], ...] = ()
     """Options of XLA by name, for the functions of this program alone."""
@@ -74,7 +74,7 @@ def update(
     batch = transform(program, batch, keys)
     if axis_name is not None:
         key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
-    gradients, weight, collections, metrics = _accumulated(program, state, batch, key)
+    gradients, weight, collections, metrics = _sum_over_microbatches(program, state, batch, key)
     if axis_name is not None:
         gradients, weight, metrics = jax.lax.psum((gradients, weight, metrics), axis_name)
         collections = jax.lax.pmean(collections, axis_name)
@@ -125,11 +125,11 @@ def transform(program: Program, batch: Batch, keys: jax.Array | None) -> dict[st
     return dict(batch)
 
 
-def _accumulated(
+def _sum_over_microbatches(
     program: Program, state: TrainState, batch: Batch, key: Key
 ) -> tuple[PyTree, PyTree, PyTree, Metrics]:
     """The gradient field summed over micro-batches."""
-    task, model, count = program.task, program.model, program.accumulate
+    task, model, count = program.task, program.model, program.num_microbatches
     if count == 1:
         return task.gradient(model, state, batch, key)
     # Micro-batch i takes rows i, i+count, ...: each then stays spread over all devices.

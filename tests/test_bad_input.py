@@ -118,7 +118,7 @@ KNOWN_BEFORE = {
         "batch_size: 33 .* evenly over 2 devices",
     ),
     "micro-batch over two devices": (
-        lambda: {"batch_size": 12, "accumulate": 4},
+        lambda: {"batch_size": 12, "num_microbatches": 4},
         "batch_size: 3 examples of a micro-batch cannot be shared out evenly over 2 devices",
     ),
     "unknown set": (lambda: {"data": TFDS("minst", data_dir="/nowhere")}, "did you mean 'mnist'"),

@@ -1,4 +1,4 @@
-"""What changes memory or speed changes no result: remat, scan, accumulation; and bf16 hardly does.
+"""What changes memory or speed changes no result: remat, scan, micro-batches; and bf16 hardly does.
 
 Tolerances: losses to 1e-5 and gradients to 1e-4 of a leaf's largest in float32; in bfloat16 losses
 to 1 % and gradients to 5 % of their norm.
@@ -143,7 +143,7 @@ def test_micro_batches_weigh_by_their_tokens(count):
     assert len(set(counts.reshape(-1, count).sum(0))) > 1
 
     def stepped(k):
-        program = Program(model, task, SGD(0.5).build(9), accumulate=k)
+        program = Program(model, task, SGD(0.5).build(9), num_microbatches=k)
         state, metrics = jax.jit(functools.partial(update, program))(begun("gpt"), windows)
         return jax.device_get(state.params), metrics["loss"]
 

@@ -46,7 +46,7 @@ def write(path, text=FILE, seed: int | str = 0):
     [
         ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
         ({"batch_size": -4}, "batch_size must be at least 1, not -4"),
-        ({"accumulate": 0}, "accumulate must be at least 1"),
+        ({"num_microbatches": 0}, "num_microbatches must be at least 1"),
         ({"malloc_arenas": -1}, "malloc_arenas must not be negative"),
         ({"steps_per_dispatch": 0}, "steps_per_dispatch must be at least 1"),
         ({"log_every": 0}, "log_every must be at least 1"),
@@ -63,7 +63,7 @@ def write(path, text=FILE, seed: int | str = 0):
         ({"model": MLP(dropout=1.5)}, r"model.dropout is a share in \[0, 1\], not 1.5"),
         ({"model": MLP(dropout=-0.1)}, "model.dropout is a share in .*, not -0.1"),
         ({"model": MLP(dropout=float("nan"))}, "model.dropout is a share in .*, not nan"),
-        ({"batch_size": 10, "accumulate": 4}, "batch_size 10 cannot be split into 4"),
+        ({"batch_size": 10, "num_microbatches": 4}, "batch_size 10 cannot be split into 4"),
     ],
     ids=str,
 )

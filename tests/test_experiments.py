@@ -10,7 +10,7 @@ import pytest
 import jdl
 from jdl.data import Arrays
 from jdl.parallel import Single
-from jdl.pretrained import Weights
+from jdl.pretrained import InitFrom
 from jdl.step import update
 from jdl.trainer.run import Run
 
@@ -90,7 +90,13 @@ def stand_in(name, **changes):
         validation_fraction=0.0,
         test_fraction=0.0,
     )
-    fresh = {"data": data, "weights": Weights(), "strategy": Single(), "hooks": (), "batch_size": 8}
+    fresh = {
+        "data": data,
+        "init_from": InitFrom(),
+        "strategy": Single(),
+        "hooks": (),
+        "batch_size": 8,
+    }
     return dataclasses.replace(experiment, **fresh, **changes)
 
 

@@ -29,10 +29,10 @@ update = jax.jit(step_lib.update, static_argnums=0)
 evaluate = jax.jit(step_lib.evaluate, static_argnums=0)
 
 
-def momentum(task, accumulate=1):
+def momentum(task, num_microbatches=1):
     """With momentum and decay parameters move even where the gradient is zero."""
     optimizer = SGD(0.3, momentum=0.9, weight_decay=0.1).build(100)
-    return Program(MLP((8,), 3, nn.tanh), task, optimizer, accumulate=accumulate)
+    return Program(MLP((8,), 3, nn.tanh), task, optimizer, num_microbatches=num_microbatches)
 
 
 WHOLE = {False: momentum(Classification()), True: momentum(Regression())}
@@ -121,14 +121,14 @@ def test_one_update_is_gradient_descent_on_least_squares():
     np.testing.assert_allclose(loss, (error**2).mean(), rtol=1e-6)
 
 
-@pytest.mark.parametrize(("accumulate", "real"), SPLIT)
-def test_micro_batches_equal_one_batch_whatever_their_counts(accumulate, real):
+@pytest.mark.parametrize(("num_microbatches", "real"), SPLIT)
+def test_micro_batches_equal_one_batch_whatever_their_counts(num_microbatches, real):
     batches = [batch(seed, mask=np.roll(MASK, seed), real=real) for seed in range(4)]
-    counts = MASK.reshape(-1, accumulate).sum(0)
+    counts = MASK.reshape(-1, num_microbatches).sum(0)
     assert len(set(counts)) > 1, "equal counts would not tell a mean of means from the mean"
     state = start(WHOLE[real], batches[0])
     one, one_metrics = advance(WHOLE[real], state, *batches)
-    many, many_metrics = advance(SPLIT[accumulate, real], state, *batches)
+    many, many_metrics = advance(SPLIT[num_microbatches, real], state, *batches)
     chex.assert_trees_all_close(variables(one), variables(many), atol=1e-6, rtol=1e-6)
     chex.assert_trees_all_close(one_metrics, many_metrics, rtol=2e-6)
     assert many.step == len(batches), "a step is a batch, not a micro-batch"
@@ -207,7 +207,7 @@ def test_a_non_finite_gradient_or_loss_skips_the_step(bad):
 
 
 def test_collections_pass_from_one_micro_batch_to_the_next():
-    compute = dataclasses.replace(GIVEN, accumulate=2)
+    compute = dataclasses.replace(GIVEN, num_microbatches=2)
     state, _ = advance(compute, start(compute, given()), given(), given())
     assert state.collections["memory"]["m"] == 4
 
@@ -260,9 +260,9 @@ class Game(Task):
         return gradients, {player: counted.sum() for player, counted in rows.items()}, {}, {}
 
 
-@pytest.mark.parametrize("accumulate", [1, 4])
-def test_each_player_of_a_game_is_divided_by_its_own_weight(accumulate):
-    compute = Program(LINEAR, Game(), SGD(0.5).build(9), accumulate=accumulate)
+@pytest.mark.parametrize("num_microbatches", [1, 4])
+def test_each_player_of_a_game_is_divided_by_its_own_weight(num_microbatches):
+    compute = Program(LINEAR, Game(), SGD(0.5).build(9), num_microbatches=num_microbatches)
     example = {**batch(mask=MASK), "label": np.arange(12) % 3 == 0}
     before = start(compute, example)
     state, metrics = advance(compute, before, example)

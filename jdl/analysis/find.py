@@ -191,7 +191,7 @@ def find_batch(
     configure_allocator(experiment.malloc_arenas)
     data = Splits(experiment.data)
     rows: list[BatchRow] = []
-    size = experiment.strategy.num_batch_shards() * experiment.accumulate
+    size = experiment.strategy.num_batch_shards() * experiment.num_microbatches
     while not (ended := _obstacle(rows, size, largest, data.count("train"))):
         try:
             rows.append(_measured(experiment, size, data))

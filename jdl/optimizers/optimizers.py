@@ -41,11 +41,11 @@ class Optimizer(abc.ABC):
     """Penalty on the sum of the weights' absolute values, part of the loss's gradient."""
     l2: float = 0.0
     """Penalty on the sum of the weights' squares, without 1/2, as in Keras."""
-    average: float | None = None
+    ema_decay: float | None = None
     """Decay of a moving average of the parameters, which evaluation then uses; none: no average."""
     frozen: tuple[str, ...] = ()
     """Modules whose parameters stay as they are, bit for bit, by path: Conv_0, encoder.Dense_1."""
-    rates: tuple[tuple[str, float], ...] = ()
+    lr_multipliers: tuple[tuple[str, float], ...] = ()
     """Factors on the learning rate, as (module's path, factor); of several, the longest path's."""
 
     def __post_init__(self) -> None:
@@ -54,12 +54,12 @@ class Optimizer(abc.ABC):
         for name in ("clip_norm", "clip_value"):
             limit = getattr(self, name)
             check(self, name, limit is None or 0 < limit < math.inf, "finite and above 0, or None")
-        valid = self.average is None or 0 < self.average < 1
-        check(self, "average", valid, "above 0 and below 1, or None")
+        valid = self.ema_decay is None or 0 < self.ema_decay < 1
+        check(self, "ema_decay", valid, "above 0 and below 1, or None")
         is_schedule = isinstance(self.schedule, Schedule)
         check(self, "schedule", is_schedule, "a schedule such as Cosine(warmup=0.1)")
-        factors = all(0 <= factor < math.inf for _, factor in self.rates)
-        check(self, "rates", factors, "factors that are finite and at least 0")
+        factors = all(0 <= factor < math.inf for _, factor in self.lr_multipliers)
+        check(self, "lr_multipliers", factors, "factors that are finite and at least 0")
 
     @abc.abstractmethod
     def direction(self, add_decay: optax.GradientTransformation) -> optax.GradientTransformation:
@@ -88,7 +88,7 @@ class Optimizer(abc.ABC):
 
         Raises:
           UserError: `steps` is below 1; or, from `init`, there is no module of a name in `frozen`
-            or `rates`.
+            or `lr_multipliers`.
         """
         none = optax.identity()
         method = optax.chain(
@@ -97,9 +97,9 @@ class Optimizer(abc.ABC):
             none if self.clip_norm is None else optax.clip_by_global_norm(self.clip_norm),
             self.direction(optax.add_decayed_weights(self.weight_decay, decay_mask)),
             optax.scale_by_learning_rate(self.rate(steps)),
-            scale_modules(self.rates) if self.rates else none,
+            scale_modules(self.lr_multipliers) if self.lr_multipliers else none,
             self.schedule.feedback(),
-            none if self.average is None else average_weights(self.average),
+            none if self.ema_decay is None else average_weights(self.ema_decay),
         )
         return freeze(method, self.frozen) if self.frozen else method
 

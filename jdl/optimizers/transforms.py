@@ -88,7 +88,7 @@ def average_weights(decay: float) -> optax.GradientTransformation:
 
 
 def averaged_params(opt_state: PyTree, params: PyTree) -> PyTree:
-    """The average of the parameters that an optimizer with `average` set has kept.
+    """The average of the parameters that an optimizer with `ema_decay` set has kept.
 
     Args:
       opt_state: state of a transformation that `Optimizer.build` gave, or of an `optax.partition`

@@ -143,8 +143,8 @@ class Strategy:
             shapes,
             shardings,
         )
-        if program.accumulate > 1:
-            refuse_carry(abstract_state, program, "accumulate splits the batch")
+        if program.num_microbatches > 1:
+            refuse_carry(abstract_state, program, "num_microbatches splits the batch")
         data = jax.tree.map(lambda array: assemble(whole, array), dict(in_memory))
 
         def one(state: TrainState, data: Any, step_input: Any) -> tuple[TrainState, Packed]:

@@ -1,6 +1,6 @@
 """Initial weights from other runs, and models in the format of Hugging Face transformers."""
 
 from jdl.pretrained.huggingface import load, save
-from jdl.pretrained.run import Weights, replace_weights
+from jdl.pretrained.init_from import InitFrom, replace_arrays
 
-__all__ = ["Weights", "load", "replace_weights", "save"]
+__all__ = ["InitFrom", "load", "replace_arrays", "save"]

@@ -134,7 +134,7 @@ def prepared(
         _check_surroundings(run, surroundings)
     else:
         # What is wrong with them is said now.
-        experiment.weights.read(run.compiled.abstract_state, experiment.model)
+        experiment.init_from.read(run.compiled.abstract_state, experiment.model)
     if jax.process_index() == 0:
         (workdir / "result.json").unlink(missing_ok=True)
         record.mark(workdir, run.name, experiment, run.steps)

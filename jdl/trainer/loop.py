@@ -15,7 +15,7 @@ from jdl.files import MetricsLog, truncate_rows, write_json, write_lines
 from jdl.hooks import Checkpoint, Listener
 from jdl.hooks.rows import Rows
 from jdl.metrics import Metrics, Packed
-from jdl.pretrained import replace_weights
+from jdl.pretrained import replace_arrays
 from jdl.step import update
 from jdl.trainer import record
 from jdl.trainer.interrupt import Interrupted
@@ -122,12 +122,12 @@ class Loop:
         if found is None:
             if jax.process_index() == 0:
                 (run.workdir / "metrics.jsonl").unlink(missing_ok=True)
-            given = self._experiment.weights.read(
+            given = self._experiment.init_from.read(
                 run.compiled.abstract_state, self._experiment.model
             )
             run.state = run.timed(run.compiled.init, jax.random.key(self._experiment.seed))
             if given:
-                run.state = run.compiled.shard(replace_weights(run.gather_state(), given))
+                run.state = run.compiled.shard(replace_arrays(run.gather_state(), given))
             return 0, None
         state, meta = found
         run.state = run.compiled.shard(state)

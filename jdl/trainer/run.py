@@ -311,11 +311,12 @@ class Run:
         experiment = self.experiment
         self.shard = Shard(jax.process_index(), jax.process_count())
         count = experiment.strategy.num_batch_shards()
-        if experiment.batch_size // experiment.accumulate % count:
-            micro = " of a micro-batch" if experiment.accumulate > 1 else ""
+        rows = experiment.batch_size // experiment.num_microbatches
+        if rows % count:
+            micro = " of a micro-batch" if experiment.num_microbatches > 1 else ""
             kind = "devices" if count == len(experiment.strategy.used()) else "groups of devices"
             raise UserError(
-                f"batch_size: {experiment.batch_size // experiment.accumulate} examples{micro} "
+                f"batch_size: {rows} examples{micro} "
                 f"cannot be shared out evenly over {count} {kind}"
             )
         examples = self.data.count("train")

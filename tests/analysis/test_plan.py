@@ -133,7 +133,7 @@ def test_remat_bf16_and_accumulation_hold_less():
     plain = held()
     assert held(model=SMALL_GPT.clone(remat=True)) < 0.6 * plain
     assert held(precision="bf16") < 0.7 * plain
-    assert held(accumulate=4) < 0.4 * plain
+    assert held(num_microbatches=4) < 0.4 * plain
 
 
 @pytest.mark.parametrize(

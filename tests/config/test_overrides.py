@@ -138,7 +138,7 @@ def test_fields_that_a_class_cannot_do_without():
     "changes",
     [
         {"epochs": None, "steps": 5},
-        {"batch_size": 33, "accumulate": 3},
+        {"batch_size": 33, "num_microbatches": 3},
         {"optimizer": "sgd", "optimizer.nesterov": "True", "optimizer.momentum": "0.9"},
         {"hooks.1": "evaluate", "hooks.1.every": 4, "hooks.1.splits": "train"},
     ],

@@ -81,7 +81,7 @@ def trained_on(model, task, arrays, tmp_path):
         device_transforms=(Scale(),) if "image" in arrays else (),
     )
     experiment = jdl.Experiment(
-        model=model, task=task, data=data, optimizer=SGD(0.1, average=0.5), steps=2, batch_size=4,
+        model=model, task=task, data=data, optimizer=SGD(0.1, ema_decay=0.5), steps=2, batch_size=4,
         hooks=(),
     )  # fmt: skip
     return jdl.train(experiment, tmp_path / "run")

@@ -265,7 +265,7 @@ def test_of_a_text_that_has_ended_nothing_more_is_shown():
 
 
 def test_averaged_weights_write(tmp_path):
-    optimizer = replace(Adam(1e-1), average=0.5)
+    optimizer = replace(Adam(1e-1), ema_decay=0.5)
     run, tokenizer = opened(tmp_path / "run", optimizer=optimizer, steps=5)
     given = []
     original = generation.stream

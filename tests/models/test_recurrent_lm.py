@@ -328,8 +328,8 @@ def test_a_step_leaves_collections_as_it_found_them(changes, tmp_path):
 
 REFUSED = {
     "micro-batches": (
-        lambda: experiment(accumulate=2),
-        "RecurrentLM carries a state of each row .* accumulate splits",
+        lambda: experiment(num_microbatches=2),
+        "RecurrentLM carries a state of each row .* num_microbatches splits",
     ),
     "pmap": (
         lambda: experiment(strategy=Pmap(2)),
@@ -361,6 +361,6 @@ def test_what_cannot_be_is_refused_in_a_sentence(case, tmp_path):
 def test_without_a_carried_state_any_windows_and_any_strategy_will_do(tmp_path):
     model = RecurrentLM(**SMALL, carry=False)
     data = Tokens(set_of("abcdefghi" * 9).text, length=5)
-    for changes in ({"accumulate": 2}, {"strategy": Pmap(2)}):
+    for changes in ({"num_microbatches": 2}, {"strategy": Pmap(2)}):
         run = Run(experiment(model=model, data=data, **changes), "windows", tmp_path)
         assert run.compiled.abstract_state.collections == {}

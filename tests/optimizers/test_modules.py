@@ -14,7 +14,7 @@ from jdl.hooks import Checkpoint, Evaluate
 from jdl.models import CNN, MLP
 from jdl.optimizers import SGD, Adam, AdamW, Muon
 from jdl.parallel import Single
-from jdl.pretrained import Weights
+from jdl.pretrained import InitFrom
 from tests.optimizer_steps import network, run, values
 
 
@@ -28,7 +28,7 @@ def gradients(params, count=3):
     "optimizer",
     [
         SGD(0.1, momentum=0.9),
-        Adam(0.1, l2=0.1, average=0.5),
+        Adam(0.1, l2=0.1, ema_decay=0.5),
         AdamW(0.1, weight_decay=0.5, clip_norm=1.0),
         Muon(0.1),
     ],
@@ -57,7 +57,7 @@ def test_the_longest_path_s_factor_scales_a_module_s_rate():
     params, rates = network(), (("Heads_0", 0.5), ("Heads_0.bias", 0.0), ("Conv_0", 2.0))
     given = gradients(params, 1)
     plain, _ = run(SGD(0.1), params, given)
-    scaled, _ = run(SGD(0.1, rates=rates), params, given)
+    scaled, _ = run(SGD(0.1, lr_multipliers=rates), params, given)
 
     def moved(tree, *names):
         before = params
@@ -79,7 +79,7 @@ def test_the_longest_path_s_factor_scales_a_module_s_rate():
     ("optimizer", "complaint"),
     [
         (SGD(frozen=("Dense_9",)), "the model has no module 'Dense_9'.*did you mean 'Dense_0'"),
-        (SGD(rates=(("Desne_0", 1.0),)), "did you mean 'Dense_0'"),
+        (SGD(lr_multipliers=(("Desne_0", 1.0),)), "did you mean 'Dense_0'"),
         (SGD(frozen=("Dense_0", "logits")), "leaves nothing to train"),
     ],
 )
@@ -120,12 +120,12 @@ def beginning(experiment, workdir):
     return leaves(state.params), leaves(state.collections)
 
 
-@pytest.mark.parametrize("optimizer", [SGD(0.05), SGD(0.05, average=0.5)])
+@pytest.mark.parametrize("optimizer", [SGD(0.05), SGD(0.05, ema_decay=0.5)])
 def test_a_run_begins_with_what_another_is_scored_with(optimizer, tmp_path):
     first = jdl.train(make_experiment(optimizer=optimizer), tmp_path / "first")
     scored = leaves(first.evaluation_state(first.gather_state()).params)
-    weights = Weights(run=str(tmp_path / "first"))
-    found, _ = beginning(make_experiment(seed=1, weights=weights), tmp_path / "second")
+    init_from = InitFrom(run=str(tmp_path / "first"))
+    found, _ = beginning(make_experiment(seed=1, init_from=init_from), tmp_path / "second")
     assert found.keys() == scored.keys()
     for path, array in scored.items():
         np.testing.assert_array_equal(found[path], array)
@@ -135,10 +135,10 @@ def test_some_modules_are_taken_with_their_statistics_and_others_begin_fresh(tmp
     model = CNN(channels=(4,), dense=(5,), outputs=3, batch_norm=True)
     first = jdl.train(make_experiment(model=model), tmp_path / "first").gather_state()
     other = make_experiment(model=model.clone(outputs=2), labels=2, seed=1)
-    weights = Weights(run=str(tmp_path / "first"), leave_out=("logits",))
+    init_from = InitFrom(run=str(tmp_path / "first"), skip=("logits",))
     fresh, _ = beginning(other, tmp_path / "fresh")
     found, statistics = beginning(
-        dataclasses.replace(other, weights=weights, strategy=jdl.parallel.DataParallel()),
+        dataclasses.replace(other, init_from=init_from, strategy=jdl.parallel.DataParallel()),
         tmp_path / "second",
     )
     for path, array in found.items():
@@ -152,7 +152,7 @@ def test_some_modules_are_taken_with_their_statistics_and_others_begin_fresh(tmp
 
 def test_a_run_that_goes_on_keeps_its_own_weights(tmp_path):
     jdl.train(make_experiment(), tmp_path / "first")
-    second = make_experiment(weights=Weights(run=str(tmp_path / "first")))
+    second = make_experiment(init_from=InitFrom(run=str(tmp_path / "first")))
     whole = jdl.train(second, tmp_path / "whole").gather_state()
     jdl.train(dataclasses.replace(second, steps=3), tmp_path / "part")
     resumed = jdl.train(second, tmp_path / "part").gather_state()
@@ -160,18 +160,21 @@ def test_a_run_that_goes_on_keeps_its_own_weights(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("weights", "complaint"),
+    ("given", "complaint"),
     [
-        ({"run": "nowhere"}, "nowhere holds no checkpoint of a run"),
+        ({"run": "nowhere"}, "nowhere holds neither checkpoints of a run"),
         ({"modules": ("logit",)}, "no module 'logit' .*; did you mean 'logits'"),
-        ({}, r"params.logits.bias of shape \(3,\), where this model has shape \(2,\); .*leave_out"),
+        (
+            {},
+            r"logits.bias, of shape \(2,\) in this model, has shape \(3,\) in .*; .*init_from.skip",
+        ),
     ],
 )
-def test_weights_that_do_not_fit(weights, complaint, tmp_path):
+def test_weights_that_do_not_fit(given, complaint, tmp_path):
     jdl.train(make_experiment(), tmp_path / "first")
-    given = Weights(**{"run": str(tmp_path / "first"), **weights})
+    init_from = InitFrom(**{"run": str(tmp_path / "first"), **given})
     with pytest.raises(jdl.UserError, match=complaint):
-        jdl.train(make_experiment(outputs=2, labels=2, weights=given), tmp_path / "second")
+        jdl.train(make_experiment(outputs=2, labels=2, init_from=init_from), tmp_path / "second")
     assert not (tmp_path / "second").exists()
 
 
@@ -182,8 +185,8 @@ def test_a_deeper_network_has_no_counterpart(tmp_path):
             return nn.Dense(3, name="extra")(nn.Dense(6)(x.reshape(len(x), -1)))
 
     jdl.train(make_experiment(), tmp_path / "first")
-    with pytest.raises(jdl.UserError, match=r"has params.extra.bias nowhere"):
+    with pytest.raises(jdl.UserError, match=r"params.extra.bias, .* is not in "):
         jdl.train(
-            make_experiment(model=Deep(), weights=Weights(run=str(tmp_path / "first"))),
+            make_experiment(model=Deep(), init_from=InitFrom(run=str(tmp_path / "first"))),
             tmp_path / "second",
         )

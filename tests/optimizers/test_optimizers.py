@@ -281,7 +281,7 @@ def test_the_state_holds_arrays_of_one_unchanging_type(optimizer, schedule):
         "Dense_0": {"kernel": jnp.ones((6, 4)), "bias": jnp.ones(4)},
         "bare": jnp.ones((2, 2)),
     }
-    tx = dataclasses.replace(optimizer, schedule=schedule, average=0.9, **EVERYTHING).build(10)
+    tx = dataclasses.replace(optimizer, schedule=schedule, ema_decay=0.9, **EVERYTHING).build(10)
     state = tx.init(params)
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(state))
 
@@ -302,7 +302,7 @@ def test_the_state_holds_arrays_of_one_unchanging_type(optimizer, schedule):
     assert types(new_params) == types(jax.eval_shape(lambda: params))
 
 
-@pytest.mark.parametrize("optimizer", [Adam(average=0.9), Muon(schedule=ReduceOnPlateau())])
+@pytest.mark.parametrize("optimizer", [Adam(ema_decay=0.9), Muon(schedule=ReduceOnPlateau())])
 def test_a_donating_step_compiles_once_and_a_skipped_one_changes_nothing(optimizer):
     tx = optimizer.build(10)
 
@@ -333,7 +333,7 @@ def test_orbax_restores_the_state_as_it_was(tmp_path):
     import orbax.checkpoint as ocp
 
     params = network()
-    tx = Muon(average=0.9, schedule=ReduceOnPlateau(), **EVERYTHING).build(4)
+    tx = Muon(ema_decay=0.9, schedule=ReduceOnPlateau(), **EVERYTHING).build(4)
     state = jax.tree.map(lambda leaf: leaf + 1, tx.init(params))
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "state", state)

@@ -150,7 +150,7 @@ def test_clipping_by_value_comes_after_penalties_and_before_the_norm():
 def test_the_average_equals_the_debiased_recursion(decay):
     params = {"kernel": jnp.asarray(values(0, 3, 2)), "bias": jnp.asarray(values(1, 2))}
     gradients = [{"kernel": values(s, 3, 2), "bias": values(s + 20, 2)} for s in range(2, 12)]
-    optimizer = SGD(0.3, average=decay)
+    optimizer = SGD(0.3, ema_decay=decay)
     trajectory, state = run(optimizer, params, gradients)
     for name in params:
         mean = 0.0
@@ -165,19 +165,19 @@ def test_the_average_equals_the_debiased_recursion(decay):
 def test_averaging_changes_no_step_and_is_absent_unless_asked_for():
     params = {"kernel": jnp.asarray(values(0, 3, 2))}
     gradients = [{"kernel": jnp.asarray(values(seed, 3, 2))} for seed in range(4)]
-    with_average, averaging = run(Adam(0.1, average=0.9), params, gradients)
+    with_average, averaging = run(Adam(0.1, ema_decay=0.9), params, gradients)
     without, state = run(Adam(0.1), params, gradients)
     np.testing.assert_array_equal(with_average[-1]["kernel"], without[-1]["kernel"])
     assert averaged_params(state, params) is params
     assert np.abs(averaged_params(averaging, params)["kernel"] - without[-1]["kernel"]).max() > 0.01
-    untouched = Adam(0.1, average=0.9).build(4).init(params)
+    untouched = Adam(0.1, ema_decay=0.9).build(4).init(params)
     np.testing.assert_array_equal(averaged_params(untouched, params)["kernel"], params["kernel"])
 
 
 def test_each_player_of_a_game_may_have_its_own_average():
     params = {"generator": {"kernel": jnp.ones((2, 2))}, "critic": {"kernel": jnp.ones((2, 2))}}
     tx = optax.partition(
-        {"generator": SGD(1.0, average=0.5).build(2), "critic": SGD(1.0).build(2)},
+        {"generator": SGD(1.0, ema_decay=0.5).build(2), "critic": SGD(1.0).build(2)},
         {"generator": "generator", "critic": "critic"},
     )
     state, gradient = tx.init(params), jax.tree.map(jnp.ones_like, params)
@@ -198,7 +198,10 @@ def test_each_player_of_a_game_may_have_its_own_average():
         (lambda: SGD(l2=float("nan")), r"SGD\.l2 must be"),
         (lambda: SGD(clip_norm=0.0), r"SGD\.clip_norm must be finite and above 0, or None"),
         (lambda: SGD(clip_value=-1.0), r"SGD\.clip_value must be"),
-        (lambda: SGD(average=1.0), r"SGD\.average must be above 0 and below 1, or None; it is 1"),
+        (
+            lambda: SGD(ema_decay=1.0),
+            r"SGD\.ema_decay must be above 0 and below 1, or None; it is 1",
+        ),
     ],
 )
 def test_a_wrong_value_is_named_in_one_sentence(make, message):

@@ -134,7 +134,7 @@ def test_the_gradient_of_masked_devices_is_no_mean_of_means():
 
 @over(TWO[::2])
 def test_micro_batches_on_devices_equal_one_batch_on_one(strategy):
-    split = dataclasses.replace(LINEAR, accumulate=2)
+    split = dataclasses.replace(LINEAR, num_microbatches=2)
     losses, state = descend(strategy, map(step_input, range(5)), split)
     expected, last = reference(LINEAR, 5)
     np.testing.assert_allclose(losses, expected, rtol=1e-5)

@@ -138,8 +138,8 @@ def test_a_member_has_the_directory_of_a_run_alone_and_goes_on_alone(alone, plai
     [
         ((0, 0), {"steps_per_dispatch": 5, "log_every": 5}),
         ((0, 1), {"data": STREAMED, "model": CNN(channels=(2,), dense=(4,), outputs=3)}),
-        ((0, 1), {"optimizer": AdamW(0.01, average=0.9, schedule=optimizers.Cosine(warmup=0.1))}),
-        ((0, 0), {"precision": "bf16", "accumulate": 2}),
+        ((0, 1), {"optimizer": AdamW(0.01, ema_decay=0.9, schedule=optimizers.Cosine(warmup=0.1))}),
+        ((0, 0), {"precision": "bf16", "num_microbatches": 2}),
     ],
     ids=["several steps a call", "convolution, streamed", "schedule and average", "bf16"],
 )

@@ -15,7 +15,7 @@ from jdl.data.tokenizers import BOS, MASK, PAD
 from jdl.models import BERT, GPT
 from jdl.optimizers import Adam
 from jdl.parallel import Single
-from jdl.pretrained import Weights
+from jdl.pretrained import InitFrom
 from jdl.state import TrainState
 from jdl.tasks import BinaryClassification, MaskedLanguageModeling
 
@@ -172,7 +172,7 @@ def test_hidden_tokens_are_learned_and_the_model_then_judges(tmp_path):
         model=tiny(vocabulary=300, layers=2, dropout=0.0, outputs=1),
         task=BinaryClassification(inputs="tokens"),
         data=Texts(labelled, encoding=Saved(str(tmp_path / "mlm")), length=LENGTH),
-        weights=Weights(run=str(tmp_path / "mlm"), leave_out=("pooler", "logits")),
+        init_from=InitFrom(run=str(tmp_path / "mlm"), skip=("pooler", "logits")),
         steps=1,
         optimizer=Adam(1e-9),
     )

@@ -43,7 +43,7 @@ CASES = {
     },
     "averaged weights and early stopping": {
         "task": Scored(scores=SCORES),
-        "optimizer": Adam(0.01, average=0.9, schedule=Cosine(warmup=0.2)),
+        "optimizer": Adam(0.01, ema_decay=0.9, schedule=Cosine(warmup=0.2)),
         "hooks": (
             Evaluate(every=3),
             EarlyStopping(metric="validation.score", patience=2),
@@ -63,7 +63,7 @@ CASES = {
     },
     "steps per dispatch and accumulation": {
         "steps_per_dispatch": 3,
-        "accumulate": 2,
+        "num_microbatches": 2,
         "hooks": (Evaluate(every=6), Checkpoint(every=6)),
     },
 }
@@ -144,7 +144,7 @@ class _Listing(Listener):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"accumulate": 2, "hooks": (Listing(), Evaluate(every=3), Checkpoint(every=4))}],
+    [{}, {"num_microbatches": 2, "hooks": (Listing(), Evaluate(every=3), Checkpoint(every=4))}],
 )
 def test_an_event_that_an_evaluation_was_cut_short_in_is_delivered_again(changes, plain, tmp_path):
     experiment = make_experiment(**changes)

@@ -103,10 +103,10 @@ def plan(
     state, _ = trial.traced(experiment.batch_size)
     choices, notes = _choices(trial, devices, memory)
     parts = math.prod(experiment.strategy.mesh_shape(devices)[:2])
-    if experiment.batch_size % (parts * experiment.accumulate):
+    if experiment.batch_size % (parts * experiment.num_microbatches):
         notes.append(
             f"batch_size: {experiment.batch_size} examples cannot be shared out evenly over "
-            f"{parts} parts in {experiment.accumulate} micro-batches, so that it would not run"
+            f"{parts} parts in {experiment.num_microbatches} micro-batches: it would not run"
         )
     try:
         count = flops.of(trial.traced(experiment.batch_size, "fp32")[1])
@@ -165,7 +165,7 @@ def _choice(
     precision: str,
     remat: bool | None,
 ) -> Choice:
-    each = trial.experiment.accumulate
+    each = trial.experiment.num_microbatches
     first, second = (
         trial.bytes(strategy, devices, rows * each, precision, remat).total for rows in ROWS
     )

@@ -76,7 +76,7 @@ class Trial:
             experiment.task,
             experiment.optimizer.build(self.steps),
             experiment.data.device_transforms,
-            experiment.accumulate,
+            experiment.num_microbatches,
         )
         batch = {
             name: jax.ShapeDtypeStruct((rows, *array.shape), array.dtype)
@@ -90,7 +90,7 @@ class Trial:
     def rows(self, strategy: Strategy, devices: int, batch_size: int) -> int:
         """Rows of a batch that a device computes, rounded up to whole micro-batches."""
         data, fsdp, _ = strategy.mesh_shape(devices)
-        each = self.experiment.accumulate
+        each = self.experiment.num_microbatches
         return math.ceil(batch_size / (data * fsdp * each)) * each
 
     def bytes(

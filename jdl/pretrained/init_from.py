@@ -25,7 +25,7 @@ LOST = ("layers", "positions", "tied")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Weights:
+class InitFrom:
     """What a run begins with: weights that another run ended with, or fresh ones.
 
     They are those that the other run is scored with, or those of a model that Hugging Face
@@ -37,7 +37,7 @@ class Weights:
 
     run: str | None = None  # another run's directory, or one of transformers; none: all is fresh
     modules: tuple[str, ...] = ()  # that are taken; none given: all
-    leave_out: tuple[str, ...] = ()  # modules that are not taken
+    skip: tuple[str, ...] = ()  # modules that are not taken
 
     def read(self, like: TrainState, model: nn.Module) -> dict[str, np.ndarray]:
         """The arrays that a new run takes, by their path in the state.
@@ -56,25 +56,26 @@ class Weights:
             return {}
         leaves = jax.tree_util.tree_leaves_with_path(_learned(like))
         wanted = {path_name(path): leaf for path, leaf in leaves}
-        check_modules(map(_module, wanted), (*self.modules, *self.leave_out))
+        check_modules(map(_module, wanted), (*self.modules, *self.skip))
         wanted = {path: x for path, x in wanted.items() if self._takes(_module(path))}
         theirs, given = _given(Path(self.run).expanduser(), getattr(model, "scan", False))
         if theirs is not None and any(_module(path).startswith("block") for path in wanted):
             self._check_same(theirs, model)
         taken = {}
         for path, leaf in wanted.items():
-            if path not in given or given[path].shape != leaf.shape:
-                has = f"of shape {given[path].shape}" if path in given else "nowhere"
+            found = given.get(path)
+            if found is None or found.shape != leaf.shape:
+                problem = "is not in" if found is None else f"has shape {found.shape} in"
                 raise UserError(
-                    f"weights.run: {self.run} has {path} {has}, where this model has shape "
-                    f"{leaf.shape}; weights.leave_out names modules that begin fresh"
+                    f"init_from.run: {path}, of shape {leaf.shape} in this model, {problem} "
+                    f"{self.run}; to initialize it instead, list its module in init_from.skip"
                 )
             taken[path] = given[path].astype(leaf.dtype)
         return taken
 
     def _takes(self, module: str) -> bool:
         kept = not self.modules or within(module, self.modules)
-        return kept and not within(module, self.leave_out)
+        return kept and not within(module, self.skip)
 
     def _check_same(self, theirs: nn.Module, model: nn.Module) -> None:
         """Raises a UserError where a model computes otherwise with arrays that fit them both."""
@@ -84,12 +85,12 @@ class Weights:
             wrong = [f"model is a {there.__name__} there, not a {here.__name__}"]
         if wrong:
             raise UserError(
-                f"weights.run: {self.run} holds a model that computes otherwise with the same "
+                f"init_from.run: {self.run} holds a model that computes otherwise with the same "
                 f"arrays: {'; '.join(wrong)}"
             )
 
 
-def replace_weights(state: TrainState, given: Mapping[str, np.ndarray]) -> TrainState:
+def replace_arrays(state: TrainState, given: Mapping[str, np.ndarray]) -> TrainState:
     """The state with some arrays of its parameters and collections, by path, replaced."""
 
     def choose(path: Any, leaf: jax.Array) -> jax.Array:
@@ -110,7 +111,8 @@ def _given(run: Path, scan: bool) -> tuple[nn.Module | None, dict[str, np.ndarra
     if not folder.is_dir():
         if not (run / CONFIG).is_file():
             raise UserError(
-                f"weights.run: {run} holds no checkpoint of a run, and no {CONFIG} of transformers"
+                f"init_from.run: {run} holds neither checkpoints of a run nor a {CONFIG} of "
+                f"transformers"
             )
         model, arrays = read_arrays(run, scan)
         return model, {f"params.{path}": array for path, array in arrays.items()}
@@ -120,7 +122,7 @@ def _given(run: Path, scan: bool) -> tuple[nn.Module | None, dict[str, np.ndarra
     finally:
         store.close()
     if given is None:
-        raise UserError(f"weights.run: {run} holds no checkpoint of a run yet")
+        raise UserError(f"init_from.run: {run} holds no checkpoint of a run yet")
     return None, given
 
 
