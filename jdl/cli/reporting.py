@@ -27,10 +27,10 @@ def report(
         experiment: an experiment file of your own to use instead of the run directory's.
     """
     from jdl.report.run_report import write_report
-    from jdl.report.search_report import holds_study, write_study
+    from jdl.report.search_report import is_search, write_search_report
 
-    if holds_study(directory):
-        print(write_study(directory, out))
+    if is_search(directory):
+        print(write_search_report(directory, out))
     else:
         print(write_report(directory, out, experiment))
 

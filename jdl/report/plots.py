@@ -37,7 +37,7 @@ def empty(width: float, height: float) -> Any:
 def png(figure: Any) -> bytes:
     """A figure as the bytes of a PNG file."""
     stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=110)
+    figure.savefig(stream, format="png", dpi=110, bbox_inches="tight")
     return stream.getvalue()
 
 

@@ -1,4 +1,4 @@
-"""The page about a search, from what its directory holds; it may still be going on."""
+"""HTML report of a hyperparameter search, finished or running."""
 
 import importlib.util
 import math
@@ -15,139 +15,151 @@ from jdl.files import read_rows
 from jdl.report import plots, search_plots
 from jdl.report.page import Folder, Html, html, paragraph, section, shown, table
 from jdl.report.run_details import flags
-from jdl.report.search_plots import Score, Trials
+from jdl.report.search_plots import Objective, Trials, finite_values, has_value
 from jdl.trainer import record
 
-ENOUGH = 10
-"""Complete trials from which on importance is told."""
+MIN_TRIALS = 10
+"""Complete trials that dimension importance needs."""
 
-SHOWN = 40
-"""Trials that are shown; the others when they are asked for."""
+MAX_ROWS = 40
+"""Trials in the table; the others are folded."""
 
 STATES = ("complete", "pruned", "failed", "running")
 
 
-def holds_study(directory: Path) -> bool:
-    """Whether a directory is that of a search."""
+def is_search(directory: Path) -> bool:
+    """Whether a directory holds a search."""
     return (directory / "study.json").exists()
 
 
-def write_study(directory: Path, out: Path | None = None) -> Path:
-    """Writes the page about a search, and its pictures beside it; executes nothing.
+def write_search_report(directory: Path, out: Path | None = None) -> Path:
+    """Writes the report of a search as one HTML page, with PNG files beside it.
+
+    It executes nothing from the directory.
 
     Args:
       directory: of the search.
-      out: where to write; None for `report` in it.
+      out: the folder to write to; default `report` in the directory.
 
     Returns:
-      The page.
+      The path of the page.
 
     Raises:
-      UserError: what the directory holds cannot be read, or matplotlib is missing.
+      UserError: a file in the directory cannot be read, or matplotlib is missing.
     """
     plots.require()
     study, trials = record.read(directory, "study.json"), read_rows(directory / "study.jsonl")
     folder = Folder(out or directory / "report")
-    score = search_plots.score_of(study["metric"], study["direction"] == "minimize", trials)
-    ranked = _ranked(trials, score)
-    parts = [_searched(study, trials)]
+    minimize = study["direction"] == "minimize"
+    objective = search_plots.objective_of(study["metric"], minimize, trials)
+    ranked = _ranked(trials, objective)
+    parts = [_configuration(study, trials)]
     if ranked and ranked[0]["state"] == "complete":
-        parts.append(_best(directory, study, ranked[0]))
-        parts += _final(directory)
-    if search_plots.values_of(trials):
-        parts += _pictures(study, trials, score, folder)
+        parts.append(_best_trial(directory, study, ranked[0]))
+        parts += _refit(directory)
+    if finite_values(trials):
+        parts += _plots(study, trials, objective, folder)
     return folder.page(
         "index.html",
-        f"Search of {study['study']}",
-        *_about(directory, ranked),
+        f"Search {study['study']}",
+        *_docstring(directory, ranked),
         *parts,
         _table(study, ranked),
     )
 
 
-def importance(
-    space: Sequence[Mapping[str, Any]], trials: Trials, score: Score
-) -> dict[str, float]:
-    """How much each dimension that every trial has matters for the value (Hutter et al., 2014).
-
-    Args:
-      space: as `study.json` lists it.
-      trials: complete ones.
-      score: says how far values count.
+def importance(study: Any, paths: Sequence[str]) -> dict[str, float]:
+    """fANOVA importance (Hutter et al., 2014) of parameters that all trials of a study have.
 
     Returns:
-      By name, shares that add up to 1; all 0 where all values are the same.
+      Shares by parameter, which sum to 1; all 0 if all values are equal.
+    """
+    from optuna import importance
+
+    evaluator = importance.FanovaImportanceEvaluator(seed=0)
+    return dict(importance.get_param_importances(study, evaluator=evaluator, params=list(paths)))
+
+
+def optuna_study(space: Sequence[Mapping[str, Any]], trials: Trials, objective: Objective) -> Any:
+    """An `optuna.Study` in memory with the complete trials, outliers clipped.
+
+    A parameter is a path: one inside several `When`s has the range, or options, of all of them.
     """
     import optuna
 
     from jdl.sweeps.search.samplers import quiet
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    rows = [row for row in space if row["name"] == row["path"]]
-    distributions = {row["path"]: _distribution(row) for row in rows}
+    distributions = {
+        axis.path: _distribution(axis, [row for row in space if row["path"] == axis.path])
+        for axis in search_plots.axes_of(space)
+    }
     with quiet():
-        study = optuna.create_study()
+        study = optuna.create_study(direction="minimize" if objective.minimize else "maximize")
         for trial in trials:
-            values = {row["path"]: _value(row, trial["point"][row["path"]]) for row in rows}
-            study.add_trial(
-                optuna.trial.create_trial(
-                    params=values, distributions=distributions, value=score.drawn(trial["value"])
+            if has_value(trial, "complete"):
+                used = {path: d for path, d in distributions.items() if path in trial["point"]}
+                made = optuna.trial.create_trial(
+                    params={path: _value(trial["point"][path], used[path]) for path in used},
+                    distributions=used,
+                    value=objective.clip(trial["value"]),
                 )
-            )
-        evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
-        return dict(optuna.importance.get_param_importances(study, evaluator=evaluator))
+                study.add_trial(made)
+    return study
 
 
-def _distribution(row: Mapping[str, Any]) -> Any:
+def _distribution(axis: search_plots.Axis, rows: Sequence[Mapping[str, Any]]) -> Any:
     from optuna import distributions
 
-    if row["kind"] == "choice":
-        return distributions.CategoricalDistribution([str(option) for option in row["options"]])
-    if row["kind"] == "int":
-        return distributions.IntDistribution(row["low"], row["high"], step=row["step"])
-    log = row["kind"] == "log_uniform"
-    return distributions.FloatDistribution(row["low"], row["high"], log=log, step=row.get("step"))
+    if axis.options:
+        return distributions.CategoricalDistribution([plots.plain(o) for o in axis.options])
+    low, high = min(row["low"] for row in rows), max(row["high"] for row in rows)
+    if all(row["kind"] == "int" for row in rows):
+        return distributions.IntDistribution(low, high)
+    return distributions.FloatDistribution(low, high, log=axis.log)
 
 
-def _value(row: Mapping[str, Any], value: Any) -> Any:
-    return str(value) if row["kind"] == "choice" else value
+def _value(value: Any, distribution: Any) -> Any:
+    return plots.plain(str(value)) if hasattr(distribution, "choices") else value
 
 
-def _ranked(trials: Trials, score: Score) -> list[Mapping[str, Any]]:
-    """Complete trials from the best on, then pruned ones, then the others."""
+def _ranked(trials: Trials, objective: Objective) -> list[Mapping[str, Any]]:
+    """Complete trials from best to worst, then pruned ones, then the others."""
+    sign = 1 if objective.minimize else -1
+    return sorted(
+        trials,
+        key=lambda trial: (
+            STATES.index(trial["state"]),
+            sign * trial["value"] if has_value(trial) else math.inf,
+            trial["number"],
+        ),
+    )
 
-    def key(trial: Mapping[str, Any]) -> tuple[int, float, int]:
-        known = search_plots.values_of([trial])
-        rank = (known[0] if score.lower else -known[0]) if known else math.inf
-        return STATES.index(trial["state"]), rank, trial["number"]
 
-    return sorted(trials, key=key)
-
-
-def _about(directory: Path, ranked: Trials) -> list[Html]:
-    """What the experiment's file says of itself."""
+def _docstring(directory: Path, ranked: Trials) -> list[Html]:
+    """The first line of the experiment file's docstring."""
     kept = [directory / f"trials/{trial['number']:04d}/experiment.py" for trial in ranked]
     file = next((path for path in kept if path.exists()), None)
     return [paragraph(documentation(file).split("\n")[0], quiet=True)] if file else []
 
 
-def _searched(study: Mapping[str, Any], trials: Trials) -> Html:
+def _configuration(study: Mapping[str, Any], trials: Trials) -> Html:
     counts = Counter(trial["state"] for trial in trials)
-    found = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state]) or "none yet"
+    found = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state]) or "none"
     seconds = sum(trial["seconds"] or 0.0 for trial in trials)
-    better = "less" if study["direction"] == "minimize" else "more"
+    better = "lower" if study["direction"] == "minimize" else "higher"
     lines = [
-        ("metric", f"{study['metric']}, of which {better} is better"),
+        ("metric", f"{study['metric']} ({better} is better)"),
         ("sampler", study["sampler"]),
         ("pruner", study["pruner"]),
-        ("trials", f"{found}; {study['trials']} wanted"),
-        ("training", f"{seconds:,.1f} s in all"),
+        ("trials", f"{found}; {study['trials']} requested"),
+        ("training time", f"{seconds:,.1f} s in total"),
     ]
     if study["constraints"]:
         lines.append(("constraints", ", ".join(study["constraints"])))
     space = [(row["name"], row["kind"].replace("_", " "), _range(row)) for row in study["space"]]
     return section(
-        "What was searched", table(("", ""), lines), table(("dimension", "", "values"), space)
+        "Configuration", table(("", ""), lines), table(("dimension", "type", "values"), space)
     )
 
 
@@ -158,14 +170,14 @@ def _range(row: Mapping[str, Any]) -> str:
     return f"{row['low']} to {row['high']}{step}"
 
 
-def _best(directory: Path, study: Mapping[str, Any], best: Mapping[str, Any]) -> Html:
-    """The best point, its scores, and the commands to use it and to train it again."""
+def _best_trial(directory: Path, study: Mapping[str, Any], best: Mapping[str, Any]) -> Html:
+    """The best point, its metrics, and the commands that evaluate it and train it again."""
     run = directory / f"trials/{best['number']:04d}"
     named = directory / "best" if (directory / "best").resolve() == run.resolve() else run
     parts = [paragraph(f"Trial {best['number']}, {study['metric']} {shown(best['value'])}:")]
     parts.append(table(("", ""), [(path, _text(value)) for path, value in best["point"].items()]))
     metrics = (record.read(run, "result.json") or {}).get("metrics", {})
-    parts += _scores(metrics)
+    parts += _metrics(metrics)
     commands = [f"jdl evaluate {shlex.quote(str(named))}"] if metrics else []
     if study["experiment"] is not None:
         name = study["experiment"]
@@ -175,20 +187,20 @@ def _best(directory: Path, study: Mapping[str, Any], best: Mapping[str, Any]) ->
     if commands:
         parts.append(html("<pre>{}</pre>", "\n".join(commands)))
     if not metrics:
-        parts.append(paragraph("Its directory is not here but where it was run.", quiet=True))
-    return section("The best point", *parts)
+        parts.append(paragraph("Its run directory is on the machine that trained it.", quiet=True))
+    return section("Best trial", *parts)
 
 
-def _final(directory: Path) -> list[Html]:
-    """Scores of the run on training and validation data together."""
+def _refit(directory: Path) -> list[Html]:
+    """Metrics of the run on training and validation data together."""
     result = record.read(directory / "final", "result.json")
     if result is None:
         return []
     about = paragraph("The best point, trained on training and validation data together.")
-    return [section("In the end", about, *_scores(result["metrics"]))]
+    return [section("Refit on training and validation data", about, *_metrics(result["metrics"]))]
 
 
-def _scores(metrics: Mapping[str, Mapping[str, float]]) -> list[Html]:
+def _metrics(metrics: Mapping[str, Mapping[str, float]]) -> list[Html]:
     if not metrics:
         return []
     names = list(dict.fromkeys(name for scores in metrics.values() for name in scores))
@@ -196,58 +208,58 @@ def _scores(metrics: Mapping[str, Mapping[str, float]]) -> list[Html]:
     return [table(("", *names), lines)]
 
 
-def _pictures(study: Mapping[str, Any], trials: Trials, score: Score, folder: Folder) -> list[Html]:
-    about = [paragraph("The order is that in which trials began.")]
-    beyond = sum(score.drawn(value) != value for value in search_plots.values_of(trials))
-    if beyond:
-        count = "One value lies" if beyond == 1 else f"{beyond} values lie"
-        about.append(paragraph(f"{count} far beyond the others: drawn on the edge of all plots."))
-    picture = folder.picture("history", search_plots.history(trials, score), "Value by trial")
+def _plots(
+    study: Mapping[str, Any], trials: Trials, objective: Objective, folder: Folder
+) -> list[Html]:
+    about = [paragraph("Trials are numbered in the order in which they started.")]
+    clipped = sum(objective.clip(value) != value for value in finite_values(trials))
+    if clipped:
+        about.append(paragraph(f"Outliers clipped to the edge of all plots: {clipped}."))
+    picture = folder.picture("history", search_plots.history(trials, objective), "Value by trial")
+    axes = search_plots.axes_of(study["space"])
+    slices = search_plots.slices(trials, axes, objective)
     parts = [
-        section("How it went", *about, picture),
-        _importance(study, trials, score, folder),
+        section("Optimization history", *about, picture),
+        section("Slice plot", folder.picture("slices", slices, "Value by dimension")),
     ]
-    dimensions = search_plots.axes_of(study["space"])
-    figure = search_plots.slices(trials, dimensions, score)
-    parts.append(section("Dimension by dimension", folder.picture("slices", figure, "Slices")))
-    done = [trial for trial in trials if trial["state"] == "complete"]
-    if len(search_plots.values_of(done)) > 1:
-        figure = search_plots.parallel(trials, dimensions, score)
-        about = paragraph("A line is a complete trial; the darker, the better; orange is the best.")
+    done = finite_values(trials, "complete")
+    if importlib.util.find_spec("optuna") is None:
+        about = paragraph("They need an extra: pip install 'jdl-research[search]'.")
+        return [*parts, section("Hyperparameter importance and parallel coordinates", about)]
+    made = optuna_study(study["space"], trials, objective)
+    parts.insert(1, _importance(study, trials, made, folder))
+    if len(done) > 1:
+        figure = search_plots.parallel_coordinates(made, objective.name)
+        about = paragraph("Each line is a complete trial; darker is better.")
         picture = folder.picture("parallel", figure, "Parallel coordinates")
-        parts.append(section("All dimensions together", about, picture))
+        parts.append(section("Parallel coordinates", about, picture))
     return parts
 
 
-def _importance(study: Mapping[str, Any], trials: Trials, score: Score, folder: Folder) -> Html:
-    title = "Which dimensions matter"
-    done = [t for t in trials if t["state"] == "complete" and search_plots.values_of([t])]
-    rows = [row for row in study["space"] if row["name"] == row["path"]]
-    varied = [row for row in rows if len({str(t["point"][row["path"]]) for t in done}) > 1]
-    if len(done) < ENOUGH:
-        said = f"Too few trials to tell: {len(done)} are complete, importance takes {ENOUGH}."
-    elif importlib.util.find_spec("optuna") is None:
-        said = "This needs an extra: pip install 'jdl-research[search]'."
-    elif not varied or np.ptp(search_plots.values_of(done)) == 0:
-        said = "Nothing to tell: all complete trials are alike."
-    else:
-        found = importance(varied, done, score)
-        about = (
-            f"The share of the variance of {study['metric']} that each dimension explains by "
-            f"itself, of what they all so explain: fANOVA (Hutter et al., 2014) on the "
-            f"{len(done)} complete trials."
-        )
-        if len(rows) < len(study["space"]):
-            about += " Dimensions that vary in some trials only are left out."
-        picture = folder.picture("importance", search_plots.importances(found), title)
-        return section(title, paragraph(about), picture)
-    return section(title, paragraph(said))
+def _importance(study: Mapping[str, Any], trials: Trials, made: Any, folder: Folder) -> Html:
+    title = "Hyperparameter importance"
+    done = [trial for trial in trials if has_value(trial, "complete")]
+    paths = [row["path"] for row in study["space"] if row["name"] == row["path"]]
+    varied = [path for path in paths if len({str(t["point"][path]) for t in done}) > 1]
+    if len(done) < MIN_TRIALS:
+        about = f"Not computed: {len(done)} trials are complete, {MIN_TRIALS} are needed."
+        return section(title, paragraph(about))
+    if not varied or np.ptp(finite_values(done)) == 0:
+        return section(title, paragraph("Not computed: all complete trials are equal."))
+    about = (
+        f"fANOVA (Hutter et al., 2014) on {len(done)} complete trials: the share of the variance "
+        f"of {study['metric']} that each dimension explains alone, normalized to sum to 1."
+    )
+    if len(paths) < len(study["space"]):
+        about += " Conditional dimensions are left out."
+    figure = search_plots.importances(importance(made, varied))
+    return section(title, paragraph(about), folder.picture("importance", figure, title))
 
 
 def _table(study: Mapping[str, Any], ranked: Trials) -> Html:
-    """Every trial, from the best on, and the first failure."""
+    """All trials from best to worst, with the first failure."""
     paths = list(dict.fromkeys(row["path"] for row in study["space"]))
-    header = ("trial", "", study["metric"], *paths, "seconds")
+    header = ("trial", "state", study["metric"], *paths, "seconds")
     lines = [
         [
             trial["number"],
@@ -258,27 +270,26 @@ def _table(study: Mapping[str, Any], ranked: Trials) -> Html:
         ]
         for trial in ranked
     ]
-    parts = [table(header, lines[:SHOWN])]
-    if len(lines) > SHOWN:
-        rest, about = table(header, lines[SHOWN:]), f"{len(lines) - SHOWN} more"
+    parts = [table(header, lines[:MAX_ROWS])]
+    if len(lines) > MAX_ROWS:
+        rest, about = table(header, lines[MAX_ROWS:]), f"{len(lines) - MAX_ROWS} more"
         parts.append(html("<details><summary>{}</summary>{}</details>", about, rest))
     failed = sorted((t for t in ranked if t["state"] == "failed"), key=lambda t: t["number"])
     if failed:
         more = f" {len(failed) - 1} more failed." if len(failed) > 1 else ""
-        said = f"Trial {failed[0]['number']} failed: {failed[0]['error']}.{more}"
-        parts.insert(0, paragraph(said))
+        about = f"Trial {failed[0]['number']} failed: {failed[0]['error']}.{more}"
+        parts.insert(0, paragraph(about))
     if any(trial["state"] == "pruned" for trial in ranked):
-        about = "The value of a pruned trial is the last that it reported."
-        parts.append(paragraph(about, quiet=True))
+        parts.append(paragraph("The value of a pruned trial is the last one reported.", quiet=True))
     return section("All trials", *parts)
 
 
-def _muted(state: str) -> Html:
-    return html('<span class="quiet">{}</span>', state)
+def _muted(text: str) -> Html:
+    return html('<span class="quiet">{}</span>', text)
 
 
 def _text(value: Any) -> Any:
-    """A value of a point for a table."""
+    """A value of a point as text."""
     if isinstance(value, list):
         return " ".join(map(str, value)) or "none"
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,4 +1,4 @@
-"""The page about a search says what its directory says, and its pictures show it."""
+"""The report of a search shows what its directory holds."""
 
 import json
 import math
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jdl.report import search_plots, search_report
-from jdl.report.search_plots import Axis, Score, axes_of, score_of
+from jdl.report.search_plots import Axis, Objective, axes_of, objective_of
 from tests.report.test_report import Reader
 
 SPACE = [
@@ -75,7 +75,7 @@ def write(folder, trials, **changes):
     return folder
 
 
-def test_the_page_says_what_was_searched_and_found(command, tmp_path):
+def test_the_report_shows_configuration_best_trial_and_all_trials(command, tmp_path):
     folder = write(tmp_path / "found", TRIALS)
     run = folder / f"trials/{BEST['number']:04d}"
     run.mkdir(parents=True)
@@ -90,17 +90,17 @@ def test_the_page_says_what_was_searched_and_found(command, tmp_path):
     assert pictures == {"history", "importance", "slices", "parallel"}
     assert len(seen.images) == 4
     for part in (
-        "Search of <script>clouds",
+        "Search <script>clouds",
         "Clouds.",
-        "validation.loss, of which less is better",
-        "13 complete, 1 pruned, 2 failed, 1 running; 30 wanted",
+        "validation.loss (lower is better)",
+        "13 complete, 1 pruned, 2 failed, 1 running; 30 requested",
         f"Trial {BEST['number']}, validation.loss {BEST['value']:.4f}:",
         "0.4321",
         f"jdl evaluate found/trials/{BEST['number']:04d}",
         f"jdl train digits_mlp --epochs 3 --optimizer {BEST['point']['optimizer']}",
         "Trial 13 failed: UserError: 10 steps were not finite & <so> on. 1 more failed.",
-        "One value lies far beyond the others",
-        "Dimensions that vary in some trials only are left out.",
+        "Outliers clipped to the edge of all plots: 1.",
+        "Conditional dimensions are left out.",
         "0.0001 to 0.1",
         "in steps of 2",
     ):
@@ -111,14 +111,18 @@ def test_the_page_says_what_was_searched_and_found(command, tmp_path):
     assert places == sorted(places)
 
 
-def test_a_search_that_only_began_has_a_page(command, tmp_path):
+def test_a_search_that_has_just_started_has_a_report(command, tmp_path):
     for name, trials, said in (
-        ("none", [], "none yet; 30 wanted"),
+        ("none", [], "none; 30 requested"),
         ("one", [trial(0, "running")], "1 running"),
-        ("few", TRIALS[:3], "Too few trials to tell: 3 are complete, importance takes 10."),
+        ("few", TRIALS[:3], "Not computed: 3 trials are complete, 10 are needed."),
         ("failed", TRIALS[13:15], "2 failed"),
         ("pruned", TRIALS[12:13], "1 pruned"),
-        ("alike", [trial(number, value=2.0) for number in range(12)], "trials are alike"),
+        (
+            "alike",
+            [trial(number, value=2.0) for number in range(12)],
+            "all complete trials are equal",
+        ),
     ):
         folder = write(tmp_path / name, trials, space=SPACE[2:3])
         assert command("report", folder)[::2] == (0, ""), name
@@ -126,10 +130,10 @@ def test_a_search_that_only_began_has_a_page(command, tmp_path):
         assert (folder / "report/history.png").exists() == (name not in ("none", "one", "failed"))
 
 
-def test_importance_finds_what_the_value_depends_on():
+def test_importance_is_highest_for_what_determines_the_value():
     trials = list(points(40))
-    rows = [row for row in SPACE if row["name"] == row["path"]]
-    found = search_report.importance(rows, trials, score_of("validation.loss", True, trials))
+    made = search_report.optuna_study(SPACE, trials, objective_of("validation.loss", True, trials))
+    found = search_report.importance(made, [r["path"] for r in SPACE if r["name"] == r["path"]])
     assert set(found) == {"optimizer", "rate", "widths", "units"}
     assert sum(found.values()) == pytest.approx(1)
     assert found["rate"] > 0.8
@@ -139,28 +143,42 @@ def test_importance_finds_what_the_value_depends_on():
 def test_history_shows_the_best_so_far():
     trials = [trial(n, value=v) for n, v in enumerate([3.0, 4.0, 2.0, 5.0, 1.0])]
     for lower, best in ((True, [3, 3, 2, 2, 1, 1]), (False, [3, 4, 4, 5, 5, 5])):
-        figure = search_plots.history(trials, score_of("a.b", lower, trials))
+        figure = search_plots.history(trials, objective_of("a.b", lower, trials))
         (line,) = figure.axes[0].lines
         assert list(line.get_ydata()) == best
         (dots,) = figure.axes[0].collections
         assert [y for _, y in dots.get_offsets()] == [3, 4, 2, 5, 1]
 
 
-def test_few_values_that_diverged_are_drawn_on_the_edge():
-    score = score_of("a.b", True, [trial(n, value=v) for n, v in enumerate([1.0, 2, 3, 1e8])])
-    assert score == Score("a.b", True, 3.0)
-    assert [score.drawn(value) for value in (1.0, 1e8)] == [1.0, 3.0]
+def test_outliers_are_clipped():
+    objective = objective_of(
+        "a.b", True, [trial(n, value=v) for n, v in enumerate([1.0, 2, 3, 1e8])]
+    )
+    assert objective == Objective("a.b", True, 3.0)
+    assert [objective.clip(value) for value in (1.0, 1e8)] == [1.0, 3.0]
     for values in ([0.9, 0.1], [0.9, 0.8, 0.1], [0.9, 0.9, 0.9, 0.9, 0.1]):
-        score = score_of("a.b", False, [trial(n, value=v) for n, v in enumerate(values)])
-        assert [score.drawn(value) for value in (0.9, 0.1)] == [0.9, 0.1]
+        objective = objective_of("a.b", False, [trial(n, value=v) for n, v in enumerate(values)])
+        assert [objective.clip(value) for value in (0.9, 0.1)] == [0.9, 0.1]
 
 
-def test_axes_place_numbers_and_options():
+def test_axes_position_numbers_and_options():
     optimizer, momentum, rate, widths, _ = axes_of(SPACE)
     assert [rate.log, momentum.log] == [True, False]
-    np.testing.assert_allclose(rate.scaled(np.array([1e-4, 1e-3, 1e-1])), [0, 1 / 3, 1])
-    assert [widths.place(trial(0, widths=w)) for w in ([4], [8, 8])] == [0, 1]
-    assert math.isnan(momentum.place(trial(0)))
-    assert optimizer.place(trial(0, optimizer="sgd")) == 1
+    assert rate.position(trial(0)) == 1e-2
+    assert [widths.position(trial(0, widths=w)) for w in ([4], [8, 8])] == [0, 1]
+    assert math.isnan(momentum.position(trial(0)))
+    assert optimizer.position(trial(0, optimizer="sgd")) == 1
     twice = [{"path": "a", "kind": "choice", "options": [1, 2]}] * 2
     assert axes_of(twice) == [Axis("a", False, ("1", "2"))]
+
+
+def test_parallel_coordinates_take_conditional_constant_and_clipped_values():
+    sgd = {"optimizer": "sgd", "optimizer.momentum": 0.9}
+    nested = [*SPACE, {**SPACE[1], "name": "optimizer.momentum (optimizer=rmsprop)", "low": -1.0}]
+    trials = [trial(0, value=1.0), trial(1, value=1.0, **sgd), TRIALS[-1], *TRIALS[12:16]]
+    for found in (trials, trials[:2], trials[:1]):
+        for minimize in (True, False):
+            made = search_report.optuna_study(nested, found, objective_of("a.b", minimize, found))
+            figure = search_plots.parallel_coordinates(made, "a.b")
+            (lines,) = figure.axes[0].collections
+            assert len(lines.get_segments()) == min(len(found), 3)
