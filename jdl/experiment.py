@@ -53,6 +53,7 @@ class Experiment:
     malloc_arenas: int = 1  # of glibc on CPUs; 0, one a thread, suits steps below 50 ms
     log_every: int = 100  # steps between training rows, each the mean over its steps
     stop_after_skipped: int = 10  # skipped non-finite steps in a row that end the run
+    final_train_evaluation: bool | None = None  # score train at the end; None: if it is in memory
     seed: int = 0  # of initial parameters, order of examples, dropout and augmentation
 
     def __post_init__(self) -> None:

@@ -1,10 +1,11 @@
 """The training rows of `metrics.jsonl`, which every run has."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from jdl.errors import UserError
 from jdl.hooks.base import Listener
-from jdl.metrics import compute
+from jdl.metrics import Metrics, compute
 from jdl.typing import Event, Json, RunContext
 
 
@@ -14,35 +15,44 @@ class Rows(Listener):
     def __init__(self, run: RunContext) -> None:
         self._run = run
         self._sums: dict[str, list[float]] = {}
+        self._epoch = self._next_epoch = 0
+        self._epoch_sums: dict[str, list[float]] = {}
+        self._restored: dict[str, float] = {}
+        self._latest: Mapping[str, Any] = {}
         self._skipped = 0
         self._last: tuple[int, float] | None = None
 
     def __call__(self, event: Event) -> None:
         """Adds up the step's metrics and writes a row where one is due."""
         self._mind_skipped(event)
-        for name, metric in event.metrics.items():
-            total, count = self._sums.get(name, (0.0, 0.0))
-            self._sums[name] = [total + float(metric.total), count + float(metric.count)]
+        if self._next_epoch != self._epoch:
+            self._epoch, self._epoch_sums = self._next_epoch, {}
+        self._next_epoch = int(event.epoch)  # a step belongs to the epoch in which it begins
+        for sums in (self._sums, self._epoch_sums):
+            _add(sums, event.metrics)
+        self._latest = event.metrics
         if self._last is None:
             self._last = (event.step, event.timing["training_seconds"])
         if event.step % self._run.experiment.log_every == 0 or event.step == self._run.steps:
-            metrics = {
-                name: metric.replace(total=self._sums[name][0], count=self._sums[name][1])
-                for name, metric in event.metrics.items()
-            }
-            scores = compute(metrics)
-            if not scores["skipped"]:
-                del scores["skipped"]
+            scores = _compute(event.metrics, self._sums)
             self._sums = {}
             self._write(event, "train", scores, self._speed(event))
 
     def state(self) -> Json:
-        """The sums since the last row, as [total, count] by name."""
-        return {"sums": dict(self._sums), "skipped": self._skipped}
+        """The sums since the last row and since the last epoch began, [total, count] by name."""
+        epoch = [self._epoch, self._next_epoch, dict(self._epoch_sums), self.epoch_metrics]
+        return {"sums": dict(self._sums), "skipped": self._skipped, "epoch": epoch}
 
     def restore(self, state: Json) -> None:
         """Takes back the sums."""
         self._sums, self._skipped = dict(state["sums"]), state["skipped"]
+        self._epoch, self._next_epoch, self._epoch_sums, self._restored = state["epoch"]
+
+    @property
+    def epoch_metrics(self) -> dict[str, float]:
+        """Means over the training steps of the last epoch begun: the running training metrics."""
+        # Only a step's metrics know how to divide their sums; a resumed run may take no step.
+        return _compute(self._latest, self._epoch_sums) if self._latest else self._restored
 
     def _speed(self, event: Event) -> dict[str, float]:
         """Rates since the last row, without compiling, evaluating and saving."""
@@ -81,3 +91,15 @@ class Rows(Listener):
                 "timing": timing,
             }
         )
+
+
+def _add(sums: dict[str, list[float]], metrics: Metrics) -> None:
+    for name, metric in metrics.items():
+        total, count = sums.get(name, (0.0, 0.0))
+        sums[name] = [total + float(metric.total), count + float(metric.count)]
+
+
+def _compute(metrics: Mapping[str, Any], sums: dict[str, list[float]]) -> dict[str, float]:
+    """The values of sums, each divided as its metric is; `skipped` only where steps were."""
+    found = compute({k: m.replace(total=sums[k][0], count=sums[k][1]) for k, m in metrics.items()})
+    return {name: value for name, value in found.items() if name != "skipped" or value}

@@ -56,7 +56,8 @@ class Loop:
     def __init__(self, run: Run) -> None:
         self._run, self._experiment = run, run.experiment
         self._store = CheckpointStore(run.workdir / "checkpoints", run.print)
-        self._listeners: dict[str, Listener] = {"Rows 0": Rows(run)}
+        self._rows = Rows(run)
+        self._listeners: dict[str, Listener] = {"Rows 0": self._rows}
         for hook in run.experiment.hooks:
             # Named by kind and count, so that hooks may be added between runs.
             kind = type(hook).__name__
@@ -312,6 +313,9 @@ class Loop:
         metrics: dict[str, Json] = {}
         signatures: dict[str, str] = {}
         for split in (name for name in order if name in run.data.names):
+            if split == "train" and not run.evaluates_train:
+                metrics[split] = self._rows.epoch_metrics
+                continue
             metrics[split], host_metrics = run.score(split)
             if host_metrics is not None:
                 signatures |= host_metrics.signatures
@@ -323,6 +327,7 @@ class Loop:
             "experiment": run.name,
             "step": step,
             "metrics": metrics,
+            "train_metrics": "evaluated" if run.evaluates_train else "running",
             **({"signatures": signatures} if signatures else {}),
             "params_sha256": record.params_sha256(params),
             "seconds": round(self._seconds + time.perf_counter() - self._begun, 3),

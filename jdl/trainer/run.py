@@ -99,6 +99,12 @@ class Run:
         return tuple(name for name in self.data.names if name != "test")
 
     @property
+    def evaluates_train(self) -> bool:
+        """Whether training ends with an evaluation of the whole training split."""
+        wanted = self.experiment.final_train_evaluation
+        return isinstance(self.pipeline("train"), InMemory) if wanted is None else wanted
+
+    @property
     def traces(self) -> Mapping[str, int]:
         """How often each compiled function was traced, by name."""
         return self.compiled.traces

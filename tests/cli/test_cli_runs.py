@@ -88,6 +88,7 @@ def test_what_result_json_says(trained):
         "experiment",
         "step",
         "metrics",
+        "train_metrics",
         "params_sha256",
         "seconds",
         "compile_seconds",

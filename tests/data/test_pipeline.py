@@ -298,6 +298,7 @@ def test_a_run_under_grain_equals_one_on_the_resident_set(tmp_path):
             steps=7,
             batch_size=SIZE * 2,
             hooks=(),
+            final_train_evaluation=True,
         )
         runs[kind] = jdl.train(experiment, tmp_path / kind).result
     assert runs["grain"]["params_sha256"] == runs["in_memory"]["params_sha256"]
