@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jdl.errors import UserError
 from jdl.typing import PyTree
 
 
@@ -24,7 +25,18 @@ class Mean:
 
     @classmethod
     def of(cls, values: jax.Array, mask: jax.Array) -> "Mean":
-        """The mean of `values` (batch, ...) where `mask`, of the same shape, is True or weighs."""
+        """The mean of `values` (batch, ...) weighted by `mask`, of the same shape.
+
+        Values of weight 0 or False may be NaN: they do not enter the sum.
+
+        Raises:
+          UserError: the shapes differ; broadcasting (32, 1) against (32,) would sum 32 times.
+        """
+        if jnp.shape(values) != jnp.shape(mask):
+            raise UserError(
+                f"Mean.of needs a mask of the values' shape {jnp.shape(values)}, not "
+                f"{jnp.shape(mask)}: reshape the values, or broadcast the mask"
+            )
         mask = mask.astype(jnp.float32)
         return cls(jnp.sum(jnp.where(mask > 0, values, 0.0) * mask), jnp.sum(mask))
 

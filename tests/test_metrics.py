@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import log_loss, mean_absolute_error, root_mean_squared_error
 
+from jdl.errors import UserError
 from jdl.metrics import Mean, Perplexity, RootMean, compute, merge
 
 # Multiples of 1/64 this small add up without rounding, in whatever order.
@@ -112,3 +113,14 @@ def test_metrics_add_as_trees_and_compute_python_floats():
     pair = jax.tree.map(jnp.add, Mean(jnp.ones(()), jnp.ones(())), Mean(jnp.ones(()), jnp.ones(())))
     assert isinstance(pair, Mean)
     assert [type(kind(4.0, 2.0).compute()) for kind in (Mean, Perplexity, RootMean)] == [float] * 3
+
+
+@pytest.mark.parametrize(
+    "shapes", [((32, 1), (32,)), ((32,), (32, 1)), ((32, 4), (32,)), ((1,), (32,))]
+)
+def test_a_mask_of_another_shape_is_refused_also_while_tracing(shapes):
+    values, mask = map(jnp.ones, shapes)
+    for mean in (Mean.of, jax.jit(Mean.of)):
+        with pytest.raises(UserError, match="mask of the values' shape") as caught:
+            mean(values, mask)
+        assert all(str(shape) in str(caught.value) for shape in shapes)

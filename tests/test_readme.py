@@ -27,7 +27,7 @@ def test_the_first_script_takes_no_more_than_fifteen_lines_and_scores_a_network(
     names = {}
     exec(compile(SCRIPT, "README.md", "exec"), names)
     assert names["run"].steps == 3  # five passes over 18 images, in batches of 32
-    assert set(names["run"].result["metrics"]["test"]) == {"accuracy", "loss"}
+    assert set(names["run"].result["metrics"]["test"]) == {"accuracy", "loss", "nll"}
     assert str(names["run"].result["metrics"]["test"]) in capsys.readouterr().out
 
 

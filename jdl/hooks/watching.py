@@ -71,7 +71,10 @@ class _Progress(Listener):
 def line(row: Mapping[str, Any], steps: int) -> str:
     """A row of `metrics.jsonl` for people: step, scores, speed, time left and compile time."""
     timing = row["timing"]
-    scores = " ".join(f"{name} {value:.4f}" for name, value in row["metrics"].items())
+    metrics = dict(row["metrics"])
+    if metrics.get("nll") == metrics.get("loss"):  # they differ by smoothing and class weights only
+        metrics.pop("nll", None)
+    scores = " ".join(f"{name} {value:.4f}" for name, value in metrics.items())
     text = f"step {row['step']}/{steps}  {row['split']} {scores}"
     if row["split"] == "train" and "steps_per_second" in timing:
         # By the mean of all steps: those between two rows may have waited for others.

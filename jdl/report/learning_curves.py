@@ -25,6 +25,8 @@ def curves(
         lines = {split: points(rows, split, name) for split in splits}
         named = {s: ([x for x, _ in line], [y for _, y in line]) for s, line in lines.items()}
         found[name] = {split: line for split, line in named.items() if line[0]}
+    if found.get("nll") == found.get("loss"):  # they differ by smoothing and class weights only
+        found.pop("nll", None)
     return {name: lines for name, lines in found.items() if lines and name != "skipped"}
 
 

@@ -122,6 +122,11 @@ class Task:
           metrics: mergeable metrics of this batch.
         """
         metrics, collections = self.batch_metrics(model, params, state, batch, train=True, key=key)
+        if "loss" not in metrics:
+            raise UserError(
+                f"{type(self).__name__} has no metric 'loss', which training minimizes (it has "
+                f"{', '.join(metrics)}): return it from loss_and_metrics, or define loss"
+            )
         return metrics["loss"].total, metrics["loss"].count, collections, metrics
 
     def gradient(
@@ -186,7 +191,7 @@ class Task:
 
         Args:
           batch: NumPy arrays with the examples along axis 0.
-          outputs: shape and dtype of the model's output for the batch.
+          outputs: shape and dtype of what `predict` returns for the batch.
           where: the arrays' origin for error messages, such as `split 'train'`.
 
         Raises:

@@ -11,19 +11,19 @@ import numpy as np
 import optax
 
 from jdl.errors import UserError
-from jdl.metrics import Mean, Metrics
+from jdl.metrics import Mean
 from jdl.state import TrainState
 from jdl.tasks.base import Task, forward
 from jdl.tasks.classification import check_class_weights
-from jdl.typing import Batch, Json, Key, PyTree
+from jdl.typing import Batch, Json
 
 
 @dataclass(frozen=True, kw_only=True)
 class BinaryClassification(Task):
     """Sigmoid cross-entropy on logits (batch, 1) with labels (batch,) that are 0 or 1.
 
-    Metrics: `loss` in nats and `accuracy` as a fraction. The training loss is a mean weighted by
-    `class_weights`; no metric is.
+    Metrics: `loss`, which training minimizes, weighted by `class_weights`; `nll`, the cross-entropy
+    without weights; both in nats; and `accuracy` as a fraction.
     """
 
     class_weights: tuple[float, ...] = ()  # of the examples of 0 and of 1; none given: alike
@@ -36,30 +36,25 @@ class BinaryClassification(Task):
             )
 
     def loss_and_metrics(self, outputs: jax.Array, batch: Batch) -> dict[str, Mean]:
-        """`loss` and `accuracy`."""
-        right = (outputs[:, 0] > 0) == (batch[self.targets] > 0)
+        """Computes `loss`, `nll` and `accuracy`."""
+        right = (_logit(outputs) > 0) == (batch[self.targets] > 0)
         return {
-            "loss": Mean.of(self._cross_entropy(outputs, batch), batch["mask"]),
+            "loss": self.objective(outputs, batch),
+            "nll": Mean.of(self._cross_entropy(outputs, batch), batch["mask"]),
             "accuracy": Mean.of(right.astype(jnp.float32), batch["mask"]),
         }
 
-    def loss(
-        self, model: nn.Module, params: PyTree, state: TrainState, batch: Batch, key: Key
-    ) -> tuple[jax.Array, jax.Array, dict[str, PyTree], Metrics]:
-        """See `Task.loss`; the weight is that of the unmasked examples, each 1 unless by class."""
-        outputs, collections = forward(
-            model, params, state.collections, batch[self.inputs], train=True, key=key
-        )
+    def objective(self, outputs: jax.Array, batch: Batch) -> Mean:
+        """Computes what training minimizes, a mean with the examples' class weights."""
         weights = batch["mask"]
         if self.class_weights:
             weights = weights * jnp.asarray(self.class_weights)[batch[self.targets].astype(int)]
-        loss = Mean.of(self._cross_entropy(outputs, batch), weights)
-        return loss.total, loss.count, collections, self.loss_and_metrics(outputs, batch)
+        return Mean.of(self._cross_entropy(outputs, batch), weights)
 
     def predict(self, model: nn.Module, state: TrainState, batch: Batch) -> jax.Array:
         """Probability of class 1, (batch,) float32."""
         logits, _ = forward(model, state.params, state.collections, batch[self.inputs], train=False)
-        return jax.nn.sigmoid(logits[:, 0].astype(jnp.float32))
+        return jax.nn.sigmoid(_logit(logits))
 
     def format_prediction(self, prediction: Any, names: Sequence[str]) -> dict[str, Json]:
         """The likelier class, by name or number, and the `probability` of class 1."""
@@ -68,7 +63,7 @@ class BinaryClassification(Task):
         return {"prediction": shown, "probability": round(float(prediction), 6)}
 
     def validate_batch(self, batch: Mapping[str, np.ndarray], outputs: Any, where: str) -> None:
-        """Also raises where labels are neither 0 nor 1."""
+        """Also requires labels that are 0 or 1."""
         super().validate_batch(batch, outputs, where)
         labels = np.asarray(batch[self.targets])
         wrong = np.flatnonzero((labels != 0) & (labels != 1)) if labels.ndim == 1 else [0]
@@ -80,4 +75,18 @@ class BinaryClassification(Task):
 
     def _cross_entropy(self, outputs: jax.Array, batch: Batch) -> jax.Array:
         labels = batch[self.targets].astype(jnp.float32)
-        return optax.sigmoid_binary_cross_entropy(outputs[:, 0].astype(jnp.float32), labels)
+        return optax.sigmoid_binary_cross_entropy(_logit(outputs), labels)
+
+
+def _logit(outputs: jax.Array) -> jax.Array:
+    """Outputs (batch, 1) as float32 (batch,).
+
+    Raises:
+      UserError: they have another shape, of which column 0 would be used alone.
+    """
+    if outputs.shape[1:] != (1,):
+        raise UserError(
+            f"the model's output has shape {outputs.shape}, where binary classification needs one "
+            f"logit per example, (batch, 1)"
+        )
+    return outputs[:, 0].astype(jnp.float32)

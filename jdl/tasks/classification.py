@@ -12,21 +12,21 @@ import numpy as np
 import optax
 
 from jdl.errors import UserError
-from jdl.metrics import Mean, Metrics
+from jdl.metrics import Mean
 from jdl.state import TrainState
 from jdl.tasks.base import Task, forward
 from jdl.tracing import is_zero
-from jdl.typing import Batch, Json, Key, PyTree
+from jdl.typing import Batch, Json
 
 
 @dataclass(frozen=True, kw_only=True)
 class Classification(Task):
     """Softmax cross-entropy on logits (batch, classes) with integer labels (batch,).
 
-    Metrics: `loss` in nats and `accuracy` as a fraction. The training loss is smoothed by
-    `label_smoothing` and, for classes of unequal size, is a mean weighted by `class_weights`; no
-    metric is. Where a transform has mixed examples (`Mixup`), labels are shares of the classes
-    (batch, classes), and the largest counts as right.
+    Metrics: `loss`, which training minimizes, with `label_smoothing` and weighted by
+    `class_weights`; `nll`, the cross-entropy without either; both in nats; and `accuracy` as a
+    fraction. Where a transform has mixed examples (`Mixup`), labels are shares of the classes
+    (batch, classes), and the largest is the true class.
     """
 
     label_smoothing: float = 0.0  # share of the target spread over all classes (Szegedy, 2016)
@@ -38,28 +38,26 @@ class Classification(Task):
         check_class_weights(self.class_weights)
 
     def loss_and_metrics(self, outputs: jax.Array, batch: Batch) -> dict[str, Mean]:
-        """`loss`, without smoothing, and `accuracy`."""
+        """Computes `loss`, `nll` and `accuracy`."""
         labels = batch[self.targets]
         labels = labels if labels.ndim == 1 else labels.argmax(-1)
         right = outputs.argmax(-1) == labels
         return {
-            "loss": Mean.of(self._cross_entropy(outputs, batch, 0.0), batch["mask"]),
+            "loss": self.objective(outputs, batch),
+            "nll": Mean.of(self._cross_entropy(outputs, batch, 0.0), batch["mask"]),
             "accuracy": Mean.of(right.astype(jnp.float32), batch["mask"]),
         }
 
-    def loss(
-        self, model: nn.Module, params: PyTree, state: TrainState, batch: Batch, key: Key
-    ) -> tuple[jax.Array, jax.Array, dict[str, PyTree], Metrics]:
-        """See `Task.loss`; the weight is that of the unmasked examples, each 1 unless by class."""
-        logits, collections = forward(
-            model, params, state.collections, batch[self.inputs], train=True, key=key
-        )
+    def objective(self, outputs: jax.Array, batch: Batch) -> Mean:
+        """Computes what training minimizes, a mean with the examples' class weights.
+
+        Override it to train on another loss, such as a focal one.
+        """
         weights = batch["mask"]
         if self.class_weights:
-            shares = as_shares(batch[self.targets], logits.shape[-1])
+            shares = as_shares(batch[self.targets], outputs.shape[-1])
             weights = weights * (shares @ jnp.asarray(self.class_weights))
-        loss = Mean.of(self._cross_entropy(logits, batch, self.label_smoothing), weights)
-        return loss.total, loss.count, collections, self.loss_and_metrics(logits, batch)
+        return Mean.of(self._cross_entropy(outputs, batch, self.label_smoothing), weights)
 
     def predict(self, model: nn.Module, state: TrainState, batch: Batch) -> jax.Array:
         """Class probabilities, (batch, classes) float32."""

@@ -33,9 +33,10 @@ class Translation(Task):
     gives the weighted sum of cross-entropies, without `targets` logits (batch, length, vocabulary);
     with `encode` and `decode` it writes, as `jdl.models.EncoderDecoder` does.
 
-    Metrics over tokens, of which padding is none: `loss` in nats, `perplexity` and `accuracy`, as a
-    fraction. Training rows have the loss that is minimised, which is smoothed, alone. Of the splits
-    in `bleu`, where the data has a tokenizer, also SacreBLEU from 0 to 100 (Post, 2018).
+    Metrics over tokens, of which padding is none: `loss` in nats, which training minimizes, with
+    `label_smoothing`; and, outside training, `nll` in nats, its value without smoothing,
+    `perplexity`, and `accuracy` as a fraction. Of the splits in `bleu`, where the data has a
+    tokenizer, also SacreBLEU from 0 to 100 (Post, 2018).
     """
 
     inputs: str = "source"  # name of the sources in a batch
@@ -79,11 +80,16 @@ class Translation(Task):
             return {"loss": Mean(total, weights.sum())}, collections
         logits, collections = call(train=False)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
-        loss = Mean.of(losses, weights)
+        nll = Mean.of(losses, weights)
+        # A smoothed target costs its own logit less the mean of all, times the smoothing, more
+        # (Szegedy et al., 2016, section 7).
+        own = jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
+        losses += self.label_smoothing * (own - logits.mean(-1))
         right = (logits.argmax(-1) == targets).astype(jnp.float32)
         return {
-            "loss": loss,
-            "perplexity": Perplexity(loss.total, loss.count),
+            "loss": Mean.of(losses, weights),
+            "nll": nll,
+            "perplexity": Perplexity(nll.total, nll.count),
             "accuracy": Mean.of(right, weights),
         }, collections
 

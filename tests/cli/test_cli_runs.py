@@ -76,7 +76,7 @@ def test_what_metrics_jsonl_says(trained):
         (6, "validation"),
     ]
     for row in rows:
-        assert set(row["metrics"]) == {"loss", "accuracy"}
+        assert set(row["metrics"]) == {"loss", "nll", "accuracy"}
         assert 0 <= row["metrics"]["accuracy"] <= 1
         assert row["epoch"] == pytest.approx(row["step"] * 8 / 58, abs=1e-6)
         assert all(isinstance(value, (int, float)) for value in row["timing"].values())
@@ -102,7 +102,7 @@ def test_what_result_json_says(trained):
     ]
     assert (result["experiment"], result["step"]) == ("clouds", 6)
     assert list(result["metrics"]) == ["train", "validation", "test"]
-    assert all(set(scores) == {"loss", "accuracy"} for scores in result["metrics"].values())
+    assert all(set(scores) == {"loss", "nll", "accuracy"} for scores in result["metrics"].values())
     assert 0 < result["compile_seconds"] < result["seconds"]
     assert 0 <= result["input_seconds"] < result["seconds"]
     assert result["items_per_second"] > 0

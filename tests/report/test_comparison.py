@@ -34,7 +34,8 @@ def test_the_table_says_what_differs(command, folder, tmp_path):
     header, *rows, page = map(cells, out.splitlines())
     assert header == [
         "run", "model.widths", "seed",
-        "test accuracy", "test loss", "validation accuracy", "validation loss",
+        "test accuracy", "test loss", "test nll",
+        "validation accuracy", "validation loss", "validation nll",
         "steps", "seconds", "parameters",
     ]  # fmt: skip
     table = [dict(zip(header, row, strict=True)) for row in rows]

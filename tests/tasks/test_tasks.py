@@ -17,7 +17,7 @@ from sklearn.metrics import (
 from sklearn.utils.class_weight import compute_class_weight
 
 from jdl.errors import UserError
-from jdl.metrics import compute
+from jdl.metrics import Mean, compute
 from jdl.models import MLP
 from jdl.state import TrainState
 from jdl.tasks import (
@@ -126,7 +126,8 @@ def test_cross_entropy_is_stable_at_large_logits(smoothing):
     example = batch(outputs, np.array([1, 1]))
     task = Classification(label_smoothing=smoothing)
     total, _, metrics = train(task, example)
-    assert float(metrics["loss"].total) == 4e4
+    assert float(metrics["nll"].total) == 4e4
+    assert float(metrics["loss"].total) == total
     # Log probabilities are 0, -2e4, -1e4: their mean is -1e4.
     assert total == pytest.approx((1 - smoothing) * 4e4 + smoothing * 2e4, rel=1e-6)
     gradient = jax.grad(
@@ -137,7 +138,7 @@ def test_cross_entropy_is_stable_at_large_logits(smoothing):
     np.testing.assert_allclose(gradient, expected, atol=1e-6)
 
 
-def test_label_smoothing_is_szegedys_formula_in_training_only(logits, labels):
+def test_label_smoothing_is_szegedys_formula_and_nll_is_without_it(logits, labels):
     share = 0.2
     log_chances = np.log(softmax(logits))
     right = log_chances[np.arange(24), labels]
@@ -145,16 +146,17 @@ def test_label_smoothing_is_szegedys_formula_in_training_only(logits, labels):
     task = Classification(label_smoothing=share)
     total, weight, metrics = train(task, batch(logits, labels, KEPT))
     assert total / weight == pytest.approx(expected[KEPT].mean(), rel=1e-5)
-    plain = Classification().evaluate(Given(), state(), batch(logits, labels, KEPT))
-    assert compute(metrics) == pytest.approx(compute(plain))
+    plain = compute(Classification().evaluate(Given(), state(), batch(logits, labels, KEPT)))
+    assert plain["nll"] == plain["loss"]
+    assert compute(metrics) == pytest.approx({**plain, "loss": total / weight})
     evaluated = task.evaluate(Given(), state(), batch(logits, labels, KEPT))
-    assert compute(evaluated) == pytest.approx(compute(plain))
+    assert compute(evaluated) == pytest.approx(compute(metrics))
     for wrong in (-0.1, 1.0):
         with pytest.raises(UserError, match="share in"):
             Classification(label_smoothing=wrong)
 
 
-def test_class_weights_are_pytorchs_in_training_only(logits, labels):
+def test_class_weights_are_pytorchs_and_nll_is_without_them(logits, labels):
     torch = pytest.importorskip("torch")
     weights = (0.5, 2.0, 0.0, 1.0, 3.0)
     for smoothing in (0.0, 0.1):
@@ -165,16 +167,18 @@ def test_class_weights_are_pytorchs_in_training_only(logits, labels):
             expected = loss(torch.tensor(logits[KEPT]), torch.tensor(labels[KEPT]).long())
             assert total / weight == pytest.approx(float(expected), rel=1e-5)
         assert weight == pytest.approx(np.array(weights)[labels[KEPT]].sum())
-        plain = Classification().evaluate(Given(), state(), batch(logits, labels, KEPT))
-        assert compute(metrics) == pytest.approx(compute(plain))
+        plain = compute(Classification().evaluate(Given(), state(), batch(logits, labels, KEPT)))
+        assert compute(metrics) == pytest.approx({**plain, "loss": total / weight})
     right = labels % 2
     task = BinaryClassification(class_weights=(1.0, 3.0))
-    total, weight, _ = train(task, batch(logits[:, :1], right, KEPT))
+    total, weight, metrics = train(task, batch(logits[:, :1], right, KEPT))
     each = np.array([1.0, 3.0])[right[KEPT]]
     loss = torch.nn.functional.binary_cross_entropy_with_logits(
         torch.tensor(logits[KEPT, 0]), torch.tensor(right[KEPT]).float(), reduction="none"
     )
     assert total / weight == pytest.approx((each * loss.numpy()).sum() / each.sum(), rel=1e-5)
+    assert metrics["loss"].compute() == total / weight
+    assert metrics["nll"].compute() == pytest.approx(loss.numpy().mean(), rel=1e-5)
 
 
 def test_class_weights_of_mixed_labels_are_mixed(logits, labels):
@@ -275,6 +279,59 @@ def test_data_that_fits_is_taken(task, labels, outputs):
     task.validate_batch(
         {**GOOD, "label": labels}, jax.ShapeDtypeStruct(outputs, jnp.float32), "here"
     )
+
+
+class Doubled(Classification):
+    """Trains on twice the cross-entropy."""
+
+    def loss_and_metrics(self, outputs, batch):
+        metrics = super().loss_and_metrics(outputs, batch)
+        return {**metrics, "loss": metrics["loss"].replace(total=2 * metrics["loss"].total)}
+
+
+class Squared(Regression):
+    """Trains on twice the squared error."""
+
+    def loss_and_metrics(self, outputs, batch):
+        metrics = super().loss_and_metrics(outputs, batch)
+        return {**metrics, "loss": metrics["loss"].replace(total=2 * metrics["loss"].total)}
+
+
+class Focal(Classification):
+    """Trains on another loss for each example."""
+
+    def objective(self, outputs, batch):
+        chance = jnp.take_along_axis(jax.nn.softmax(outputs), batch["label"][:, None], -1)[:, 0]
+        return Mean.of(-jnp.square(1 - chance) * jnp.log(chance), batch["mask"])
+
+
+class Lossless(Classification):
+    """Forgets the loss."""
+
+    def loss_and_metrics(self, outputs, batch):
+        return {"nll": super().loss_and_metrics(outputs, batch)["nll"]}
+
+
+def test_a_subclass_is_trained_on_the_loss_that_it_returns(logits, labels):
+    example = batch(logits, labels, KEPT)
+    total, weight, metrics = train(Focal(), example)
+    chance = softmax(logits)[np.arange(24), labels][KEPT]
+    assert total / weight == pytest.approx((-((1 - chance) ** 2) * np.log(chance)).mean(), 1e-5)
+    assert metrics["nll"].compute() == pytest.approx(-np.log(chance).mean(), rel=1e-5)
+    with pytest.raises(UserError, match=r"Lossless has no metric 'loss'.*\(it has nll\)"):
+        train(Lossless(), example)
+    for plain, doubled in ((Classification(), Doubled()), (Regression(), Squared())):
+        arrays = example if isinstance(plain, Classification) else batch(logits, logits[::-1], KEPT)
+        total, weight, _ = train(plain, arrays)
+        twice, same, metrics = train(doubled, arrays)
+        assert (twice, same) == (2 * total, weight)
+        assert float(metrics["loss"].total) == twice
+
+
+def test_binary_classification_needs_one_logit_per_example(logits, labels):
+    for call in (train, lambda task, example: task.predict(Given(), state(), example)):
+        with pytest.raises(UserError, match=r"shape \(24, 5\), .* one logit per example"):
+            call(BinaryClassification(), batch(logits, labels % 2))
 
 
 def test_a_task_of_its_own_must_say_what_it_learns():

@@ -103,8 +103,8 @@ def test_scores_are_those_of_the_logits_and_padding_never_counts(name):
     assert kept.sum() == 4 + 7
     plain = -np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), targets[..., None], -1)
     mean = plain[..., 0][kept].mean()
-    assert metrics["loss"].count == metrics["accuracy"].count == 11
-    assert metrics["loss"].compute() == pytest.approx(mean, rel=1e-5)
+    assert metrics["loss"].count == metrics["nll"].count == metrics["accuracy"].count == 11
+    assert metrics["nll"].compute() == pytest.approx(mean, rel=1e-5)
     assert metrics["perplexity"].compute() == pytest.approx(np.exp(mean), rel=1e-4)
     right = np.asarray(logits.argmax(-1) == targets)[kept].mean()
     assert metrics["accuracy"].compute() == pytest.approx(right)
@@ -113,6 +113,7 @@ def test_scores_are_those_of_the_logits_and_padding_never_counts(name):
     assert weight == 11
     assert float(total) == pytest.approx(smooth.sum(), rel=1e-5)
     assert list(rows) == ["loss"]
+    assert metrics["loss"].compute() == pytest.approx(smooth.mean(), rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -329,7 +330,7 @@ def test_data_without_a_tokenizer_is_scored_without_bleu(tmp_path):
     arrays = {name: np.asarray(batch()[name]) for name in ("source", "target")}
     data = Arrays({"train": arrays, "test": arrays}, validation_fraction=0.0)
     run = jdl.train(experiment(LSTM, data=data, steps=1, batch_size=3), tmp_path / "run")
-    assert set(run.result["metrics"]["test"]) == {"loss", "perplexity", "accuracy"}
+    assert set(run.result["metrics"]["test"]) == {"loss", "nll", "perplexity", "accuracy"}
     assert "signatures" not in run.result
 
 
