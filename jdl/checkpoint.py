@@ -1,9 +1,13 @@
-"""Checkpoints: Orbax arrays and one JSON file, vouched for by a manifest that is written last.
+"""Checkpoints: Orbax arrays and `meta.json`, verified by a manifest that is written last.
 
-A checkpoint is a directory `STEP.N`, N counting the saves of that step. It exists once
-`manifest.json` does, which holds size and SHA-256 of every other file: a save that was cut short
-has none, and damage of any later kind is found before anything is restored. Reading touches
-arrays and JSON only.
+A checkpoint is a directory `STEP.N`, where N counts the saves of that step: a save never writes
+into an older one, which stays valid until the new one is complete. A checkpoint exists once it has
+its `manifest.json`, with size and SHA-256 of every other file. A save that was cut short has none,
+and later damage is found before anything is restored: Orbax itself restores changed bytes without
+complaint. Only arrays and JSON are read; nothing in a checkpoint is imported or executed.
+
+When to save, and which steps to keep, is decided by hooks (`jdl.hooks.Checkpoint`). A store only
+writes what it is given.
 """
 
 import dataclasses
@@ -22,30 +26,33 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from jdl.errors import UserError, first_line
+from jdl.files import CheckpointMetadata
+from jdl.optimizers import average_paths
 from jdl.paths import path_name
 from jdl.state import TrainState
 from jdl.typing import Json, PyTree
 
 MANIFEST = "manifest.json"
+META = "meta.json"
 
 
 class CheckpointStore:
-    """The checkpoints of one run.
+    """Saves and restores the checkpoints of one run.
 
     Args:
-      directory: where they lie.
+      directory: contains the checkpoints.
       warn: called with a line about each checkpoint that is skipped.
     """
 
     def __init__(self, directory: Path, warn: Callable[[str], None] = print) -> None:
-        import orbax.checkpoint as ocp
+        import orbax.checkpoint as ocp  # here, since `import jdl` must not load it
 
-        logging.getLogger("absl").setLevel(
-            logging.CRITICAL
-        )  # errors are raised here, in a sentence
+        # Orbax logs tracebacks of errors that are raised here as one sentence.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
         self._directory, self._warn = directory, warn
         self._writer = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
         self._args = ocp.args
+        # One thread, so that saves complete, and older checkpoints are deleted, in order.
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[None] | None = None
 
@@ -53,27 +60,30 @@ class CheckpointStore:
         """Steps with a checkpoint, oldest first."""
         return sorted({step for step, _ in map(_order, self._complete())})
 
-    def save(self, step: int, state: TrainState, meta: Json, keep: Iterable[int]) -> None:
-        """Begins to write a checkpoint; returns once the state may be changed.
+    def save(self, state: TrainState, metadata: CheckpointMetadata, keep: Iterable[int]) -> None:
+        """Starts writing a checkpoint; returns once the state may be changed.
 
-        The previous save is waited for first. When this one is complete, those of steps that are
+        Waits for the previous save first. When this one is complete, checkpoints of steps that are
         not in `keep` are deleted.
 
         Raises:
           UserError: the previous one could not be written.
         """
         self.wait()
-        path = self._next(step)
+        path = self._next(metadata.step)
+        metadata = dataclasses.replace(metadata, averages=average_paths(state))
         try:
             if jax.process_index() == 0:
                 path.mkdir(parents=True)
+            # Orbax copies the arrays to the host before it returns, then writes in its own thread.
             self._writer.save(
                 (path / "state").resolve(), args=self._args.StandardSave(_plain(state))
             )
         except Exception as error:
             raise _unwritten(path, error) from error
-        # As text, since what the hooks gave may change while the thread writes.
-        self._pending = self._thread.submit(self._finish, path, json.dumps(meta), {step, *keep})
+        # As text: what the hooks returned may change while the thread writes.
+        text = json.dumps(metadata.to_json(), allow_nan=False)
+        self._pending = self._thread.submit(self._finish, path, text, {metadata.step, *keep})
 
     def wait(self) -> None:
         """Waits until the last save is complete, on all processes.
@@ -85,31 +95,37 @@ class CheckpointStore:
         if pending is not None:
             pending.result()
             if jax.process_count() > 1:
+                # The first process writes the manifest: the others must not rely on a checkpoint
+                # that does not exist yet.
                 multihost_utils.sync_global_devices("checkpoint")
 
-    def restore(self, step: int, like: TrainState) -> tuple[TrainState, Json]:
+    def restore(
+        self, step: int, abstract_state: TrainState
+    ) -> tuple[TrainState, CheckpointMetadata]:
         """The checkpoint of a step, verified.
 
         Args:
           step: its step.
-          like: shapes, dtypes and shardings of the state.
+          abstract_state: shapes, dtypes and shardings of the state.
 
         Raises:
-          UserError: it is not there or damaged.
+          UserError: there is no such checkpoint, or it is damaged.
         """
-        return self._read(self._of_step(step), like)
+        return self._read(self._of_step(step), abstract_state)
 
-    def restore_latest(self, like: TrainState) -> tuple[TrainState, Json] | None:
-        """The newest checkpoint that is whole, or None where none was ever completed.
+    def restore_latest(
+        self, abstract_state: TrainState
+    ) -> tuple[TrainState, CheckpointMetadata] | None:
+        """The newest valid checkpoint, or None where no save was ever completed.
 
         Raises:
           UserError: there are some, and all are damaged.
         """
         path = self._latest()
-        return None if path is None else self._read(path, like)
+        return None if path is None else self._read(path, abstract_state)
 
     def evaluation_step(self) -> int | None:
-        """The step whose weights the run is scored with; None where no save was ever completed.
+        """The step whose weights the run is evaluated with; None where no save was completed.
 
         Raises:
           UserError: there are checkpoints, and all are damaged.
@@ -118,10 +134,10 @@ class CheckpointStore:
         return None if path is None else _order(path)[0]
 
     def evaluation_arrays(self) -> dict[str, np.ndarray] | None:
-        """The arrays that the run is scored with, by path; None where no save was ever completed.
+        """The arrays that the run is evaluated with, by path; None where no save was completed.
 
-        Those are `params`, averaged where the optimizer averages, and `collections`: of the best
-        checkpoint where the run goes back to that, else of the newest.
+        These are `params`, averaged where the optimizer averages, and `collections`: of the best
+        checkpoint if the run returns to it, else of the newest.
 
         Raises:
           UserError: there are checkpoints, and all are damaged.
@@ -129,14 +145,16 @@ class CheckpointStore:
         path = self._evaluation_path()
         if path is None:
             return None
-        tree = self._describe(path)[1]
-        like = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), tree)
-        args = self._args.StandardRestore(like)
+        metadata, tree = self._describe(path)
+        # NumPy arrays as targets: the strategy that the run was saved under plays no role.
+        target = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), tree)
+        args = self._args.StandardRestore(target)
         state = self._writer.restore((path / "state").resolve(), args=args)
-        return _scored({path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(state)})
+        arrays = {path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(state)}
+        return _evaluated(arrays, metadata.averages)
 
     def close(self) -> None:
-        """Waits for the last save and lets go of the threads."""
+        """Waits for the last save and ends the threads."""
         try:
             if self._pending is not None:
                 self._pending.result()
@@ -153,13 +171,13 @@ class CheckpointStore:
         return paths[-1]
 
     def _evaluation_path(self) -> Path | None:
-        """The best checkpoint where the run goes back to that, else the newest that is whole."""
+        """The best checkpoint if the run returns to it, else the newest valid one."""
         path = self._latest()
-        best = None if path is None else self._describe(path)[0].get("best_step")
+        best = None if path is None else self._describe(path)[0].best_step
         return path if best is None else self._of_step(best)
 
     def _latest(self) -> Path | None:
-        """The newest checkpoint that is whole; says which are passed over."""
+        """The newest valid checkpoint; warns about each that is skipped."""
         complete = self._complete()
         for path in self._all():
             if path not in complete:
@@ -170,62 +188,68 @@ class CheckpointStore:
                 return path
             self._warn(f"checkpoint {path.name} is damaged, trying the one before: {damage}")
         if complete:
+            # Starting over in silence would delete days of work with the next save.
             raise UserError(
                 f"every checkpoint in {self._directory} is damaged; move that directory away to "
                 f"start over"
             )
         return None
 
-    def _describe(self, path: Path) -> tuple[Json, PyTree]:
-        """What `meta.json` holds, and shape and dtype of every array."""
+    def _describe(self, path: Path) -> tuple[CheckpointMetadata, PyTree]:
+        """The metadata, and shape and dtype of every array."""
         try:
-            meta = json.loads((path / "meta.json").read_text())
-            if not isinstance(meta, dict):
-                raise ValueError("meta.json holds no object")
+            metadata = CheckpointMetadata.from_json(json.loads((path / META).read_text()))
             found = self._writer.metadata((path / "state").resolve()).item_metadata
             if found is None:
                 raise ValueError("it describes no arrays")
-        except Exception as error:  # whatever Orbax makes of foreign contents
+        except Exception as error:  # Orbax raises many kinds for foreign contents
             raise UserError(
                 f"checkpoint {path.name} cannot be read: {first_line(error)}"
             ) from error
-        return meta, found.tree
+        return metadata, found.tree
 
-    def _read(self, path: Path, like: TrainState) -> tuple[TrainState, Json]:
-        wanted, state = _plain_like(like), (path / "state").resolve()
-        meta, found = self._describe(path)
+    def _read(
+        self, path: Path, abstract_state: TrainState
+    ) -> tuple[TrainState, CheckpointMetadata]:
+        wanted, state = _plain_abstract(abstract_state), (path / "state").resolve()
+        metadata, found = self._describe(path)
         # Compared first: a restore that fails leaves reads behind that complain in their threads.
         if difference := _difference(found, wanted):
             raise UserError(f"checkpoint {path.name} does not fit the model: {difference}")
         plain = self._writer.restore(state, args=self._args.StandardRestore(wanted))
         key = jax.random.wrap_key_data(plain["key"])
-        return dataclasses.replace(like, **{**plain, "key": key}), meta
+        return dataclasses.replace(abstract_state, **{**plain, "key": key}), metadata
 
-    def _finish(self, path: Path, meta: str, keep: set[int]) -> None:
-        """Completes a checkpoint, then deletes what is no longer wanted; runs in the thread."""
+    def _finish(self, path: Path, metadata: str, keep: set[int]) -> None:
+        """Completes a checkpoint, then deletes old ones; runs in the thread."""
         try:
             self._writer.wait_until_finished()
             if jax.process_index() != 0:
                 return
-            (path / "meta.json").write_text(meta)
+            (path / META).write_text(metadata)
             _write_manifest(path)
         except Exception as error:
             raise _unwritten(path, error) from error
+        # Only now, since until here an older checkpoint may be the only valid one.
         for other in self._all():
-            stale = _order(other) < _order(path) and _order(other)[0] == _order(path)[0]
-            if other != path and (stale or _order(other)[0] not in keep):
-                # Without its manifest it is no checkpoint any more, should deletion be cut short.
+            replaced = _order(other) < _order(path) and _order(other)[0] == _order(path)[0]
+            if other != path and (replaced or _order(other)[0] not in keep):
+                # The manifest goes first: if deletion is cut short, what remains is incomplete
+                # rather than damaged.
                 (other / MANIFEST).unlink(missing_ok=True)
                 shutil.rmtree(other, ignore_errors=True)
 
     def _next(self, step: int) -> Path:
+        """A directory for a save of this step that no earlier save has used, complete or not."""
         taken = [_order(path)[1] for path in self._all() if _order(path)[0] == step]
         count = max(taken, default=-1) + 1
         if jax.process_count() > 1:
+            # Processes may see a shared file system at different times; all must use one name.
             count = int(multihost_utils.broadcast_one_to_all(np.int32(count)))
         return self._directory / f"{step}.{count}"
 
     def _all(self) -> list[Path]:
+        """Directories named like checkpoints, oldest first; no links, which may lead elsewhere."""
         found = [
             path
             for path in self._directory.glob("*.*")
@@ -238,7 +262,7 @@ class CheckpointStore:
 
 
 def verify(path: Path) -> str:
-    """What is wrong with a checkpoint directory, naming a file; empty where nothing is."""
+    """Describes the damage of a checkpoint directory, naming a file; empty for a valid one."""
     try:
         text = (path / MANIFEST).read_text()
         files = json.loads(text)["files"]
@@ -248,6 +272,8 @@ def verify(path: Path) -> str:
         return f"{MANIFEST} cannot be read"
     present = _files(path)
     for name in sorted({*files, *present}):
+        # Names of the manifest are only compared with those present, so it cannot make a path
+        # outside of the directory be opened.
         if name not in present:
             return f"{name} is missing"
         if name not in files:
@@ -260,7 +286,11 @@ def verify(path: Path) -> str:
 
 
 def _write_manifest(path: Path) -> None:
-    """Vouches for all files of a directory, once they are on the disk."""
+    """Writes the manifest of a directory once all its files are on the disk.
+
+    Contents are synced before the directories that name them, and both before the manifest gets
+    its name: after a power cut at any point, a manifest that exists describes files that exist.
+    """
     names = _files(path)
     for name in names:
         _fsync(path / name)
@@ -270,11 +300,12 @@ def _write_manifest(path: Path) -> None:
     draft.write_text(_manifest_text({name: _entry(path / name) for name in names}))
     _fsync(draft)
     draft.rename(path / MANIFEST)
-    _fsync(path)
-    _fsync(path.parent)
+    _fsync(path)  # makes the rename durable
+    _fsync(path.parent)  # makes the checkpoint's own name durable
 
 
 def _manifest_text(files: Json) -> str:
+    """The manifest, which begins with the hash of its own body."""
     body = json.dumps(files, sort_keys=True)
     return f'{{"sha256": "{hashlib.sha256(body.encode()).hexdigest()}", "files": {body}}}'
 
@@ -303,26 +334,27 @@ def _fsync(path: Path) -> None:
 
 
 def _order(path: Path) -> tuple[int, int]:
+    """Step and count of a checkpoint directory; as numbers, since "10.0" < "9.0" as text."""
     step, _, count = path.name.partition(".")
     return int(step), int(count)
 
 
 def _plain(state: TrainState) -> dict[str, PyTree]:
-    """The state as Orbax takes it: in a dict, the typed key as its numbers."""
+    """The state as Orbax saves it: a dict, with the typed key as its uint32 data."""
     return {**vars(state), "key": jax.random.key_data(state.key)}
 
 
-def _plain_like(like: TrainState) -> dict[str, PyTree]:
-    data = jax.eval_shape(jax.random.key_data, like.key)
-    sharding = like.step.sharding  # both are whole on every device
+def _plain_abstract(abstract_state: TrainState) -> dict[str, PyTree]:
+    data = jax.eval_shape(jax.random.key_data, abstract_state.key)
+    sharding = abstract_state.step.sharding  # step and key are both replicated
     return {
-        **vars(like),
+        **vars(abstract_state),
         "key": jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=sharding),
     }
 
 
 def _difference(found: PyTree, wanted: PyTree) -> str:
-    """The first array that one tree of arrays has otherwise than the other; empty for none."""
+    """Describes the first array in which two trees differ; empty for none."""
     ours, theirs = _arrays(wanted), _arrays(found)
     for name in sorted({*ours, *theirs}):
         one, other = theirs.get(name, "not there"), ours.get(name, "not there")
@@ -337,13 +369,18 @@ def _arrays(tree: PyTree) -> dict[str, str]:
     return {path_name(path): f"{leaf.dtype} {leaf.shape}" for path, leaf in leaves}
 
 
-def _scored(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Parameters and collections of a state, the parameters averaged where `WeightAverage` is."""
+def _evaluated(
+    arrays: Mapping[str, np.ndarray], averages: Iterable[str]
+) -> dict[str, np.ndarray]:
+    """Parameters and collections of a state, each parameter averaged where an average of it is."""
     kept = {p: x for p, x in arrays.items() if p.startswith(("params.", "collections."))}
-    for path, array in arrays.items():
-        root, average, name = path.partition(".mean.")
-        if path.startswith("opt_state.") and average and f"{root}.steps" in arrays:
-            kept[f"params.{name}"] = array
+    for average in averages:
+        prefix = f"{average}."
+        kept |= {
+            f"params.{path.removeprefix(prefix)}": array
+            for path, array in arrays.items()
+            if path.startswith(prefix)
+        }
     return kept
 
 
