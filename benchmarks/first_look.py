@@ -22,6 +22,7 @@ from benchmarks.measure import Failed, Protocol, measure
 from benchmarks.report import heading, table
 from benchmarks.workloads import workloads
 from jdl.errors import UserError
+from jdl.files import RunDirectory
 
 PARTS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "gpt2": ("transformer", "bf16", ("jdl", "torch-compile")),
@@ -112,7 +113,7 @@ def exact() -> dict[str, Any]:
             )
             for name in ("once", "again", "killed")
         }
-        checkpoints = Path(folder) / "killed" / "checkpoints"
+        checkpoints = RunDirectory(Path(folder) / "killed").checkpoints
         while begun["killed"].poll() is None and not list(checkpoints.glob("*/manifest.json")):
             time.sleep(0.02)
         begun["killed"].kill()
@@ -128,9 +129,8 @@ def exact() -> dict[str, Any]:
         )
         found["resumed"] = ended.stdout.splitlines()[:1] or ended.stderr[-500:]
         for name in begun:
-            path = Path(folder) / name / "result.json"
-            if path.exists():
-                result = json.loads(path.read_text())
+            result = RunDirectory(Path(folder) / name).read_result()
+            if result is not None:
                 found[name] = result["params_sha256"]
                 found["device"], found["metrics"] = result["device"], result["metrics"]
     return found

@@ -12,6 +12,7 @@ from tyro.conf import Positional
 from benchmarks.report import between, renew
 from jdl.config.experiment_file import expectation, find
 from jdl.errors import UserError
+from jdl.files import RunDirectory
 
 HEAD = """| experiment | data | metric | mean | worst | seeds | seconds a run |
 |---|---|---|---|---|---|---|"""
@@ -27,14 +28,14 @@ def row(directory: Path) -> str:
       UserError: the directory holds no finished run.
     """
     runs = sorted(directory.glob("seed-*")) or [directory]
-    results = [_read(run / "result.json") for run in runs]
+    results = [_read(RunDirectory(run).result) for run in runs]
     name = results[0]["experiment"]
     promise = expectation(find(name))
     split, metric = promise.metric.split() if promise else ("test", "accuracy")
     scores = [result["metrics"][split][metric] for result in results]
     worst = min(scores) if metric in HIGHER else max(scores)
     seconds = sum(result["seconds"] for result in results) / len(results)
-    data = _read(runs[0] / "environment.json")["data"]
+    data = _read(RunDirectory(runs[0]).environment)["data"]
     splits = [split for split in ("train", "validation", "test") if split in data]
     counts = " / ".join(f"{data[split]['count']:,}" for split in splits)
     return (

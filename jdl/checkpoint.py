@@ -369,9 +369,7 @@ def _arrays(tree: PyTree) -> dict[str, str]:
     return {path_name(path): f"{leaf.dtype} {leaf.shape}" for path, leaf in leaves}
 
 
-def _evaluated(
-    arrays: Mapping[str, np.ndarray], averages: Iterable[str]
-) -> dict[str, np.ndarray]:
+def _evaluated(arrays: Mapping[str, np.ndarray], averages: Iterable[str]) -> dict[str, np.ndarray]:
     """Parameters and collections of a state, each parameter averaged where an average of it is."""
     kept = {p: x for p, x in arrays.items() if p.startswith(("params.", "collections."))}
     for average in averages:

@@ -56,7 +56,7 @@ class RunDirectory:
 
     @property
     def metrics(self) -> Path:
-        """Training metrics and scores: one row per line with step, epoch, split, metrics, timing."""
+        """Training metrics and scores, a row per line: step, epoch, split, metrics, timing."""
         return self.path / "metrics.jsonl"
 
     @property
@@ -93,10 +93,16 @@ class RunDirectory:
         """Predicted texts of a split, one per line, of tasks that score them on the host."""
         return self.path / f"predictions.{split}.txt"
 
-    def read_experiment(self) -> "ExperimentRecord | None":
-        """The record of the run, or None where the directory holds no run."""
+    def read_experiment(self) -> "ExperimentRecord":
+        """The record of the run.
+
+        Raises:
+          UserError: this is no run directory, or the record cannot be read.
+        """
         value = read_json(self.experiment)
-        return None if value is None else _record(ExperimentRecord, value, str(self.experiment))
+        if value is None:
+            raise UserError(f"{self.path} is no run directory (it has no {self.experiment.name})")
+        return _record(ExperimentRecord, value, str(self.experiment))
 
     def read_result(self) -> dict[str, Json] | None:
         """The result, or None where the run has not finished."""

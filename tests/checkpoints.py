@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 from jdl.checkpoint import MANIFEST, CheckpointStore
+from jdl.files import CheckpointMetadata
 from jdl.state import TrainState
 
 
@@ -59,10 +60,14 @@ def content(state):
 LIKE = like(make_state(0))
 
 
+def metadata(step):
+    return CheckpointMetadata(step=step, hooks={"1 A": None})
+
+
 def save(directory, *steps, keep=(), size=16):
     store = CheckpointStore(directory)
     for step in steps:
-        store.save(step, make_state(step, size), {"step": step, "hooks": {"1 A": None}}, keep)
+        store.save(make_state(step, size), metadata(step), keep)
     store.close()
 
 
@@ -76,8 +81,8 @@ def newest(directory, target=LIKE):
     said = []
     with contextlib.closing(CheckpointStore(directory, said.append)) as store:
         found = store.restore_latest(target)
-    state, meta = found or (None, {"step": None})
-    return meta["step"], state, "\n".join(said)
+    state, meta = found or (None, None)
+    return meta and meta.step, state, "\n".join(said)
 
 
 def files(directory):

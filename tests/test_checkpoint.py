@@ -12,7 +12,17 @@ import pytest
 
 from jdl.checkpoint import MANIFEST, CheckpointStore, verify
 from jdl.errors import UserError
-from tests.checkpoints import content, files, flip, like, make_state, newest, restore, save
+from tests.checkpoints import (
+    content,
+    files,
+    flip,
+    like,
+    make_state,
+    metadata,
+    newest,
+    restore,
+    save,
+)
 
 # Where a read or a write fails, Orbax closes its event loop before TensorStore has answered.
 pytestmark = pytest.mark.filterwarnings(
@@ -54,7 +64,7 @@ def test_a_step_is_restored_by_number(saved):
     with pytest.raises(UserError, match="no checkpoint of step 3"):
         restore(saved, 3)
     assert content(state) == content(make_state(1))
-    assert meta == {"step": 1, "hooks": {"1 A": None}}
+    assert meta == metadata(1)
 
 
 def test_keeps_what_is_asked_for_and_deletes_the_rest(tmp_path):
@@ -174,7 +184,7 @@ def test_a_save_behind_the_training_keeps_the_bytes_of_donated_buffers(tmp_path)
     state = make_state(1, size=1500)
     expected = content(state)
     with contextlib.closing(CheckpointStore(tmp_path)) as store:
-        store.save(1, state, {"step": 1}, ())
+        store.save(state, metadata(1), ())
         for _ in range(5):
             state = jax.block_until_ready(change(state))  # gives the saved buffers away
     assert content(state) != expected

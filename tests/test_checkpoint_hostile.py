@@ -13,6 +13,7 @@ import pytest
 
 from jdl.checkpoint import MANIFEST, verify
 from jdl.errors import UserError
+from jdl.files import CheckpointMetadata
 from tests.checkpoints import content, files, make_state, newest, save, sign, sign_entries
 
 # Where a read or a write fails, Orbax closes its event loop before TensorStore has answered.
@@ -133,7 +134,8 @@ def test_no_name_in_a_checkpoint_is_imported(pair, tmp_path, audit, monkeypatch)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     checkpoint = pair / "2.0"
-    meta = {"step": 2, "hooks": {"1 evil_module.Hook": {"class": "evil_module.Hook"}}}
+    hooks = {"1 evil_module.Hook": {"class": "evil_module.Hook"}}
+    meta = CheckpointMetadata(step=2, hooks=hooks).to_json()
     (checkpoint / "meta.json").write_text(json.dumps(meta))
     path = checkpoint / "state" / "_CHECKPOINT_METADATA"
     handler = json.loads(path.read_text())["item_handlers"]

@@ -1,7 +1,6 @@
 """Running a recorded experiment again, and saying what came out differently."""
 
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from jdl.config.overrides import flatten, override
 from jdl.data.splits import Splits
 from jdl.errors import UserError
 from jdl.experiment import Experiment
+from jdl.files import RunDirectory, json_value, read_json
 from jdl.sweeps.seeds import train_seeds
 from jdl.trainer import record
 from jdl.trainer.api import train
@@ -37,22 +37,21 @@ def read_run(workdir: Path, path: Path | None = None) -> Recorded:
     Raises:
       UserError: it is no run directory, or its files say different things.
     """
-    recorded = record.read(workdir, "experiment.json")
-    if recorded is None:
-        if (workdir / "study.json").exists():
-            raise UserError(f"{workdir} holds a search: name a run of it, such as {workdir}/best")
-        raise UserError(f"{workdir} is no run directory (it has no experiment.json)")
-    if path is None and not (workdir / "experiment.py").exists():
+    directory = RunDirectory(workdir)
+    if directory.study.exists():
+        raise UserError(f"{workdir} holds a search: name a run of it, such as {workdir}/best")
+    recorded = directory.read_experiment()
+    if path is None and not directory.script.exists():
         raise UserError(
             f"{workdir} holds no experiment.py, since the run was started from Python: name the "
             f"file of its experiment with --experiment"
         )
-    file = load(path or workdir / "experiment.py")
-    file = dataclasses.replace(file, name=recorded["experiment"])
-    overrides = record.read(workdir, "overrides.json") or {}
+    file = load(path or directory.script)
+    file = dataclasses.replace(file, name=recorded.experiment)
+    overrides = read_json(directory.overrides) or {}
     experiment = override(file.experiment, overrides)
-    fields = json.loads(json.dumps(flatten(experiment)))
-    if changed := record.differences(recorded["fields"], fields):
+    fields = json_value(flatten(experiment))
+    if changed := record.differences(recorded.fields, fields):
         raise UserError(
             f"{file.path} no longer gives the settings recorded in {workdir}: {'; '.join(changed)}"
         )
@@ -92,7 +91,7 @@ def reproduce(workdir: Path, target: Path, path: Path | None = None) -> Comparis
       UserError: the run never finished, or its data is not there.
     """
     recorded = read_run(workdir, path)
-    old = record.read(workdir, "result.json")
+    old = RunDirectory(workdir).read_result()
     if old is None:
         raise UserError(f"{workdir} holds no result.json: the run never finished")
     kept_away = set() if "test" in old["metrics"] else {"test"}  # as trials of a search are
@@ -101,7 +100,7 @@ def reproduce(workdir: Path, target: Path, path: Path | None = None) -> Comparis
         data=Splits(recorded.experiment.data, without=kept_away),
     ).result  # fmt: skip
     parts = ("versions", "devices", "flags", "data")
-    before, after = (record.read(folder, "environment.json") for folder in (workdir, target))
+    before, after = (read_json(RunDirectory(each).environment) for each in (workdir, target))
     surroundings = [
         line for part in parts for line in record.differences(before[part], after[part], part)
     ]

@@ -1,7 +1,6 @@
 """The commands for before a training: `jdl find-lr`, `jdl find-batch` and `jdl plan`."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,6 +9,7 @@ import tyro
 from tyro.conf import Positional, arg
 
 from jdl.errors import UserError
+from jdl.files import to_json
 
 
 def find_lr(
@@ -119,7 +119,7 @@ def plan(
     changed = override(load(experiment).experiment, changes or {})
     found = planning.plan(changed, devices=devices, memory=limit, rate=flops)
     if json_:
-        print(json.dumps(dataclasses.asdict(found)))
+        print(to_json(dataclasses.asdict(found)))
         return
     for line in planning.lines(found):
         print(line)

@@ -1,6 +1,5 @@
 """The commands that use what a run learned: `jdl evaluate`, `jdl predict`, `jdl export`."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -8,6 +7,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from jdl.errors import UserError
+from jdl.files import to_json
 
 
 def evaluate(
@@ -36,7 +36,7 @@ def evaluate(
         split = "test" if "test" in scored else "validation"
     scores, host_metrics = run.score(split)
     signatures = {"signatures": dict(host_metrics.signatures)} if host_metrics else {}
-    print(json.dumps({"split": split, **scores, **signatures}))
+    print(to_json({"split": split, **scores, **signatures}))
 
 
 def predict(
@@ -76,7 +76,7 @@ def predict(
         print(f"jdl: {error}", file=sys.stderr)
 
     for line in predict_files(run, reader, files, complain):
-        print(json.dumps(line), flush=True)
+        print(to_json(line), flush=True)
     return min(len(failed), 1) + (len(failed) == len(files))
 
 

@@ -10,9 +10,7 @@ from typing import Any, Protocol, SupportsIndex, runtime_checkable
 import numpy as np
 
 from jdl.errors import UserError, first_line
-
-TOKENIZER = "tokenizer.json"
-"""The file of a run directory that holds the run's tokenizer."""
+from jdl.files import RunDirectory
 
 SPECIALS = ("<pad>", "<bos>", "<eos>", "<mask>")
 """What the first ids of `BPE` stand for: padding, begin and end of a text, a hidden token."""
@@ -232,11 +230,11 @@ class Saved(Encoding):
           UserError: the run holds none, or it cannot be read.
         """
         del texts
-        path = Path(self.run).expanduser() / TOKENIZER
+        path = RunDirectory(Path(self.run).expanduser()).tokenizer
         try:
             return read_tokenizer(path.read_text())
         except FileNotFoundError as error:
-            raise UserError(f"{self.run} holds no tokenizer of a run ({TOKENIZER})") from error
+            raise UserError(f"{self.run} holds no tokenizer of a run ({path.name})") from error
         except (OSError, UnicodeDecodeError, UserError) as error:
             raise UserError(f"{path} cannot be read: {first_line(error)}") from error
 

@@ -22,7 +22,7 @@ from jdl.optimizers.schedules import (
     Schedule,
     Step,
 )
-from jdl.optimizers.transforms import averaged_params, decay_mask
+from jdl.optimizers.transforms import average_paths, averaged_params, decay_mask
 
 __all__ = [
     "SGD",
@@ -43,6 +43,7 @@ __all__ = [
     "ReduceOnPlateau",
     "Schedule",
     "Step",
+    "average_paths",
     "averaged_params",
     "decay_mask",
 ]

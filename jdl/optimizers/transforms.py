@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from optax.contrib import MuonDimensionNumbers
 
+from jdl.paths import path_name
 from jdl.tracing import is_number, is_zero
 from jdl.typing import PyTree
 
@@ -112,6 +113,19 @@ def averaged_params(opt_state: PyTree, params: PyTree) -> PyTree:
         if is_average(state):
             params = jax.tree.map(choose, state.mean, params, is_leaf=is_masked)
     return params
+
+
+def average_paths(tree: PyTree) -> list[str]:
+    """The paths of the trees of averaged parameters in a tree, as in `opt_state.1.mean`.
+
+    Below each of them a path continues as it does in the parameters.
+    """
+
+    def is_average(node: object) -> bool:
+        return isinstance(node, WeightAverage)
+
+    nodes = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_average)
+    return [path_name((*p, jax.tree_util.GetAttrKey("mean"))) for p, x in nodes if is_average(x)]
 
 
 def matrix_axes(params: PyTree, adam_names: tuple[str, ...]) -> PyTree:

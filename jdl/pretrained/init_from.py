@@ -12,6 +12,7 @@ import numpy as np
 
 from jdl.checkpoint import CheckpointStore
 from jdl.errors import UserError
+from jdl.files import RunDirectory
 from jdl.paths import check_modules, path_name, within
 from jdl.pretrained.config import CONFIG
 from jdl.pretrained.huggingface import read_arrays
@@ -107,7 +108,7 @@ def _learned(state: TrainState) -> dict[str, Any]:
 
 def _given(run: Path, scan: bool) -> tuple[nn.Module | None, dict[str, np.ndarray]]:
     """The weights of a run; or those of a model in transformers' layout, and the model."""
-    folder = run / "checkpoints"
+    folder = RunDirectory(run).checkpoints
     if not folder.is_dir():
         if not (run / CONFIG).is_file():
             raise UserError(

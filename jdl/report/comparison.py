@@ -6,12 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jdl.errors import UserError
-from jdl.files import read_rows
+from jdl.files import RunDirectory, read_rows
 from jdl.report import plots
 from jdl.report.learning_curves import points
 from jdl.report.page import Folder, paragraph, shown, table
-from jdl.trainer import record
 from jdl.typing import Json
 
 ABSENT = "-"
@@ -44,7 +42,7 @@ def read_entry(directory: Path) -> Entry:
     Raises:
       UserError: it is neither.
     """
-    summary = record.read(directory, "summary.json")
+    summary = RunDirectory(directory).read_summary()
     if summary is None:
         return _read_run(directory, str(directory))
     first = _read_run(directory / f"seed-{summary['seeds'][0]}", str(directory))
@@ -150,18 +148,16 @@ def write_comparison(directories: Sequence[Path], out: Path) -> tuple[str, Path]
 
 
 def _read_run(directory: Path, name: str) -> Entry:
-    described = record.read(directory, "experiment.json")
-    if described is None:
-        raise UserError(f"{directory} is no run directory (it has no experiment.json)")
-    result = record.read(directory, "result.json") or {}
-    rows = read_rows(directory / "metrics.jsonl")
+    files = RunDirectory(directory)
+    described, result = files.read_experiment(), files.read_result() or {}
+    rows = read_rows(files.metrics)
     scores = result.get("metrics") or {row["split"]: row["metrics"] for row in rows}
     reached = max((row["step"] for row in rows), default=0)
     return Entry(
         name,
-        {"experiment": described["experiment"], **described["fields"]},
+        {"experiment": described.experiment, **described.fields},
         {f"{s} {n}": (value,) for s in SPLITS for n, value in scores.get(s, {}).items()},
-        f"{result['step']:,}" if result else f"{reached:,} of {described['total_steps']:,}",
+        f"{result['step']:,}" if result else f"{reached:,} of {described.total_steps:,}",
         result.get("seconds") or (rows[-1]["timing"]["seconds"] if rows else None),
         result.get("parameters"),
         rows,

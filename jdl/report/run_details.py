@@ -9,9 +9,9 @@ import jax
 
 from jdl.analysis.reproduce import Recorded
 from jdl.config.experiment_file import available
+from jdl.files import RunDirectory, read_json
 from jdl.paths import path_name
 from jdl.report.page import Html, html, section, table
-from jdl.trainer import record
 from jdl.trainer.run import Run
 
 ABSENT = "not recorded"
@@ -74,7 +74,7 @@ def again(directory: Path, recorded: Recorded, result: Mapping[str, Any]) -> Htm
         f"jdl reproduce {shlex.quote(str(directory))}",
         f"jdl train {shlex.quote(name)} {flags(recorded.overrides)}".rstrip(),
     ]
-    environment = record.read(directory, "environment.json") or {}
+    environment = read_json(RunDirectory(directory).environment) or {}
     versions = result.get("versions") or environment.get("versions", {})
     devices = environment.get("devices", {})
     lines = [

@@ -10,14 +10,13 @@ from jdl.analysis.reproduce import read_run
 from jdl.config.experiment_file import documentation
 from jdl.data import Series, Words
 from jdl.errors import UserError
-from jdl.files import read_rows
+from jdl.files import RunDirectory, read_rows
 from jdl.inference.generate import write
 from jdl.report import classification, learning_curves, plots, run_details
 from jdl.report.baselines import Baseline
 from jdl.report.page import Folder, Html, html, paragraph, section, table
 from jdl.report.run_baselines import baselines_of, held_out
 from jdl.tasks import BinaryClassification, Classification, Forecast, LanguageModeling
-from jdl.trainer import record
 from jdl.trainer.api import open_run
 from jdl.trainer.run import Run
 
@@ -37,15 +36,17 @@ def write_report(directory: Path, out: Path | None = None, experiment: Path | No
       UserError: it is no run directory, holds no checkpoint, or matplotlib is missing.
     """
     plots.require()
-    if (directory / "summary.json").exists() and not (directory / "experiment.json").exists():
-        first = record.read(directory, "summary.json")["seeds"][0]
+    files = RunDirectory(directory)
+    summary = None if files.experiment.exists() else files.read_summary()
+    if summary is not None:
+        first = summary["seeds"][0]
         raise UserError(
             f"{directory} holds the runs of several seeds: report on one, as {directory}/seed-"
             f"{first}"
         )
     recorded = read_run(directory, experiment)
     run = open_run(directory, recorded.experiment, recorded.file.name)
-    rows, folder = read_rows(directory / "metrics.jsonl"), Folder(out or directory / "report")
+    rows, folder = read_rows(files.metrics), Folder(out or directory / "report")
     beside = baselines_of(run)
     about = documentation(recorded.file.path).split("\n")[0]
     return folder.page(

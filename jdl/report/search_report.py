@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 
 from jdl.config.experiment_file import available, documentation
-from jdl.files import read_rows
+from jdl.files import RunDirectory, read_json, read_rows
 from jdl.report import plots, search_plots
 from jdl.report.page import Folder, Html, html, paragraph, section, shown, table
 from jdl.report.run_details import flags
 from jdl.report.search_plots import Objective, Trials, finite_values, has_value
-from jdl.trainer import record
 
 MIN_TRIALS = 10
 """Complete trials that dimension importance needs."""
@@ -29,7 +28,7 @@ STATES = ("complete", "pruned", "failed", "running")
 
 def is_search(directory: Path) -> bool:
     """Whether a directory holds a search."""
-    return (directory / "study.json").exists()
+    return RunDirectory(directory).study.exists()
 
 
 def write_search_report(directory: Path, out: Path | None = None) -> Path:
@@ -48,7 +47,8 @@ def write_search_report(directory: Path, out: Path | None = None) -> Path:
       UserError: a file in the directory cannot be read, or matplotlib is missing.
     """
     plots.require()
-    study, trials = record.read(directory, "study.json"), read_rows(directory / "study.jsonl")
+    files = RunDirectory(directory)
+    study, trials = read_json(files.study), read_rows(files.trials)
     folder = Folder(out or directory / "report")
     minimize = study["direction"] == "minimize"
     objective = search_plots.objective_of(study["metric"], minimize, trials)
@@ -176,7 +176,7 @@ def _best_trial(directory: Path, study: Mapping[str, Any], best: Mapping[str, An
     named = directory / "best" if (directory / "best").resolve() == run.resolve() else run
     parts = [paragraph(f"Trial {best['number']}, {study['metric']} {shown(best['value'])}:")]
     parts.append(table(("", ""), [(path, _text(value)) for path, value in best["point"].items()]))
-    metrics = (record.read(run, "result.json") or {}).get("metrics", {})
+    metrics = (RunDirectory(run).read_result() or {}).get("metrics", {})
     parts += _metrics(metrics)
     commands = [f"jdl evaluate {shlex.quote(str(named))}"] if metrics else []
     if study["experiment"] is not None:
@@ -193,7 +193,7 @@ def _best_trial(directory: Path, study: Mapping[str, Any], best: Mapping[str, An
 
 def _refit(directory: Path) -> list[Html]:
     """Metrics of the run on training and validation data together."""
-    result = record.read(directory / "final", "result.json")
+    result = RunDirectory(directory / "final").read_result()
     if result is None:
         return []
     about = paragraph("The best point, trained on training and validation data together.")

@@ -10,7 +10,7 @@ from jdl.config.experiment_file import ExperimentFile
 from jdl.data.splits import Splits
 from jdl.errors import UserError
 from jdl.experiment import Experiment
-from jdl.files import write_json
+from jdl.files import RunDirectory, write_json
 from jdl.sweeps.together import Job, Outcome, Vectorize, train_together
 from jdl.typing import Json
 
@@ -67,7 +67,7 @@ def train_seeds(
         "device": results[0]["device"],
         "versions": results[0]["versions"],
     }
-    write_json(workdir / "summary.json", summary)
+    write_json(RunDirectory(workdir).summary, summary)
     return summary
 
 

@@ -19,6 +19,7 @@ from jdl.data.arrays import Arrays
 from jdl.data.splits import Splits
 from jdl.errors import UserError
 from jdl.experiment import Experiment
+from jdl.files import RunDirectory, read_json
 from jdl.hooks import Hook
 from jdl.parallel import Single, Steps
 from jdl.tasks import Classification, Regression, Task
@@ -77,7 +78,7 @@ def finished(experiment: Experiment, workdir: Path, file: ExperimentFile | None)
     Raises:
       UserError: the directory holds a run of something else.
     """
-    if not (workdir / "experiment.json").exists():
+    if not RunDirectory(workdir).experiment.exists():
         return None
     name = _name(file)
     record.check_resumable(workdir, name, experiment)
@@ -130,13 +131,13 @@ def prepared(
         run.pipeline(split)  # what is wrong with it is said before anything is compiled
     loop = Loop(run)
     surroundings = record.environment(run.data.fingerprints(), file and file.path, together)
-    if (workdir / "experiment.json").exists():
+    if RunDirectory(workdir).experiment.exists():
         _check_surroundings(run, surroundings)
     else:
         # What is wrong with them is said now.
         experiment.init_from.read(run.compiled.abstract_state, experiment.model)
     if jax.process_index() == 0:
-        (workdir / "result.json").unlink(missing_ok=True)
+        RunDirectory(workdir).result.unlink(missing_ok=True)
         record.mark(workdir, run.name, experiment, run.steps)
         record.keep_tokenizer(workdir, experiment.data)
         record.describe(workdir, file, overrides or {}, surroundings)
@@ -184,18 +185,18 @@ def open_run(workdir: Path, experiment: Experiment, name: str) -> Run:
     """
     enable_compilation_cache()
     run = Run(record.with_tokenizer(workdir, experiment), name, workdir)
-    store = CheckpointStore(workdir / "checkpoints", run.print)
+    store = CheckpointStore(RunDirectory(workdir).checkpoints, run.print)
     try:
         found = store.restore_latest(run.compiled.abstract_state)
         if found is None:
             raise UserError(f"{workdir} holds no checkpoint yet")
         state, meta = found
-        if meta["best_step"] not in (None, meta["step"]):
-            state, _ = store.restore(meta["best_step"], run.compiled.abstract_state)
+        if meta.best_step not in (None, meta.step):
+            state, _ = store.restore(meta.best_step, run.compiled.abstract_state)
     finally:
         store.close()
     run.state = run.compiled.shard(state)
-    run.result = record.read(workdir, "result.json") or {}
+    run.result = RunDirectory(workdir).read_result() or {}
     return run
 
 
@@ -216,7 +217,7 @@ def _directory(workdir: Path) -> Iterator[None]:
     ours = (".lock", ".experiment.json.tmp")  # left by a run that ended before it was one
     found = list(workdir.glob("*")) if workdir.is_dir() else []
     others = [path.name for path in found if path.name not in ours]
-    if others and not (workdir / "experiment.json").exists():
+    if others and not RunDirectory(workdir).experiment.exists():
         raise UserError(f"{workdir} is not empty and holds no run (it holds {others[0]})")
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -228,7 +229,7 @@ def _directory(workdir: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            if not (workdir / "experiment.json").exists():
+            if not RunDirectory(workdir).experiment.exists():
                 (workdir / ".lock").unlink(missing_ok=True)
                 with contextlib.suppress(OSError):
                     workdir.rmdir()
@@ -240,13 +241,14 @@ def _check_surroundings(run: Run, surroundings: Mapping[str, Any]) -> None:
     Raises:
       UserError: the data changed, or the run would be shorter.
     """
-    recorded = record.read(run.workdir, "experiment.json")
-    if run.steps < recorded["total_steps"]:
+    directory = RunDirectory(run.workdir)
+    before = directory.read_experiment().total_steps
+    if run.steps < before:
         raise UserError(
-            f"{run.workdir} holds a run of {recorded['total_steps']} steps: steps and epochs may "
+            f"{run.workdir} holds a run of {before} steps: steps and epochs may "
             f"only grow, not shrink to {run.steps}"
         )
-    before = record.read(run.workdir, "environment.json") or surroundings
+    before = read_json(directory.environment) or surroundings
     if changed := record.differences(before["data"], surroundings["data"], "data"):
         raise UserError(f"the data of {run.workdir} changed since it began: {'; '.join(changed)}")
     for part in ("versions", "devices", "flags"):

@@ -11,7 +11,14 @@ import jax
 
 from jdl.checkpoint import CheckpointStore
 from jdl.errors import UserError
-from jdl.files import MetricsLog, truncate_rows, write_json, write_lines
+from jdl.files import (
+    CheckpointMetadata,
+    MetricsLog,
+    RunDirectory,
+    truncate_rows,
+    write_json,
+    write_lines,
+)
 from jdl.hooks import Checkpoint, Listener
 from jdl.hooks.rows import Rows
 from jdl.metrics import Metrics, Packed
@@ -55,7 +62,8 @@ class Loop:
 
     def __init__(self, run: Run) -> None:
         self._run, self._experiment = run, run.experiment
-        self._store = CheckpointStore(run.workdir / "checkpoints", run.print)
+        self._directory = RunDirectory(run.workdir)
+        self._store = CheckpointStore(self._directory.checkpoints, run.print)
         self._rows = Rows(run)
         self._listeners: dict[str, Listener] = {"Rows 0": self._rows}
         for hook in run.experiment.hooks:
@@ -91,7 +99,7 @@ class Loop:
         try:
             step, pending = self._restore()
             if jax.process_index() == 0:
-                self._log = MetricsLog(run.workdir / "metrics.jsonl")
+                self._log = MetricsLog(self._directory.metrics)
             run.attach(self._log, list(self._listeners.values()))
             for listener in self._listeners.values():
                 listener.begin()
@@ -122,7 +130,7 @@ class Loop:
         found = self._store.restore_latest(run.compiled.abstract_state)
         if found is None:
             if jax.process_index() == 0:
-                (run.workdir / "metrics.jsonl").unlink(missing_ok=True)
+                self._directory.metrics.unlink(missing_ok=True)
             given = self._experiment.init_from.read(
                 run.compiled.abstract_state, self._experiment.model
             )
@@ -133,15 +141,14 @@ class Loop:
         state, meta = found
         run.state = run.compiled.shard(state)
         for name, listener in self._listeners.items():
-            if name in meta["hooks"] and meta["hooks"][name] is not None:
-                listener.restore(meta["hooks"][name])
-        self._seconds, self._training = meta["seconds"], meta["training_seconds"]
-        run.input_seconds = meta.get("input_seconds", 0.0)  # older checkpoints do not say
-        run.compile_seconds = meta["compile_seconds"]
-        step, pending = meta["step"], meta["pending"]
+            if meta.hooks.get(name) is not None:
+                listener.restore(meta.hooks[name])
+        self._seconds, self._training = meta.seconds, meta.training_seconds
+        run.input_seconds, run.compile_seconds = meta.input_seconds, meta.compile_seconds
+        step, pending = meta.step, meta.pending
         if jax.process_index() == 0:
-            truncate_rows(run.workdir / "metrics.jsonl", step if pending is None else step - 1)
-        run.stop_reason = meta["stopped"] if meta["total_steps"] == run.steps else ""
+            truncate_rows(self._directory.metrics, step if pending is None else step - 1)
+        run.stop_reason = meta.stop_reason if meta.total_steps == run.steps else ""
         self._saved = step if pending is None else None
         run.print(f"going on from step {step} of {run.steps}")
         return step, pending
@@ -258,21 +265,20 @@ class Loop:
         run = self._run
         if self._log:
             self._log.sync()
-        meta = {
-            "step": step,
-            "position": step * self._experiment.batch_size,
-            "pending": pending,
-            "hooks": hooks,
-            "best_step": self._best_step(),
-            "stopped": run.stop_reason,
-            "total_steps": run.steps,
-            "seconds": self._seconds + time.perf_counter() - self._begun,
-            "training_seconds": self._training,
-            "input_seconds": run.input_seconds,
-            "compile_seconds": run.compile_seconds,
-        }
+        metadata = CheckpointMetadata(
+            step=step,
+            total_steps=run.steps,
+            hooks=hooks,
+            pending=pending,
+            best_step=self._best_step(),
+            stop_reason=run.stop_reason,
+            seconds=self._seconds + time.perf_counter() - self._begun,
+            training_seconds=self._training,
+            input_seconds=run.input_seconds,
+            compile_seconds=run.compile_seconds,
+        )
         protected = (listener.protected_steps() for listener in self._listeners.values())
-        self._store.save(step, run.gather_state(), meta, set().union(*protected))
+        self._store.save(run.gather_state(), metadata, set().union(*protected))
         self._saved = step if pending is None else None
         if not self._asynchronous():
             self._store.wait()
@@ -319,7 +325,7 @@ class Loop:
             metrics[split], host_metrics = run.score(split)
             if host_metrics is not None:
                 signatures |= host_metrics.signatures
-                write_lines(run.workdir / f"predictions.{split}.txt", host_metrics.lines)
+                write_lines(self._directory.predictions(split), host_metrics.lines)
         speed = step * self._experiment.batch_size / self._training if self._training else 0.0
         device = jax.devices()[0]
         params = run.evaluation_state(run.gather_state()).params
@@ -341,4 +347,4 @@ class Loop:
             "versions": record.versions(),
         }
         if jax.process_index() == 0:
-            write_json(run.workdir / "result.json", run.result)
+            write_json(self._directory.result, run.result)

@@ -22,10 +22,10 @@ from jdl._version import __version__
 from jdl.config.experiment_file import ExperimentFile
 from jdl.config.overrides import flatten
 from jdl.data.base import Data
-from jdl.data.tokenizers import TOKENIZER, Saved
+from jdl.data.tokenizers import Saved
 from jdl.errors import UserError
 from jdl.experiment import Experiment
-from jdl.files import write_json
+from jdl.files import ExperimentRecord, RunDirectory, json_value, write_json
 from jdl.paths import path_name
 from jdl.typing import Json, PyTree
 
@@ -114,10 +114,8 @@ def to_host(leaf: Any) -> np.ndarray:
 
 def mark(workdir: Path, name: str, experiment: Experiment, steps: int) -> None:
     """Makes a directory the run of an experiment that takes so many steps."""
-    write_json(
-        workdir / "experiment.json",
-        {"experiment": name, "total_steps": steps, "fields": flatten(experiment)},
-    )
+    described = ExperimentRecord(experiment=name, total_steps=steps, fields=flatten(experiment))
+    write_json(RunDirectory(workdir).experiment, described.to_json())
 
 
 def describe(
@@ -127,17 +125,19 @@ def describe(
     surroundings: Mapping[str, Json],
 ) -> None:
     """Writes the files from which the run can be done again."""
+    directory = RunDirectory(workdir)
     if file is not None:
-        for source, target in [(file.path, "experiment.py"), *((s, s.name) for s in file.siblings)]:
-            if not (workdir / target).exists() or not source.samefile(workdir / target):
-                shutil.copyfile(source, workdir / target)
-    write_json(workdir / "overrides.json", dict(overrides))
-    write_json(workdir / "environment.json", surroundings)
+        siblings = ((source, workdir / source.name) for source in file.siblings)
+        for source, target in [(file.path, directory.script), *siblings]:
+            if not target.exists() or not source.samefile(target):
+                shutil.copyfile(source, target)
+    write_json(directory.overrides, dict(overrides))
+    write_json(directory.environment, surroundings)
 
 
 def keep_tokenizer(workdir: Path, data: Data) -> None:
     """Writes the tokenizer of the data, where it has one, unless the directory holds it already."""
-    path = workdir / TOKENIZER
+    path = RunDirectory(workdir).tokenizer
     if data.has_tokenizer and not path.exists():
         write_json(path, json.loads(data.tokenizer().to_json()))
 
@@ -148,23 +148,10 @@ def with_tokenizer(workdir: Path, experiment: Experiment) -> Experiment:
     So nothing is learned anew, and another version of the library changes nothing.
     """
     data: Any = experiment.data
-    if not (data.has_tokenizer and (workdir / TOKENIZER).exists()):
+    if not (data.has_tokenizer and RunDirectory(workdir).tokenizer.exists()):
         return experiment
     data = dataclasses.replace(data, encoding=Saved(str(workdir)))
     return dataclasses.replace(experiment, data=data)
-
-
-def read(workdir: Path, name: str) -> Any:
-    """A JSON file of a run directory, or None where there is none.
-
-    Raises:
-      UserError: it cannot be read.
-    """
-    path = workdir / name
-    try:
-        return json.loads(path.read_text()) if path.exists() else None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
 
 
 def check_resumable(workdir: Path, name: str, experiment: Experiment) -> None:
@@ -180,16 +167,16 @@ def check_resumable(workdir: Path, name: str, experiment: Experiment) -> None:
     Raises:
       UserError: names what differs.
     """
-    recorded = read(workdir, "experiment.json")
-    if recorded["experiment"] != name:
+    recorded = RunDirectory(workdir).read_experiment()
+    if recorded.experiment != name:
         raise UserError(
-            f"{workdir} holds a run of {recorded['experiment']!r}, not of {name!r}: "
+            f"{workdir} holds a run of {recorded.experiment!r}, not of {name!r}: "
             f"choose another --workdir"
         )
     free = ("steps", "epochs", "strategy", "hooks")
     old, new = (
         {key: value for key, value in fields.items() if key.split(".")[0] not in free}
-        for fields in (recorded["fields"], json.loads(json.dumps(flatten(experiment))))
+        for fields in (recorded.fields, json_value(flatten(experiment)))
     )
     if changed := differences(old, new):
         raise UserError(
@@ -200,9 +187,9 @@ def check_resumable(workdir: Path, name: str, experiment: Experiment) -> None:
 
 def finished(workdir: Path, experiment: Experiment) -> bool:
     """Whether the run in a directory came to its end, and nothing longer is asked for now."""
-    recorded = read(workdir, "experiment.json")
-    length = [(e["steps"], e["epochs"]) for e in (recorded["fields"], flatten(experiment))]
-    return (workdir / "result.json").exists() and length[0] == length[1]
+    recorded = RunDirectory(workdir).read_experiment()
+    length = [(e["steps"], e["epochs"]) for e in (recorded.fields, flatten(experiment))]
+    return RunDirectory(workdir).result.exists() and length[0] == length[1]
 
 
 @contextlib.contextmanager
@@ -212,7 +199,7 @@ def locked(workdir: Path) -> Iterator[None]:
     Raises:
       UserError: another process holds it.
     """
-    path = workdir / ".lock"
+    path = RunDirectory(workdir).lock
     with path.open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

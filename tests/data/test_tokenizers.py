@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from jdl.data.tokenizers import (
     BPE,
     SPECIALS,
-    TOKENIZER,
     Alphabet,
     Bytes,
     Chars,
@@ -22,6 +21,7 @@ from jdl.data.tokenizers import (
     read_tokenizer,
 )
 from jdl.errors import UserError
+from jdl.files import RunDirectory
 
 TEXTS = ["the cat sat on the mat", "the dog; the cats' house", "dogs  sit\n\ton mats, é 🙂"] * 3
 PIECES = BPE(300).build(TEXTS)
@@ -99,7 +99,7 @@ def test_what_is_saved_is_read_again(tokenizer, tmp_path):
     assert isinstance(tokenizer, Tokenizer)
     assert read_tokenizer(tokenizer.to_json()) == tokenizer
     text = json.dumps(json.loads(tokenizer.to_json()), indent=2)
-    (tmp_path / TOKENIZER).write_text(text)
+    (RunDirectory(tmp_path).tokenizer).write_text(text)
     again = Saved(str(tmp_path)).build([])
     assert again.encode("ab\nñ" * 2) == tokenizer.encode("ab\nñ" * 2)
     assert again.size == tokenizer.size
@@ -125,7 +125,7 @@ GARBAGE = {
 def test_garbage_is_refused_in_a_sentence(text, tmp_path):
     with pytest.raises(UserError, match="this is no tokenizer that jdl has saved"):
         read_tokenizer(text)
-    (tmp_path / TOKENIZER).write_text(text)
+    (RunDirectory(tmp_path).tokenizer).write_text(text)
     with pytest.raises(UserError, match=r"tokenizer\.json cannot be read: this is no tokenizer"):
         Saved(str(tmp_path)).build([])
 
@@ -133,7 +133,7 @@ def test_garbage_is_refused_in_a_sentence(text, tmp_path):
 def test_a_run_without_a_tokenizer_is_named(tmp_path):
     with pytest.raises(UserError, match="nowhere holds no tokenizer of a run"):
         Saved(str(tmp_path / "nowhere")).build([])
-    (tmp_path / TOKENIZER).write_bytes(b"\xff\xfe")
+    (RunDirectory(tmp_path).tokenizer).write_bytes(b"\xff\xfe")
     with pytest.raises(UserError, match=r"tokenizer\.json cannot be read: 'utf-8' codec"):
         Saved(str(tmp_path)).build([])
 

@@ -15,6 +15,7 @@ from jdl.checkpoint import CheckpointStore
 from jdl.data import RandomCrop, RandomFlip
 from jdl.data.pipeline import InMemory, Shard
 from jdl.errors import UserError
+from jdl.files import CheckpointMetadata
 from jdl.metrics import compute, merge
 from jdl.models import CNN, MLP
 from jdl.optimizers import SGD, Adam
@@ -335,12 +336,12 @@ def test_what_one_strategy_saves_another_restores_bit_for_bit(saver, reader, tmp
     new, _ = compiled(reader)
     state, _ = old.update(lay(old, fresh(MAIN)), old.put(step_input(0)))
     saved = host(old.gather(state))
-    store.save(1, old.gather(state), {"note": 1}, ())
+    store.save(old.gather(state), CheckpointMetadata(step=1, hooks={"note": 1}), ())
     store.wait()
     found = store.restore_latest(new.abstract_state)
     store.close()
     assert found is not None
-    assert found[1] == {"note": 1}
+    assert found[1] == CheckpointMetadata(step=1, hooks={"note": 1})
     back = new.shard(found[0])
     chex.assert_trees_all_equal(host(new.gather(back)), saved)
     went_on, _ = old.update(state, old.put(step_input(1)))

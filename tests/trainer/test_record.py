@@ -128,13 +128,6 @@ def test_environment_says_all_that_a_result_depends_on(tmp_path, monkeypatch):
     assert record.environment(data, tmp_path.parent / "x.py")["git_commit"] is None
 
 
-def test_a_file_of_the_record_that_cannot_be_read_is_named(tmp_path):
-    assert record.read(tmp_path, "result.json") is None
-    (tmp_path / "result.json").write_text('{"step": ')
-    with pytest.raises(UserError, match=r"result\.json cannot be read"):
-        record.read(tmp_path, "result.json")
-
-
 def test_the_lock_names_its_holder_and_goes_with_it(tmp_path):
     taken = pytest.raises(UserError, match=rf"in use by another run .*{os.getpid()}")
     with record.locked(tmp_path), taken, record.locked(tmp_path):

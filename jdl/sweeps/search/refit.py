@@ -1,7 +1,6 @@
 """The best point of a search, trained on all there is to learn from and scored on test."""
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,9 +10,9 @@ from jdl.config.overrides import fields, flatten, override, paths, snake
 from jdl.data.splits import Splits
 from jdl.errors import UserError
 from jdl.experiment import Experiment
+from jdl.files import RunDirectory, json_value, read_json
 from jdl.hooks import Checkpoint, Hook
 from jdl.sweeps.search.tuning import Study
-from jdl.trainer import record
 from jdl.trainer.api import train
 from jdl.trainer.run import Run
 from jdl.typing import Json
@@ -49,7 +48,7 @@ def train_final(
     assert study.best is not None
     best, workdir = study.workdir / "best", study.workdir / "final"
     number = f"{study.best.number:04d}"
-    if not (best / "result.json").exists() or best.resolve().name != number:
+    if not RunDirectory(best).result.exists() or best.resolve().name != number:
         raise UserError(
             f"the best trial, {number}, does not lie in {study.workdir} but where it was run: ask "
             f"there for --final"
@@ -62,8 +61,8 @@ def train_final(
     if "hooks" in changes:  # which say all of them
         known = {path: value for path, value in known.items() if path.split(".")[0] != "hooks"}
     wanted = {**known, **changes}
-    found = record.read(workdir, "overrides.json")
-    if found is not None and found != json.loads(json.dumps(wanted)):
+    found = read_json(RunDirectory(workdir).overrides)
+    if found is not None and found != json_value(wanted):
         raise UserError(
             f"{workdir} holds the point of another trial than the best, {number}: move it away to "
             f"train this one too, and to read the test split again"
@@ -118,12 +117,13 @@ def without_validation(hooks: Sequence[Hook]) -> dict[str, Json]:
 
 def _steps(best: Path, experiment: Experiment) -> int:
     """Steps that make as many passes as a trial's did, over the training split there is now."""
-    store = CheckpointStore(best / "checkpoints")
+    directory = RunDirectory(best)
+    store = CheckpointStore(directory.checkpoints)
     try:
         step = store.evaluation_step()
     finally:
         store.close()
     if step is None:
         raise UserError(f"{best} holds no checkpoint")
-    before = record.read(best, "environment.json")["data"]["train"]["count"]
+    before = read_json(directory.environment)["data"]["train"]["count"]
     return max(1, round(step * Splits(experiment.data).count("train") / before))

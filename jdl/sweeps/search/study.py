@@ -1,7 +1,6 @@
 """A study in its storage: what it is of, what was found."""
 
 import dataclasses
-import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import IntegrityError, OperationalError
 
 from jdl.errors import UserError, first_line
-from jdl.files import write_atomically
+from jdl.files import RunDirectory, json_value, to_json, write_atomically
 from jdl.sweeps.search.leases import BEAT, GRACE
 from jdl.sweeps.search.samplers import quiet
 from jdl.trainer.record import differences
@@ -117,7 +116,7 @@ def open_study(
         storage=storage, study_name=name, direction=direction, sampler=sampler, pruner=pruner,
         load_if_exists=True,
     )  # fmt: skip
-    wanted = json.loads(json.dumps(identity))
+    wanted = json_value(identity)
     found = study.user_attrs.get(IDENTITY)
     if found is None:
         study.set_user_attr(IDENTITY, wanted)
@@ -143,8 +142,8 @@ def trials(study: OptunaStudy) -> list[Trial]:
 
 def write_trials(study: OptunaStudy, workdir: Path) -> None:
     """Writes `study.jsonl`, a line for each trial; to be called while `deciding`."""
-    lines = [json.dumps(dataclasses.asdict(each)) + "\n" for each in trials(study)]
-    write_atomically(workdir / "study.jsonl", "".join(lines))
+    lines = [to_json(dataclasses.asdict(each)) + "\n" for each in trials(study)]
+    write_atomically(RunDirectory(workdir).trials, "".join(lines))
 
 
 def best(study: OptunaStudy) -> Trial | None:

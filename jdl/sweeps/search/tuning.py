@@ -13,7 +13,7 @@ from jdl.config.overrides import flatten
 from jdl.data.splits import Splits
 from jdl.errors import UserError, nearest
 from jdl.experiment import Experiment
-from jdl.files import write_json
+from jdl.files import RunDirectory, write_json
 from jdl.step import evaluate
 from jdl.sweeps.search.leases import Claims
 from jdl.sweeps.search.progress import Progress
@@ -130,7 +130,7 @@ def tune(
         vectorize=config.vectorize,
         together=config.together,
     )
-    if (search.workdir / "experiment.json").exists():
+    if RunDirectory(search.workdir).experiment.exists():
         raise UserError(f"{workdir} holds a run, not a search: choose another --workdir")
     sampler = make_sampler(config.sampler, experiment.seed, points or ())
     data = Splits(experiment.data, without=("test",))
@@ -146,7 +146,7 @@ def tune(
     )
     claims, progress = Claims(study, storage, search.workdir), Progress(study, search, notify)
     with claims.deciding():
-        write_json(search.workdir / "study.json", _described(study, search, config))
+        write_json(RunDirectory(search.workdir).study, _described(study, search, config))
         write_trials(study, search.workdir)
 
     def show() -> None:
