@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 
-from jdl.cli.listing import list_experiments, prepare
-from jdl.cli.planning import find_batch, find_lr, plan
-from jdl.cli.reporting import compare, report
-from jdl.cli.searching import tune
-from jdl.cli.training import reproduce, train
-from jdl.cli.using import evaluate, export, predict
-from jdl.cli.writing import generate, translate
+from jdl.cli.list import list_experiments, prepare
+from jdl.cli.plan import find_batch, find_lr, plan
+from jdl.cli.report import compare, report
+from jdl.cli.tune import tune
+from jdl.cli.train import reproduce, train
+from jdl.cli.evaluate import evaluate, export, predict
+from jdl.cli.generate import generate, translate
 
 COMMANDS: dict[str, Callable[..., int | None]] = {
     "train": train,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from jdl.cli.using import tell_unfinished
+from jdl.cli.evaluate import tell_unfinished
 
 SEPARATOR = "-" * 15
 """The line between samples."""

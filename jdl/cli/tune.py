@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional, arg
 
-from jdl.cli.training import score_line
+from jdl.cli.train import score_line
 from jdl.errors import UserError
 from jdl.trainer.interrupt import Interrupted, Interruption
 
