@@ -44,9 +44,7 @@ class Experiment:
     epochs: float | None = None  # passes over the training split
     steps: int | None = None  # optimizer steps; where given, they count and epochs do not
     batch_size: int = 32  # examples per optimizer step, over all devices
-    num_microbatches: int = (
-        1  # micro-batches that a batch is computed in; changes memory, not results
-    )
+    num_microbatches: int = 1  # parts in which a batch is computed; changes memory, not results
     precision: Literal["fp32", "bf16"] = "fp32"  # of the computation; parameters are fp32
     steps_per_dispatch: int = 1  # steps in one call to the device; changes speed, not results
     compiler_options: tuple[tuple[str, str], ...] = ()  # of XLA, as (name, value)

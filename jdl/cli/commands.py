@@ -1,14 +1,21 @@
-"""The commands of `jdl`, as functions whose arguments tyro reads from the command line."""
+"""The commands of `jdl` by name; the arguments of the functions are those of the command line."""
 
 from collections.abc import Callable
 
-from jdl.cli.list import list_experiments, prepare
-from jdl.cli.plan import find_batch, find_lr, plan
-from jdl.cli.report import compare, report
+from jdl.cli.compare import compare
+from jdl.cli.evaluate import evaluate
+from jdl.cli.export import export
+from jdl.cli.find import find_batch, find_lr
+from jdl.cli.generate import generate
+from jdl.cli.list import list_experiments
+from jdl.cli.plan import plan
+from jdl.cli.predict import predict
+from jdl.cli.prepare import prepare
+from jdl.cli.report import report
+from jdl.cli.reproduce import reproduce
+from jdl.cli.train import train
+from jdl.cli.translate import translate
 from jdl.cli.tune import tune
-from jdl.cli.train import reproduce, train
-from jdl.cli.evaluate import evaluate, export, predict
-from jdl.cli.generate import generate, translate
 
 COMMANDS: dict[str, Callable[..., int | None]] = {
     "train": train,

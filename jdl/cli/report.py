@@ -1,30 +1,28 @@
-"""The commands that say what came of runs: `jdl report` and `jdl compare`."""
+"""`jdl report`."""
 
 from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from jdl.errors import UserError
+from jdl.cli.arguments import OwnFile
 
 
 def report(
     directory: Annotated[Positional[Path], arg(metavar="DIR")],
     /,
     out: Path | None = None,
-    experiment: Path | None = None,
+    experiment: OwnFile = None,
 ) -> None:
-    """Write a page about a run, or about a search.
+    """Write an HTML report on a run or a search.
 
-    Of a run: scores beside simple baselines, curves, mistakes, costs. This runs the directory's
-    experiment.py: trust a run directory as you would a script. Of a search: its best point, all
-    trials, and how the score goes with what was varied; nothing of it is executed, and it may still
-    be going on.
+    For a run: scores beside simple baselines, learning curves, errors and costs; this executes the
+    directory's experiment.py: trust a run directory like a script. For a search, which may still be
+    running: the best point, all trials and the score by each parameter; this executes nothing.
 
     Args:
-        directory: a run directory, or that of a search.
-        out: where to write index.html and its pictures (default: DIR/report).
-        experiment: an experiment file of your own to use instead of the run directory's.
+        directory: of a run or a search.
+        out: directory of index.html and its figures (default: DIR/report).
     """
     from jdl.report.run_report import write_report
     from jdl.report.search_report import is_search, write_search_report
@@ -33,24 +31,3 @@ def report(
         print(write_search_report(directory, out))
     else:
         print(write_report(directory, out, experiment))
-
-
-def compare(
-    directories: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN")],
-    /,
-    out: Path = Path("compare"),
-) -> None:
-    """Print in what runs differ and what came of it, and draw their losses.
-
-    Executes nothing that the directories hold.
-
-    Args:
-        directories: run directories, or those that --seeds made, of which each is one row.
-        out: where to write compare.html and its picture.
-    """
-    from jdl.report.comparison import write_comparison
-
-    if not directories:
-        raise UserError("compare takes one run directory or more")
-    text, page = write_comparison(directories, out)
-    print(f"{text}\n{page}")

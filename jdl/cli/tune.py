@@ -1,21 +1,19 @@
-"""The command that searches: `jdl tune`."""
+"""`jdl tune`."""
 
 import contextlib
 import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-import tyro
-from tyro.conf import Positional, arg
-
-from jdl.cli.train import score_line
+from jdl.cli.arguments import ExperimentName, Overrides
+from jdl.cli.train import print_result
 from jdl.errors import UserError
 from jdl.trainer.interrupt import Interrupted, Interruption
 
 
 def tune(
-    experiment: Annotated[Positional[str], arg(metavar="EXPERIMENT")],
+    experiment: ExperimentName,
     /,
     workdir: Path | None = None,
     space: tuple[str, ...] = (),
@@ -31,32 +29,31 @@ def tune(
     together: int = 8,
     final: bool = False,
     *,
-    changes: tyro.conf.Suppress[Mapping[str, Any] | None] = None,
+    overrides: Overrides = None,
 ) -> None:
-    """Search for the best variant of an experiment. Killed at any moment, it goes on where it was.
+    """Search hyperparameters, or resume the search in --workdir.
 
-    What may vary stands beside the experiment in its file, as `space`, or is told here:
+    The search space is `space` in the experiment's file, or given here:
     --space optimizer.learning-rate=log:1e-4:1e-1 model.widths.0=int:32:512:32
     task.label-smoothing=uniform:0:0.2 optimizer=choice:adam,sgd. Fields are set by their path as
-    for `train`. The same command on another machine, with the same --storage, takes part in it.
+    for `train`. The same command on another machine with the same --storage adds workers.
 
     Args:
-        experiment: a Python file, or the name of one in ./experiments or shipped with jdl.
-        workdir: of the study (default: runs/NAME-tune); trials/NNNN in it are the runs, best the
-            best of them.
-        space: dimensions beside those of the file, or in their place.
-        sampler: what proposes points; gp and cmaes need packages of their own.
-        trials: complete and pruned ones to have, whoever ran them (default: 20, of a grid all).
-        pruner: what stops hopeless trials.
+        workdir: of the study (default: runs/NAME-tune); the runs are in trials/NNNN, best is a link
+            to the best of them.
+        space: dimensions, added to those of the file or replacing them.
+        sampler: proposes points; gp and cmaes need packages of their own.
+        trials: number of complete and pruned trials, of all workers (default: 20, of a grid all).
+        pruner: stops unpromising trials early.
         metric: SPLIT.NAME of the score.
-        mode: whether less or more is better (default: as the metric's name tells).
-        workers: processes, among which CPU cores and GPUs are shared out.
+        mode: whether to minimize or maximize (default: by the metric's name).
+        workers: number of processes, which share the CPU cores and GPUs.
         storage: URL of a database (default: a journal file in the directory).
         study: name in the storage (default: the experiment's).
-        vectorize: train points that differ in numbers alone together, in one compiled step.
-        together: points that a worker then takes up at once.
-        final: in the end train the best point on training and validation data together, in
-            DIR/final, and read the test split once.
+        vectorize: train points that differ only in numbers together in one vmapped step.
+        together: number of points that a worker then trains at once.
+        final: at the end train the best point on training and validation data, in DIR/final, and
+            evaluate it on the test split once.
     """
     if importlib.util.find_spec("optuna") is None:
         raise UserError("jdl tune needs the package optuna: pip install 'jdl-research[search]'")
@@ -78,10 +75,10 @@ def tune(
         "sampler": sampler, "trials": trials, "pruner": pruner, "metric": metric, "mode": mode,
         "storage": storage, "study": study, "vectorize": vectorize, "together": together,
     }  # fmt: skip
-    words = _words(experiment, workdir, space, options, changes or {})
-    changed = override(file.experiment, changes or {})
+    command = _worker_command(experiment, workdir, space, options, overrides or {})
+    changed = override(file.experiment, overrides or {})
     if final:
-        joined(changed)  # what keeps it from that is said now
+        joined(changed)  # reports now what would prevent it after the search
     with _interruptible():
         found = tuning.tune(
             changed,
@@ -89,58 +86,57 @@ def tune(
             constraints=file.constraints,
             workdir=workdir,
             file=file,
-            overrides=changes,
-            run=None if workers == 1 else lambda show: spawn(words, workers, show),
+            overrides=overrides,
+            run=None if workers == 1 else lambda show: spawn(command, workers, show),
             notify=lambda line: print(line, flush=True),
             **options,
         )
-        _say_best(found)
+        _print_best(found)
     if final:
-        run = train_final(found, changed, file=file, overrides=changes)
-        for split, scores in run.result["metrics"].items():
-            run.print(score_line(split, scores))
-        run.print(f"{run.result['seconds']:.1f} s; {run.workdir} holds the run")
+        run = train_final(found, changed, file=file, overrides=overrides)
+        print_result(run, run.workdir)
 
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
-    """Says that a search that is asked to end can go on."""
+    """Tells the user that an interrupted search can be resumed."""
     try:
         with Interruption():
             yield
     except Interrupted:
-        print("interrupted; saved: the same command goes on from there", flush=True)
+        print("interrupted; saved: the same command resumes it", flush=True)
         raise
 
 
-def _say_best(study: Any) -> None:
-    """Prints the best of a `jdl.sweeps.search.tuning.Study`, whose imports are slow."""
+def _print_best(study: Any) -> None:
+    """Prints the best trial of a `jdl.sweeps.search.tuning.Study`."""
     assert study.best is not None
     name = f"trials/{study.best.number:04d}"
-    here = (study.workdir / name).exists()
-    where = f"{study.workdir}/best, which is {name}" if here else f"{name} where it was run"
+    where = f"{name} on the machine that ran it"
+    if (study.workdir / name).exists():
+        where = f"{study.workdir}/best, a link to {name}"
     print(f"{study.metric} {study.best.value:.4f} in {where}, with")
     for path, value in study.best.point.items():
         print(f"  --{path.replace('_', '-')} {_text(value)}")
 
 
-def _words(
+def _worker_command(
     experiment: str,
     workdir: Path,
     space: Sequence[str],
     options: Mapping[str, Any],
-    changes: Mapping[str, Any],
+    overrides: Mapping[str, Any],
 ) -> list[str]:
-    """The command line of one worker."""
-    words = ["tune", experiment, "--workdir", str(workdir)]
+    """The command line of a worker."""
+    command = ["tune", experiment, "--workdir", str(workdir)]
     if space:
-        words += ["--space", *space]
+        command += ["--space", *space]
     for name, value in options.items():
         if value is not None:
-            words += [f"--{name}", str(value)]
-    for path, value in changes.items():
-        words += [f"--{path}", *([value] if isinstance(value, str) else map(str, value))]
-    return words
+            command += [f"--{name}", str(value)]
+    for path, value in overrides.items():
+        command += [f"--{path}", *([value] if isinstance(value, str) else map(str, value))]
+    return command
 
 
 def _text(value: Any) -> str:

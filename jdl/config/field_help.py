@@ -1,8 +1,10 @@
-"""The fields of an experiment as `--help` teaches them."""
+"""The fields of an experiment for `--help`."""
 
+import ast
 import dataclasses
 import inspect
-import re
+import itertools
+import textwrap
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +12,7 @@ from jdl.config.overrides import choices, describe, flatten, paths
 
 
 def field_lines(config: Any) -> Iterator[str]:
-    """A line for each settable path: flag, type, present value and what it means."""
+    """A line for each settable path: flag, type, current value; below it the meaning."""
     for path, (annotation, value) in paths(config).items():
         if value is None or not isinstance(value, (tuple, dict)):
             shown = next(iter(flatten(value, "_").values())) if value is not None else None
@@ -25,24 +27,24 @@ def field_lines(config: Any) -> Iterator[str]:
 
 
 def field_doc(kind: type, name: str) -> str:
-    """The comment behind a field, or the string below it, in the class's source."""
+    """The string below a field in the class's source, or the comment at the end of its line."""
     for cls in kind.__mro__:
         if name not in vars(cls).get("__annotations__", {}):
             continue
         try:
-            source = inspect.getsource(cls)
-        except (OSError, TypeError):
+            source = textwrap.dedent(inspect.getsource(cls))
+        except (OSError, TypeError):  # no source, as in a notebook
             continue
-        found = re.search(
-            rf"^    {name}\s*:(?P<rest>.*)(?P<next>\n    \"\"\".*?\"\"\")?", source, re.M
-        )
-        if found and found["next"]:
-            return " ".join(found["next"].strip().strip('"').split())
-        if found and "# " in found["rest"]:
-            return found["rest"].split("# ", 1)[1].strip()
-        # A default over several lines carries its comment on the closing one.
-        closing = re.search(rf"^    {name}\s*:.*?^    \)  # (?P<doc>[^\n]*)$", source, re.M | re.S)
-        return closing["doc"].strip() if closing else ""
+        (definition,) = ast.parse(source).body
+        assert isinstance(definition, ast.ClassDef)
+        for field, below in itertools.pairwise([*definition.body, ast.Pass()]):
+            if not (isinstance(field, ast.AnnAssign) and ast.unparse(field.target) == name):
+                continue
+            if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
+                return " ".join(str(below.value.value).split())
+            assert field.end_lineno is not None
+            line = source.splitlines()[field.end_lineno - 1].encode()[field.end_col_offset :]
+            return line.decode().partition("# ")[2].strip()
     return ""
 
 

@@ -135,7 +135,7 @@ def _changed(config: Any, changes: Mapping[tuple[str, ...], Any], path: str) -> 
         below = {parts[1:]: v for parts, v in changes.items() if parts[0] == name and parts[1:]}
         if (name,) in changes:
             value = _convert(annotation, value, changes[(name,)], full, below)
-        if isinstance(value, tuple) and _element_kind(annotation) is not None:
+        if isinstance(value, tuple) and element_kind(annotation) is not None:
             direct = {p: v for p, v in below.items() if len(p) == 1}
             for part, given in direct.items():
                 index = _index(value, part[0], f"{full}.{'.'.join(part)}")
@@ -181,7 +181,7 @@ def _convert(
 ) -> Any:
     """`value`, or what its text means, as the annotation wants it."""
     kinds, members = choices(annotation), tuple(_members(annotation))
-    element = _element_kind(annotation)
+    element = element_kind(annotation)
     function = Callable in (typing.get_origin(annotation), annotation) or (
         callable(old) and not dataclasses.is_dataclass(old)
     )
@@ -210,7 +210,7 @@ def _convert(
         return _imported(tokens, path)
     if annotation is Any:
         annotation = type(old) if old is not None else str
-    return _parse(annotation, tokens, path)
+    return parse_value(annotation, tokens, path)
 
 
 def _named(
@@ -243,7 +243,7 @@ def _named(
     return wanted(**needed)
 
 
-def _parse(annotation: Any, tokens: list[str], path: str) -> Any:
+def parse_value(annotation: Any, tokens: list[str], path: str) -> Any:
     """Text as a value of the annotated type, by tyro's rules."""
     import tyro
 
@@ -297,7 +297,7 @@ def _members(annotation: Any) -> list[type]:
     return [origin] if isinstance(origin, type) else []
 
 
-def _element_kind(annotation: Any) -> Any:
+def element_kind(annotation: Any) -> Any:
     """The type of the elements of an annotated tuple of any length; None for other types."""
     args = typing.get_args(annotation) if typing.get_origin(annotation) is tuple else ()
     return args[0] if len(args) == 2 and args[1] is Ellipsis else None

@@ -231,20 +231,20 @@ def test_every_experiment_is_held_to_its_promise(command, experiments, tmp_path,
         line for line in out.splitlines() if line.split(":")[0] in ("clouds", "silent", "absent")
     ]
     assert lines[0].startswith("absent: skipped: data set 'absent' is not in nowhere")
-    assert lines[1].startswith(f"clouds: test accuracy {reached:.4f}, promised 0.5000")
+    assert lines[1].startswith(f"clouds: test accuracy {reached:.4f}, expected 0.5000")
     assert lines[2] == "silent: skipped: its docstring has no Expect: line"
     assert code == (0 if abs(reached - 0.5) <= 0.005 else 1)
-    assert ("NOT KEPT" in lines[1]) == (code == 1)
+    assert ("OUT OF TOLERANCE" in lines[1]) == (code == 1)
 
     (experiments / "clouds.py").write_text(promising(kept.format(round(reached, 4))))
     code, out, _ = command("reproduce", "--all", "--workdir", "again")
     assert code == 0
-    assert "NOT KEPT" not in out
+    assert "OUT OF TOLERANCE" not in out
 
     (experiments / "clouds.py").write_text(promising(kept.format(round(reached - 0.1, 4))))
     code, out, _ = command("reproduce", "--all", "--workdir", "third")
     assert code == 1
-    assert "NOT KEPT" in out
+    assert "OUT OF TOLERANCE" in out
 
 
 def test_list(command, experiments):

@@ -12,7 +12,7 @@ import pytest
 from sklearn.metrics import confusion_matrix
 
 import jdl
-from jdl.cli.main import _separate
+from jdl.cli.arguments import overrides, split
 from jdl.data import Arrays, Words
 from jdl.data.text import START, UNKNOWN, encode, rank
 from jdl.report import classification, occlusion, page, run_details
@@ -151,7 +151,7 @@ def test_overrides_are_said_as_the_command_line_takes_them():
     changes = {"steps": "10", "model.widths": ["4", "3"], "data.path": "a b$c", "data.name": "--x"}
     said = run_details.flags(changes)
     assert said == "--steps 10 --model.widths 4 3 --data.path 'a b$c' --data.name=--x"
-    assert _separate(shlex.split(said), set())[1] == changes
+    assert overrides(split(shlex.split(said), {})[1]) == changes
     assert run_details.flags({"optimizer.learning_rate": 0.1}) == "--optimizer.learning-rate 0.1"
 
 

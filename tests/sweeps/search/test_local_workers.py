@@ -46,7 +46,7 @@ def test_a_search_that_is_asked_to_end_has_its_workers_save_first(tmp_path):
         search.terminate()
         out, err = search.communicate()
     assert (search.returncode, err) == (75, "")
-    assert out.endswith("interrupted; saved: the same command goes on from there\n")
+    assert out.endswith("interrupted; saved: the same command resumes it\n")
     for worker in workers:
         with pytest.raises(ProcessLookupError):
             os.kill(worker, 0)

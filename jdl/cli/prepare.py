@@ -1,0 +1,27 @@
+"""`jdl prepare`."""
+
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+
+def prepare(
+    name: Annotated[Positional[str], arg(metavar="NAME")],
+    /,
+    from_: Annotated[Path | None, arg(name="from")] = None,
+    data_dir: Path | None = None,
+) -> None:
+    """Prepare a data set as array_record in TensorFlow Datasets' layout, without TensorFlow.
+
+    Supports mnist, fashion_mnist, cifar10, imdb_reviews, cats_vs_dogs, tiny_shakespeare and
+    multi30k.
+
+    Args:
+        name: of the data set.
+        from_: the original files (default: download them).
+        data_dir: directory of data sets (default: TFDS_DATA_DIR or ~/tensorflow_datasets).
+    """
+    from jdl.data.prepare import prepare
+
+    print(f"{prepare(name, raw=from_, data_dir=data_dir)} holds {name}")

@@ -1,0 +1,37 @@
+"""`jdl translate`."""
+
+import dataclasses
+import sys
+
+from jdl.cli.arguments import OwnFile, RunDirectory, warn_if_unfinished
+
+
+def translate(
+    directory: RunDirectory,
+    /,
+    text: tuple[str, ...] = (),
+    beams: int = 4,
+    alpha: float = 0.6,
+    experiment: OwnFile = None,
+) -> None:
+    """Translate texts, or the lines of the standard input, with the model of a run.
+
+    Prints a line for each text. Executes the directory's experiment.py: trust a run directory like
+    a script.
+
+    Args:
+        text: one or several texts (default: each line of the standard input).
+        beams: width of the beam search; 1 is fastest.
+        alpha: exponent of the length penalty; larger values favor longer translations.
+    """
+    from jdl.analysis.reproduce import read_run
+    from jdl.inference.predict import check_translates, open_to_predict, translate
+
+    recorded = read_run(directory, experiment)
+    check_translates(directory, recorded.experiment)
+    task = dataclasses.replace(recorded.experiment.task, beams=beams, alpha=alpha)
+    changed = dataclasses.replace(recorded.experiment, task=task)
+    run = open_to_predict(directory, changed, recorded.file.name)
+    warn_if_unfinished(directory, run)
+    for line in translate(run, text or (line.rstrip("\r\n") for line in sys.stdin)):
+        print(" ".join(line.split("\n")), flush=True)
