@@ -7,7 +7,6 @@ import dataclasses
 import itertools
 import math
 import os
-import resource
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ from jdl.errors import UserError
 from jdl.experiment import Experiment
 from jdl.metrics import compute
 from jdl.optimizers import RangeTest
+from jdl.trainer import record
 from jdl.trainer.allocator import configure_allocator
 from jdl.trainer.run import Run
 
@@ -245,7 +245,8 @@ def _measured(experiment: Experiment, size: int, data: Splits) -> BatchRow:
     while len(blocks) < BLOCKS and sum(blocks) < LONGEST_SECONDS:
         blocks.append(block(dispatches))
     seconds = statistics.median(blocks) / dispatches / count
-    return BatchRow(size, size / seconds, seconds, peak_memory())
+    memory = record.peak_bytes(experiment.strategy.used())
+    return BatchRow(size, size / seconds, seconds, memory)
 
 
 def _trial(experiment: Experiment, data: Splits | None = None, **changes: Any) -> Run:
@@ -265,13 +266,6 @@ def _losses(run: Run) -> Iterator[float]:
         if not math.isfinite(loss):
             return
         yield loss
-
-
-def peak_memory() -> int:
-    """Bytes that a device held at most so far; the process where the devices do not tell."""
-    known = [device.memory_stats() or {} for device in jax.local_devices()]
-    on_device = max(stats.get("peak_bytes_in_use", 0) for stats in known)
-    return on_device or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def available_memory() -> int:
