@@ -53,9 +53,9 @@ def update(
     """Takes one optimizer step on one batch.
 
     Totals and weights are summed over micro-batches and devices before the one division, so the
-    gradient is that of the whole batch however it is split. Where it is not finite, parameters,
-    collections and optimizer state stay as they are and only `step` advances; so too where
-    every row is masked.
+    gradient is that of the whole batch however it is split. Where the gradient or the loss is not
+    finite, or every row is masked, parameters, collections and optimizer state stay as they are and
+    only `step` advances.
 
     Args:
       program: what to compute.
@@ -64,8 +64,8 @@ def update(
       axis_name: the mapped axis over devices, under `pmap`.
 
     Returns:
-      The state after, and the batch's metrics; `skipped` is 1 where the gradient was not finite,
-      and then all others count nothing.
+      The state after, and the batch's metrics; `skipped` is 1 where gradient or loss was not
+      finite, and then all others count nothing.
     """
     key = jax.random.fold_in(state.key, state.step)
     rows = len(batch["mask"])
@@ -80,10 +80,11 @@ def update(
         collections = jax.lax.pmean(collections, axis_name)
     gradients = jax.tree.map(_divide, weight, gradients)
 
-    finite = jnp.array(True)
-    for leaf in jax.tree.leaves((gradients, metrics)):
-        finite &= jnp.isfinite(leaf).all()
     loss = metrics.get("loss", Mean(jnp.zeros(()), jnp.ones(())))
+    # Another metric may be undefined on a batch; that is no reason not to learn from it.
+    finite = jnp.array(True)
+    for leaf in jax.tree.leaves((gradients, loss)):
+        finite &= jnp.isfinite(leaf).all()
     value = loss.total / jnp.maximum(loss.count, 1)
 
     def step() -> tuple[PyTree, PyTree, PyTree]:

@@ -206,6 +206,25 @@ def test_a_non_finite_gradient_or_loss_skips_the_step(bad):
     assert not np.array_equal(again.params["w"], state.params["w"])
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Undefined(Given):
+    """Has a metric that is not a number."""
+
+    def gradient(self, model, state, batch, key):
+        gradient, weight, memory, metrics = super().gradient(model, state, batch, key)
+        odd = Mean(jnp.nan * metrics["noise"].total, jnp.ones(()))
+        return gradient, weight, memory, {**metrics, "odd": odd}
+
+
+def test_a_metric_that_is_not_finite_does_not_skip_the_step():
+    compute = dataclasses.replace(GIVEN, task=Undefined())
+    after, metrics = advance(compute, start(compute, given()), given())
+    expected, _ = advance(GIVEN, start(GIVEN, given()), given())
+    chex.assert_trees_all_equal(after.params, expected.params)
+    assert (metrics["skipped"].total, metrics["loss"].total) == (0, 1)
+    assert np.isnan(metrics["odd"].total)
+
+
 def test_collections_pass_from_one_micro_batch_to_the_next():
     compute = dataclasses.replace(GIVEN, num_microbatches=2)
     state, _ = advance(compute, start(compute, given()), given(), given())

@@ -1,11 +1,12 @@
 """The training rows of `metrics.jsonl`, which every run has."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from jdl.errors import UserError
 from jdl.hooks.base import Listener
-from jdl.metrics import Metrics, compute
+from jdl.metrics import Mean, Metrics, compute
 from jdl.typing import Event, Json, RunContext
 
 
@@ -15,6 +16,8 @@ class Rows(Listener):
     def __init__(self, run: RunContext) -> None:
         self._run = run
         self._sums: dict[str, list[float]] = {}
+        self._missing: set[str] = set()
+        self._warned: set[str] = set()
         self._epoch = self._next_epoch = 0
         self._epoch_sums: dict[str, list[float]] = {}
         self._restored: dict[str, float] = {}
@@ -28,24 +31,34 @@ class Rows(Listener):
         if self._next_epoch != self._epoch:
             self._epoch, self._epoch_sums = self._next_epoch, {}
         self._next_epoch = int(event.epoch)  # a step belongs to the epoch in which it begins
+        missing = {name for name, metric in event.metrics.items() if not _is_finite(metric)}
+        self._missing |= missing
+        self._warn(missing, event.step)
         for sums in (self._sums, self._epoch_sums):
             _add(sums, event.metrics)
         self._latest = event.metrics
         if self._last is None:
             self._last = (event.step, event.timing["training_seconds"])
         if event.step % self._run.experiment.log_every == 0 or event.step == self._run.steps:
-            scores = _compute(event.metrics, self._sums)
-            self._sums = {}
+            missing = dict.fromkeys(name for name in event.metrics if name in self._missing)
+            scores = {**missing, **_compute(event.metrics, self._sums)}
+            self._sums, self._missing = {}, set()
             self._write(event, "train", scores, self._speed(event))
 
     def state(self) -> Json:
         """The sums since the last row and since the last epoch began, [total, count] by name."""
         epoch = [self._epoch, self._next_epoch, dict(self._epoch_sums), self.epoch_metrics]
-        return {"sums": dict(self._sums), "skipped": self._skipped, "epoch": epoch}
+        return {
+            "sums": dict(self._sums),
+            "missing": sorted(self._missing),
+            "skipped": self._skipped,
+            "epoch": epoch,
+        }
 
     def restore(self, state: Json) -> None:
         """Takes back the sums."""
         self._sums, self._skipped = dict(state["sums"]), state["skipped"]
+        self._missing = set(state["missing"])
         self._epoch, self._next_epoch, self._epoch_sums, self._restored = state["epoch"]
 
     @property
@@ -64,6 +77,14 @@ class Rows(Listener):
         rate = (event.step - step) / spent
         items = rate * self._run.experiment.batch_size
         return {**event.timing, "steps_per_second": rate, "items_per_second": items}
+
+    def _warn(self, missing: set[str], step: int) -> None:
+        for name in sorted(missing - self._warned):
+            self._run.print(
+                f"the metric {name} is not finite at step {step}: such steps are left out of its "
+                f"mean over training steps (this is printed once)"
+            )
+        self._warned |= missing
 
     def _mind_skipped(self, event: Event) -> None:
         if not event.metrics["skipped"].total:
@@ -93,10 +114,17 @@ class Rows(Listener):
         )
 
 
+def _is_finite(metric: Mean) -> bool:
+    return math.isfinite(metric.total) and math.isfinite(metric.count)
+
+
 def _add(sums: dict[str, list[float]], metrics: Metrics) -> None:
+    """Adds a step's metrics to sums, without those that are not finite."""
     for name, metric in metrics.items():
         total, count = sums.get(name, (0.0, 0.0))
-        sums[name] = [total + float(metric.total), count + float(metric.count)]
+        if _is_finite(metric):
+            total, count = total + float(metric.total), count + float(metric.count)
+        sums[name] = [total, count]
 
 
 def _compute(metrics: Mapping[str, Any], sums: dict[str, list[float]]) -> dict[str, float]:

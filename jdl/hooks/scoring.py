@@ -230,5 +230,5 @@ class Score:
         if self.name not in row["metrics"]:
             known = ", ".join(row["metrics"])
             raise UserError(f"there is no metric {self.name!r} of {self.split} (there are {known})")
-        score = self.sign * row["metrics"][self.name]
-        return math.inf if math.isnan(score) else score
+        score = row["metrics"][self.name]
+        return math.inf if score is None or math.isnan(score) else self.sign * score

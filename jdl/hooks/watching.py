@@ -1,6 +1,7 @@
 """Hooks that show or record a run and change nothing in it."""
 
 import importlib.util
+import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -74,7 +75,9 @@ def line(row: Mapping[str, Any], steps: int) -> str:
     metrics = dict(row["metrics"])
     if metrics.get("nll") == metrics.get("loss"):  # they differ by smoothing and class weights only
         metrics.pop("nll", None)
-    scores = " ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+    scores = " ".join(
+        f"{name} {math.nan if value is None else value:.4f}" for name, value in metrics.items()
+    )
     text = f"step {row['step']}/{steps}  {row['split']} {scores}"
     if row["split"] == "train" and "steps_per_second" in timing:
         # By the mean of all steps: those between two rows may have waited for others.
@@ -105,7 +108,8 @@ class _TensorBoard(Listener):
 
             self._writer = SummaryWriter(str(self._run.workdir), purge_step=row["step"])
         for name, value in row["metrics"].items():
-            self._writer.add_scalar(f"{row['split']}/{name}", value, row["step"])
+            if value is not None:
+                self._writer.add_scalar(f"{row['split']}/{name}", value, row["step"])
 
     def close(self) -> None:
         if self._writer is not None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import time
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
@@ -302,8 +303,10 @@ class Loop:
             run.compiled.abstract_state,
             run.batch,
         )
+        # JSON holds null in place of a sum that is not finite.
+        numbers = {k: [math.nan if x is None else x for x in pair] for k, pair in pending.items()}
         return {
-            k: abstract_state[k].replace(total=total, count=n) for k, (total, n) in pending.items()
+            k: abstract_state[k].replace(total=total, count=n) for k, (total, n) in numbers.items()
         }
 
     def _finish(self, step: int) -> None:

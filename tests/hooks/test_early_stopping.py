@@ -1,5 +1,6 @@
 """What ends a run early and which checkpoints are kept: scores decide, and skipped steps."""
 
+import dataclasses
 import json
 import math
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ import pytest
 import jdl
 from jdl.errors import UserError
 from jdl.hooks import Checkpoint, EarlyStopping, Evaluate
+from jdl.hooks.rows import Rows
+from jdl.metrics import Mean
 from jdl.tasks import Classification
 from jdl.typing import Event
 from tests import kill_resume
@@ -38,6 +41,7 @@ class FakeRun:
 
     def __init__(self, hook):
         self.saves = self.stops = 0
+        self.rows = []
         self.experiment = make_experiment(Evaluate(), hook)
 
     def save(self):
@@ -49,7 +53,11 @@ class FakeRun:
     def evaluate(self, split, state=None):
         raise AssertionError
 
-    log = print = evaluate
+    def log(self, row):
+        self.rows.append(row)
+
+    def print(self, text):
+        pass
 
 
 def drive(hook, scores, resume_at=()):
@@ -177,6 +185,44 @@ def test_a_skipped_step_is_logged_with_the_positions_of_its_batch(tmp_path):
     assert all(math.isfinite(metrics["loss"]) for metrics in train)
     assert run.result["step"] == 6
     assert all(math.isfinite(m["loss"]) for m in run.result["metrics"].values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Undefined(Classification):
+    """Classification with a metric that is NaN at some steps and 1 at all others."""
+
+    steps: tuple[int, ...]
+
+    def loss(self, model, params, state, batch, key):
+        total, weight, collections, metrics = super().loss(model, params, state, batch, key)
+        bad = jnp.isin(state.step + 1, jnp.asarray(self.steps, jnp.int32))
+        odd = Mean(jnp.where(bad, jnp.nan, 1.0), jnp.ones(()))
+        return total, weight, collections, {**metrics, "odd": odd}
+
+
+def test_a_metric_that_is_not_finite_is_missing_in_the_rows_and_training_goes_on(tmp_path, capsys):
+    options = {"stop_after_skipped": 1, "log_every": 3, "steps": 12}
+    task = Undefined(steps=(2, 4, 5, 6, 12))
+    run = jdl.train(make_experiment(Checkpoint(every=1), task=task, **options), tmp_path / "run")
+    rows = read_rows(tmp_path / "run", "train")
+    assert [row["metrics"]["odd"] for row in rows] == [1, None, 1, 1]
+    assert not read_rows(tmp_path / "run", "skipped")
+    out = capsys.readouterr().out
+    assert out.count("the metric odd is not finite at step 2: such steps are left out") == 1
+    assert "is not finite at step 4" not in out
+    plain = jdl.train(make_experiment(**options), tmp_path / "plain")
+    assert run.result["params_sha256"] == plain.result["params_sha256"]
+
+
+def test_what_was_missing_survives_a_checkpoint():
+    listener, other = Rows(FakeRun(Checkpoint())), Rows(FakeRun(Checkpoint()))
+    metrics = {"odd": Mean(math.nan, 1.0), "skipped": Mean(0.0, 1.0)}
+    event = Event(step=1, epoch=0.1, metrics=metrics, timing={"training_seconds": 1.0})
+    listener(event)
+    other.restore(json.loads(json.dumps(listener.state(), allow_nan=False)))
+    for each in (listener, other):
+        each(dataclasses.replace(event, step=each._run.experiment.log_every))
+        assert each._run.rows[-1]["metrics"] == {"odd": None}
 
 
 def test_many_skipped_steps_in_a_row_end_the_run_with_one_sentence(tmp_path):

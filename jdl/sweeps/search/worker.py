@@ -250,7 +250,7 @@ def _tell(search: Search, study: Study, task: Task, outcome: Outcome) -> None:
             raise outcome
         split, _, name = search.metric.partition(".")
         value = outcome.result["metrics"][split][name]
-        if math.isnan(value):
+        if value is None or math.isnan(value):
             raise UserError(f"{search.metric} is not a number")
     except Exception as error:
         trial.set_user_attr(ERROR, f"{type(error).__name__}: {first_line(error)}")
