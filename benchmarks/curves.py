@@ -22,14 +22,22 @@ from jdl.errors import UserError, nearest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-TINY: dict[str, Any] = {"layers": 4, "width": 128, "context": 64, "batch": 12, "heads": 4}
+TINY: dict[str, Any] = {
+    "num_layers": 4,
+    "embed_dim": 128,
+    "max_position_embeddings": 64,
+    "batch": 12,
+    "num_heads": 4,
+}
 
 CURVES: dict[str, list[tuple[int, Workload]]] = {
     "batch": [(n, cnn(n)) for n in (1, 2, 4, 8, 16, 32)],
     "lstm-length": [(n, lstm(64, n)) for n in (25, 50, 100, 200, 400)],
-    "gpt-length": [(n, gpt("", **{**TINY, "context": n})) for n in (32, 64, 128, 256, 512)],
-    "width": [(n, gpt("", **{**TINY, "width": n})) for n in (64, 128, 256, 512)],
-    "depth": [(n, gpt("", **{**TINY, "layers": n})) for n in (1, 2, 4, 8)],
+    "gpt-length": [
+        (n, gpt("", **{**TINY, "max_position_embeddings": n})) for n in (32, 64, 128, 256, 512)
+    ],
+    "width": [(n, gpt("", **{**TINY, "embed_dim": n})) for n in (64, 128, 256, 512)],
+    "depth": [(n, gpt("", **{**TINY, "num_layers": n})) for n in (1, 2, 4, 8)],
     "devices": [(n, mlp(64)) for n in (1, 2, 4)],
 }
 """By name: what grows, and the workload at each size. Virtual devices share the same cores."""

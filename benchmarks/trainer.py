@@ -12,7 +12,7 @@ class Case:
 
     Attributes:
       name: of the workload, such as `mlp`.
-      model: fields of jdl's model, such as `layers` and `heads`.
+      model: fields of jdl's model, such as `num_layers` and `num_heads`.
       params: initial weights by path, joined by dots, as jdl's model has them.
       arrays: a batch by name, or for `loop` the whole data set, as it is before any transform.
       batch: examples of a step.

@@ -63,26 +63,26 @@ def _images(*shape: int, classes: int) -> Callable[[np.random.Generator, int], A
     return draw
 
 
-def _reviews(vocabulary: int, length: int) -> Callable[[np.random.Generator, int], Arrays]:
+def _reviews(vocab_size: int, length: int) -> Callable[[np.random.Generator, int], Arrays]:
     def draw(rng: np.random.Generator, count: int) -> Arrays:
-        tokens = rng.integers(1, vocabulary, (count, length), np.int32)
+        tokens = rng.integers(1, vocab_size, (count, length), np.int32)
         return {"tokens": tokens, "label": rng.integers(0, 2, count, np.int32)}
 
     return draw
 
 
-def _text(vocabulary: int, length: int) -> Callable[[np.random.Generator, int], Arrays]:
+def _text(vocab_size: int, length: int) -> Callable[[np.random.Generator, int], Arrays]:
     def draw(rng: np.random.Generator, count: int) -> Arrays:
-        return {"tokens": rng.integers(0, vocabulary, (count, length + 1), np.int32)}
+        return {"tokens": rng.integers(0, vocab_size, (count, length + 1), np.int32)}
 
     return draw
 
 
-def _pairs(vocabulary: int, length: int) -> Callable[[np.random.Generator, int], Arrays]:
+def _pairs(vocab_size: int, length: int) -> Callable[[np.random.Generator, int], Arrays]:
     """Sources and targets of 2 tokens to as many as have room, as `jdl.data.Pairs` pads them."""
 
     def side(rng: np.random.Generator, count: int, length: int) -> np.ndarray:
-        tokens = rng.integers(1, vocabulary, (count, length), np.int32)
+        tokens = rng.integers(1, vocab_size, (count, length), np.int32)
         lengths = rng.integers(2, length + 1, (count, 1))
         return np.where(np.arange(length) < lengths, tokens, 0)
 
@@ -95,37 +95,40 @@ def _pairs(vocabulary: int, length: int) -> Callable[[np.random.Generator, int],
 def gpt(
     size: str,
     *,
-    layers: int,
-    width: int,
-    context: int,
+    num_layers: int,
+    embed_dim: int,
+    max_position_embeddings: int,
     batch: int,
-    heads: int,
-    vocabulary: int = 65,
+    num_heads: int,
+    vocab_size: int = 65,
     **settings: Any,
 ) -> Workload:
     """A GPT of any size, with further settings of the experiment by path."""
-    shape = {"layers": layers, "width": width, "context": context, "heads": heads}
+    shape = {
+        "num_layers": num_layers,
+        "embed_dim": embed_dim,
+        "max_position_embeddings": max_position_embeddings,
+        "num_heads": num_heads,
+        "vocab_size": vocab_size,
+    }
     return Workload(
         name="transformer",
         size=size,
         experiment="shakespeare_char_gpt",
-        changes={
-            **{f"model.{k}": v for k, v in {**shape, "vocabulary": vocabulary}.items()},
-            **settings,
-        },
+        changes={**{f"model.{name}": value for name, value in shape.items()}, **settings},
         batch=batch,
-        tokens=context,
-        draw=_text(vocabulary, context),
+        tokens=max_position_embeddings,
+        draw=_text(vocab_size, max_position_embeddings),
     )
 
 
-def lstm(batch: int = 128, length: int = 200, width: int = 128) -> Workload:
+def lstm(batch: int = 128, length: int = 200, hidden_size: int = 128) -> Workload:
     """The IMDb LSTM of any size."""
     return Workload(
         name="lstm",
-        size=f"T={length}, {width}",
+        size=f"T={length}, {hidden_size}",
         experiment="imdb_lstm",
-        changes={"model.features": width, "model.units": width},
+        changes={"model.embed_dim": hidden_size, "model.hidden_size": hidden_size},
         batch=batch,
         tokens=length,
         draw=_reviews(10_000, length),
@@ -143,24 +146,24 @@ def lstm_lm(
     batch: int = 20,
     *,
     length: int = 35,
-    layers: int = 2,
-    units: int = 650,
-    vocabulary: int = 10_000,
+    num_layers: int = 2,
+    hidden_size: int = 650,
+    vocab_size: int = 10_000,
 ) -> Workload:
     """A language model of LSTMs, by default the medium one of Zaremba et al. (2014).
 
     Every window begins at zero, in all implementations: to carry the state would cost nothing.
     """
-    shape = {"layers": layers, "units": units, "vocabulary": vocabulary}
+    shape = {"num_layers": num_layers, "hidden_size": hidden_size, "vocab_size": vocab_size}
     changes = {**{f"model.{k}": v for k, v in shape.items()}, "data.streams": batch}
     return Workload(
         name="lstm_lm",
-        size=f"{layers}x{units}, T={length}",
+        size=f"{num_layers}x{hidden_size}, T={length}",
         experiment="shakespeare_char_lstm",
-        changes={**changes, "model.dropout": 0.0, "model.carry": False},
+        changes={**changes, "model.dropout_rate": 0.0, "model.carry": False},
         batch=batch,
         tokens=length,
-        draw=_text(vocabulary, length),
+        draw=_text(vocab_size, length),
     )
 
 
@@ -177,7 +180,7 @@ def cnn(batch: int = 32) -> Workload:
 
 def resnet50(batch: int = 4, side: int = 224, classes: int = 1000, **model: Any) -> Workload:
     """ResNet-50, with further fields of the model by name; no augmentation, no smoothing."""
-    changes = {f"model.{name}": value for name, value in {"outputs": classes, **model}.items()}
+    changes = {f"model.{name}": value for name, value in {"num_classes": classes, **model}.items()}
     return Workload(
         name="resnet50",
         size=f"{side}x{side}x3",
@@ -190,21 +193,27 @@ def resnet50(batch: int = 4, side: int = 224, classes: int = 1000, **model: Any)
 
 def vit_s16(batch: int = 4, side: int = 224, **model: Any) -> Workload:
     """ViT-S/16, with further fields of the model by name; no augmentation."""
-    changes = {f"model.{name}": value for name, value in {"outputs": 1000, **model}.items()}
+    changes = {f"model.{name}": value for name, value in {"num_classes": 1000, **model}.items()}
     return Workload(
         name="vit_s16",
         size=f"{side}x{side}x3",
         experiment="imagenet_vit_s16",
         changes={**changes, "data.device_transforms": (Scale(),)},
         batch=batch,
-        draw=_images(side, side, 3, classes=changes["model.outputs"]),
+        draw=_images(side, side, 3, classes=changes["model.num_classes"]),
     )
 
 
 def bert_base(batch: int = 8, length: int = 128, **model: Any) -> Workload:
     """BERT-base judges texts, with further fields of the model by name; no dropout."""
-    base = {"vocabulary": 30_522, "context": 512, "layers": 12, "heads": 12, "width": 768}
-    fields = {**base, "dropout": 0.0, **model}
+    base = {
+        "vocab_size": 30_522,
+        "max_position_embeddings": 512,
+        "num_layers": 12,
+        "num_heads": 12,
+        "embed_dim": 768,
+    }
+    fields = {**base, "dropout_rate": 0.0, **model}
     return Workload(
         name="bert_base",
         size=f"T={length}",
@@ -212,7 +221,7 @@ def bert_base(batch: int = 8, length: int = 128, **model: Any) -> Workload:
         changes={f"model.{name}": value for name, value in fields.items()},
         batch=batch,
         tokens=length,
-        draw=_reviews(fields["vocabulary"], length),
+        draw=_reviews(fields["vocab_size"], length),
     )
 
 
@@ -220,21 +229,21 @@ def seq2seq(
     batch: int = 128,
     *,
     length: int = 32,
-    layers: int = 4,
-    width: int = 128,
-    vocabulary: int = 8192,
+    num_layers: int = 4,
+    embed_dim: int = 128,
+    vocab_size: int = 8192,
     **model: Any,
 ) -> Workload:
     """A transformer translates, with further fields of the model by name; no dropout."""
-    shape = {"layers": layers, "width": width, "vocabulary": vocabulary}
+    shape = {"num_layers": num_layers, "embed_dim": embed_dim, "vocab_size": vocab_size}
     return Workload(
         name="seq2seq",
-        size=f"{layers}x{width}, T={length}",
+        size=f"{num_layers}x{embed_dim}, T={length}",
         experiment="multi30k_transformer",
-        changes={f"model.{k}": v for k, v in {**shape, "dropout": 0.0, **model}.items()},
+        changes={f"model.{k}": v for k, v in {**shape, "dropout_rate": 0.0, **model}.items()},
         batch=batch,
         tokens=length,  # places of a target, padding included; those of its source do not count
-        draw=_pairs(vocabulary, length),
+        draw=_pairs(vocab_size, length),
     )
 
 
@@ -259,14 +268,34 @@ def mlp(batch: int = 32) -> Workload:
 def workloads(accelerator: bool) -> tuple[Workload, ...]:
     """All workloads, at the sizes for this kind of machine."""
     if accelerator:
-        large = {"layers": 12, "width": 768, "context": 1024, "heads": 12, "vocabulary": 50_304}
+        large = {
+            "num_layers": 12,
+            "embed_dim": 768,
+            "max_position_embeddings": 1024,
+            "num_heads": 12,
+            "vocab_size": 50_304,
+        }
         gpt2 = gpt("GPT-2 124M", batch=32, **large)
         images = (resnet50(256), vit_s16(256))
-        base = {"layers": 6, "heads": 8, "width": 512, "hidden": 2048, "vocabulary": 37_000}
+        base = {
+            "num_layers": 6,
+            "num_heads": 8,
+            "embed_dim": 512,
+            "mlp_dim": 2048,
+            "vocab_size": 37_000,
+        }
         translation = seq2seq(length=64, **base, pre_norm=False)
         return mlp(), cnn(256), lstm(), gpt2, lstm_lm(), *images, bert_base(64), translation
-    tiny = gpt("tiny", layers=4, width=128, context=64, batch=12, heads=4)
-    shape = {"layers": 6, "width": 384, "context": 256, "batch": 8, "heads": 6}
+    tiny = gpt(
+        "tiny", num_layers=4, embed_dim=128, max_position_embeddings=64, batch=12, num_heads=4
+    )
+    shape = {
+        "num_layers": 6,
+        "embed_dim": 384,
+        "max_position_embeddings": 256,
+        "batch": 8,
+        "num_heads": 6,
+    }
     small = gpt("small", **shape, compiler_options=ONEDNN, malloc_arenas=1)
     images = (resnet50(), vit_s16())
     return mlp(), cnn(), lstm(), tiny, small, lstm_lm(), *images, bert_base(), seq2seq()

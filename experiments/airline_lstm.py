@@ -17,7 +17,7 @@ from jdl.optimizers import Adam, Cosine
 from jdl.tasks import Forecast
 
 experiment = Experiment(
-    model=RNN(vocabulary=0, units=32),
+    model=RNN(vocab_size=0, hidden_size=32),
     task=Forecast(),
     data=Series(
         "airline-passengers.csv",

@@ -15,7 +15,7 @@ from jdl.optimizers import Adam
 from jdl.tasks import BinaryClassification
 
 experiment = Experiment(
-    model=CNN(channels=(32, 64, 128), dense=(512,), outputs=1, padding="VALID"),
+    model=CNN(channels=(32, 64, 128), dense=(512,), num_classes=1, padding="VALID"),
     task=BinaryClassification(),
     data=TFDS(
         "cats_vs_dogs",

@@ -15,7 +15,9 @@ from jdl.optimizers import AdamW, Cosine
 from jdl.tasks import Classification
 
 experiment = Experiment(
-    model=ViT(patch=4, layers=6, heads=6, width=192, pool="mean", dropout=0.1),
+    model=ViT(
+        patch_size=4, num_layers=6, num_heads=6, embed_dim=192, pool="mean", dropout_rate=0.1
+    ),
     task=Classification(label_smoothing=0.1),
     data=TFDS(
         "cifar10",

@@ -11,7 +11,7 @@ from jdl.models import CNN
 from jdl.optimizers import AdamW, Cosine
 
 experiment = Experiment(
-    model=CNN(channels=(32, 64), dense=(128,), batch_norm=True, dropout=0.3),
+    model=CNN(channels=(32, 64), dense=(128,), batch_norm=True, dropout_rate=0.3),
     data=Digits(device_transforms=(RandomCrop(padding=1), Scale(divisor=16.0))),
     optimizer=AdamW(2e-3, schedule=Cosine(warmup=0.1), weight_decay=1e-3),
     epochs=20,

@@ -23,7 +23,7 @@ experiment = Experiment(
 )
 space = {
     "model.widths.0": Int(16, 128, step=16),
-    "model.dropout": Uniform(0, 0.8),
+    "model.dropout_rate": Uniform(0, 0.8),
     "optimizer.learning_rate": LogUniform(1e-5, 1),
     "optimizer.weight_decay": LogUniform(1e-5, 10),
     "optimizer.b1": Uniform(0, 0.99),

@@ -15,7 +15,7 @@ from jdl.models import ViT
 from jdl.optimizers import AdamW, Cosine
 
 experiment = Experiment(
-    model=ViT(patch=2, layers=4, heads=4, width=64, hidden=128, dropout=0.1),
+    model=ViT(patch_size=2, num_layers=4, num_heads=4, embed_dim=64, mlp_dim=128, dropout_rate=0.1),
     data=Digits(device_transforms=(RandomCrop(padding=1), Scale(divisor=16.0))),
     optimizer=AdamW(1e-3, schedule=Cosine(warmup=0.1), weight_decay=0.1, clip_norm=1.0),
     epochs=300,

@@ -14,7 +14,7 @@ from jdl.models import ViTSmall16
 from jdl.optimizers import AdamW, Cosine
 
 experiment = Experiment(
-    model=ViTSmall16(outputs=1000, pool="mean"),
+    model=ViTSmall16(num_classes=1000, pool="mean"),
     data=TFDS(
         "imagenet2012",
         transforms=(Resize(height=224, width=224),),

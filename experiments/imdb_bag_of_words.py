@@ -17,8 +17,8 @@ from jdl.optimizers import Adam
 
 experiment = dataclasses.replace(
     lstm,
-    model=BagOfWords(vocabulary=10_000, features=16),
-    data=Words(TFDS("imdb_reviews"), vocabulary=10_000, length=400),
+    model=BagOfWords(vocab_size=10_000, embed_dim=16),
+    data=Words(TFDS("imdb_reviews"), vocab_size=10_000, length=400),
     optimizer=Adam(1e-2, eps=1e-7),
     compiler_options=(),
     epochs=10,

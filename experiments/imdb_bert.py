@@ -22,7 +22,7 @@ from jdl.tasks import BinaryClassification
 
 experiment = dataclasses.replace(
     mlm,
-    model=mlm.model.clone(outputs=1),
+    model=mlm.model.clone(num_classes=1),
     task=BinaryClassification(inputs="tokens"),
     data=dataclasses.replace(mlm.data, encoding=Saved("runs/imdb_mlm"), device_transforms=()),
     init_from=InitFrom(run="runs/imdb_mlm", skip=("pooler", "logits")),

@@ -14,5 +14,5 @@ from imdb_lstm import experiment as lstm
 from jdl.models import RNN
 
 experiment = dataclasses.replace(
-    lstm, model=RNN(features=128, units=64, bidirectional=True, dropout=0.5)
+    lstm, model=RNN(embed_dim=128, hidden_size=64, bidirectional=True, dropout_rate=0.5)
 )

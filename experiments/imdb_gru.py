@@ -11,4 +11,4 @@ from imdb_lstm import experiment as lstm
 
 from jdl.models import RNN
 
-experiment = dataclasses.replace(lstm, model=RNN(features=128, units=128, cell="gru"))
+experiment = dataclasses.replace(lstm, model=RNN(embed_dim=128, hidden_size=128, cell="gru"))

@@ -15,9 +15,9 @@ from jdl.optimizers import Adam
 from jdl.tasks import BinaryClassification
 
 experiment = Experiment(
-    model=RNN(vocabulary=10_000, features=128, units=128),
+    model=RNN(vocab_size=10_000, embed_dim=128, hidden_size=128),
     task=BinaryClassification(inputs="tokens"),
-    data=Words(TFDS("imdb_reviews"), vocabulary=10_000, length=200),
+    data=Words(TFDS("imdb_reviews"), vocab_size=10_000, length=200),
     optimizer=Adam(1e-3, eps=1e-7),
     hooks=(
         Progress(),

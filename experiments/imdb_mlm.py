@@ -16,14 +16,16 @@ from jdl.optimizers import AdamW, Linear
 from jdl.tasks import MaskedLanguageModeling
 
 experiment = Experiment(
-    model=BERT(vocabulary=8192, context=128, layers=4, heads=4, width=128),
+    model=BERT(
+        vocab_size=8192, max_position_embeddings=128, num_layers=4, num_heads=4, embed_dim=128
+    ),
     task=MaskedLanguageModeling(),
     data=Texts(
         TFDS("imdb_reviews"),
         encoding=BPE(8192, lowercase=True),
         length=128,
         keep="end",
-        device_transforms=(MaskTokens(vocabulary=8192),),
+        device_transforms=(MaskTokens(vocab_size=8192),),
     ),
     optimizer=AdamW(
         1e-3, schedule=Linear(warmup=0.05, end=0.0), b2=0.98, weight_decay=0.01, clip_norm=1.0

@@ -16,7 +16,7 @@ from jdl.optimizers import AdamW, Cosine
 
 experiment = dataclasses.replace(
     mlp,
-    model=CNN(channels=(16, 32), dense=(128,), batch_norm=True, dropout=0.3),
+    model=CNN(channels=(16, 32), dense=(128,), batch_norm=True, dropout_rate=0.3),
     optimizer=AdamW(2e-3, schedule=Cosine(warmup=0.1), weight_decay=1e-3),
     batch_size=128,
     steps_per_dispatch=1,

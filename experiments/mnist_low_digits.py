@@ -22,7 +22,7 @@ augment = RandomAffine(
 
 experiment = dataclasses.replace(
     cnn,
-    model=CNN(channels=(16, 32, 64), dense=(128,), outputs=5, dropout=0.3),
+    model=CNN(channels=(16, 32, 64), dense=(128,), num_classes=5, dropout_rate=0.3),
     data=Selection(cnn.data, classes=(0, 1, 2, 3, 4), device_transforms=(augment, Scale())),
     epochs=4,
 )

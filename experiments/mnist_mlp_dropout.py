@@ -14,4 +14,4 @@ from mnist_mlp import experiment as mlp
 
 from jdl.models import MLP
 
-experiment = dataclasses.replace(mlp, model=MLP(widths=(128,), dropout=0.5))
+experiment = dataclasses.replace(mlp, model=MLP(widths=(128,), dropout_rate=0.5))

@@ -17,7 +17,7 @@ from jdl.models import LSTMEncoderDecoder
 
 experiment = dataclasses.replace(
     transformer,
-    model=LSTMEncoderDecoder(vocabulary=8192, layers=1, units=256, dropout=0.3),
+    model=LSTMEncoderDecoder(vocab_size=8192, num_layers=1, hidden_size=256, dropout_rate=0.3),
     epochs=15,
     # On CPUs the small products of each time step are faster without YNNPACK.
     compiler_options=(("xla_cpu_experimental_ynn_fusion_type", "LIBRARY_FUSION_TYPE_REDUCE"),),

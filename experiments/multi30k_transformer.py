@@ -24,7 +24,9 @@ from jdl.optimizers import Adam, Cosine
 from jdl.tasks import Translation
 
 experiment = Experiment(
-    model=EncoderDecoder(vocabulary=8192, layers=4, heads=4, width=128, hidden=256, dropout=0.3),
+    model=EncoderDecoder(
+        vocab_size=8192, num_layers=4, num_heads=4, embed_dim=128, mlp_dim=256, dropout_rate=0.3
+    ),
     task=Translation(label_smoothing=0.1),
     data=Pairs(TFDS("multi30k"), source_length=32, target_length=32),
     optimizer=Adam(2e-3, schedule=Cosine(warmup=0.1), b2=0.98, clip_norm=1.0),

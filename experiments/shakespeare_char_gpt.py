@@ -5,7 +5,7 @@
 4 layers, 4 heads, width 128, 64 characters of context, batches of 12. Validation is the last tenth
 of the text, every character scored once.
 
-    jdl generate DIR --prompt "ROMEO:" --tokens 300 --temperature 0.8 --seed 0
+    jdl generate DIR --prompt "ROMEO:" --max-new-tokens 300 --temperature 0.8 --seed 0
 
 gives, of the run with seed 0:
 
@@ -33,7 +33,7 @@ from jdl.optimizers import AdamW, Cosine
 from jdl.tasks import LanguageModeling
 
 experiment = Experiment(
-    model=GPT(vocabulary=65, context=64, layers=4, heads=4, width=128),
+    model=GPT(vocab_size=65, max_position_embeddings=64, num_layers=4, num_heads=4, embed_dim=128),
     task=LanguageModeling(),
     data=Tokens(TFDS("tiny_shakespeare"), length=64),
     optimizer=AdamW(

@@ -14,7 +14,7 @@ from jdl.optimizers import Adam, Cosine
 from jdl.tasks import LanguageModeling
 
 experiment = Experiment(
-    model=RecurrentLM(vocabulary=65, units=256, layers=2, dropout=0.2),
+    model=RecurrentLM(vocab_size=65, hidden_size=256, num_layers=2, dropout_rate=0.2),
     task=LanguageModeling(),
     data=Streams(TFDS("tiny_shakespeare"), length=64, streams=32),
     optimizer=Adam(2e-3, schedule=Cosine(warmup=0.02, end=0.01), clip_norm=1.0),

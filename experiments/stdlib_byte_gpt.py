@@ -18,7 +18,9 @@ from jdl.optimizers import AdamW, Cosine
 from jdl.tasks import LanguageModeling
 
 experiment = Experiment(
-    model=GPT(vocabulary=256, context=128, layers=4, heads=4, width=128),
+    model=GPT(
+        vocab_size=256, max_position_embeddings=128, num_layers=4, num_heads=4, embed_dim=128
+    ),
     task=LanguageModeling(),
     data=Tokens(StandardLibrary(), encoding=Bytes(), length=128, stride=128),
     optimizer=AdamW(

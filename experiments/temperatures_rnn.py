@@ -16,7 +16,7 @@ from jdl.optimizers import Adam, Cosine
 from jdl.tasks import Forecast
 
 experiment = Experiment(
-    model=RNN(vocabulary=0, cell="simple", units=50, layers=2),
+    model=RNN(vocab_size=0, cell="simple", hidden_size=50, num_layers=2),
     task=Forecast(),
     data=Series("daily-min-temperatures.csv", length=20, validation_fraction=0.0),
     optimizer=Adam(1e-3, schedule=Cosine()),

@@ -80,9 +80,9 @@ class Experiment:
             raise UserError(f"malloc_arenas must not be negative, but is {self.malloc_arenas}")
         if not 0 <= self.seed < 2**63:
             raise UserError(f"seed must lie between 0 and 2^63 - 1, but is {self.seed}")
-        dropout = getattr(self.model, "dropout", None)
-        if isinstance(dropout, (int, float)) and not 0 <= dropout <= 1:
-            raise UserError(f"model.dropout is a share in [0, 1], not {dropout}")
+        rate = getattr(self.model, "dropout_rate", None)
+        if isinstance(rate, (int, float)) and not 0 <= rate <= 1:
+            raise UserError(f"model.dropout_rate must be in [0, 1], not {rate}")
 
     def total_steps(self, examples: int) -> int:
         """Steps of the whole run over a training split of this size."""

@@ -20,7 +20,7 @@ class Net(nn.Module):
     """Dropout and, where asked for, batch statistics; random numbers would be slow to compile."""
 
     normed: bool = False
-    dropout: float = 0.0
+    dropout_rate: float = 0.0
 
     @nn.compact
     def __call__(self, x, train=False):
@@ -28,7 +28,7 @@ class Net(nn.Module):
         if self.normed:
             x = nn.Dense(4, kernel_init=nn.initializers.constant(0.1))(x)
             x = nn.relu(nn.BatchNorm(use_running_average=not train)(x))
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
         return nn.Dense(3, kernel_init=nn.initializers.zeros)(x)
 
 

@@ -14,7 +14,7 @@ generator = np.random.default_rng(0)
 label = generator.integers(0, 2, 80)
 image = generator.normal(size=(80, 3)) + 2 * label[:, None]
 experiment = Experiment(
-    model=MLP(widths=(5,), outputs=2),
+    model=MLP(widths=(5,), features=2),
     data=Arrays({"train": {"image": image, "label": label}}),
     steps=6,
     batch_size=8,

@@ -16,7 +16,14 @@ CONTEXT = 16
 
 def gpt(**options):
     return GPT(
-        **{"vocabulary": 11, "context": CONTEXT, "layers": 2, "heads": 2, "width": 16} | options
+        **{
+            "vocab_size": 11,
+            "max_position_embeddings": CONTEXT,
+            "num_layers": 2,
+            "num_heads": 2,
+            "embed_dim": 16,
+        }
+        | options
     )
 
 

@@ -12,15 +12,23 @@ from jdl.models import BERT, GPT, ViT
 TOKENS = np.random.default_rng(0).integers(1, 11, (3, 9)).astype(np.int32)
 TOKENS[1, 6:] = TOKENS[2, 2:] = 0  # padding, where there is such
 IMAGES = np.random.default_rng(1).normal(size=(3, 12, 12, 2)).astype(np.float32)
-GPT_SIZES = {"vocabulary": 11, "context": 12, "layers": 2, "heads": 2, "width": 8}
-BERT_SIZES = {**GPT_SIZES, "hidden": 12, "dropout": 0.2}
+GPT_SIZES = {
+    "vocab_size": 11,
+    "max_position_embeddings": 12,
+    "num_layers": 2,
+    "num_heads": 2,
+    "embed_dim": 8,
+}
+BERT_SIZES = {**GPT_SIZES, "mlp_dim": 12, "dropout_rate": 0.2}
 OURS = {
     "gpt": GPT(**GPT_SIZES),
-    "gpt, untied": GPT(**GPT_SIZES, tied=False, hidden=12, activation=nn.relu, epsilon=1e-3),
+    "gpt, untied": GPT(
+        **GPT_SIZES, tie_word_embeddings=False, mlp_dim=12, activation=nn.relu, epsilon=1e-3
+    ),
     "bert": BERT(**BERT_SIZES),
-    "bert, classes": BERT(**BERT_SIZES, outputs=3, kinds=3, padding=1),
-    "bert, vectors": BERT(**BERT_SIZES, outputs=0, activation=nn.gelu),
-    "vit": ViT(patch=3, layers=2, heads=2, width=8, outputs=5, epsilon=1e-12),
+    "bert, classes": BERT(**BERT_SIZES, num_classes=3, type_vocab_size=3, pad_token_id=1),
+    "bert, vectors": BERT(**BERT_SIZES, num_classes=0, activation=nn.gelu),
+    "vit": ViT(patch_size=3, num_layers=2, num_heads=2, embed_dim=8, num_classes=5, epsilon=1e-12),
 }
 
 

@@ -29,7 +29,7 @@ from jdl.step import Program
 from jdl.tasks import Classification, LanguageModeling, Task, forward
 
 ROWS, TIME, WORDS, STEPS = 8, 6, 12, 3
-SIZES = {"vocabulary": WORDS, "context": TIME, "width": 16}
+SIZES = {"vocab_size": WORDS, "max_position_embeddings": TIME, "embed_dim": 16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,17 +53,17 @@ class Translation(Task):
 CASES = {
     "gpt": (
         GPT(
-            **SIZES, layers=1, heads=4, kv_heads=2, gated=True, activation=nn.silu,
-            positions="rotary", norm="rms",
+            **SIZES, num_layers=1, num_heads=4, num_kv_heads=2, gated=True, activation=nn.silu,
+            position_embedding="rotary", norm="rms",
         ),
         LanguageModeling(),
     ),
     "bert": (
-        BERT(**SIZES, layers=1, heads=2, outputs=3, dropout=0.0),
+        BERT(**SIZES, num_layers=1, num_heads=2, num_classes=3, dropout_rate=0.0),
         Classification(inputs="tokens"),
     ),
     "encoder-decoder": (
-        EncoderDecoder(**SIZES, layers=1, heads=2, dropout=0.0),
+        EncoderDecoder(**SIZES, num_layers=1, num_heads=2, dropout_rate=0.0),
         Translation(),
     ),
 }  # fmt: skip

@@ -55,7 +55,7 @@ def arrays(train=None, **options):
 
 
 def experiment(**changes):
-    usual = {"model": MLP(widths=(8,), outputs=2), "data": arrays(), "optimizer": SGD(0.1)}
+    usual = {"model": MLP(widths=(8,), features=2), "data": arrays(), "optimizer": SGD(0.1)}
     usual |= {"steps": 6, "batch_size": 8, "log_every": 2, "hooks": ()}
     return jdl.Experiment(**usual | changes)
 
@@ -67,7 +67,7 @@ def pictures(odd, **options):
     return arrays({"image": image, "label": np.arange(40) % 2}, **options)
 
 
-TEXTS = BERT(vocabulary=11, layers=1, heads=1, width=4, outputs=2)
+TEXTS = BERT(vocab_size=11, num_layers=1, num_heads=1, embed_dim=4, num_classes=2)
 
 
 def tokens(largest, target=None, **options):
@@ -101,7 +101,7 @@ from jdl.models import MLP
 
 image = np.random.default_rng(0).normal(size=(40, 4))
 experiment = Experiment(
-    model=MLP(widths=(8,), outputs=2),
+    model=MLP(widths=(8,), features=2),
     data=Arrays({"train": {"image": image, "label": (image[:, 0] > 0).astype(int)}}),
     steps=6,
     batch_size=8,
@@ -195,7 +195,7 @@ KNOWN_BEFORE = {
     "targets beyond the vocabulary": (
         lambda: {
             "data": tokens(10, target=np.full((40, 5), 12)),
-            "model": EncoderDecoder(vocabulary=11, layers=1, heads=1, width=4),
+            "model": EncoderDecoder(vocab_size=11, num_layers=1, num_heads=1, embed_dim=4),
             "task": Translation(inputs="tokens"),
         },
         "'target' holds the token 12, where the model knows",
@@ -211,7 +211,7 @@ KNOWN_BEFORE = {
     "an axis too few": (lambda: {"model": Indexing()}, r"cannot take examples of shapes .*\(4,\)"),
     "no logits": (lambda: {"model": Flat()}, r"output has shape \(8,\), .* needs logits"),
     "other targets": (
-        lambda: {"task": Regression(), "model": MLP(outputs=3)},
+        lambda: {"task": Regression(), "model": MLP(features=3)},
         r"outputs have shape \(3,\) per example, the targets 'label' \(\)",
     ),
     "stopping on nothing": (

@@ -38,13 +38,28 @@ from benchmarks.workloads import (
 from jdl.analysis import flops
 from jdl.errors import UserError
 
-TRANSLATION = {"layers": 1, "heads": 2, "width": 8, "hidden": 12, "vocabulary": 11, "context": 8}
+TRANSLATION = {
+    "num_layers": 1,
+    "num_heads": 2,
+    "embed_dim": 8,
+    "mlp_dim": 12,
+    "vocab_size": 11,
+    "max_position_embeddings": 8,
+}
 SMALL = (
-    gpt("tiny", layers=1, width=8, context=4, batch=2, heads=2),
-    lstm_lm(2, length=4, layers=2, units=8, vocabulary=11),
-    resnet50(2, side=32, classes=5, stages=(1, 1), width=4),
-    bert_base(2, length=4, vocabulary=11, context=8, layers=1, heads=2, width=8),
-    vit_s16(2, side=8, outputs=5, patch=4, layers=1, heads=2, width=8),
+    gpt("tiny", num_layers=1, embed_dim=8, max_position_embeddings=4, batch=2, num_heads=2),
+    lstm_lm(2, length=4, num_layers=2, hidden_size=8, vocab_size=11),
+    resnet50(2, side=32, classes=5, stage_sizes=(1, 1), num_filters=4),
+    bert_base(
+        2,
+        length=4,
+        vocab_size=11,
+        max_position_embeddings=8,
+        num_layers=1,
+        num_heads=2,
+        embed_dim=8,
+    ),
+    vit_s16(2, side=8, num_classes=5, patch_size=4, num_layers=1, num_heads=2, embed_dim=8),
     seq2seq(2, length=4, **TRANSLATION),
     seq2seq(2, length=5, **TRANSLATION, pre_norm=False),
 )
@@ -296,7 +311,9 @@ def test_resnet50_multiplies_as_often_as_published():
     # On CPUs jdl convolves by products, which multiply the padding too.
     assert flops.count(model.apply, shapes, image).flops == 2 * padded
     flax = pytest.importorskip("benchmarks.peers.flax.models")
-    plain = flax.ResNet(stages=(3, 4, 6, 3), width=64, outputs=1000, dtype=jnp.float32)
+    plain = flax.ResNet(
+        stage_sizes=(3, 4, 6, 3), num_filters=64, num_classes=1000, dtype=jnp.float32
+    )
     shapes = jax.eval_shape(plain.init, jax.random.key(0), image)
     forward = functools.partial(plain.apply, mutable=["batch_stats"])
     assert flops.count(forward, shapes, image).flops == 2 * real
@@ -305,7 +322,7 @@ def test_resnet50_multiplies_as_often_as_published():
 
 def test_a_language_model_of_lstms_multiplies_what_its_gates_and_logits_need():
     flax = pytest.importorskip("benchmarks.peers.flax")
-    workload = lstm_lm(2, length=5, layers=3, units=4, vocabulary=11)
+    workload = lstm_lm(2, length=5, num_layers=3, hidden_size=4, vocab_size=11)
     function, *arguments = flax.loss_function(ours.make_case(workload, "fp32", 1))
     forward = 2 * 2 * 5 * (3 * (4 + 4) * 16 + 4 * 11)
     assert flops.count(function, *arguments).flops == forward
@@ -316,7 +333,7 @@ def test_a_language_model_of_lstms_multiplies_what_its_gates_and_logits_need():
 def test_a_translator_multiplies_what_its_layers_need():
     training = pytest.importorskip("benchmarks.peers.flax.training")
     batch, length, width, hidden = 2, 5, 8, 12
-    workload = seq2seq(batch, length=length, **{**TRANSLATION, "layers": 2})
+    workload = seq2seq(batch, length=length, **{**TRANSLATION, "num_layers": 2})
     function, *arguments = training.loss_function(ours.make_case(workload, "fp32", 1))
     attention = 4 * width * width + 2 * length * width  # of each place
     layers = 2 * (3 * attention + 2 * 2 * width * hidden)  # cross-attention is the third

@@ -19,14 +19,14 @@ from jdl.tasks import Classification, LanguageModeling
 from tests.tensor_steps import Translation
 
 ROWS, TIME, WORDS = 4, 6, 11
-SIZES = {"layers": 2, "heads": 2, "width": 16}
-TEXT = {**SIZES, "vocabulary": WORDS, "context": TIME}
+SIZES = {"num_layers": 2, "num_heads": 2, "embed_dim": 16}
+TEXT = {**SIZES, "vocab_size": WORDS, "max_position_embeddings": TIME}
 LANGUAGE = (GPT(**TEXT), LanguageModeling())
 CASES = {
     "gpt": LANGUAGE,
-    "bert": (BERT(**TEXT, outputs=3, dropout=0.0), Classification(inputs="tokens")),
-    "encoder-decoder": (EncoderDecoder(**TEXT, dropout=0.0), Translation()),
-    "vit": (ViT(**SIZES, patch=4, outputs=3), Classification()),
+    "bert": (BERT(**TEXT, num_classes=3, dropout_rate=0.0), Classification(inputs="tokens")),
+    "encoder-decoder": (EncoderDecoder(**TEXT, dropout_rate=0.0), Translation()),
+    "vit": (ViT(**SIZES, patch_size=4, num_classes=3), Classification()),
 }
 
 

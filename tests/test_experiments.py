@@ -124,7 +124,7 @@ def test_the_parts_of_an_experiment_fit_together(name, tmp_path):
     ("name", "steps", "changes"),
     [
         pytest.param("cifar10_resnet", 30, {}, marks=pytest.mark.slow),
-        pytest.param("cifar10_vit", 60, {"model.layers": 1}, marks=pytest.mark.slow),
+        pytest.param("cifar10_vit", 60, {"model.num_layers": 1}, marks=pytest.mark.slow),
         ("fashion_mnist_cnn", 30, {}),
     ],
 )

@@ -18,7 +18,7 @@ from jdl.optimizers import Adam
 from jdl.step import Program
 from jdl.tasks import Classification, Regression
 
-NORM = CNN(channels=(4,), dense=(8,), outputs=3, batch_norm=True, dropout=0.2)
+NORM = CNN(channels=(4,), dense=(8,), num_classes=3, batch_norm=True, dropout_rate=0.2)
 
 
 def batch(seed=0):

@@ -44,7 +44,7 @@ def test_the_ways_to_use_it_from_python(monkeypatch, capsys):
     x = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
     names = {
         "images": np.zeros((2, 8, 8, 1), np.uint8),
-        "model": MLP(widths=(4,), outputs=2),
+        "model": MLP(widths=(4,), features=2),
         "x": x,
         "y": (x[:, 0] > 0).astype(int),
     }

@@ -22,7 +22,7 @@ from jdl.parallel import Single
 from jdl.step import Program
 from jdl.tasks import Classification, Regression, Task
 
-LINEAR = MLP(widths=(), outputs=3)
+LINEAR = MLP(widths=(), features=3)
 MASK = np.array([1, 1, 0, 1, 0, 0, 1, 1, 1, 1, 0, 1], bool)
 # Compiled once for each program and shape.
 update = jax.jit(step_lib.update, static_argnums=0)
@@ -338,7 +338,7 @@ def test_training_rows_and_parameters_do_not_depend_on_steps_per_dispatch(tmp_pa
         ahead = []
         strategy, watch = watched(count, ahead)
         experiment = jdl.Experiment(
-            model=MLP(widths=(8,), outputs=3, dropout=0.3),
+            model=MLP(widths=(8,), features=3, dropout_rate=0.3),
             data=data,
             optimizer=SGD(0.05),
             strategy=strategy,

@@ -49,7 +49,7 @@ def mlp(model: dict[str, Any], shape: tuple[int, ...], dtype: str) -> keras.Mode
     x = layers.Flatten(dtype="float32")(layers.Rescaling(1 / 255, dtype="float32")(image))
     for i, width in enumerate(model["widths"]):
         x = layers.Dense(width, activation="relu", dtype=dtype, name=f"Dense_{i}")(x)
-    return keras.Model(image, layers.Dense(model["outputs"], dtype=dtype, name="logits")(x))
+    return keras.Model(image, layers.Dense(model["features"], dtype=dtype, name="logits")(x))
 
 
 def cnn(model: dict[str, Any], shape: tuple[int, ...], dtype: str) -> keras.Model:
@@ -63,7 +63,7 @@ def cnn(model: dict[str, Any], shape: tuple[int, ...], dtype: str) -> keras.Mode
     x = layers.Flatten(dtype=dtype)(x)
     for i, width in enumerate(model["dense"]):
         x = layers.Dense(width, activation="relu", dtype=dtype, name=f"Dense_{i}")(x)
-    return keras.Model(image, layers.Dense(model["outputs"], dtype=dtype, name="logits")(x))
+    return keras.Model(image, layers.Dense(model["num_classes"], dtype=dtype, name="logits")(x))
 
 
 def resnet50(model: dict[str, Any], shape: tuple[int, ...], dtype: str) -> keras.Model:
@@ -80,10 +80,10 @@ def resnet50(model: dict[str, Any], shape: tuple[int, ...], dtype: str) -> keras
 
     image = keras.Input(shape, dtype="uint8")
     x = layers.Rescaling(1 / 255, dtype="float32")(image)
-    x = keras.ops.relu(normed(x, "stem", model["width"], 7, 2))
+    x = keras.ops.relu(normed(x, "stem", model["num_filters"], 7, 2))
     x = layers.MaxPooling2D(3, 2, dtype=dtype)(padded(x, 1))
-    for i, blocks in enumerate(model["stages"]):
-        channels = model["width"] << i
+    for i, blocks in enumerate(model["stage_sizes"]):
+        channels = model["num_filters"] << i
         for j in range(blocks):
             name, strides = f"stage{i}_block{j}", 2 if i and not j else 1
             y = keras.ops.relu(normed(x, f"{name}.conv0", channels, 1))
@@ -93,23 +93,23 @@ def resnet50(model: dict[str, Any], shape: tuple[int, ...], dtype: str) -> keras
                 x = normed(x, f"{name}.project", 4 * channels, 1, strides)
             x = keras.ops.relu(x + y)
     x = layers.GlobalAveragePooling2D(dtype=dtype)(x)
-    return keras.Model(image, layers.Dense(model["outputs"], dtype=dtype, name="logits")(x))
+    return keras.Model(image, layers.Dense(model["num_classes"], dtype=dtype, name="logits")(x))
 
 
 def lstm(model: dict[str, Any], shape: tuple[int, ...], dtype: str) -> keras.Model:
     """Embedding, LSTM, and a dense layer on its last state; tokens (batch, time) to logits."""
     tokens = keras.Input(shape, dtype="int32")
-    embed = layers.Embedding(model["vocabulary"], model["features"], dtype=dtype, name="Embed_0")
-    x = layers.LSTM(model["units"], dtype=dtype, name="LSTM_0")(embed(tokens))
-    return keras.Model(tokens, layers.Dense(model["outputs"], dtype=dtype, name="logits")(x))
+    embed = layers.Embedding(model["vocab_size"], model["embed_dim"], dtype=dtype, name="Embed_0")
+    x = layers.LSTM(model["hidden_size"], dtype=dtype, name="LSTM_0")(embed(tokens))
+    return keras.Model(tokens, layers.Dense(model["features"], dtype=dtype, name="logits")(x))
 
 
 def lstm_lm(model: dict[str, Any], shape: tuple[int, ...], dtype: str) -> keras.Model:
     """Embedding, LSTM layers, logits; tokens (batch, time) to (..., vocabulary)."""
-    size, units = model["vocabulary"], model["units"]
+    size, units = model["vocab_size"], model["hidden_size"]
     tokens = keras.Input(shape, dtype="int32")
     x = layers.Embedding(size, units, dtype=dtype, name="tokens")(tokens)
-    for i in range(model["layers"]):
+    for i in range(model["num_layers"]):
         x = layers.LSTM(units, return_sequences=True, dtype=dtype, name=f"LSTM_{i}")(x)
     logits = layers.Dense(size, use_bias=False, dtype=dtype, name="logits")
     return keras.Model(tokens, logits(x))
@@ -117,11 +117,11 @@ def lstm_lm(model: dict[str, Any], shape: tuple[int, ...], dtype: str) -> keras.
 
 def transformer(model: dict[str, Any], shape: tuple[int, ...], dtype: str) -> keras.Model:
     """A decoder with tied embeddings; tokens (batch, time) to logits (..., vocabulary)."""
-    width, heads = model["width"], model["heads"]
+    width, heads = model["embed_dim"], model["num_heads"]
     tokens = keras.Input(shape, dtype="int32")
-    embed = layers.ReversibleEmbedding(model["vocabulary"], width, dtype=dtype, name="tokens")
+    embed = layers.ReversibleEmbedding(model["vocab_size"], width, dtype=dtype, name="tokens")
     x = Positions(dtype=dtype, name="positions")(embed(tokens))
-    for i in range(model["layers"]):
+    for i in range(model["num_layers"]):
         name = f"block_{i}."
         y = layers.LayerNormalization(epsilon=1e-5, dtype=dtype, name=name + "norm1")(x)
         attention = layers.MultiHeadAttention(
@@ -177,7 +177,7 @@ class Bare:
         self._optimizer = Adam(case.rate, epsilon=case.eps)
         self._optimizer.build(self._model.trainable_variables)
         losses = keras.losses
-        one = case.model.get("outputs") == 1
+        one = case.model.get("num_classes", case.model.get("features")) == 1
         kind = losses.BinaryCrossentropy if one else losses.SparseCategoricalCrossentropy
         self._criterion = kind(from_logits=True)
         parts = (self._model.trainable_variables, self._model.non_trainable_variables)
@@ -298,7 +298,7 @@ def _convert(case: Case) -> dict[str, np.ndarray]:
             parts = np.split(array, 4, axis=-1)
             weights[f"{place}.lstm_cell.{leaf}"] = np.concatenate([parts[i] for i in GATES], -1)
         elif ".attention." in path:
-            weights |= _heads(path, array, case.model["heads"])
+            weights |= _heads(path, array, case.model["num_heads"])
         elif path == "logits":
             weights["logits.kernel"] = array.T
         elif "norm" in place.lower():

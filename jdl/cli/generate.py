@@ -10,7 +10,7 @@ def generate(
     directory: RunDirectory,
     /,
     prompt: str | None = None,
-    tokens: int = 200,
+    max_new_tokens: int = 200,
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
@@ -27,7 +27,7 @@ def generate(
 
     Args:
         prompt: text to continue; printed too.
-        tokens: number of tokens to generate.
+        max_new_tokens: number of tokens to generate.
         temperature: divides the logits; 0 is greedy decoding.
         top_k: sample among this many most likely tokens.
         top_p: sample among the most likely tokens that together have this probability.
@@ -43,7 +43,7 @@ def generate(
     run, tokenizer = open_to_write(directory, recorded.experiment, recorded.file.name)
     warn_if_unfinished(directory, run)
     pieces = []
-    for piece in write(run, tokenizer, prompt, tokens, sampling, seed, samples):
+    for piece in write(run, tokenizer, prompt, max_new_tokens, sampling, seed, samples):
         first = piece[0] if pieces else (prompt or "") + piece[0]
         print(first, end="", flush=True)
         pieces.append(piece)

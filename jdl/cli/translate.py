@@ -10,7 +10,7 @@ def translate(
     directory: RunDirectory,
     /,
     text: tuple[str, ...] = (),
-    beams: int = 4,
+    num_beams: int = 4,
     alpha: float = 0.6,
     experiment: OwnFile = None,
 ) -> None:
@@ -21,7 +21,7 @@ def translate(
 
     Args:
         text: one or several texts (default: each line of the standard input).
-        beams: width of the beam search; 1 is fastest.
+        num_beams: partial translations kept by beam search; 1 is greedy and fastest.
         alpha: exponent of the length penalty; larger values favor longer translations.
     """
     from jdl.analysis.reproduce import read_run
@@ -29,7 +29,7 @@ def translate(
 
     recorded = read_run(directory, experiment)
     check_translates(directory, recorded.experiment)
-    task = dataclasses.replace(recorded.experiment.task, beams=beams, alpha=alpha)
+    task = dataclasses.replace(recorded.experiment.task, num_beams=num_beams, alpha=alpha)
     changed = dataclasses.replace(recorded.experiment, task=task)
     run = open_to_predict(directory, changed, recorded.file.name)
     warn_if_unfinished(directory, run)

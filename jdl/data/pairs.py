@@ -52,7 +52,7 @@ class Pairs(Data):
     text: Data = field(kw_only=False)  # the set, whose splits are taken; its examples hold texts
     source: str = "en"  # feature or column that is translated
     target: str = "de"  # what it is translated to
-    encoding: Encoding = BPE(vocabulary=8192)  # pieces of both languages together
+    encoding: Encoding = BPE(vocab_size=8192)  # pieces of both languages together
     source_length: int = 48  # tokens of a training source, `<eos>` included
     target_length: int = 48  # tokens of a training target, `<eos>` included
 

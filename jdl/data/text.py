@@ -48,13 +48,13 @@ class Words(Data):
     """
 
     text: Data = field(kw_only=False)  # the set; its examples have `text` and `label`
-    vocabulary: int = 10_000  # ids, of which 0 pads, 1 starts a text and 2 stands for other words
+    vocab_size: int = 10_000  # ids, of which 0 pads, 1 starts a text and 2 stands for other words
     length: int = 200  # ids of a text; it is padded and cut at the front
 
     def splits(self) -> dict[str, Source]:
         """The splits of the text, encoded."""
         texts = {name: list(read_texts(source)) for name, source in self.text.splits().items()}
-        ids = rank((text for text, _ in texts["train"]), self.vocabulary)
+        ids = rank((text for text, _ in texts["train"]), self.vocab_size)
         if any(label is None for _, label in texts["train"]):
             raise UserError(f"the texts of {self.describe()} have no 'label'")
         return {
@@ -91,7 +91,7 @@ class Words(Data):
 
     def _ids(self) -> dict[str, int]:
         texts = (text for text, _ in read_texts(self.text.splits()["train"]))
-        return rank(texts, self.vocabulary)
+        return rank(texts, self.vocab_size)
 
 
 def read_texts(source: Source) -> Iterable[tuple[str, Any]]:

@@ -141,13 +141,13 @@ class BPE(Encoding):
     `text`). Ids 0 to 3 are `SPECIALS`; every text has an encoding.
     """
 
-    vocabulary: int = 8192  # ids, the special ones and 256 bytes included
+    vocab_size: int = 8192  # ids, the special ones and 256 bytes included
     lowercase: bool = False  # read capitals as small letters
 
     def __post_init__(self) -> None:
         least = 256 + len(SPECIALS)
-        if self.vocabulary < least:
-            raise UserError(f"BPE.vocabulary must be at least {least}, not {self.vocabulary}")
+        if self.vocab_size < least:
+            raise UserError(f"BPE.vocab_size must be at least {least}, not {self.vocab_size}")
 
     def build(self, texts: Iterable[str]) -> "Pieces":
         """Learns from texts.
@@ -162,7 +162,7 @@ class BPE(Encoding):
         pieces.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
         pieces.decoder = library.decoders.ByteLevel()
         trainer = library.trainers.BpeTrainer(
-            vocab_size=self.vocabulary,
+            vocab_size=self.vocab_size,
             special_tokens=list(SPECIALS),
             initial_alphabet=sorted(library.pre_tokenizers.ByteLevel.alphabet()),
             show_progress=False,

@@ -56,22 +56,24 @@ class Scale:
 class MaskTokens:
     """Device: hides some tokens of each text, for a model to tell (Devlin et al., 2019, A.1).
 
-    Of a text's tokens, special ones aside, `share` is hidden, one at least: 80 % of them are
-    replaced by `<mask>`, 10 % by any token, and 10 % stay. Adds `places` and `targets` (batch, n)
-    int32, the tokens as they were, and `weights` (batch, n) float32, 0 where a text has fewer than
-    n. In training each text draws by its own key, anew in every epoch; otherwise by what it says,
-    so that a text is scored alike in any batch of any run.
+    Of a text's tokens, special ones aside, the fraction `mlm_probability` is hidden, one at least:
+    80 % of them are replaced by `<mask>`, 10 % by any token, and 10 % stay. Adds `mlm_positions`
+    and `targets` (batch, n) int32, the tokens as they were, and `weights` (batch, n) float32, 0
+    where a text has fewer than n. In training each text draws by its own key, anew in every epoch;
+    otherwise by what it says, so that a text is scored alike in any batch of any run.
     """
 
-    vocabulary: int = 8192  # tokens that there are: the model's
-    share: float = 0.15  # of the tokens that are hidden
+    vocab_size: int = 8192  # tokens that there are: the model's
+    mlm_probability: float = 0.15  # of the tokens that are hidden
     name: str = "tokens"  # of the array (batch, length)
 
     def __post_init__(self) -> None:
-        if not 0 < self.share <= 1:
-            raise UserError(f"MaskTokens.share is a share in (0, 1], not {self.share}")
-        if self.vocabulary <= len(SPECIALS):
-            raise UserError(f"MaskTokens.vocabulary must exceed the special tokens {SPECIALS}")
+        if not 0 < self.mlm_probability <= 1:
+            raise UserError(
+                f"MaskTokens.mlm_probability must be in (0, 1], not {self.mlm_probability}"
+            )
+        if self.vocab_size <= len(SPECIALS):
+            raise UserError(f"MaskTokens.vocab_size must exceed the special tokens {SPECIALS}")
 
     def __call__(self, batch: Batch, keys: Keys | None) -> Batch:
         """The batch with tokens hidden."""
@@ -83,18 +85,18 @@ class MaskTokens:
         """What becomes of one text, (length,) int32."""
         where, how, what = jax.random.split(key, 3)
         may = tokens >= len(SPECIALS)
-        count = math.ceil(self.share * len(tokens))
+        count = math.ceil(self.mlm_probability * len(tokens))
         ranked = jnp.where(may, jax.random.uniform(where, tokens.shape), -1.0)
-        places = jax.lax.top_k(ranked, count)[1].astype(jnp.int32)
-        wanted = jnp.maximum(jnp.round(self.share * may.sum()), 1)
-        hidden = (jnp.arange(count) < wanted) & may[places]
-        targets = tokens[places]
+        positions = jax.lax.top_k(ranked, count)[1].astype(jnp.int32)
+        wanted = jnp.maximum(jnp.round(self.mlm_probability * may.sum()), 1)
+        hidden = (jnp.arange(count) < wanted) & may[positions]
+        targets = tokens[positions]
         draw = jax.random.uniform(how, (count,))
-        other = jax.random.randint(what, (count,), len(SPECIALS), self.vocabulary)
+        other = jax.random.randint(what, (count,), len(SPECIALS), self.vocab_size)
         shown = jnp.where(draw < 0.8, MASK, jnp.where(draw < 0.9, other, targets))
         return {
-            self.name: tokens.at[places].set(jnp.where(hidden, shown, targets)),
-            "places": places,
+            self.name: tokens.at[positions].set(jnp.where(hidden, shown, targets)),
+            "mlm_positions": positions,
             "targets": targets,
             "weights": hidden.astype(jnp.float32),
         }

@@ -20,12 +20,12 @@ def generate(
     model: nn.Module,
     params: PyTree,
     prompts: Iterable[Iterable[int]],
-    length: int,
+    max_new_tokens: int,
     sampling: Sampling = PLAIN,
     key: Key | None = None,
     *,
-    end: int | None = None,
-    cached: bool | None = None,
+    eos_token_id: int | None = None,
+    use_cache: bool | None = None,
     collections: Mapping[str, PyTree] | None = None,
 ) -> np.ndarray:
     """Goes on with prompts, all at once.
@@ -39,56 +39,56 @@ def generate(
         token once; another reads all of them again for each that is drawn.
       params: its parameters.
       prompts: tokens of each, in one row after the other; they need not be equally long.
-      length: how many tokens are drawn for each.
+      max_new_tokens: how many tokens are drawn for each.
       sampling: how they are drawn.
       key: what they are drawn with; None: `jax.random.key(0)`.
-      end: the token that ends a text; what follows it is filled up with it.
-      cached: whether to read each token once; None: if the model can.
+      eos_token_id: the token that ends a text; what follows it is filled up with it.
+      use_cache: whether to read each token once; None: if the model can.
       collections: the model's other variables.
 
     Returns:
-      (rows, length) int32.
+      (rows, max_new_tokens) int32.
 
     Raises:
-      UserError: a prompt is empty or holds a token that the model does not know, the length is less
-        than 1, or prompt and length are beyond the model's context.
+      UserError: a prompt is empty or holds a token that the model does not know, `max_new_tokens`
+        is less than 1, or prompt and new tokens are beyond the model's context.
     """
     known = [np.asarray(list(prompt), np.int32) for prompt in prompts]
     if not known:
         raise UserError("there is no prompt to go on with")
-    form = _form(model, sampling, cached, end)
+    form = _form(model, sampling, use_cache, eos_token_id)
     variables = {"params": params, **(collections or {})}
-    _check(form, variables, known, length)
+    _check(form, variables, known, max_new_tokens)
     lengths = np.array([len(prompt) for prompt in known], np.int32)
-    longest, context = int(lengths.max()), getattr(model, "context", None)
+    longest, context = int(lengths.max()), getattr(model, "max_position_embeddings", None)
     # The last token is never read.
-    if context is not None and longest + length - 1 > context:
+    if context is not None and longest + max_new_tokens - 1 > context:
         raise UserError(
-            f"a prompt of {longest} tokens and {length} more do not fit the model's context of "
-            f"{context}"
+            f"a prompt of {longest} tokens and {max_new_tokens} more do not fit the model's "
+            f"context of {context}"
         )
-    tokens = np.full((len(known), longest + length), form.filler, np.int32)
+    tokens = np.full((len(known), longest + max_new_tokens), form.filler, np.int32)
     for row, prompt in zip(tokens, known, strict=True):
         row[: len(prompt)] = prompt
     state = _begin(form, variables, tokens, np.zeros(len(known), bool), int(lengths.min()))
     state = _advance(form, variables, state, lengths, _keys(key, len(known)), 0, tokens.shape[1])
     made = np.array(state.tokens)
-    return np.stack([row[n : n + length] for row, n in zip(made, lengths, strict=True)])
+    return np.stack([row[n : n + max_new_tokens] for row, n in zip(made, lengths, strict=True)])
 
 
 def stream(
     model: nn.Module,
     params: PyTree,
     prompt: Iterable[int],
-    length: int,
+    max_new_tokens: int,
     sampling: Sampling = PLAIN,
     key: Key | None = None,
     *,
     samples: int = 1,
     chunk: int = 8,
-    end: int | None = None,
-    size: int | None = None,
-    context: int | None = None,
+    eos_token_id: int | None = None,
+    vocab_size: int | None = None,
+    context_length: int | None = None,
     collections: Mapping[str, PyTree] | None = None,
 ) -> Iterator[np.ndarray]:
     """As `generate`, of one prompt, giving tokens as they are drawn, however many they are.
@@ -100,33 +100,34 @@ def stream(
       model: see `generate`.
       params: its parameters.
       prompt: tokens.
-      length: how many tokens are drawn for each sample.
+      max_new_tokens: how many tokens are drawn for each sample.
       sampling: how they are drawn.
       key: what they are drawn with; None: `jax.random.key(0)`.
       samples: how often the prompt is gone on with.
       chunk: tokens that are drawn in one call to the device.
-      end: the token that ends a text; what follows it is filled up with it.
-      size: draw among the first so many tokens; None: among all.
-      context: tokens that the model can read; None: its field `context`, else any number.
+      eos_token_id: the token that ends a text; what follows it is filled up with it.
+      vocab_size: draw among the first so many tokens; None: among all.
+      context_length: tokens that the model can read; None: its `max_position_embeddings`,
+        or any number.
       collections: the model's other variables.
 
     Yields:
-      (samples, up to chunk) int32, `length` tokens of each in all; fewer once all have ended.
+      (samples, up to chunk) int32, `max_new_tokens` of each in all; fewer once all have ended.
 
     Raises:
       UserError: as `generate`, or the prompt alone is longer than the context.
     """
     known = np.asarray(list(prompt), np.int32)
-    form = _form(model, sampling, None, end, size)
+    form = _form(model, sampling, None, eos_token_id, vocab_size)
     variables = {"params": params, **(collections or {})}
-    _check(form, variables, [known], length)
-    context = getattr(model, "context", None) if context is None else context
+    _check(form, variables, [known], max_new_tokens)
+    context = context_length or getattr(model, "max_position_embeddings", None)
     if context is not None and len(known) > context:
         raise UserError(
             f"the prompt has {len(known)} tokens, more than the model's context of {context}"
         )
     known = np.tile(known, (samples, 1))
-    return _stream(form, variables, known, length, _keys(key, samples), chunk, context)
+    return _stream(form, variables, known, max_new_tokens, _keys(key, samples), chunk, context)
 
 
 @dataclass(frozen=True)
@@ -135,13 +136,13 @@ class _Form:
 
     model: nn.Module
     sampling: Sampling
-    cached: bool
-    end: int | None
-    size: int | None  # draw among the first so many tokens
+    use_cache: bool
+    eos_token_id: int | None
+    vocab_size: int | None  # draw among the first so many tokens
 
     @property
     def filler(self) -> int:
-        return 0 if self.end is None else self.end
+        return 0 if self.eos_token_id is None else self.eos_token_id
 
 
 class _State(NamedTuple):
@@ -154,17 +155,18 @@ class _State(NamedTuple):
 def _form(
     model: nn.Module,
     sampling: Sampling,
-    cached: bool | None,
-    end: int | None,
-    size: int | None = None,
+    use_cache: bool | None,
+    eos_token_id: int | None,
+    vocab_size: int | None = None,
 ) -> _Form:
-    return _Form(model, sampling, takes(model, "decode") if cached is None else cached, end, size)
+    use_cache = takes(model, "decode") if use_cache is None else use_cache
+    return _Form(model, sampling, use_cache, eos_token_id, vocab_size)
 
 
-def _check(form: _Form, variables: PyTree, prompts: list[np.ndarray], length: int) -> None:
+def _check(form: _Form, variables: PyTree, prompts: list[np.ndarray], max_new_tokens: int) -> None:
     """Refuses prompts and lengths that nothing can be made of."""
-    if length < 1:
-        raise UserError(f"the number of tokens to generate must be at least 1, not {length}")
+    if max_new_tokens < 1:
+        raise UserError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
     one = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     size = jax.eval_shape(partial(_logits, form.model), variables, one).shape[-1]
     for prompt in prompts:
@@ -186,20 +188,24 @@ def _stream(
     form: _Form,
     variables: PyTree,
     known: np.ndarray,
-    length: int,
+    max_new_tokens: int,
     keys: jax.Array,
     chunk: int,
     context: int | None,
 ) -> Iterator[np.ndarray]:
     rows, begin = known.shape
-    total = begin + length if context is None else min(begin + length, context + 1)
+    total = begin + max_new_tokens if context is None else min(begin + max_new_tokens, context + 1)
     made, stopped = 0, np.zeros(rows, bool)
-    while made < length and not stopped.all():
+    while made < max_new_tokens and not stopped.all():
         begin, before = known.shape[1], made
         tokens = np.full((rows, total), form.filler, np.int32)
         tokens[:, :begin] = known
         state = _begin(form, variables, tokens, stopped, begin)
-        lengths, at, last = np.full(rows, begin, np.int32), begin, min(total, begin + length - made)
+        lengths, at, last = (
+            np.full(rows, begin, np.int32),
+            begin,
+            min(total, begin + max_new_tokens - made),
+        )
         while at < last and not stopped.all():
             until = min(at + chunk, last)
             state = _advance(form, variables, state, lengths, keys, before, until)
@@ -213,7 +219,7 @@ def _stream(
 def _begin(form: _Form, variables: PyTree, tokens: Any, stopped: Any, prefix: int) -> _State:
     """All rows know their first `prefix` tokens; what is before the last of them is read."""
     tokens, cache = jnp.asarray(tokens), None
-    if form.cached:
+    if form.use_cache:
         cache = empty(form.model, variables, tokens.shape[0], tokens.shape[1] - 1)
         if prefix > 1:
             before = tokens[:, : prefix - 1]
@@ -238,11 +244,11 @@ def _advance(
         at = state.position
         logits, cache = _next(form, variables, state)
         here = jax.vmap(jax.random.fold_in)(keys, at - lengths + drawn)
-        token = draw(logits[:, : form.size], form.sampling, here)
+        token = draw(logits[:, : form.vocab_size], form.sampling, here)
         given, stopped = at < lengths, state.stopped
-        if form.end is not None:
-            token = jnp.where(stopped, form.end, token)
-            stopped = stopped | (~given & (token == form.end))
+        if form.eos_token_id is not None:
+            token = jnp.where(stopped, form.eos_token_id, token)
+            stopped = stopped | (~given & (token == form.eos_token_id))
         known = jax.lax.dynamic_index_in_dim(state.tokens, at, 1, keepdims=False)
         token = jnp.where(given, known, token)[:, None]
         tokens = jax.lax.dynamic_update_slice_in_dim(state.tokens, token, at, 1)
@@ -254,7 +260,7 @@ def _advance(
 def _next(form: _Form, variables: PyTree, state: _State) -> tuple[jax.Array, PyTree]:
     """Logits (rows, vocabulary) of the token at the position, and the cache after those before."""
     last = state.position - 1
-    if form.cached:
+    if form.use_cache:
         token = jax.lax.dynamic_slice_in_dim(state.tokens, last, 1, axis=1)
         logits, cache = read(form.model, variables, token, last, state.cache)
         return logits[:, 0], cache

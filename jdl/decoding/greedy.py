@@ -1,4 +1,4 @@
-"""The likeliest token, time after time."""
+"""Greedy search: the most probable token at each step."""
 
 from typing import Any
 
@@ -14,34 +14,34 @@ def greedy(
     cache: PyTree,
     first: jax.Array,
     position: int | jax.Array,
-    length: int,
+    max_new_tokens: int,
     *,
-    end: int,
+    eos_token_id: int,
 ) -> jax.Array:
-    """Adds the likeliest token, until all rows have ended. To be called in a compiled function.
+    """Adds the most probable token until all rows have ended. Call it inside a compiled function.
 
     Args:
-      step: reads on, tokens (rows, 1).
-      cache: of what was read before `first`.
-      first: the token that each row is continued after, (rows,) int32.
-      position: of `first`.
-      length: most tokens that are added.
-      end: the token that ends a text.
+      step: decodes one token per row, tokens (rows, 1).
+      cache: of the tokens before `first`.
+      first: the last known token of each row, (rows,) int32.
+      position: of `first`, a scalar.
+      max_new_tokens: maximum number of tokens added.
+      eos_token_id: token that ends a sequence.
 
     Returns:
-      (rows, length) int32, filled up with `end`.
+      (rows, max_new_tokens) int32, padded with `eos_token_id`.
     """
-    written = jnp.full((len(first), length), end, jnp.int32)
+    written = jnp.full((len(first), max_new_tokens), eos_token_id, jnp.int32)
 
-    def going(carry: Any) -> Any:
+    def unfinished(carry: Any) -> Any:
         count, live, *_ = carry
-        return (count < length) & live.any()
+        return (count < max_new_tokens) & live.any()
 
-    def one(carry: Any) -> Any:
+    def advance(carry: Any) -> Any:
         count, live, last, written, cache = carry
         logits, cache = step(last[:, None], position + count, cache)
-        last = jnp.where(live, logits[:, 0].argmax(-1), end).astype(jnp.int32)
-        return count + 1, last != end, last, written.at[:, count].set(last), cache
+        last = jnp.where(live, logits[:, 0].argmax(-1), eos_token_id).astype(jnp.int32)
+        return count + 1, last != eos_token_id, last, written.at[:, count].set(last), cache
 
-    begun = (jnp.int32(0), jnp.ones(len(first), bool), first.astype(jnp.int32), written, cache)
-    return jax.lax.while_loop(going, one, begun)[3]
+    start = (jnp.int32(0), jnp.ones(len(first), bool), first.astype(jnp.int32), written, cache)
+    return jax.lax.while_loop(unfinished, advance, start)[3]

@@ -1,4 +1,4 @@
-"""What a model with encoder and decoder writes of a source."""
+"""Greedy and beam search with an encoder-decoder model."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -20,94 +20,101 @@ def translate(
     model: nn.Module,
     variables: Mapping[str, PyTree],
     sources: jax.Array,
-    length: int,
+    max_new_tokens: int,
     *,
-    begin: int,
-    end: int,
-    never: Sequence[int] = (),
-    beams: int = 1,
+    bos_token_id: int,
+    eos_token_id: int,
+    suppress_tokens: Sequence[int] = (),
+    num_beams: int = 1,
     alpha: float = 0.6,
 ) -> jax.Array:
-    """The target that greedy or beam search finds for each source. To be called compiled.
+    """Searches a target for each source, greedily or by beam search. Call it compiled.
 
     Args:
       model: has the methods `encode` and `decode` of `jdl.models.EncoderDecoder`.
-      variables: its own.
-      sources: (rows, keys) int32, filled up with the model's padding.
-      length: of the longest target, its end included.
-      begin: the token that stands before a target.
-      end: the token that ends one.
-      never: tokens that no target has.
-      beams: how many beginnings are kept; 1 always takes the likeliest token.
-      alpha: power of the length penalty, where there are several (`beam_search`).
+      variables: the model's parameters and other collections.
+      sources: (rows, keys) int32, padded with the model's `pad_token_id`.
+      max_new_tokens: maximum length of a target, its end token included.
+      bos_token_id: token before the first of a target.
+      eos_token_id: token that ends a target.
+      suppress_tokens: tokens that no target contains.
+      num_beams: partial targets kept at each step; 1 is greedy search.
+      alpha: exponent of the length penalty of beam search.
 
     Returns:
-      (rows, length) int32, filled up with `end` from where a target ends.
+      (rows, max_new_tokens) int32, padded with `eos_token_id`.
 
     Raises:
-      UserError: the length is beyond the model's context, or a setting is out of range.
+      UserError: `max_new_tokens` exceeds the model's `max_position_embeddings`, or a setting is
+        out of range.
     """
-    context = getattr(model, "context", length)
-    if length > context:
-        raise UserError(f"targets of {length} tokens do not fit the model's context of {context}")
-    first = jnp.full(len(sources), begin, jnp.int32)
-    make = partial(decoder, model, variables, length=length, copies=beams, never=never)
+    context = getattr(model, "max_position_embeddings", max_new_tokens)
+    if max_new_tokens > context:
+        raise UserError(
+            f"targets of {max_new_tokens} tokens do not fit the model's context of {context}"
+        )
+    first = jnp.full(len(sources), bos_token_id, jnp.int32)
+    make = partial(
+        decoder, model, variables,
+        cache_length=max_new_tokens, num_beams=num_beams, suppress_tokens=suppress_tokens,
+    )  # fmt: skip
     step, cache = make(sources)
-    if beams == 1:
-        return greedy(step, cache, first, 0, length, end=end)
+    if num_beams == 1:
+        return greedy(step, cache, first, 0, max_new_tokens, eos_token_id=eos_token_id)
     axes = batch_axes(lambda rows: make(jnp.zeros((rows, sources.shape[1]), jnp.int32))[1])
-    search = partial(beam_search, step, cache, axes, first, 0, length)
-    return search(end=end, beams=beams, alpha=alpha)[0]
+    search = partial(beam_search, step, cache, axes, first, 0, max_new_tokens)
+    return search(eos_token_id=eos_token_id, num_beams=num_beams, alpha=alpha)[0]
 
 
 def decoder(
     model: nn.Module,
     variables: Mapping[str, PyTree],
     sources: jax.Array,
-    length: int,
+    cache_length: int,
     *,
-    copies: int = 1,
-    never: Sequence[int] = (),
+    num_beams: int = 1,
+    suppress_tokens: Sequence[int] = (),
 ) -> tuple[Step, PyTree]:
-    """How a model goes on with what it writes of each source, token by token.
+    """Encodes sources and returns the step and the cache that decode them token by token.
 
     Args:
       model: has the methods `encode` and `decode` of `jdl.models.EncoderDecoder`.
-      variables: its own.
-      sources: (rows, keys) int32; they are encoded here, once.
-      length: tokens that a cache has room for.
-      copies: of each row in the calls of the step, side by side, as in a beam.
-      never: tokens whose logits become minus infinity.
+      variables: the model's parameters and other collections.
+      sources: (rows, keys) int32.
+      cache_length: maximum number of tokens that the cache holds.
+      num_beams: adjacent copies of each row in the calls of the step.
+      suppress_tokens: tokens whose logits become minus infinity.
 
     Returns:
-      step: for rows * copies; it takes one token of each.
-      cache: before the first step, each row once.
+      step: decodes one token of each of rows * num_beams sequences.
+      cache: before the first step, one entry per row.
     """
-    memory: Any = model.apply(variables, sources, method="encode")
+    memory: Any = model.apply(variables, sources, method="encode")  # (rows, keys, embed)
 
     def decode(
-        tokens: jax.Array, positions: jax.Array, cache: PyTree, times: int
+        tokens: jax.Array, positions: jax.Array, cache: PyTree, copies: int
     ) -> tuple[jax.Array, PyTree]:
-        seen, given = (jnp.repeat(x, times, 0) for x in (memory, sources))
+        memories, repeated = (jnp.repeat(x, copies, 0) for x in (memory, sources))
         logits, changed = model.apply(
-            {**variables, **cache}, tokens, seen, given, positions,
+            {**variables, **cache}, tokens, memories, repeated, positions,
             decode=True, mutable=CACHE, method="decode",
         )  # fmt: skip
         return logits, changed[CACHE]
 
-    def empty(length: int) -> PyTree:
+    def init_cache(length: int) -> PyTree:
         tokens = jnp.zeros((len(sources), length), jnp.int32)
         return decode(tokens, jnp.arange(length)[None], {}, 1)[1]
 
     def step(tokens: jax.Array, position: jax.Array, cache: PyTree) -> tuple[jax.Array, PyTree]:
         positions = position + jnp.arange(tokens.shape[1])[None]
-        logits, cache = decode(tokens, positions, {CACHE: cache}, copies)
-        return logits.at[..., jnp.array(never, jnp.int32)].set(-jnp.inf), cache
+        logits, cache = decode(tokens, positions, {CACHE: cache}, num_beams)
+        return logits.at[..., jnp.array(suppress_tokens, jnp.int32)].set(-jnp.inf), cache
 
-    # The call that makes a cache reads tokens that mean nothing: one of them is enough, and what
-    # would be longer for more is filled up.
-    return step, jax.tree.map(_filled, empty(1), jax.eval_shape(lambda: empty(length)))
+    # The call that creates a cache decodes dummy tokens as long as the cache. One token suffices:
+    # what a longer call would only enlarge is padded instead.
+    shapes = jax.eval_shape(lambda: init_cache(cache_length))
+    return step, jax.tree.map(_pad_to, init_cache(1), shapes)
 
 
-def _filled(short: jax.Array, long: jax.ShapeDtypeStruct) -> jax.Array:
+def _pad_to(short: jax.Array, long: jax.ShapeDtypeStruct) -> jax.Array:
     return jnp.pad(short, [(0, b - a) for a, b in zip(short.shape, long.shape, strict=True)])

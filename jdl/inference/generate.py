@@ -80,13 +80,14 @@ def write(
     known = _known(tokenizer, prompt)
     end = EOS if isinstance(tokenizer, Pieces) else None
     state, model = run.compiled.gather(run.evaluation_state(run.state)), run.program.model
-    context = getattr(model, "context", None)
+    context = getattr(model, "max_position_embeddings", None)
     if context is None and not takes(model, "decode"):
         # What it can read is not known beyond what it was trained on.
         context = run.batch[run.experiment.task.inputs].shape[1] - 1
     chunks = stream(
         model, state.params, known, tokens, sampling, jax.random.key(seed), samples=samples,
-        end=end, size=tokenizer.size, context=context, collections=state.collections,
+        eos_token_id=end, vocab_size=tokenizer.size, context_length=context,
+        collections=state.collections,
     )  # fmt: skip
     return _decoded(tokenizer, known, chunks, samples, end)
 

@@ -88,7 +88,7 @@ def translate(run: Run, texts: Iterable[str]) -> Iterator[str]:
     """
     data: Any = run.experiment.data
     lines, count = iter(texts), 0
-    context = getattr(run.experiment.model, "context", math.inf)
+    context = getattr(run.experiment.model, "max_position_embeddings", math.inf)
     while some := list(itertools.islice(lines, run.experiment.batch_size)):
         rows = data.encode([as_text(text) for text in some])
         lengths = (rows != PAD).sum(1)

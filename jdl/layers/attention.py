@@ -17,19 +17,20 @@ class Attention(nn.Module):
     """Attention of a sequence (batch, time, width) to itself, or to a `memory` of another width.
 
     In `decode` the keys and values of earlier calls are seen too: the collection `cache` holds
-    them, (batch, length, kv_heads, depth), and a call writes its own at its positions. Its length
-    is the time of the call that makes it. Of a memory, keys and values are computed by that call.
+    them, (batch, length, num_kv_heads, depth), and a call writes its own at its positions. Its
+    length is the time of the call that makes it. Of a memory, keys and values are computed by that
+    call.
 
     The joint kernel holds, for each group of heads that share a key and a value, its queries, its
     key and its value, so that a strategy may split it among devices by groups.
     """
 
-    heads: int  # the width is shared out among them
-    kv_heads: int | None = None  # that heads share (Ainslie et al., 2023); None: one each
+    num_heads: int  # the width is shared out among them
+    num_kv_heads: int | None = None  # that heads share (Ainslie et al., 2023); None: one each
     causal: bool = False  # a position sees none after it
     rotary_base: float | None = None  # turn queries and keys by their positions (Su et al., 2021)
-    bias: bool = True  # in the projections
-    dropout: float = 0.0  # share of the output dropped in training
+    use_bias: bool = True  # in the projections
+    dropout_rate: float = 0.0  # share of the output dropped in training
     output_stddev: float = 0.02  # of the initial output kernel
     dtype: Any = jnp.float32  # of the computation; parameters are float32
 
@@ -72,40 +73,43 @@ class Attention(nn.Module):
         x = ops.attention(query, key, value, causal=causal, mask=mask)
         output = self._dense(width, "output", nn.initializers.normal(self.output_stddev))
         x = output(x.reshape(batch, time, width))
-        return Dropout(self.dropout, deterministic=not train)(x)
+        return Dropout(self.dropout_rate, deterministic=not train)(x)
 
     def _check(self, width: int) -> None:
         """Raises a UserError for heads that do not go into the width, or groups into the heads."""
-        heads, groups = self.heads, self.heads if self.kv_heads is None else self.kv_heads
+        heads, groups = (
+            self.num_heads,
+            self.num_heads if self.num_kv_heads is None else self.num_kv_heads,
+        )
         if heads < 1 or width % heads:
             raise UserError(
-                f"a width of {width} cannot be shared out among {heads} heads: set model.heads to "
-                f"a divisor of model.width"
+                f"a width of {width} cannot be shared out among {heads} heads: set "
+                f"model.num_heads to a divisor of model.embed_dim"
             )
         if groups < 1 or heads % groups:
             raise UserError(
-                f"{heads} heads cannot share {groups} keys and values evenly: set model.kv_heads "
-                f"to a divisor of model.heads"
+                f"{heads} heads cannot share {groups} keys and values evenly: set "
+                f"model.num_kv_heads to a divisor of model.num_heads"
             )
         if self.rotary_base is not None and width // heads % 2:
             raise UserError(
                 f"rotary positions turn pairs of components, and {width // heads} in a head are an "
-                f"odd number: set model.heads or model.width"
+                f"odd number: set model.num_heads or model.embed_dim"
             )
 
     def _project(
         self, x: jax.Array, memory: jax.Array | None, decode: bool
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries (batch, time, heads, depth), keys and values (batch, keys, kv_heads, depth)."""
-        groups, depth = self.kv_heads or self.heads, x.shape[-1] // self.heads
-        repeats = self.heads // groups
+        groups, depth = self.num_kv_heads or self.num_heads, x.shape[-1] // self.num_heads
+        repeats = self.num_heads // groups
         if memory is None:
-            joint = self._dense((self.heads + 2 * groups) * depth, "qkv")(x)
+            joint = self._dense((self.num_heads + 2 * groups) * depth, "qkv")(x)
             joint = joint.reshape(*x.shape[:2], groups, repeats + 2, depth)
-            query = joint[..., :repeats, :].reshape(*x.shape[:2], self.heads, depth)
+            query = joint[..., :repeats, :].reshape(*x.shape[:2], self.num_heads, depth)
             return query, joint[..., repeats, :], joint[..., repeats + 1, :]
-        query = self._dense(self.heads * depth, "query")(x)
-        query = query.reshape(*x.shape[:2], self.heads, depth)
+        query = self._dense(self.num_heads * depth, "query")(x)
+        query = query.reshape(*x.shape[:2], self.num_heads, depth)
         if decode and self.has_variable(CACHE, "key"):
             return query, self.get_variable(CACHE, "key"), self.get_variable(CACHE, "value")
         joint = self._dense(2 * groups * depth, "kv")(memory)
@@ -133,7 +137,7 @@ class Attention(nn.Module):
     def _dense(self, features: int, name: str, init: Any = None) -> nn.Dense:
         return nn.Dense(
             features,
-            use_bias=self.bias,
+            use_bias=self.use_bias,
             kernel_init=init or nn.initializers.normal(0.02),
             dtype=self.dtype,
             dot_general=ops.dot_general,

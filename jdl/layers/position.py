@@ -22,7 +22,9 @@ def sinusoidal(positions: Array, width: int) -> Array:
       UserError: the width is odd.
     """
     if width % 2:
-        raise UserError(f"sinusoidal positions need an even width, not {width}: set model.width")
+        raise UserError(
+            f"sinusoidal positions need an even width, not {width}: set model.embed_dim"
+        )
     rates = 10_000.0 ** (-jnp.arange(0, width, 2) / width)
     angles = positions[..., None] * rates
     return jnp.stack([jnp.sin(angles), jnp.cos(angles)], -1).reshape(*positions.shape, width)
@@ -61,10 +63,10 @@ def segment_positions(segments: Array) -> Array:
     return index - jax.lax.cummax(jnp.where(begins, index, 0), axis=1)
 
 
-def check_length(tokens: Array, context: int) -> None:
+def check_length(tokens: Array, max_position_embeddings: int) -> None:
     """Raises a UserError where tokens (batch, time) are longer than a model's context."""
-    if tokens.shape[1] > context:
+    if tokens.shape[1] > max_position_embeddings:
         raise UserError(
-            f"sequences of {tokens.shape[1]} tokens do not fit the model's context of {context}: "
-            f"set model.context"
+            f"sequences of {tokens.shape[1]} tokens do not fit the model's context of "
+            f"{max_position_embeddings}: set model.max_position_embeddings"
         )

@@ -19,7 +19,7 @@ class SimpleRNN(nn.Module):
     Elman (1990), initialised as in Keras: Glorot uniform and orthogonal.
     """
 
-    units: int = 128  # of the hidden state
+    hidden_size: int = 128  # of the hidden state
     dtype: Any = jnp.float32  # of the computation; parameters are float32
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -28,15 +28,17 @@ class SimpleRNN(nn.Module):
 
     def zero(self, batch: Size) -> State:
         """The state that sequences begin with."""
-        return (jnp.zeros((batch, self.units), self.dtype),)
+        return (jnp.zeros((batch, self.hidden_size), self.dtype),)
 
     @nn.compact
     def resume(self, x: jax.Array, state: State) -> tuple[jax.Array, State]:
         """The hidden state after each step from `state` on, and the last state."""
-        shape = (x.shape[-1], self.units)
+        shape = (x.shape[-1], self.hidden_size)
         inner = self.param("kernel", nn.initializers.glorot_uniform(), shape)
-        outer = self.param("recurrent", nn.initializers.orthogonal(), (self.units, self.units))
-        bias = self.param("bias", nn.initializers.zeros, (self.units,))
+        outer = self.param(
+            "recurrent", nn.initializers.orthogonal(), (self.hidden_size, self.hidden_size)
+        )
+        bias = self.param("bias", nn.initializers.zeros, (self.hidden_size,))
         x = jnp.swapaxes(x, 0, 1).astype(self.dtype)
         projected = x @ inner.astype(self.dtype) + bias.astype(self.dtype)
         outer = outer.astype(self.dtype)
@@ -56,7 +58,7 @@ class LSTM(nn.Module):
     as in Keras: Glorot uniform, orthogonal, and a bias of 1 for forgetting.
     """
 
-    units: int = 128  # of the hidden and of the cell state
+    hidden_size: int = 128  # of the hidden and of the cell state
     dtype: Any = jnp.float32  # of the computation; parameters are float32
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -65,13 +67,13 @@ class LSTM(nn.Module):
 
     def zero(self, batch: Size) -> State:
         """The state that sequences begin with."""
-        shape = (batch, self.units)
+        shape = (batch, self.hidden_size)
         return jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype)
 
     @nn.compact
     def resume(self, x: jax.Array, state: State) -> tuple[jax.Array, State]:
         """The hidden state after each step from `state` on, and the last state."""
-        units = self.units
+        units = self.hidden_size
         features = x.shape[-1]
         inner = self.param("kernel", nn.initializers.glorot_uniform(), (features, 4 * units))
         outer = self.param("recurrent", nn.initializers.orthogonal(), (units, 4 * units))
@@ -89,7 +91,7 @@ class GRU(nn.Module):
     One kernel holds the gates for reset and update, then the candidate.
     """
 
-    units: int = 128  # of the hidden state
+    hidden_size: int = 128  # of the hidden state
     dtype: Any = jnp.float32  # of the computation; parameters are float32
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -98,12 +100,12 @@ class GRU(nn.Module):
 
     def zero(self, batch: Size) -> State:
         """The state that sequences begin with."""
-        return (jnp.zeros((batch, self.units), self.dtype),)
+        return (jnp.zeros((batch, self.hidden_size), self.dtype),)
 
     @nn.compact
     def resume(self, x: jax.Array, state: State) -> tuple[jax.Array, State]:
         """The hidden state after each step from `state` on, and the last state."""
-        units = self.units
+        units = self.hidden_size
         features = x.shape[-1]
         inner = self.param("kernel", nn.initializers.glorot_uniform(), (features, 3 * units))
         outer = self.param("recurrent", nn.initializers.orthogonal(), (units, 3 * units))

@@ -26,27 +26,27 @@ class FeedForward(nn.Module):
     (Shazeer, 2020).
     """
 
-    hidden: int  # units between
+    mlp_dim: int  # units between
     activation: Callable[[jax.Array], jax.Array] = nn.gelu  # of the hidden units
     gated: bool = False  # multiply by the activation rather than apply it
-    bias: bool = True  # in the layers
-    dropout: float = 0.0  # share of the output dropped in training
+    use_bias: bool = True  # in the layers
+    dropout_rate: float = 0.0  # share of the output dropped in training
     output_stddev: float = 0.02  # of the initial output kernel
     dtype: Any = jnp.float32  # of the computation; parameters are float32
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """(..., width) to the same."""
-        hidden = self.activation(self._dense(self.hidden, "inner", 0.02)(x))
+        hidden = self.activation(self._dense(self.mlp_dim, "inner", 0.02)(x))
         if self.gated:
-            hidden = hidden * self._dense(self.hidden, "gate", 0.02)(x)
+            hidden = hidden * self._dense(self.mlp_dim, "gate", 0.02)(x)
         x = self._dense(x.shape[-1], "outer", self.output_stddev)(hidden)
-        return Dropout(self.dropout, deterministic=not train)(x)
+        return Dropout(self.dropout_rate, deterministic=not train)(x)
 
     def _dense(self, features: int, name: str, stddev: float) -> nn.Dense:
         return nn.Dense(
             features,
-            use_bias=self.bias,
+            use_bias=self.use_bias,
             kernel_init=nn.initializers.normal(stddev),
             dtype=self.dtype,
             dot_general=ops.dot_general,
@@ -61,19 +61,19 @@ class Block(nn.Module):
     `pre_norm` false added and then normed, as Vaswani et al. (2017) have it.
     """
 
-    heads: int  # of the attention
-    kv_heads: int | None = None  # keys and values that heads share; None: one each
+    num_heads: int  # of the attention
+    num_kv_heads: int | None = None  # keys and values that heads share; None: one each
     causal: bool = False  # a position sees none after it
     cross: bool = False  # attend to a memory too
-    hidden: int | None = None  # units of the feed-forward network; None: four times the width
+    mlp_dim: int | None = None  # units of the feed-forward network; None: four times the width
     activation: Callable[[jax.Array], jax.Array] = nn.gelu  # of the hidden units
     gated: bool = False  # multiply by the activation: SwiGLU with silu
     norm: Literal["layer", "rms"] = "layer"  # kind of normalisation
     pre_norm: bool = True  # norm before each part, not after it
     epsilon: float = 1e-5  # of the norms
     rotary_base: float | None = None  # turn queries and keys by their positions
-    bias: bool = True  # in dense layers
-    dropout: float = 0.0  # share of each part's output dropped in training
+    use_bias: bool = True  # in dense layers
+    dropout_rate: float = 0.0  # share of each part's output dropped in training
     output_stddev: float = 0.02  # of the initial kernels that write to the sequence
     dtype: Any = jnp.float32  # of the computation; parameters are float32
 
@@ -99,8 +99,8 @@ class Block(nn.Module):
                 x, "norm_cross", lambda y: look(y, memory=memory, mask=memory_mask, **modes)
             )
         network = FeedForward(
-            self.hidden or 4 * x.shape[-1], self.activation, self.gated, self.bias, self.dropout,
-            self.output_stddev, self.dtype, name="feed_forward",
+            self.mlp_dim or 4 * x.shape[-1], self.activation, self.gated, self.use_bias,
+            self.dropout_rate, self.output_stddev, self.dtype, name="feed_forward",
         )  # fmt: skip
         return self._add(x, "norm2", lambda y: network(y, train))
 
@@ -110,14 +110,14 @@ class Block(nn.Module):
 
     def _attention(self, name: str, causal: bool, rotary_base: float | None) -> Attention:
         return Attention(
-            self.heads, self.kv_heads, causal, rotary_base, self.bias, self.dropout,
-            self.output_stddev, self.dtype, name=name,
+            self.num_heads, self.num_kv_heads, causal, rotary_base, self.use_bias,
+            self.dropout_rate, self.output_stddev, self.dtype, name=name,
         )  # fmt: skip
 
 
 def stack(
     block: Callable[..., nn.Module],
-    layers: int,
+    num_layers: int,
     x: jax.Array,
     *,
     remat: bool = False,
@@ -127,8 +127,8 @@ def stack(
     """Applies blocks one after the other, inside a module's `__call__`.
 
     Args:
-      block: makes one, given its `name`, such as `functools.partial(Block, heads=4)`.
-      layers: how many; they are called `block_0`, `block_1`, ...
+      block: makes one, given its `name`, such as `functools.partial(Block, num_heads=4)`.
+      num_layers: how many; they are called `block_0`, `block_1`, ...
       x: (batch, time, width).
       remat: compute activations again in the backward pass, to save memory.
       scan: compile one block, called `blocks`, and loop over its weights: compiles faster.
@@ -145,16 +145,16 @@ def stack(
     arrays = {name: value for name, value in inputs.items() if not isinstance(value, bool)}
     apply = nn.remat(apply) if remat else apply
     if not scan:
-        for index in range(layers):
+        for index in range(num_layers):
             x = apply(block(name=f"block_{index}"), x, arrays)
         return x
     looped = nn.scan(
         lambda module, x, _: (apply(module, x, arrays), None),
         variable_axes={"params": 0, CACHE: 0},
         split_rngs={"params": True, "dropout": True},
-        length=layers,
+        length=num_layers,
         # Rolled loops are slow on CPUs.
-        unroll=layers if jax.default_backend() == "cpu" else 1,
+        unroll=num_layers if jax.default_backend() == "cpu" else 1,
     )
     return looped(block(name="blocks"), x, None)[0]
 

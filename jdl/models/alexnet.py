@@ -17,8 +17,8 @@ class AlexNet(nn.Module):
     are what the paper spread over two cards (section 3.2).
     """
 
-    outputs: int = 1000  # units of the last layer
-    dropout: float = 0.5  # share of each hidden dense layer dropped in training
+    num_classes: int = 1000  # units of the last layer
+    dropout_rate: float = 0.5  # share of each hidden dense layer dropped in training
     dtype: Any = jnp.float32  # of the computation; parameters are float32
 
     @nn.compact
@@ -35,8 +35,8 @@ class AlexNet(nn.Module):
         x = x.reshape(x.shape[0], -1)
         for _ in range(2):
             x = nn.relu(nn.Dense(4096, dtype=self.dtype)(x))
-            x = Dropout(self.dropout, deterministic=not train)(x)
-        return nn.Dense(self.outputs, dtype=self.dtype, name="logits")(x).astype(jnp.float32)
+            x = Dropout(self.dropout_rate, deterministic=not train)(x)
+        return nn.Dense(self.num_classes, dtype=self.dtype, name="logits")(x).astype(jnp.float32)
 
     def _convolve(
         self,

@@ -23,18 +23,20 @@ class BERT(nn.Module):
     weighted sum of their cross-entropies in nats, a float32 scalar.
     """
 
-    vocabulary: int = 8192  # tokens that there are
-    context: int = 128  # longest sequence
-    layers: int = 4  # blocks
-    heads: int = 4  # of each attention
-    width: int = 128  # of the sequence
-    hidden: int | None = None  # units of the feed-forward networks; None: four times the width
-    kinds: int = 2  # of tokens, such as those of a first and of a second sentence
-    padding: int = 0  # the token that fills sequences up
-    outputs: int | None = None  # classes of texts; 0: a vector of each; None: tell masked tokens
+    vocab_size: int = 8192  # tokens that there are
+    max_position_embeddings: int = 128  # longest sequence
+    num_layers: int = 4  # blocks
+    num_heads: int = 4  # of each attention
+    embed_dim: int = 128  # of the sequence
+    mlp_dim: int | None = None  # units of the feed-forward networks; None: four times the width
+    type_vocab_size: int = 2  # of tokens, such as those of a first and of a second sentence
+    pad_token_id: int = 0  # the token that fills sequences up
+    num_classes: int | None = (
+        None  # classes of texts; 0: a vector of each; None: tell masked tokens
+    )
     activation: Callable[[jax.Array], jax.Array] = exact_gelu  # of the feed-forward networks
     epsilon: float = 1e-12  # of the norms
-    dropout: float = 0.1  # share dropped of the embeddings and of each part of a block
+    dropout_rate: float = 0.1  # share dropped of the embeddings and of each part of a block
     remat: bool = False  # compute activations again in the backward pass, to save memory
     scan: bool = False  # compile one block and loop over its weights: compiles faster
     dtype: Any = jnp.float32  # of the computation; parameters are float32
@@ -45,28 +47,37 @@ class BERT(nn.Module):
         tokens: jax.Array,
         targets: jax.Array | None = None,
         weights: jax.Array | None = None,
-        places: jax.Array | None = None,
-        kinds: jax.Array | None = None,
+        mlm_positions: jax.Array | None = None,
+        token_type_ids: jax.Array | None = None,
         train: bool = False,
     ) -> jax.Array:
         """Logits, or with targets the sum of cross-entropies."""
-        check_sizes(self, "vocabulary", "context", "layers", "heads", "width", "hidden", "kinds")
-        check_length(tokens, self.context)
-        embed = nn.Embed(
-            self.vocabulary, self.width, embedding_init=INIT, dtype=self.dtype, name="tokens"
+        check_sizes(
+            self,
+            "vocab_size",
+            "max_position_embeddings",
+            "num_layers",
+            "num_heads",
+            "embed_dim",
+            "mlp_dim",
+            "type_vocab_size",
         )
-        x = self._encode(embed, tokens, kinds, train)
-        if self.outputs is not None:
-            first = nn.tanh(self._dense(self.width, "pooler")(x[:, 0]))
-            if self.outputs == 0:
+        check_length(tokens, self.max_position_embeddings)
+        embed = nn.Embed(
+            self.vocab_size, self.embed_dim, embedding_init=INIT, dtype=self.dtype, name="tokens"
+        )
+        x = self._encode(embed, tokens, token_type_ids, train)
+        if self.num_classes is not None:
+            first = nn.tanh(self._dense(self.embed_dim, "pooler")(x[:, 0]))
+            if self.num_classes == 0:
                 return first.astype(jnp.float32)
-            first = Dropout(self.dropout, deterministic=not train)(first)
-            return self._dense(self.outputs, "logits")(first).astype(jnp.float32)
-        if places is not None:
-            x = jnp.take_along_axis(x, places[..., None], axis=1)
-        x = self.activation(self._dense(self.width, "transform")(x))
+            first = Dropout(self.dropout_rate, deterministic=not train)(first)
+            return self._dense(self.num_classes, "logits")(first).astype(jnp.float32)
+        if mlm_positions is not None:
+            x = jnp.take_along_axis(x, mlm_positions[..., None], axis=1)
+        x = self.activation(self._dense(self.embed_dim, "transform")(x))
         x = normalisation("layer", self.dtype, "transform_norm", self.epsilon)(x)
-        bias = self.param("bias", nn.initializers.zeros, (self.vocabulary,))
+        bias = self.param("bias", nn.initializers.zeros, (self.vocab_size,))
         if targets is None:
             return (x @ embed.embedding.astype(self.dtype).T).astype(jnp.float32) + bias
         weights = jnp.ones(targets.shape) if weights is None else weights
@@ -74,26 +85,26 @@ class BERT(nn.Module):
         x = jnp.concatenate([x, jnp.ones_like(x[..., :1])], -1)
         kernel = jnp.concatenate([embed.embedding, bias[:, None]], -1)
         return ops.linear_cross_entropy(
-            x.reshape(-1, self.width + 1), kernel, targets.reshape(-1), weights.reshape(-1)
+            x.reshape(-1, self.embed_dim + 1), kernel, targets.reshape(-1), weights.reshape(-1)
         )
 
     def _encode(
-        self, embed: nn.Embed, tokens: jax.Array, kinds: jax.Array | None, train: bool
+        self, embed: nn.Embed, tokens: jax.Array, token_type_ids: jax.Array | None, train: bool
     ) -> jax.Array:
         """The sequence after the last block, (batch, time, width)."""
-        places = self.param("positions", INIT, (self.context, self.width))
-        table = self.param("kinds", INIT, (self.kinds, self.width))
-        kind = table[0] if kinds is None else table[kinds]
+        places = self.param("positions", INIT, (self.max_position_embeddings, self.embed_dim))
+        table = self.param("kinds", INIT, (self.type_vocab_size, self.embed_dim))
+        kind = table[0] if token_type_ids is None else table[token_type_ids]
         x = embed(tokens) + (places[: tokens.shape[1]] + kind).astype(self.dtype)
         x = normalisation("layer", self.dtype, "norm", self.epsilon)(x)
-        x = Dropout(self.dropout, deterministic=not train)(x)
+        x = Dropout(self.dropout_rate, deterministic=not train)(x)
         block = partial(
-            Block, heads=self.heads, hidden=self.hidden, activation=self.activation,
-            pre_norm=False, epsilon=self.epsilon, dropout=self.dropout, dtype=self.dtype,
+            Block, num_heads=self.num_heads, mlp_dim=self.mlp_dim, activation=self.activation,
+            pre_norm=False, epsilon=self.epsilon, dropout_rate=self.dropout_rate, dtype=self.dtype,
         )  # fmt: skip
-        seen = (tokens != self.padding)[:, None, None, :]
+        seen = (tokens != self.pad_token_id)[:, None, None, :]
         return stack(
-            block, self.layers, x, remat=self.remat, scan=self.scan, mask=seen, train=train
+            block, self.num_layers, x, remat=self.remat, scan=self.scan, mask=seen, train=train
         )
 
     def _dense(self, features: int, name: str) -> nn.Dense:
@@ -102,7 +113,16 @@ class BERT(nn.Module):
 
 INIT = nn.initializers.normal(0.02)
 
-BERTBase = partial(BERT, vocabulary=30_522, context=512, layers=12, heads=12, width=768)
+BERTBase = partial(
+    BERT, vocab_size=30_522, max_position_embeddings=512, num_layers=12, num_heads=12, embed_dim=768
+)
 """109,482,240 parameters up to the pooler."""
-BERTLarge = partial(BERT, vocabulary=30_522, context=512, layers=24, heads=16, width=1024)
+BERTLarge = partial(
+    BERT,
+    vocab_size=30_522,
+    max_position_embeddings=512,
+    num_layers=24,
+    num_heads=16,
+    embed_dim=1024,
+)
 """335,141,888 parameters up to the pooler."""

@@ -19,10 +19,10 @@ class CNN(nn.Module):
 
     channels: tuple[int, ...] = (32, 64)  # of the convolutions of each block
     dense: tuple[int, ...] = (128,)  # units of each hidden dense layer
-    outputs: int = 10  # units of the last layer
+    num_classes: int = 10  # units of the last layer
     padding: str = "SAME"  # of the convolutions: SAME or VALID
     batch_norm: bool = False  # normalise before each activation
-    dropout: float = 0.0  # share of each hidden dense layer dropped in training
+    dropout_rate: float = 0.0  # share of each hidden dense layer dropped in training
     repeats: tuple[int, ...] = ()  # convolutions of each block; none given: one each
     dtype: Any = jnp.float32  # of the computation; parameters are float32
 
@@ -38,8 +38,8 @@ class CNN(nn.Module):
         x = x.reshape(x.shape[0], -1)
         for width in self.dense:
             x = nn.relu(nn.Dense(width, dtype=self.dtype)(x))
-            x = Dropout(self.dropout, deterministic=not train)(x)
-        return nn.Dense(self.outputs, dtype=self.dtype, name="logits")(x).astype(jnp.float32)
+            x = Dropout(self.dropout_rate, deterministic=not train)(x)
+        return nn.Dense(self.num_classes, dtype=self.dtype, name="logits")(x).astype(jnp.float32)
 
     def _convolve(self, x: jax.Array, channels: int, train: bool) -> jax.Array:
         convolution = nn.Conv(
@@ -55,7 +55,7 @@ class CNN(nn.Module):
 
 
 _VGG = partial(
-    CNN, channels=(64, 128, 256, 512, 512), dense=(4096, 4096), outputs=1000, dropout=0.5
+    CNN, channels=(64, 128, 256, 512, 512), dense=(4096, 4096), num_classes=1000, dropout_rate=0.5
 )
 
 VGG11 = partial(_VGG, repeats=(1, 1, 2, 2, 2))

@@ -33,22 +33,24 @@ class GPT(nn.Module):
     such call makes, as long as its tokens; `positions` (batch or 1, time) then say where.
     """
 
-    vocabulary: int = 65  # tokens that there are
-    context: int = 64  # longest sequence
-    layers: int = 4  # blocks
-    heads: int = 4  # of each attention
-    width: int = 128  # of the sequence
-    kv_heads: int | None = None  # keys and values that heads share; None: one each
-    hidden: int | None = None  # units of the feed-forward networks; None: four times the width
-    positions: Literal["learned", "sinusoidal", "rotary"] = "learned"  # how places are told
+    vocab_size: int = 65  # tokens that there are
+    max_position_embeddings: int = 64  # longest sequence
+    num_layers: int = 4  # blocks
+    num_heads: int = 4  # of each attention
+    embed_dim: int = 128  # of the sequence
+    num_kv_heads: int | None = None  # keys and values that heads share; None: one each
+    mlp_dim: int | None = None  # units of the feed-forward networks; None: four times the width
+    position_embedding: Literal["learned", "sinusoidal", "rotary"] = (
+        "learned"  # how places are told
+    )
     rotary_base: float = 10_000.0  # periods of rotary positions grow up to 2 pi times this
     norm: Literal["layer", "rms"] = "layer"  # kind of normalisation
     epsilon: float = 1e-5  # of the norms
     activation: Callable[[jax.Array], jax.Array] = nn.gelu  # of the feed-forward networks
     gated: bool = False  # multiply by the activation: SwiGLU with silu
-    bias: bool = True  # in dense layers
-    tied: bool = True  # logits by the token embedding (Press and Wolf, 2017)
-    dropout: float = 0.0  # share dropped of the embeddings and of each part of a block
+    use_bias: bool = True  # in dense layers
+    tie_word_embeddings: bool = True  # logits by the token embedding (Press and Wolf, 2017)
+    dropout_rate: float = 0.0  # share dropped of the embeddings and of each part of a block
     remat: bool = False  # compute activations again in the backward pass, to save memory
     scan: bool = False  # compile one block and loop over its weights: compiles faster
     dtype: Any = jnp.float32  # of the computation; parameters are float32
@@ -65,23 +67,32 @@ class GPT(nn.Module):
         decode: bool = False,
     ) -> jax.Array:
         """Logits, or with targets the sum of cross-entropies."""
-        check_sizes(self, "vocabulary", "context", "layers", "heads", "kv_heads", "width", "hidden")
-        check_length(tokens, self.context)
+        check_sizes(
+            self,
+            "vocab_size",
+            "max_position_embeddings",
+            "num_layers",
+            "num_heads",
+            "num_kv_heads",
+            "embed_dim",
+            "mlp_dim",
+        )
+        check_length(tokens, self.max_position_embeddings)
         init = nn.initializers.normal(0.02)
         embed = nn.Embed(
-            self.vocabulary, self.width, embedding_init=init, dtype=self.dtype, name="tokens"
+            self.vocab_size, self.embed_dim, embedding_init=init, dtype=self.dtype, name="tokens"
         )
         kernel = embed.embedding
-        if not self.tied:
-            kernel = self.param("logits", init, (self.vocabulary, self.width))
+        if not self.tie_word_embeddings:
+            kernel = self.param("logits", init, (self.vocab_size, self.embed_dim))
         mask = None
         if segments is not None:
             positions = segment_positions(segments)
             mask = segments[:, None, :, None] == segments[:, None, None, :]
         x = self._place(embed(tokens), positions)
-        x = Dropout(self.dropout, deterministic=not train)(x)
+        x = Dropout(self.dropout_rate, deterministic=not train)(x)
         x = stack(
-            self._block(), self.layers, x, remat=self.remat, scan=self.scan,
+            self._block(), self.num_layers, x, remat=self.remat, scan=self.scan,
             mask=mask, positions=positions, train=train, decode=decode,
         )  # fmt: skip
         x = normalisation(self.norm, self.dtype, "norm", self.epsilon)(x)
@@ -89,43 +100,45 @@ class GPT(nn.Module):
             return (x @ kernel.astype(self.dtype).T).astype(jnp.float32)
         weights = jnp.ones(targets.shape) if weights is None else weights
         return ops.linear_cross_entropy(
-            x.reshape(-1, self.width), kernel, targets.reshape(-1), weights.reshape(-1)
+            x.reshape(-1, self.embed_dim), kernel, targets.reshape(-1), weights.reshape(-1)
         )
 
     def _place(self, x: jax.Array, positions: jax.Array | None) -> jax.Array:
         """Adds an embedding of the positions; rotary ones act in attention."""
-        if self.positions == "rotary":
+        if self.position_embedding == "rotary":
             return x
-        if self.positions == "learned":
+        if self.position_embedding == "learned":
             init = nn.initializers.normal(0.02)
-            table = self.param("positions", init, (self.context, self.width))
+            table = self.param("positions", init, (self.max_position_embeddings, self.embed_dim))
         else:
-            table = sinusoidal(jnp.arange(self.context), self.width)
+            table = sinusoidal(jnp.arange(self.max_position_embeddings), self.embed_dim)
         places = table[: x.shape[1]] if positions is None else table[positions]
         return x + places.astype(self.dtype)
 
     def _block(self) -> Callable[..., Block]:
         return partial(
             Block,
-            heads=self.heads,
-            kv_heads=self.kv_heads,
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_kv_heads,
             causal=True,
-            hidden=self.hidden,
+            mlp_dim=self.mlp_dim,
             activation=self.activation,
             gated=self.gated,
             norm=self.norm,
             epsilon=self.epsilon,
-            rotary_base=self.rotary_base if self.positions == "rotary" else None,
-            bias=self.bias,
-            dropout=self.dropout,
+            rotary_base=self.rotary_base if self.position_embedding == "rotary" else None,
+            use_bias=self.use_bias,
+            dropout_rate=self.dropout_rate,
             # Kernels that write to the sequence begin smaller the more of them there are.
-            output_stddev=0.02 * (2 * self.layers) ** -0.5,
+            output_stddev=0.02 * (2 * self.num_layers) ** -0.5,
             dtype=self.dtype,
         )
 
 
-GPT2 = partial(GPT, vocabulary=50_257, context=1024, layers=12, heads=12, width=768)
+GPT2 = partial(
+    GPT, vocab_size=50_257, max_position_embeddings=1024, num_layers=12, num_heads=12, embed_dim=768
+)
 """GPT-2 small, 124,439,808 parameters."""
-GPT2Medium = partial(GPT2, layers=24, heads=16, width=1024)
-GPT2Large = partial(GPT2, layers=36, heads=20, width=1280)
-GPT2XL = partial(GPT2, layers=48, heads=25, width=1600)
+GPT2Medium = partial(GPT2, num_layers=24, num_heads=16, embed_dim=1024)
+GPT2Large = partial(GPT2, num_layers=36, num_heads=20, embed_dim=1280)
+GPT2XL = partial(GPT2, num_layers=48, num_heads=25, embed_dim=1600)

@@ -17,9 +17,9 @@ class MLP(nn.Module):
     """
 
     widths: tuple[int, ...] = (128,)  # units of each hidden layer
-    outputs: int = 10  # units of the last layer
+    features: int = 10  # units of the last layer
     activation: Callable[[jax.Array], jax.Array] = nn.relu  # between the layers
-    dropout: float = 0.0  # share of the hidden units dropped in training
+    dropout_rate: float = 0.0  # share of the hidden units dropped in training
     dtype: Any = jnp.float32  # of the computation; parameters are float32
     kernel_init: Any = nn.initializers.glorot_uniform()  # Glorot and Bengio, 2010
 
@@ -30,6 +30,8 @@ class MLP(nn.Module):
         for width in self.widths:
             x = nn.Dense(width, dtype=self.dtype, kernel_init=self.kernel_init)(x)
             x = self.activation(x)
-            x = Dropout(self.dropout, deterministic=not train)(x)
-        last = nn.Dense(self.outputs, dtype=self.dtype, kernel_init=self.kernel_init, name="logits")
+            x = Dropout(self.dropout_rate, deterministic=not train)(x)
+        last = nn.Dense(
+            self.features, dtype=self.dtype, kernel_init=self.kernel_init, name="logits"
+        )
         return last(x).astype(jnp.float32)

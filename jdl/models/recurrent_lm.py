@@ -27,12 +27,12 @@ class RecurrentLM(nn.Module):
     `decode` the call goes on from the states in the collection `cache`, which are zero at first.
     """
 
-    vocabulary: int = 65  # tokens that there are
-    units: int = 256  # of the embedding and of each recurrent layer
-    layers: int = 2  # recurrent layers
+    vocab_size: int = 65  # tokens that there are
+    hidden_size: int = 256  # of the embedding and of each recurrent layer
+    num_layers: int = 2  # recurrent layers
     cell: Literal["simple", "lstm", "gru"] = "lstm"  # of the recurrent layers
-    dropout: float = 0.0  # share dropped of the embedding and of what each layer hands upwards
-    tied: bool = False  # logits by the token embedding (Press and Wolf, 2017)
+    dropout_rate: float = 0.0  # share dropped of the embedding and of what each layer hands upwards
+    tie_word_embeddings: bool = False  # logits by the token embedding (Press and Wolf, 2017)
     carry: bool = True  # go on from the last batch's state in training
     dtype: Any = jnp.float32  # of the computation; parameters are float32
 
@@ -51,28 +51,28 @@ class RecurrentLM(nn.Module):
         del positions
         init = nn.initializers.normal(0.05)
         embed = nn.Embed(
-            self.vocabulary, self.units, embedding_init=init, dtype=self.dtype, name="tokens"
+            self.vocab_size, self.hidden_size, embedding_init=init, dtype=self.dtype, name="tokens"
         )
         kernel = embed.embedding
-        if not self.tied:
-            kernel = self.param("logits", init, (self.vocabulary, self.units))
+        if not self.tie_word_embeddings:
+            kernel = self.param("logits", init, (self.vocab_size, self.hidden_size))
         # None on the way from one step to the next (Zaremba et al., 2014, section 3.2).
-        drop = Dropout(self.dropout, deterministic=not train)
+        drop = Dropout(self.dropout_rate, deterministic=not train)
         x = drop(embed(tokens))
-        for index in range(self.layers):
+        for index in range(self.num_layers):
             x = drop(self._layer(index, x, begins, train, decode))
         if targets is None:
             return (x @ kernel.astype(self.dtype).T).astype(jnp.float32)
         weights = jnp.ones(targets.shape) if weights is None else weights
         return ops.linear_cross_entropy(
-            x.reshape(-1, self.units), kernel, targets.reshape(-1), weights.reshape(-1)
+            x.reshape(-1, self.hidden_size), kernel, targets.reshape(-1), weights.reshape(-1)
         )
 
     def _layer(
         self, index: int, x: jax.Array, begins: jax.Array | None, train: bool, decode: bool
     ) -> jax.Array:
         """A recurrent layer; in training it takes up its carried state and leaves its last."""
-        layer = CELLS[self.cell](self.units, dtype=self.dtype)
+        layer = CELLS[self.cell](self.hidden_size, dtype=self.dtype)
         zero, name = layer.zero(x.shape[0]), f"layer_{index}"
         if decode:
             x, last = layer.resume(x, self.get_variable(CACHE, name, zero))

@@ -18,36 +18,36 @@ class RNN(nn.Module):
     gives (batch, outputs) float32. Of two directions, the last states of both count.
     """
 
-    vocabulary: int = 10_000  # tokens that have an embedding; 0: the inputs are numbers
-    features: int = 128  # of an embedding
-    units: int = 128  # of each recurrent layer, in each direction
-    layers: int = 1  # recurrent layers
+    vocab_size: int = 10_000  # tokens that have an embedding; 0: the inputs are numbers
+    embed_dim: int = 128  # of an embedding
+    hidden_size: int = 128  # of each recurrent layer, in each direction
+    num_layers: int = 1  # recurrent layers
     cell: Literal["simple", "lstm", "gru"] = "lstm"  # of the recurrent layers
     bidirectional: bool = False  # read backwards too
-    outputs: int = 1  # units of the last layer
-    dropout: float = 0.0  # share dropped in training after each recurrent layer
+    features: int = 1  # units of the last layer
+    dropout_rate: float = 0.0  # share dropped in training after each recurrent layer
     dtype: Any = jnp.float32  # of the computation; parameters are float32
 
     @nn.compact
     def __call__(self, inputs: jax.Array, train: bool = False) -> jax.Array:
         """Applies the layers."""
         x = inputs
-        if self.vocabulary:
+        if self.vocab_size:
             init = nn.initializers.normal(0.05)
-            embed = nn.Embed(self.vocabulary, self.features, embedding_init=init, dtype=self.dtype)
+            embed = nn.Embed(self.vocab_size, self.embed_dim, embedding_init=init, dtype=self.dtype)
             x = embed(inputs)
-        for index in range(self.layers):
-            layer = CELLS[self.cell](self.units, dtype=self.dtype)
+        for index in range(self.num_layers):
+            layer = CELLS[self.cell](self.hidden_size, dtype=self.dtype)
             if self.bidirectional:
-                layer = Bidirectional(layer, CELLS[self.cell](self.units, dtype=self.dtype))
+                layer = Bidirectional(layer, CELLS[self.cell](self.hidden_size, dtype=self.dtype))
             x = layer(x)
-            if index == self.layers - 1:
+            if index == self.num_layers - 1:
                 x = self._last(x)
-            x = Dropout(self.dropout, deterministic=not train)(x)
-        return nn.Dense(self.outputs, dtype=self.dtype, name="logits")(x).astype(jnp.float32)
+            x = Dropout(self.dropout_rate, deterministic=not train)(x)
+        return nn.Dense(self.features, dtype=self.dtype, name="logits")(x).astype(jnp.float32)
 
     def _last(self, x: jax.Array) -> jax.Array:
         """The state that has read everything: at the end, and backwards at the beginning."""
         if not self.bidirectional:
             return x[:, -1]
-        return jnp.concatenate([x[:, -1, : self.units], x[:, 0, self.units :]], axis=-1)
+        return jnp.concatenate([x[:, -1, : self.hidden_size], x[:, 0, self.hidden_size :]], axis=-1)

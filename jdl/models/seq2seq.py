@@ -22,24 +22,32 @@ class EncoderDecoder(nn.Module):
     the root of the width where it is read; places are told by sinusoids.
     """
 
-    vocabulary: int = 8192  # tokens that there are, of both languages
-    context: int = 256  # longest sequence
-    layers: int = 3  # blocks of the encoder, and of the decoder
-    heads: int = 4  # of each attention
-    width: int = 256  # of the sequences
-    hidden: int | None = None  # units of the feed-forward networks; None: four times the width
-    padding: int = 0  # the token that fills sequences up
+    vocab_size: int = 8192  # tokens that there are, of both languages
+    max_position_embeddings: int = 256  # longest sequence
+    num_layers: int = 3  # blocks of the encoder, and of the decoder
+    num_heads: int = 4  # of each attention
+    embed_dim: int = 256  # of the sequences
+    mlp_dim: int | None = None  # units of the feed-forward networks; None: four times the width
+    pad_token_id: int = 0  # the token that fills sequences up
     pre_norm: bool = True  # norm before each part of a block, not after it as in the paper
-    dropout: float = 0.1  # share dropped of the embeddings and of each part of a block
+    dropout_rate: float = 0.1  # share dropped of the embeddings and of each part of a block
     remat: bool = False  # compute activations again in the backward pass, to save memory
     scan: bool = False  # compile one block and loop over its weights: compiles faster
     dtype: Any = jnp.float32  # of the computation; parameters are float32
 
     def setup(self) -> None:
         """Names the parts."""
-        check_sizes(self, "vocabulary", "context", "layers", "heads", "width", "hidden")
-        init = nn.initializers.normal(self.width**-0.5)
-        self.embedding = self.param("embedding", init, (self.vocabulary, self.width))
+        check_sizes(
+            self,
+            "vocab_size",
+            "max_position_embeddings",
+            "num_layers",
+            "num_heads",
+            "embed_dim",
+            "mlp_dim",
+        )
+        init = nn.initializers.normal(self.embed_dim**-0.5)
+        self.embedding = self.param("embedding", init, (self.vocab_size, self.embed_dim))
         self.encoder = self._side(cross=False)
         self.decoder = self._side(cross=True)
 
@@ -58,7 +66,7 @@ class EncoderDecoder(nn.Module):
             return self._logits(x)
         weights = jnp.ones(targets.shape) if weights is None else weights
         return ops.linear_cross_entropy(
-            x.reshape(-1, self.width), self.embedding, targets.reshape(-1), weights.reshape(-1),
+            x.reshape(-1, self.embed_dim), self.embedding, targets.reshape(-1), weights.reshape(-1),
             smoothing=smoothing,
         )  # fmt: skip
 
@@ -96,13 +104,13 @@ class EncoderDecoder(nn.Module):
         )
 
     def _embed(self, tokens: jax.Array, positions: jax.Array | None) -> jax.Array:
-        check_length(tokens, self.context)
+        check_length(tokens, self.max_position_embeddings)
         positions = jnp.arange(tokens.shape[1])[None] if positions is None else positions
-        x = self.embedding[tokens] * self.width**0.5 + sinusoidal(positions, self.width)
+        x = self.embedding[tokens] * self.embed_dim**0.5 + sinusoidal(positions, self.embed_dim)
         return x.astype(self.dtype)
 
     def _seen(self, source: jax.Array) -> jax.Array:
-        return (source != self.padding)[:, None, None, :]
+        return (source != self.pad_token_id)[:, None, None, :]
 
     def _logits(self, x: jax.Array) -> jax.Array:
         return (x @ self.embedding.astype(self.dtype).T).astype(jnp.float32)
@@ -110,17 +118,23 @@ class EncoderDecoder(nn.Module):
     def _side(self, cross: bool) -> "_Side":
         block = partial(
             Block,
-            heads=self.heads,
+            num_heads=self.num_heads,
             causal=cross,
             cross=cross,
-            hidden=self.hidden,
+            mlp_dim=self.mlp_dim,
             activation=nn.relu,
             pre_norm=self.pre_norm,
-            dropout=self.dropout,
+            dropout_rate=self.dropout_rate,
             dtype=self.dtype,
         )
         return _Side(
-            block, self.layers, self.pre_norm, self.dropout, self.remat, self.scan, self.dtype
+            block,
+            self.num_layers,
+            self.pre_norm,
+            self.dropout_rate,
+            self.remat,
+            self.scan,
+            self.dtype,
         )
 
 
@@ -128,27 +142,33 @@ class _Side(nn.Module):
     """Dropout, blocks, and a last norm where blocks norm before."""
 
     block: Callable[..., Block]  # makes a block
-    layers: int  # how many of them
+    num_layers: int  # how many of them
     last_norm: bool  # norm what the last block gives
-    dropout: float  # share of the embeddings dropped in training
+    dropout_rate: float  # share of the embeddings dropped in training
     remat: bool  # compute activations again in the backward pass
     scan: bool  # compile one block and loop over its weights
     dtype: Any  # of the computation
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False, **inputs: Any) -> jax.Array:
-        x = Dropout(self.dropout, deterministic=not train)(x)
+        x = Dropout(self.dropout_rate, deterministic=not train)(x)
         x = stack(
-            self.block, self.layers, x, remat=self.remat, scan=self.scan, train=train, **inputs
+            self.block, self.num_layers, x, remat=self.remat, scan=self.scan, train=train, **inputs
         )
         return normalisation("layer", self.dtype, "norm")(x) if self.last_norm else x
 
 
 TransformerBase = partial(
-    EncoderDecoder, vocabulary=37_000, layers=6, heads=8, width=512, pre_norm=False
+    EncoderDecoder, vocab_size=37_000, num_layers=6, num_heads=8, embed_dim=512, pre_norm=False
 )
 """The base model of the paper, 63,082,496 parameters."""
 TransformerBig = partial(
-    EncoderDecoder, vocabulary=37_000, layers=6, heads=16, width=1024, pre_norm=False, dropout=0.3
+    EncoderDecoder,
+    vocab_size=37_000,
+    num_layers=6,
+    num_heads=16,
+    embed_dim=1024,
+    pre_norm=False,
+    dropout_rate=0.3,
 )
 """The big model of the paper."""

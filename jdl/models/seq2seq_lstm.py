@@ -22,25 +22,29 @@ class LSTMEncoderDecoder(nn.Module):
     sides and the logits share one embedding.
     """
 
-    vocabulary: int = 8192  # tokens that there are, of both languages
-    layers: int = 2  # recurrent layers of the encoder, and of the decoder
-    units: int = 256  # of the embedding and of each layer, half of them for each way of reading
-    padding: int = 0  # the token that fills sequences up
-    dropout: float = 0.2  # share dropped of the embeddings and of what each layer hands upwards
+    vocab_size: int = 8192  # tokens that there are, of both languages
+    num_layers: int = 2  # recurrent layers of the encoder, and of the decoder
+    hidden_size: int = (
+        256  # of the embedding and of each layer, half of them for each way of reading
+    )
+    pad_token_id: int = 0  # the token that fills sequences up
+    dropout_rate: float = (
+        0.2  # share dropped of the embeddings and of what each layer hands upwards
+    )
     dtype: Any = jnp.float32  # of the computation; parameters are float32
 
     def setup(self) -> None:
         """Names the parts."""
-        init = nn.initializers.normal(self.units**-0.5)
-        self.embedding = self.param("embedding", init, (self.vocabulary, self.units))
-        half = self.units // 2
-        self.forwards = [LSTM(half, self.dtype) for _ in range(self.layers)]
-        self.backwards = [LSTM(half, self.dtype) for _ in range(self.layers)]
-        self.decoders = [LSTM(self.units, self.dtype) for _ in range(self.layers)]
-        self.begins = [nn.Dense(self.units, dtype=self.dtype) for _ in range(self.layers)]
-        self.query = nn.Dense(self.units, use_bias=False, dtype=self.dtype)
-        self.combine = nn.Dense(self.units, use_bias=False, dtype=self.dtype)
-        self.drop = Dropout(self.dropout)
+        init = nn.initializers.normal(self.hidden_size**-0.5)
+        self.embedding = self.param("embedding", init, (self.vocab_size, self.hidden_size))
+        half = self.hidden_size // 2
+        self.forwards = [LSTM(half, self.dtype) for _ in range(self.num_layers)]
+        self.backwards = [LSTM(half, self.dtype) for _ in range(self.num_layers)]
+        self.decoders = [LSTM(self.hidden_size, self.dtype) for _ in range(self.num_layers)]
+        self.begins = [nn.Dense(self.hidden_size, dtype=self.dtype) for _ in range(self.num_layers)]
+        self.query = nn.Dense(self.hidden_size, use_bias=False, dtype=self.dtype)
+        self.combine = nn.Dense(self.hidden_size, use_bias=False, dtype=self.dtype)
+        self.drop = Dropout(self.dropout_rate)
 
     def __call__(
         self,
@@ -57,8 +61,8 @@ class LSTMEncoderDecoder(nn.Module):
             return self._logits(x)
         weights = jnp.ones(targets.shape) if weights is None else weights
         return ops.linear_cross_entropy(
-            x.reshape(-1, self.units), self.embedding, targets.reshape(-1), weights.reshape(-1),
-            smoothing=smoothing,
+            x.reshape(-1, self.hidden_size), self.embedding, targets.reshape(-1),
+            weights.reshape(-1), smoothing=smoothing,
         )  # fmt: skip
 
     def encode(self, source: jax.Array, train: bool = False) -> jax.Array:
@@ -94,7 +98,7 @@ class LSTMEncoderDecoder(nn.Module):
         train: bool = False,
         decode: bool = False,
     ) -> jax.Array:
-        seen = source != self.padding
+        seen = source != self.pad_token_id
         mean = jnp.where(seen[..., None], memory, 0).sum(1) / seen.sum(1, keepdims=True)
         x = self._embed(tokens, train)
         for index, layer in enumerate(self.decoders):
@@ -117,7 +121,7 @@ class LSTMEncoderDecoder(nn.Module):
 
     def _turned(self, source: jax.Array) -> jax.Array:
         """Where the tokens of each row stand from the last to the first, padding behind them."""
-        places, count = jnp.arange(source.shape[1]), (source != self.padding).sum(1)[:, None]
+        places, count = jnp.arange(source.shape[1]), (source != self.pad_token_id).sum(1)[:, None]
         return jnp.where(places < count, count - 1 - places, places)
 
     def _embed(self, tokens: jax.Array, train: bool) -> jax.Array:

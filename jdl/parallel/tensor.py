@@ -40,7 +40,7 @@ class TensorParallel(Strategy):
     `TRANSFORMER`. The moments and averages that an optimizer keeps of a parameter are split as it
     is, since their paths end as its does. What no rule matches is whole, as is a leaf that a rule
     of `TRANSFORMER` does not divide evenly; one of `rules` must divide it. Heads are computed
-    where they lie if `tensor` divides the model's `kv_heads`, or else its `heads`.
+    where they lie if `tensor` divides the model's `num_kv_heads`, or else its `num_heads`.
     """
 
     tensor: int = 2  # devices that share a kernel

@@ -56,13 +56,13 @@ def read_model(layout: Layout, config: Mapping[str, Json], path: Path) -> nn.Mod
     fields: dict[str, Any] = {}
     for entry in layout.entries:
         fields.setdefault(entry.field, _value(entry, config[entry.key], path))
-    if fields["width"] % fields["heads"]:
+    if fields["embed_dim"] % fields["num_heads"]:
         raise UserError(
-            f"{path}: a width of {fields['width']} cannot be shared out among "
-            f"{fields['heads']} heads"
+            f"{path}: a width of {fields['embed_dim']} cannot be shared out among "
+            f"{fields['num_heads']} heads"
         )
-    if fields["hidden"] == 4 * fields["width"]:
-        fields["hidden"] = None
+    if fields["mlp_dim"] == 4 * fields["embed_dim"]:
+        fields["mlp_dim"] = None
     return layout.model(**fields)
 
 
@@ -106,15 +106,15 @@ def write_config(model: Any) -> tuple[Layout, dict[str, Json]]:
         raise UserError(
             f"the layout of {layout.kind} cannot say of {_name(layout)}: {'; '.join(wrong)}"
         )
-    hidden = model.hidden or 4 * model.width
-    special = {"activation": _activations(model)[0], "hidden": hidden}
+    hidden = model.mlp_dim or 4 * model.embed_dim
+    special = {"activation": _activations(model)[0], "mlp_dim": hidden}
     config: dict[str, Json] = {
         "architectures": _architectures(layout, model)[:1],
         "model_type": layout.kind,
         **{e.key: special.get(e.field, getattr(model, e.field)) for e in layout.entries},
         **layout.written,
     }
-    if count := getattr(model, "outputs", None):
+    if count := getattr(model, "num_classes", None):
         config["id2label"] = {str(i): f"LABEL_{i}" for i in range(count)}
         config["label2id"] = {f"LABEL_{i}": i for i in range(count)}
     return layout, config
@@ -130,7 +130,7 @@ def _unsayable(layout: Layout, model: Any) -> list[str]:
     if not _activations(model):
         wrong.append(f"activation={getattr(model.activation, '__name__', model.activation)}")
     if not _architectures(layout, model):
-        wrong.append(f"outputs={model.outputs}")
+        wrong.append(f"num_classes={model.num_classes}")
     return wrong
 
 

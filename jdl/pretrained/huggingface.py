@@ -65,7 +65,7 @@ def load(directory: str | Path) -> tuple[nn.Module, dict[str, Any]]:
 def save(model: nn.Module, params: PyTree, directory: str | Path) -> None:
     """Writes a GPT, BERT or ViT of ours as transformers saves such a model, for `from_pretrained`.
 
-    Our `dropout` becomes theirs of embeddings and layers; theirs of attention weights becomes 0.
+    Our `dropout_rate` becomes theirs of embeddings and layers; that of attention weights becomes 0.
     A model with `scan` is written block by block. What the directory held is replaced.
 
     Args:
@@ -89,7 +89,7 @@ def save(model: nn.Module, params: PyTree, directory: str | Path) -> None:
     for slot in _slots(layout, model, config):
         if slot.path in wanted:
             tensors |= slot.write(np.asarray(arrays[slot.path], np.float32))
-    bare = getattr(model, "outputs", None) == 0
+    bare = getattr(model, "num_classes", None) == 0
     write(directory, tensors if bare else {_full(layout, n): x for n, x in tensors.items()})
     write_json(directory / CONFIG, config)
 
@@ -144,17 +144,21 @@ class _Slot:
 def _slots(layout: Layout, model: Any, config: Mapping[str, Json]) -> Iterator[_Slot]:
     """All parameters that the layout tells, of any head."""
     fields = {
-        "v": "vocabulary", "t": "context", "k": "kinds", "w": "width", "o": "width", "h": "heads",
-        "y": "patch", "x": "patch",
+        "v": "vocab_size", "t": "max_position_embeddings", "k": "type_vocab_size", "w": "embed_dim",
+        "o": "embed_dim", "h": "num_heads", "y": "patch_size", "x": "patch_size",
     }  # fmt: skip
     sizes = {letter: getattr(model, name, 0) for letter, name in fields.items()}
-    sizes |= {"q": 3, "d": model.width // model.heads, "f": model.hidden or 4 * model.width}
+    sizes |= {
+        "q": 3,
+        "d": model.embed_dim // model.num_heads,
+        "f": model.mlp_dim or 4 * model.embed_dim,
+    }
     sizes["c"] = labels(config)
     if layout.images:
-        sizes["n"] = 1 + (config["image_size"] // model.patch) ** 2
+        sizes["n"] = 1 + (config["image_size"] // model.patch_size) ** 2
         sizes["i"] = config["num_channels"]
     for row in layout.rows:
-        for block in range(model.layers) if "*" in row.path else [0]:
+        for block in range(model.num_layers) if "*" in row.path else [0]:
             names = (name.replace("*", str(block)) for name in _names(row.tensor))
             yield _Slot(row.path.replace("*", str(block)), tuple(names), row, sizes)
 
@@ -176,10 +180,10 @@ def _given(directory: Path, layout: Layout, model: Any) -> dict[str, Tensor]:
         name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
         name = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
         found[name.removeprefix(layout.prefix)] = tensor
-    if model.layers > len(found):
+    if model.num_layers > len(found):
         raise UserError(
-            f"the tensors in {directory} do not fit its {CONFIG}: it has {model.layers} blocks, "
-            f"and they are {len(found)} in all"
+            f"the tensors in {directory} do not fit its {CONFIG}: it has "
+            f"{model.num_layers} blocks, and they are {len(found)} in all"
         )
     return found
 
@@ -239,8 +243,8 @@ def _image(model: nn.Module, arrays: Mapping[str, Any]) -> dict[str, int]:
         raise UserError(
             f"transformers' ViT reads square images, which have no {places} patches as here"
         )
-    channels = len(arrays["patches.kernel"]) // model.patch**2
-    return {"image_size": model.patch * math.isqrt(places), "num_channels": channels}
+    channels = len(arrays["patches.kernel"]) // model.patch_size**2
+    return {"image_size": model.patch_size * math.isqrt(places), "num_channels": channels}
 
 
 def _misfits(

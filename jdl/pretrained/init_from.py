@@ -19,9 +19,9 @@ from jdl.pretrained.huggingface import read_arrays
 from jdl.pretrained.layouts import ACTIVATIONS, LAYOUTS
 from jdl.state import TrainState
 
-UNSEEN = ("heads", "norm", "epsilon", "activation", "gated", "bias", "padding")
+UNSEEN = ("num_heads", "norm", "epsilon", "activation", "gated", "use_bias", "pad_token_id")
 """Fields that change what a block computes, where its arrays may have the shapes that they have."""
-LOST = ("layers", "positions", "tied")
+LOST = ("num_layers", "position_embedding", "tie_word_embeddings")
 """Fields by which a model may have no place for some arrays, which would be lost unnoticed."""
 
 
@@ -142,9 +142,9 @@ def _differences(theirs: nn.Module, model: nn.Module, lost: tuple[str, ...]) -> 
 
 def _unnoticed(name: str, there: Any, here: Any) -> bool:
     """Whether a field differs, and no array is asked for that is not there."""
-    if name == "layers":
+    if name == "num_layers":
         return there > here
-    if name == "tied":
+    if name == "tie_word_embeddings":
         return here and not there
     return there != here
 

@@ -58,7 +58,7 @@ class Forecast(Task):
         if outputs.shape[1:] != shape[1:]:
             raise UserError(
                 f"{where}: the model's outputs have shape {outputs.shape[1:]} per example, "
-                f"the forecast values {shape[1:]}: set model.outputs to {shape[-1]}"
+                f"the forecast values {shape[1:]}: set model.features to {shape[-1]}"
             )
 
 

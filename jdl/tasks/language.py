@@ -109,7 +109,7 @@ def check_tokens(tokens: np.ndarray, size: int, where: str, least: int = 0) -> N
             f"modelling needs windows of integers"
         )
     if tokens.size and not least <= tokens.min() <= tokens.max() < size:
-        hint = f": set model.vocabulary to {tokens.max() + 1}" if tokens.max() >= size else ""
+        hint = f": set model.vocab_size to {tokens.max() + 1}" if tokens.max() >= size else ""
         raise UserError(
             f"{where}: tokens lie between {tokens.min()} and {tokens.max()}, where the model knows "
             f"0..{size - 1}{hint}"

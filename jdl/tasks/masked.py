@@ -23,10 +23,10 @@ class MaskedLanguageModeling(Task):
     """Cross-entropy of hidden tokens given all others (Devlin et al., 2019).
 
     `jdl.data.MaskTokens` hides them: it leaves `tokens` (batch, length) as the model is to read
-    them, and gives `places`, `targets` (batch, n) int32 and `weights` (batch, n). The model's
-    `__call__(tokens, places=places)` gives logits (batch, n, vocabulary); with `targets` and
-    `weights`, the weighted sum of their cross-entropies, so that it may do so without all logits
-    in memory.
+    them, and gives `mlm_positions`, `targets` (batch, n) int32 and `weights` (batch, n). The
+    model's `__call__(tokens, mlm_positions=...)` gives logits (batch, n, vocab); with `targets`
+    and `weights`, the weighted sum of their cross-entropies, so that it may do so without all
+    logits in memory.
 
     Metrics: `loss` in nats and `perplexity` over hidden tokens, and outside training `accuracy`.
     """
@@ -40,12 +40,12 @@ class MaskedLanguageModeling(Task):
         Raises:
           UserError: no token is hidden, or the model cannot say what stands at a place.
         """
-        if "places" not in batch:
+        if "mlm_positions" not in batch:
             raise UserError(
                 "masked language modelling needs hidden tokens: add jdl.data.MaskTokens() to "
                 "data.device_transforms"
             )
-        if not takes(model, "places"):
+        if not takes(model, "mlm_positions"):
             raise UserError(
                 f"{type(model).__name__} takes no places of hidden tokens: use a model that does, "
                 f"such as BERT"
@@ -64,14 +64,14 @@ class MaskedLanguageModeling(Task):
     ) -> tuple[dict[str, Mean], dict[str, PyTree]]:
         """See `Task.batch_metrics`; the weight of `loss` is the number of hidden tokens."""
         weights, targets = batch["weights"] * batch["mask"][:, None], batch["targets"]
-        places, count = batch["places"], weights.sum()
+        positions, count = batch["mlm_positions"], weights.sum()
         inputs = (model, params, state.collections, batch[self.inputs])
         if train:
             total, collections = forward(
-                *inputs, targets, weights, places=places, train=True, key=key
+                *inputs, targets, weights, mlm_positions=positions, train=True, key=key
             )
             return _metrics(total, count), collections
-        logits, collections = forward(*inputs, places=places, train=False)
+        logits, collections = forward(*inputs, mlm_positions=positions, train=False)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
         right = (logits.argmax(-1) == targets).astype(jnp.float32)
         accuracy = Mean.of(right, weights)
@@ -80,7 +80,7 @@ class MaskedLanguageModeling(Task):
     def predict(self, model: nn.Module, state: TrainState, batch: Batch) -> jax.Array:
         """Probabilities of the tokens at the hidden places, (batch, n, vocabulary) float32."""
         inputs = (model, state.params, state.collections, batch[self.inputs])
-        logits, _ = forward(*inputs, places=batch["places"], train=False)
+        logits, _ = forward(*inputs, mlm_positions=batch["mlm_positions"], train=False)
         return jax.nn.softmax(logits.astype(jnp.float32))
 
     def format_prediction(self, prediction: Any, names: Sequence[str]) -> dict[str, Json]:

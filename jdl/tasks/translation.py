@@ -42,15 +42,15 @@ class Translation(Task):
     inputs: str = "source"  # name of the sources in a batch
     targets: str = "target"  # name of what they are translated to
     label_smoothing: float = 0.1  # share of the target spread over all tokens (Szegedy, 2016)
-    longer: int = 50  # tokens that a translation may have more than its source
-    beams: int = 1  # beginnings that are kept as a translation is searched for; 1: greedy
+    max_extra_tokens: int = 50  # tokens that a translation may have more than its source
+    num_beams: int = 1  # beginnings that are kept as a translation is searched for; 1: greedy
     alpha: float = 0.6  # power of the length penalty where there are several (Wu et al., 2016)
     bleu: tuple[str, ...] = ("test",)  # splits that are translated and scored by BLEU
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
             raise UserError(f"label_smoothing is a share in [0, 1), not {self.label_smoothing}")
-        for name, least in (("longer", 0), ("beams", 1), ("alpha", 0)):
+        for name, least in (("max_extra_tokens", 0), ("num_beams", 1), ("alpha", 0)):
             if not least <= getattr(self, name) < math.inf:
                 raise UserError(f"task.{name} must be at least {least}, not {getattr(self, name)}")
 
@@ -96,15 +96,15 @@ class Translation(Task):
     def predict(self, model: nn.Module, state: TrainState, batch: Batch) -> jax.Array:
         """Translations (batch, longest) int32, filled up with `<eos>`."""
         source = batch[self.inputs]
-        longest = source.shape[1] + self.longer
-        longest = min(longest, getattr(model, "context", longest))
+        longest = source.shape[1] + self.max_extra_tokens
+        longest = min(longest, getattr(model, "max_position_embeddings", longest))
         variables = {"params": state.params, **state.collections}
         found = translate(
-            model, variables, source, longest, begin=BOS, end=EOS, never=(PAD, BOS, MASK),
-            beams=self.beams, alpha=self.alpha,
+            model, variables, source, longest, bos_token_id=BOS, eos_token_id=EOS,
+            suppress_tokens=(PAD, BOS, MASK), num_beams=self.num_beams, alpha=self.alpha,
         )  # fmt: skip
         # Padding of the source must not let a translation that does not end be longer.
-        limits = (source != PAD).sum(1, keepdims=True) + self.longer
+        limits = (source != PAD).sum(1, keepdims=True) + self.max_extra_tokens
         return jnp.where(jnp.arange(longest) < limits, found, EOS)
 
     def has_host_metrics(self, split: str, data: Data) -> bool:

@@ -341,26 +341,26 @@ class Run:
 
 def check_vocabulary(experiment: Experiment) -> None:
     """Raises a UserError where tokenizer or transforms have tokens that the model does not know."""
-    known, data = getattr(experiment.model, "vocabulary", None), experiment.data
+    known, data = getattr(experiment.model, "vocab_size", None), experiment.data
     if not known:
         return
     size = data.tokenizer().size if data.has_tokenizer else 0
     if size > known:
         raise UserError(
             f"the tokenizer of {data.describe()} has {size} tokens, the model knows {known}: set "
-            f"model.vocabulary to {size}"
+            f"model.vocab_size to {size}"
         )
     for place, transform in enumerate(data.device_transforms):
-        if isinstance(transform, MaskTokens) and transform.vocabulary > known:
+        if isinstance(transform, MaskTokens) and transform.vocab_size > known:
             raise UserError(
-                f"data.device_transforms.{place}.vocabulary is {transform.vocabulary}, where the "
+                f"data.device_transforms.{place}.vocab_size is {transform.vocab_size}, where the "
                 f"model knows {known} tokens: set both to the same"
             )
 
 
 def _check_tokens(experiment: Experiment, arrays: Mapping[str, Any], where: str) -> None:
     """Raises a UserError for tokens beyond the vocabulary of a model that has one."""
-    known, task = getattr(experiment.model, "vocabulary", None), experiment.task
+    known, task = getattr(experiment.model, "vocab_size", None), experiment.task
     if not known:
         return
     # What other tasks aim at may be whole numbers that are no tokens.
@@ -370,7 +370,7 @@ def _check_tokens(experiment: Experiment, arrays: Mapping[str, Any], where: str)
         if tokens.ndim == 2 and np.issubdtype(tokens.dtype, np.integer) and tokens.max() >= known:
             raise UserError(
                 f"{where}: {name!r} holds the token {tokens.max()}, where the model knows "
-                f"0..{known - 1}: set model.vocabulary to {tokens.max() + 1}"
+                f"0..{known - 1}: set model.vocab_size to {tokens.max() + 1}"
             )
 
 

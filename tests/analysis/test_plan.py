@@ -22,7 +22,7 @@ from jdl.tasks import Classification, LanguageModeling
 
 IMAGES = {"image": np.zeros((500, 14, 14, 1), np.float32), "label": np.zeros(500, np.int32)}
 WINDOWS = {"tokens": np.zeros((500, 33), np.int32)}
-SMALL_GPT = GPT(vocabulary=32, context=32, layers=2, heads=2, width=32)
+SMALL_GPT = GPT(vocab_size=32, max_position_embeddings=32, num_layers=2, num_heads=2, embed_dim=32)
 
 
 def experiment(model, **changes):

@@ -35,7 +35,7 @@ def test_what_a_run_directory_holds(trained, clouds):
         "optimizer.learning_rate": 0.1,
         "hooks.2.every": 3,
         "model.widths": [4, 3],
-        "model.outputs": 2,
+        "model.features": 2,
         "steps": 6,
         "epochs": None,
         "strategy": "data_parallel",

@@ -106,7 +106,16 @@ def batch_of(found):
 
 
 def small(size, **options):
-    return GPT(**{"vocabulary": size, "context": 40, "layers": 1, "heads": 2, "width": 8} | options)
+    return GPT(
+        **{
+            "vocab_size": size,
+            "max_position_embeddings": 40,
+            "num_layers": 1,
+            "num_heads": 2,
+            "embed_dim": 8,
+        }
+        | options
+    )
 
 
 def evaluator(task, model, begun):
@@ -244,7 +253,7 @@ REFUSED = {
     "a model that reads over borders": (
         lambda: experiment(
             data=Documents(arrays(), encoding=BPE(290), length=8),
-            model=RecurrentLM(vocabulary=290, units=4, layers=1, carry=False),
+            model=RecurrentLM(vocab_size=290, hidden_size=4, num_layers=1, carry=False),
         ),
         "RecurrentLM takes no segments, .* such as GPT, or jdl.data.Tokens",
     ),
@@ -254,7 +263,7 @@ REFUSED = {
     ),
     "a small vocabulary": (
         lambda: experiment(model=small(200)),
-        r"the tokenizer of arrays has \d+ tokens, the model knows 200: set model.vocabulary to",
+        r"the tokenizer of arrays has \d+ tokens, the model knows 200: set model.vocab_size to",
     ),
     "no such run": (
         lambda: experiment(data=Tokens(arrays(), encoding=Saved("nowhere"))),
@@ -300,7 +309,7 @@ def test_what_cannot_be_is_refused_in_a_sentence(case, tmp_path):
 
 
 def test_the_command_line_chooses_an_encoding():
-    made = jdl.override(experiment(), {"data.encoding": "bpe", "data.encoding.vocabulary": "270"})
+    made = jdl.override(experiment(), {"data.encoding": "bpe", "data.encoding.vocab_size": "270"})
     assert made.data.encoding == BPE(270)
     assert jdl.override(experiment(), {"data.encoding": "bytes"}).data.encoding == Bytes()
     saved = jdl.override(experiment(), {"data.encoding": "saved", "data.encoding.run": "runs/x"})

@@ -14,7 +14,7 @@ from tests.data.originals import write_multi30k
 
 EN = ["A dog runs.", "Two men are sitting on a bench.", "A dog.", "Two dogs run on a bench."]
 DE = ["Ein Hund läuft.", "Zwei Männer sitzen auf einer Bank.", "Ein Hund.", "Zwei Hunde laufen."]
-SMALL = BPE(vocabulary=300)
+SMALL = BPE(vocab_size=300)
 
 
 def split(*rows, sources="en", targets="de"):
@@ -51,7 +51,7 @@ def test_pieces_are_learned_from_both_sides_of_the_training_split_alone():
     assert found == pairs().tokenizer()
     assert found.to_json() == SMALL.build([*EN[:3], *DE[:3]]).to_json()
     assert len(found.encode("zzzzzz")) == 6
-    whole = pairs(split(0, 1, 2), encoding=BPE(vocabulary=360)).tokenizer()
+    whole = pairs(split(0, 1, 2), encoding=BPE(vocab_size=360)).tokenizer()
     assert [len(whole.encode(word)) for word in (" dog", " Hund")] == [1, 1]
 
 

@@ -287,7 +287,7 @@ def test_a_run_under_grain_equals_one_on_the_resident_set(tmp_path):
     runs = {}
     for kind in ("in_memory", "grain"):
         experiment = jdl.Experiment(
-            model=MLP(widths=(), outputs=2),
+            model=MLP(widths=(), features=2),
             data=Arrays(
                 {"train": arrays},
                 pipeline=kind,

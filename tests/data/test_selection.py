@@ -56,5 +56,5 @@ def test_examples_that_cannot_be_shared_out(examples):
 def test_a_selection_is_trained_on(tmp_path):
     data = Selection(WHOLE, classes=(4, 0), examples=40)
     assert Splits(data).fingerprints()["train"]["count"] == 40
-    experiment = jdl.Experiment(model=MLP(outputs=2), data=data, epochs=10, batch_size=8)
+    experiment = jdl.Experiment(model=MLP(features=2), data=data, epochs=10, batch_size=8)
     assert jdl.train(experiment, tmp_path / "run").result["metrics"]["test"]["accuracy"] == 1

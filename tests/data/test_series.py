@@ -129,7 +129,7 @@ def test_baselines_are_what_statistics_says(file):
 def test_a_recurrent_network_beats_persistence_in_the_series_own_unit(file, tmp_path):
     series = Series(file, length=10, validation_fraction=0.0)
     experiment = jdl.Experiment(
-        model=RNN(vocabulary=0, cell="simple", units=16),
+        model=RNN(vocab_size=0, cell="simple", hidden_size=16),
         task=Forecast(),
         data=series,
         optimizer=Adam(1e-2),

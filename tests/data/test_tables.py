@@ -47,7 +47,7 @@ def test_texts_with_labels_become_words(tmp_path):
         f'"good, {"very " * (i % 3)}good film",{"pos" if i % 2 else "neg"}' for i in range(20)
     )
     path = write(tmp_path, "text,label\n" + rows)
-    data = Words(TextTable(path, validation_fraction=0.0), vocabulary=6, length=5)
+    data = Words(TextTable(path, validation_fraction=0.0), vocab_size=6, length=5)
     part = stack(data.splits()["train"])
     assert part["tokens"].shape == (16, 5)
     assert set(part["label"]) == {0, 1}

@@ -53,7 +53,7 @@ def test_the_vocabulary_comes_from_the_training_text_alone():
         "test": texts("unseen film", label=np.array([1])),
     }
     whole = {"validation_fraction": 0.0}
-    splits = Words(Arrays(arrays, **whole), vocabulary=10, length=4).splits()
+    splits = Words(Arrays(arrays, **whole), vocab_size=10, length=4).splits()
     assert set(splits) == {"train", "test"}
     np.testing.assert_array_equal(splits["train"][0]["tokens"], [START, 3, 3, 4])
     np.testing.assert_array_equal(splits["test"][0]["tokens"], [PADDING, START, UNKNOWN, 4])
@@ -143,7 +143,13 @@ def language_batch(length=9, rows=3, vocabulary=7):
     return {"tokens": jnp.asarray(tokens, jnp.int32), "mask": jnp.array([True, True, True])}
 
 
-SMALL = {"vocabulary": 7, "context": 9, "layers": 2, "heads": 2, "width": 8}
+SMALL = {
+    "vocab_size": 7,
+    "max_position_embeddings": 9,
+    "num_layers": 2,
+    "num_heads": 2,
+    "embed_dim": 8,
+}
 
 
 @pytest.mark.parametrize("options", [{}, {"scan": True}, {"remat": True}, {"dropout": 0.0}])
@@ -180,7 +186,7 @@ def test_a_recurrent_network_overfits_one_batch(cell, tmp_path):
     split = {"tokens": rng.integers(0, 20, (8, 6)), "label": np.arange(8) % 2}
     whole = {"test_fraction": 0.0, "validation_fraction": 0.0}
     experiment = jdl.Experiment(
-        model=RNN(vocabulary=20, features=8, units=8, cell=cell),
+        model=RNN(vocab_size=20, embed_dim=8, hidden_size=8, cell=cell),
         task=BinaryClassification(inputs="tokens"),
         data=Arrays({"train": split}, **whole),
         optimizer=Adam(0.03),

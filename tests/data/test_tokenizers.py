@@ -147,7 +147,7 @@ def test_a_missing_package_is_named(monkeypatch):
 
 
 def test_a_vocabulary_needs_room_for_every_byte():
-    with pytest.raises(UserError, match=r"BPE\.vocabulary must be at least 260, not 259"):
+    with pytest.raises(UserError, match=r"BPE\.vocab_size must be at least 260, not 259"):
         BPE(259)
     assert BPE(260).build(TEXTS).encode("cat") == [
         PIECES.encode(letter)[0] for letter in "cat"

@@ -59,12 +59,14 @@ def best(score, size, length, end, alpha):
 
 @pytest.mark.parametrize(("scan", "alpha"), [(False, 0.0), (True, 1.0)])
 def test_a_wide_beam_finds_the_best_of_all_texts(scan, alpha):
-    model = gpt(vocabulary=3, scan=scan)
+    model = gpt(vocab_size=3, scan=scan)
     params = drawn(model)
     prompts, length = [[1, 2], [2, 0], [0, 1]], 4
     every = np.array(list(itertools.product(range(3), repeat=length)))
     said = jax.jit(model.apply)
-    tokens, scores = search(model, params, prompts, length, end=0, beams=3**length, alpha=alpha)
+    tokens, scores = search(
+        model, params, prompts, length, eos_token_id=0, num_beams=3**length, alpha=alpha
+    )
     for prompt, found, found_score in zip(prompts, tokens, scores, strict=True):
         given = np.concatenate([np.tile(prompt, (len(every), 1)), every], 1)
         logs = said({"params": params}, jnp.asarray(given[:, :-1]))
@@ -87,8 +89,8 @@ def test_one_beam_is_greedy():
     prompts = [[3, 1], [5, 9], [2, 6]]
     greedy = generate(model, params, prompts, 10, GREEDY)
     for end in (None, int(greedy[1, 3])):
-        expected = generate(model, params, prompts, 10, GREEDY, end=end)
-        tokens, _ = search(model, params, prompts, 10, beams=1, end=end)
+        expected = generate(model, params, prompts, 10, GREEDY, eos_token_id=end)
+        tokens, _ = search(model, params, prompts, 10, num_beams=1, eos_token_id=end)
         np.testing.assert_array_equal(tokens, expected)
 
 
@@ -96,9 +98,9 @@ def test_two_beams_find_what_greed_misses():
     # After 0, 1 is likelier than 2; but after 1 nothing is likely, and after 2 the end is.
     table = ((0.0, 0.55, 0.45, 0.0), (0.3, 0.4, 0.3, 0.0), (0.0, 0.05, 0.05, 0.9), (0, 0, 0, 1.0))
     model = Says(table)
-    greedy, chance = search(model, {}, [[0]], 2, end=3, beams=1)
+    greedy, chance = search(model, {}, [[0]], 2, eos_token_id=3, num_beams=1)
     assert (greedy.tolist(), chance[0]) == ([[1, 1]], pytest.approx(np.log(0.55 * 0.4)))
-    found, chance = search(model, {}, [[0]], 2, end=3, beams=2)
+    found, chance = search(model, {}, [[0]], 2, eos_token_id=3, num_beams=2)
     assert (found.tolist(), chance[0]) == ([[2, 3]], pytest.approx(np.log(0.45 * 0.9)))
 
 
@@ -106,10 +108,10 @@ def test_the_length_penalty_is_that_of_the_paper():
     # To end at once has the probability 0.4, to end after three more 0.6 * 0.7 ** 2 = 0.294.
     table = ((0.0, 0.6, 0.4), (0.0, 0.7, 0.3), (0.0, 0.0, 1.0))
     longer = Says(((0.0, 0.6, 0.4), (0.0, 0.98, 0.02), (0.0, 0.0, 1.0)))
-    short, score = search(Says(table), {}, [[0]], 3, end=2, beams=2, alpha=0.0)
+    short, score = search(Says(table), {}, [[0]], 3, eos_token_id=2, num_beams=2, alpha=0.0)
     assert short.tolist() == [[2, 2, 2]]
     assert score[0] == pytest.approx(np.log(0.4))
-    found, score = search(longer, {}, [[0]], 3, end=2, beams=2, alpha=1.0)
+    found, score = search(longer, {}, [[0]], 3, eos_token_id=2, num_beams=2, alpha=1.0)
     assert found.tolist() == [[1, 1, 1]]
     assert score[0] == pytest.approx(np.log(0.6 * 0.98**2) * 6 / 8, rel=1e-5)
 
@@ -117,7 +119,12 @@ def test_the_length_penalty_is_that_of_the_paper():
 def translator(vocabulary=4):
     """A model whose words depend much on the source, and three sources."""
     model = EncoderDecoder(
-        vocabulary=vocabulary, context=12, layers=2, heads=2, width=8, dropout=0.0
+        vocab_size=vocabulary,
+        max_position_embeddings=12,
+        num_layers=2,
+        num_heads=2,
+        embed_dim=8,
+        dropout_rate=0.0,
     )
     sources = jnp.array([[1, 2, 3, 3, 1], [3, 1, 2, 0, 0], [2, 2, 0, 0, 0]], jnp.int32)
     return model, telling(drawn(model, sources, sources)), sources
@@ -125,7 +132,9 @@ def translator(vocabulary=4):
 
 def translated(model, params, sources, length, **options):
     def run(params, sources):
-        return translate(model, {"params": params}, sources, length, begin=1, end=2, **options)
+        return translate(
+            model, {"params": params}, sources, length, bos_token_id=1, eos_token_id=2, **options
+        )
 
     return np.array(jax.jit(run)(params, sources))
 
@@ -134,7 +143,7 @@ def translated(model, params, sources, length, **options):
 def test_a_wide_beam_finds_the_best_translation(alpha):
     model, params, sources = translator()
     length, begin, end = 3, 1, 2
-    found = translated(model, params, sources, length, beams=4**length, alpha=alpha)
+    found = translated(model, params, sources, length, num_beams=4**length, alpha=alpha)
     said, every = jax.jit(model.apply), np.array(list(itertools.product(range(4), repeat=length)))
     for source, tokens in zip(sources, found, strict=True):
         given = np.concatenate([np.full((len(every), 1), begin), every[:, :-1]], 1)
@@ -152,17 +161,19 @@ def test_a_wide_beam_finds_the_best_translation(alpha):
 def test_a_translation_depends_on_its_source_alone_and_not_on_padding():
     beams = 2
     model, params, sources = translator(vocabulary=17)
-    together = translated(model, params, sources, 8, beams=beams)
+    together = translated(model, params, sources, 8, num_beams=beams)
     assert len({tuple(row) for row in together.tolist()}) > 1
     for source, tokens in zip(sources, together, strict=True):
         bare = source[source != 0][None]
-        np.testing.assert_array_equal(translated(model, params, bare, 8, beams=beams)[0], tokens)
+        np.testing.assert_array_equal(
+            translated(model, params, bare, 8, num_beams=beams)[0], tokens
+        )
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"beams": 0}, "beams of at least 1, not 0"),
+        ({"num_beams": 0}, "num_beams of at least 1, not 0"),
         ({"alpha": -1.0}, "alpha of at least 0, not -1"),
     ],
 )

@@ -14,7 +14,12 @@ from tests.decoders import CONTEXT, GREEDY, Says, drawn, gpt, telling
 PROMPTS = [[3, 1, 4], [5], [9, 2, 6, 5, 8]]
 FORMS = {
     "learned": {},
-    "rotary, grouped": {"positions": "rotary", "kv_heads": 1, "norm": "rms", "gated": True},
+    "rotary, grouped": {
+        "position_embedding": "rotary",
+        "num_kv_heads": 1,
+        "norm": "rms",
+        "gated": True,
+    },
     "scanned": {"scan": True},
 }
 
@@ -47,7 +52,7 @@ def test_cached_tokens_equal_uncached_ones(options):
     params = telling(drawn(model))
     for sampling in (GREEDY, Sampling(temperature=1.5, top_k=8, top_p=0.95)):
         made = [
-            generate(model, params, PROMPTS, 11, sampling, jax.random.key(3), cached=cached)
+            generate(model, params, PROMPTS, 11, sampling, jax.random.key(3), use_cache=cached)
             for cached in (True, False)
         ]
         assert made[0].shape == (3, 11)
@@ -57,9 +62,9 @@ def test_cached_tokens_equal_uncached_ones(options):
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_a_recurrent_model_goes_on_from_its_state(cell):
-    model = RecurrentLM(vocabulary=11, units=8, layers=2, cell=cell, dropout=0.5)
+    model = RecurrentLM(vocab_size=11, hidden_size=8, num_layers=2, cell=cell, dropout_rate=0.5)
     params = drawn(model)
-    made = [generate(model, params, PROMPTS, 9, cached=cached) for cached in (True, False)]
+    made = [generate(model, params, PROMPTS, 9, use_cache=cached) for cached in (True, False)]
     assert len(np.unique(made[0])) > 3
     np.testing.assert_array_equal(*made)
 
@@ -141,10 +146,10 @@ def test_a_row_that_has_ended_holds_the_end_and_the_others_go_on():
     model, prompts = Says(table), [[0], [4], [3, 3, 1]]
     expected = [[1, 2, 3, 3, 3, 3], [4] * 6, [2, 3, 3, 3, 3, 3]]
     for cached in (True, False):
-        found = generate(model, {}, prompts, 6, GREEDY, end=3, cached=cached)
+        found = generate(model, {}, prompts, 6, GREEDY, eos_token_id=3, use_cache=cached)
         np.testing.assert_array_equal(found, expected)
     # All have ended: nothing more is made, though much more was asked for.
-    parts = list(stream(model, {}, [0], 10**4, GREEDY, end=3, chunk=2, samples=2))
+    parts = list(stream(model, {}, [0], 10**4, GREEDY, eos_token_id=3, chunk=2, samples=2))
     np.testing.assert_array_equal(np.concatenate(parts, 1), [[1, 2, 3]] * 2)
 
 
@@ -158,7 +163,7 @@ def test_a_stream_gives_the_same_tokens_bit_by_bit():
 
 
 def test_a_stream_goes_on_beyond_the_context_from_its_last_half():
-    model = gpt(context=8)
+    model = gpt(max_position_embeddings=8)
     params = drawn(model)
     logits = logits_of(model, params, 8)
     parts = list(stream(model, params, [3, 1, 4], 20, GREEDY, chunk=4))
@@ -171,15 +176,20 @@ def test_a_stream_goes_on_beyond_the_context_from_its_last_half():
     assert len(text) == 23
     # No draw is made twice with one key.
     chances = Says(((0.25,) * 4,) * 4)
-    found = np.concatenate(list(stream(chances, {}, [0], 40, context=8, chunk=40)), 1)[0]
+    found = np.concatenate(list(stream(chances, {}, [0], 40, context_length=8, chunk=40)), 1)[0]
     assert (found[:5] != found[8:13]).any()
     assert (found[8:13] != found[13:18]).any()
-    assert [part.shape[1] for part in stream(chances, {}, [0], 20, context=8)] == [8, 5, 5, 2]
+    assert [part.shape[1] for part in stream(chances, {}, [0], 20, context_length=8)] == [
+        8,
+        5,
+        5,
+        2,
+    ]
 
 
 def test_tokens_beyond_the_size_are_never_drawn():
     model = Says(((0.01, 0.01, 0.98),) * 3)
-    found = np.concatenate(list(stream(model, {}, [0], 50, size=2)), 1)
+    found = np.concatenate(list(stream(model, {}, [0], 50, vocab_size=2)), 1)
     assert set(np.unique(found)) == {0, 1}
 
 

@@ -53,19 +53,19 @@ TOKENS = np.random.default_rng(0).integers(1, 9, (16, 7)).astype(np.int32)
 LABELS = np.arange(16) % 2
 CASES = {
     "statistics and device transforms": (
-        CNN(channels=(4,), dense=(5,), outputs=2, batch_norm=True),
+        CNN(channels=(4,), dense=(5,), num_classes=2, batch_norm=True),
         Classification(),
         {"image": PIXELS, "label": LABELS},
         "(image: uint8[rows,8,8,1]) -> float32[rows,2] on cpu, cuda",
     ),
     "attention": (
-        GPT(vocabulary=9, context=6, layers=1, heads=2, width=8),
+        GPT(vocab_size=9, max_position_embeddings=6, num_layers=1, num_heads=2, embed_dim=8),
         LanguageModeling(),
         {"tokens": TOKENS},
         "(tokens: int32[rows,7]) -> float32[rows,6,9] on cpu, cuda",
     ),
     "recurrence": (
-        RNN(vocabulary=9, features=4, units=5),
+        RNN(vocab_size=9, embed_dim=4, hidden_size=5),
         BinaryClassification(inputs="tokens"),
         {"tokens": TOKENS, "label": LABELS},
         "(tokens: int32[rows,7]) -> float32[rows] on cpu, cuda",

@@ -38,7 +38,7 @@ from jdl.tasks import LanguageModeling
 TEXT = {{"text": np.array([{LINE!r} * 40], object)}}
 
 experiment = Experiment(
-    model=GPT(vocabulary=12, context=16, layers=1, heads=2, width=32),
+    model=GPT(vocab_size=12, max_position_embeddings=16, num_layers=1, num_heads=2, embed_dim=32),
     task=LanguageModeling(),
     data=Tokens(Arrays({{"train": TEXT, "validation": TEXT}}), length=16, stride=2),
     optimizer=Adam(1e-2), strategy=Single(), hooks=(), steps=120, batch_size=16,
@@ -64,7 +64,9 @@ def characters(text, **options):
 def opened(workdir, **changes):
     """A run of one step, opened again."""
     settings = {
-        "model": GPT(vocabulary=5, context=8, layers=1, heads=1, width=8),
+        "model": GPT(
+            vocab_size=5, max_position_embeddings=8, num_layers=1, num_heads=1, embed_dim=8
+        ),
         "task": LanguageModeling(),
         "data": characters("abcd\n" * 20),
         "optimizer": Adam(1e-3),
@@ -82,7 +84,7 @@ def test_it_goes_on_with_what_it_has_learned(line, command):
     text = LINE * 5
     for prompt, count in (("sing a s", 30), ("of", 5), (LINE[:16], 12)):
         code, out, err = command(
-            "generate", line, "--prompt", prompt, "--tokens", count, "--temperature", 0
+            "generate", line, "--prompt", prompt, "--max-new-tokens", count, "--temperature", 0
         )
         begin = text.index(prompt)
         assert (code, err) == (0, "")
@@ -90,12 +92,12 @@ def test_it_goes_on_with_what_it_has_learned(line, command):
 
 
 def test_without_a_prompt_it_begins_a_line(line, command):
-    code, out, _ = command("generate", line, "--tokens", 6, "--temperature", 0)
+    code, out, _ = command("generate", line, "--max-new-tokens", 6, "--temperature", 0)
     assert (code, out) == (0, LINE[:6] + "\n")
 
 
 def test_samples_are_parted_and_their_seed_decides(line, command):
-    words = ("generate", line, "--prompt", "a", "--tokens", 12, "--samples", 3)
+    words = ("generate", line, "--prompt", "a", "--max-new-tokens", 12, "--samples", 3)
     words += ("--temperature", 3, "--top-k", 11, "--top-p", 0.99)
     code, out, _ = command(*words)
     parts = out.removesuffix("\n").split("\n---------------\n")
@@ -120,7 +122,7 @@ def test_text_is_printed_as_it_is_written(line, command, monkeypatch):
     monkeypatch.setattr(sys, "stdout", terminal)
     from jdl.cli.main import main
 
-    assert main(["generate", str(line), "--prompt", "si", "--tokens", "20"]) == 0
+    assert main(["generate", str(line), "--prompt", "si", "--max-new-tokens", "20"]) == 0
     lengths = [len(text) for text in terminal.flushed[:3]]
     assert lengths == [10, 17, 22]  # the context of 16 is full at the second
 
@@ -133,7 +135,7 @@ def test_text_is_printed_as_it_is_written(line, command, monkeypatch):
         (("--prompt", "a \udcff"), "a text is no UTF-8: .* can't encode .* in position 2"),
         (("--seed", 2**63), "the seed must lie between 0 and .*, but is 9223372036854775808"),
         (("--prompt", "a song of 6"), "the text holds '6', for which there is no token"),
-        (("--tokens", 0), "must be at least 1, not 0"),
+        (("--max-new-tokens", 0), "must be at least 1, not 0"),
         (("--samples", 0), "the number of samples must be at least 1, not 0"),
         (("--temperature", -1), "the temperature must be 0 or more, not -1"),
         (("--top-k", 0), "top_k must leave 1 token or more, not 0"),
@@ -162,7 +164,7 @@ def test_what_cannot_be_printed_shows_as_a_question_mark(line, monkeypatch):
 def test_a_text_by_an_unfinished_run_is_said_to_be(line, command, tmp_path):
     shutil.copytree(line, tmp_path / "run")
     (tmp_path / "run" / "result.json").unlink()
-    words = ("--prompt", "si", "--tokens", 4, "--seed", 1)
+    words = ("--prompt", "si", "--max-new-tokens", 4, "--seed", 1)
     code, out, err = command("generate", tmp_path / "run", *words)
     assert (code, out) == command("generate", line, *words)[:2]
     assert err == f"{tmp_path / 'run'} is not finished: this is its newest checkpoint\n"
@@ -192,7 +194,7 @@ def test_a_tokenizer_that_does_not_fit_the_model_is_refused(tmp_path, monkeypatc
 
 
 def test_tokens_that_the_tokenizer_does_not_know_are_not_drawn(tmp_path):
-    model = GPT(vocabulary=40, context=8, layers=1, heads=1, width=8)
+    model = GPT(vocab_size=40, max_position_embeddings=8, num_layers=1, num_heads=1, embed_dim=8)
     run, tokenizer = opened(tmp_path / "run", model=model)
     assert (tokenizer.size, run.prediction.shape[-1]) == (5, 40)
     text = "".join(piece[0] for piece in write(run, tokenizer, "ab", 60, seed=1))
@@ -205,7 +207,7 @@ def test_tokens_that_the_tokenizer_does_not_know_are_not_drawn(tmp_path):
 def test_a_recurrent_model_writes_on_data_in_streams(tmp_path, strategy, carry):
     data = characters("abcd\n" * 40)
     data = Streams(data.text, length=8, streams=4, validation_length=16)
-    model = RecurrentLM(vocabulary=5, units=8, layers=1, carry=carry)
+    model = RecurrentLM(vocab_size=5, hidden_size=8, num_layers=1, carry=carry)
     run, tokenizer = opened(tmp_path / "run", model=model, data=data, strategy=strategy)
     greedy = Sampling(temperature=0.0)
     found = "".join(piece[0] for piece in write(run, tokenizer, "ab", 12, greedy))

@@ -158,9 +158,9 @@ def test_texts_are_encoded_as_in_training(trained, predicted, tmp_path):
     rows = [[text, ("pos", "neg")[i % 2]] for i, text in enumerate(texts)]
     path = write_csv(tmp_path / "reviews.csv", ["review", "mark"], rows)
     run = trained(
-        "RNN(vocabulary=7, features=4, units=4)",
+        "RNN(vocab_size=7, embed_dim=4, hidden_size=4)",
         "BinaryClassification(inputs='tokens')",
-        f"Words(TextTable({str(path)!r}, text='review', label='mark'), vocabulary=7, length=5)",
+        f"Words(TextTable({str(path)!r}, text='review', label='mark'), vocab_size=7, length=5)",
     )
     words = run.experiment.data
     texts = [example["text"] for example in map(words.text.splits()["test"].__getitem__, range(8))]
@@ -202,7 +202,7 @@ def test_a_series_is_forecast_after_its_last_row(trained, predicted, tmp_path, o
     path = write_csv(tmp_path / "series.csv", ["a", "b"], values.tolist())
     outputs = 1 if "targets" in options else 2
     run = trained(
-        f"RNN(vocabulary=0, cell='simple', units=4, outputs={outputs})",
+        f"RNN(vocab_size=0, cell='simple', hidden_size=4, features={outputs})",
         "Forecast()",
         f"Series({str(path)!r}, {options})",
     )

@@ -54,7 +54,7 @@ def test_small_resnets_are_as_large_as_in_table_6_of_the_paper(name, millions):
 
 
 def test_a_resnet_shrinks_its_images_where_the_paper_does():
-    model = models.ResNet18(outputs=7)
+    model = models.ResNet18(num_classes=7)
     x = jnp.zeros((1, 64, 64, 3))
     _, seen = jax.eval_shape(
         lambda: model.init_with_output(jax.random.key(0), x, capture_intermediates=True)
@@ -109,7 +109,7 @@ def test_a_resnet_equals_torchs_with_its_weights():
     from torch.nn import functional
 
     rng = np.random.default_rng(0)
-    model = models.ResNet(stages=(1, 1), width=4, outputs=3)
+    model = models.ResNet(stage_sizes=(1, 1), num_filters=4, num_classes=3)
     x = rng.normal(size=(2, 32, 32, 3)).astype(np.float32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), x)
     leaves, tree = jax.tree.flatten(shapes)

@@ -67,7 +67,7 @@ def test_mlp_is_its_formula(activation, formula):
 
 @pytest.mark.parametrize("padding", ["SAME", "VALID"])
 def test_cnn_is_scipys_correlation_and_a_pool(padding):
-    model = CNN(channels=(3,), dense=(5,), outputs=4, padding=padding)
+    model = CNN(channels=(3,), dense=(5,), num_classes=4, padding=padding)
     x = values(0, 2, 7, 6, 2)
     params = random_like(shapes(model, x)["params"])
     kernel, bias = params["Conv_0"]["kernel"], params["Conv_0"]["bias"]
@@ -93,7 +93,7 @@ def test_parameter_counts_are_the_closed_forms():
     digit = jnp.zeros((1, 28, 28, 1))
     assert size(shapes(MLP((128,), 10), digit)) == 784 * 128 + 128 + 128 * 10 + 10 == 101_770
     assert size(shapes(MLP((), 10), digit)) == 7_850
-    assert size(shapes(MLP((5, 7, 3), 2, dropout=0.5), jnp.zeros((1, 4)))) == (
+    assert size(shapes(MLP((5, 7, 3), 2, dropout_rate=0.5), jnp.zeros((1, 4)))) == (
         5 * 5 + 6 * 7 + 8 * 3 + 4 * 2
     )
     convolutions = 9 * 1 * 32 + 9 * 32 * 64
@@ -110,7 +110,7 @@ def test_parameter_counts_are_the_closed_forms():
     "model",
     [
         MLP((32,), 3),
-        CNN(channels=(8,), dense=(16,), outputs=3, batch_norm=True),
+        CNN(channels=(8,), dense=(16,), num_classes=3, batch_norm=True),
     ],
     ids=["mlp", "cnn"],
 )
@@ -134,7 +134,7 @@ def test_each_model_learns_one_batch_by_heart(model):
     "model",
     [
         *(MLP((16,), 3, activation) for activation in (nn.relu, nn.gelu, nn.tanh, nn.silu)),
-        CNN(channels=(4,), dense=(8,), outputs=3),
+        CNN(channels=(4,), dense=(8,), num_classes=3),
     ],
     ids=["relu", "gelu", "tanh", "silu", "cnn"],
 )
@@ -164,11 +164,11 @@ def test_gradients_are_finite_differences(model):
 
 @pytest.mark.parametrize("batch_norm", [False, True])
 def test_dropout_and_batch_statistics_rest_in_evaluation(batch_norm):
-    model = CNN(channels=(4,), dense=(32,), outputs=3, batch_norm=batch_norm, dropout=0.5)
+    model = CNN(channels=(4,), dense=(32,), num_classes=3, batch_norm=batch_norm, dropout_rate=0.5)
     x = values(0, 5, 4, 4, 1)
     variables = random_like(shapes(model, x))
     variables = {name: jax.tree.map(np.abs, tree) for name, tree in variables.items()}
-    certain = apply(model.clone(dropout=0.0), variables, x)
+    certain = apply(model.clone(dropout_rate=0.0), variables, x)
     np.testing.assert_array_equal(apply(model, variables, x), certain)
     np.testing.assert_array_equal(apply(model, variables, x, train=False), certain)
     rows = apply(model, variables, x[:2], train=False)
@@ -182,7 +182,7 @@ def test_dropout_and_batch_statistics_rest_in_evaluation(batch_norm):
 
 
 def test_dropout_drops_its_share_and_keeps_the_mean():
-    model = MLP((4000,), 1, jnp.ones_like, dropout=0.25, kernel_init=nn.initializers.ones)
+    model = MLP((4000,), 1, jnp.ones_like, dropout_rate=0.25, kernel_init=nn.initializers.ones)
     x = np.ones((3, 1), np.float32)
     variables = jax.tree.map(lambda leaf: np.ones(leaf.shape, "f4"), shapes(model, x))
     variables["params"]["logits"]["bias"] = np.zeros(1, "f4")
@@ -196,7 +196,7 @@ def test_dropout_drops_its_share_and_keeps_the_mean():
 
 def test_models_take_integers_and_any_shape_and_give_float32():
     pixels = np.random.default_rng(0).integers(0, 255, (3, 9, 5, 1)).astype(np.uint8)
-    for model in (MLP((4,), 2), CNN(channels=(2, 3), dense=(), outputs=2)):
+    for model in (MLP((4,), 2), CNN(channels=(2, 3), dense=(), num_classes=2)):
         variables = random_like(shapes(model, pixels))
         output = apply(model, variables, pixels)
         chex.assert_shape(output, (3, 2))

@@ -29,7 +29,7 @@ from jdl.trainer.run import Run
 from tests import kill_resume
 from tests.breaks import Break, Killed, broken
 
-SMALL = {"vocabulary": 9, "units": 6, "layers": 2}
+SMALL = {"vocab_size": 9, "hidden_size": 6, "num_layers": 2}
 
 
 def draw(*shape, seed=0):
@@ -172,7 +172,11 @@ def test_no_logit_depends_on_a_later_token(cell):
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_the_loss_is_that_of_the_logits(tied):
-    model, tokens, targets = RecurrentLM(**SMALL, tied=tied), draw(3, 5), draw(3, 5, seed=1)
+    model, tokens, targets = (
+        RecurrentLM(**SMALL, tie_word_embeddings=tied),
+        draw(3, 5),
+        draw(3, 5, seed=1),
+    )
     variables = begun(model, tokens)
     weights = jnp.asarray(np.random.default_rng(0).uniform(size=(3, 5)), jnp.float32)
     losses = optax.softmax_cross_entropy_with_integer_labels(
@@ -184,7 +188,7 @@ def test_the_loss_is_that_of_the_logits(tied):
 
 def test_dropout_is_on_the_way_up_and_not_on_the_way_on():
     """With everything dropped that may be, logits are zero and the states are those of no input."""
-    model = RecurrentLM(**SMALL, dropout=1.0)
+    model = RecurrentLM(**SMALL, dropout_rate=1.0)
     tokens = draw(3, 5)
     variables = begun(model, tokens)
     held = jax.tree.map(lambda x: x + 0.5, variables[CARRY])
@@ -205,9 +209,9 @@ def test_parameter_counts_are_the_closed_forms():
     layers = {"simple": 2 * 36 + 6, "gru": 6 * 36 + 3 * 6 + 6, "lstm": 8 * 36 + 4 * 6}
     for cell, size in layers.items():
         assert count(**SMALL, cell=cell) == 2 * 9 * 6 + 2 * size
-        assert count(**SMALL, cell=cell, tied=True) == 9 * 6 + 2 * size
+        assert count(**SMALL, cell=cell, tie_word_embeddings=True) == 9 * 6 + 2 * size
     # Zaremba's medium network, but for the bias of the logits.
-    assert count(vocabulary=10_000, units=650, layers=2) == 19_765_200
+    assert count(vocab_size=10_000, hidden_size=650, num_layers=2) == 19_765_200
 
 
 def test_streams_lie_side_by_side_and_predict_each_token_once():
@@ -265,7 +269,7 @@ def test_what_only_the_state_knows_is_learned(tmp_path):
     """In "aabb" the next letter depends on the one before the last: of three, one is a cut away."""
     last = {}
     for carry in (False, True):
-        model = RecurrentLM(vocabulary=2, units=8, layers=1, cell="gru", carry=carry)
+        model = RecurrentLM(vocab_size=2, hidden_size=8, num_layers=1, cell="gru", carry=carry)
         data = set_of("aabb" * 125 + "a", length=3)
         made = experiment(model=model, data=data, optimizer=Adam(0.03))
         losses = [loss for loss, _ in updates(made, 160, tmp_path)]
@@ -277,7 +281,7 @@ def test_what_only_the_state_knows_is_learned(tmp_path):
 def test_it_learns_one_batch_by_heart():
     text = "".join(np.random.default_rng(1).choice(list("abcdefghi"), 4 * 6 + 1))
     data = set_of(text, length=6)
-    model = RecurrentLM(vocabulary=9, units=24, layers=2)
+    model = RecurrentLM(vocab_size=9, hidden_size=24, num_layers=2)
     run = jdl.train(experiment(model=model, data=data, optimizer=Adam(0.02), steps=150))
     assert run.result["metrics"]["train"]["loss"] < 0.3  # the first characters are anyone's guess
     probabilities = run.predict({"tokens": data.splits()["train"][0]["tokens"][None]})
@@ -295,7 +299,7 @@ def test_strategies_carry_the_same_states(tmp_path):
 
 def test_a_broken_run_ends_as_one_that_never_was(tmp_path):
     hooks = (Break(), Evaluate(every=3), Checkpoint(every=4), Break())
-    model = RecurrentLM(**SMALL, dropout=0.2)
+    model = RecurrentLM(**SMALL, dropout_rate=0.2)
     whole = experiment(model=model, hooks=hooks, steps=14, log_every=5)
     jdl.train(whole, tmp_path / "whole")
     with pytest.raises(Killed):
@@ -311,7 +315,11 @@ def test_a_broken_run_ends_as_one_that_never_was(tmp_path):
     "changes",
     [
         {"precision": "bf16"},
-        {"model": GPT(vocabulary=9, context=20, layers=1, heads=1, width=4)},
+        {
+            "model": GPT(
+                vocab_size=9, max_position_embeddings=20, num_layers=1, num_heads=1, embed_dim=4
+            )
+        },
     ],
     ids=["bf16", "a model that knows no beginnings"],
 )

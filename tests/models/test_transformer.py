@@ -32,17 +32,26 @@ from jdl.models import (
 FORMS = {
     "gpt": {},
     "llama": {
-        "positions": "rotary", "norm": "rms", "gated": True, "activation": nn.silu,
-        "kv_heads": 1, "bias": False, "tied": False,
+        "position_embedding": "rotary", "norm": "rms", "gated": True, "activation": nn.silu,
+        "num_kv_heads": 1, "use_bias": False, "tie_word_embeddings": False,
     },
-    "sinusoidal, grouped": {"positions": "sinusoidal", "kv_heads": 2, "heads": 4},
+    "sinusoidal, grouped": {"position_embedding": "sinusoidal", "num_kv_heads": 2, "num_heads": 4},
     "scanned": {"scan": True},
     "rematerialised": {"remat": True},
 }  # fmt: skip
 
 
 def gpt(**options):
-    return GPT(**{"vocabulary": 11, "context": 12, "layers": 2, "heads": 2, "width": 16} | options)
+    return GPT(
+        **{
+            "vocab_size": 11,
+            "max_position_embeddings": 12,
+            "num_layers": 2,
+            "num_heads": 2,
+            "embed_dim": 16,
+        }
+        | options
+    )
 
 
 def made(model, *inputs):
@@ -85,7 +94,7 @@ def test_gradients_of_a_logit_with_respect_to_later_tokens_are_zero(options):
         extended = {**params, "tokens": {"embedding": jnp.concatenate([rows, table])}}
         if "logits" in params:
             extended["logits"] = jnp.concatenate([jnp.zeros_like(rows), params["logits"]])
-        wide = model.clone(vocabulary=12 + 11)
+        wide = model.clone(vocab_size=12 + 11)
         return wide.apply({"params": extended}, jnp.arange(12)[None])[0, :, 12:].sum(-1)
 
     influence = np.abs(jax.jit(jax.jacrev(logits))(table[given[0]])).sum(
@@ -155,7 +164,7 @@ def test_sinusoids_equal_the_papers_formula():
 
 def test_heads_that_share_a_key_equal_heads_whose_keys_are_equal():
     x = jax.random.normal(jax.random.key(0), (2, 5, 8))
-    shared, whole = Attention(heads=4, kv_heads=2), Attention(heads=4)
+    shared, whole = Attention(num_heads=4, num_kv_heads=2), Attention(num_heads=4)
     params = made(shared, x)
 
     def repeated(leaf):  # (..., 2 groups of 2 queries, a key and a value, of depth 2)
@@ -169,13 +178,16 @@ def test_heads_that_share_a_key_equal_heads_whose_keys_are_equal():
 
 
 def test_padding_never_changes_what_a_text_means():
-    model, given = BERT(vocabulary=11, context=12, layers=2, heads=2, width=16), tokens(1, 7)
+    model, given = (
+        BERT(vocab_size=11, max_position_embeddings=12, num_layers=2, num_heads=2, embed_dim=16),
+        tokens(1, 7),
+    )
     params = made(model, given)
     alone = applied(model, params, given)
     longer = jnp.pad(given, ((0, 0), (0, 5)))
     padded = applied(model, params, longer)[:, :7]
     np.testing.assert_allclose(padded, alone, rtol=1e-4, atol=1e-5)
-    classes = model.clone(outputs=3)
+    classes = model.clone(num_classes=3)
     params = made(classes, given)
     logits = (applied(classes, params, x) for x in (given, longer))
     np.testing.assert_allclose(*logits, rtol=1e-4, atol=1e-5)
@@ -184,7 +196,12 @@ def test_padding_never_changes_what_a_text_means():
 @pytest.mark.parametrize("pre_norm", [True, False])
 def test_padding_of_the_source_never_changes_a_translation(pre_norm):
     model = EncoderDecoder(
-        vocabulary=11, context=12, layers=2, heads=2, width=16, pre_norm=pre_norm
+        vocab_size=11,
+        max_position_embeddings=12,
+        num_layers=2,
+        num_heads=2,
+        embed_dim=16,
+        pre_norm=pre_norm,
     )
     source, given = tokens(2, 7), tokens(2, 6, seed=1)
     params = made(model, source, given)
@@ -197,7 +214,9 @@ def test_padding_of_the_source_never_changes_a_translation(pre_norm):
 
 
 def test_a_cached_decoder_equals_the_uncached():
-    model = EncoderDecoder(vocabulary=11, context=12, layers=2, heads=2, width=16)
+    model = EncoderDecoder(
+        vocab_size=11, max_position_embeddings=12, num_layers=2, num_heads=2, embed_dim=16
+    )
     source, given = tokens(2, 7).at[1, 5:].set(0), tokens(2, 6, seed=1)
     params = {"params": made(model, source, given)}
     expected = applied(model, params, source, given)
@@ -215,11 +234,14 @@ def test_a_cached_decoder_equals_the_uncached():
 
 
 def test_masked_tokens_are_told_at_their_places_alone():
-    model, given = BERT(vocabulary=11, context=12, layers=1, heads=2, width=16), tokens()
+    model, given = (
+        BERT(vocab_size=11, max_position_embeddings=12, num_layers=1, num_heads=2, embed_dim=16),
+        tokens(),
+    )
     params = {"params": made(model, given)}
     places = jnp.array([[3, 0], [7, 11]])
     everywhere = applied(model, params, given)
-    logits = applied(model, params, given, places=places)
+    logits = applied(model, params, given, mlm_positions=places)
     expected = jnp.take_along_axis(everywhere, places[..., None], 1)
     np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
     targets, weights = jnp.array([[1, 2], [3, 4]]), jnp.array([[1.0, 0.0], [0.5, 2.0]])
@@ -245,13 +267,13 @@ HEAD = ("transform", "transform_norm", "bias", "logits")
         (GPT2Medium(), (TOKENS,), 354_823_168),
         pytest.param(GPT2Large(), (TOKENS,), 774_030_080, marks=pytest.mark.slow),
         pytest.param(GPT2XL(), (TOKENS,), 1_557_611_200, marks=pytest.mark.slow),
-        (BERTBase(outputs=2), (TOKENS,), 109_482_240),
-        (BERTLarge(outputs=2), (TOKENS,), 335_141_888),
+        (BERTBase(num_classes=2), (TOKENS,), 109_482_240),
+        (BERTLarge(num_classes=2), (TOKENS,), 335_141_888),
         (TransformerBase(), (TOKENS, TOKENS), 63_082_496),
-        (ViTTiny16(outputs=1000), (IMAGES,), 5_717_416),
-        (ViTSmall16(outputs=1000), (IMAGES,), 22_050_664),
-        (ViTBase16(outputs=1000), (IMAGES,), 86_567_656),
-        (ViTLarge16(outputs=1000), (IMAGES,), 304_326_632),
+        (ViTTiny16(num_classes=1000), (IMAGES,), 5_717_416),
+        (ViTSmall16(num_classes=1000), (IMAGES,), 22_050_664),
+        (ViTBase16(num_classes=1000), (IMAGES,), 86_567_656),
+        (ViTLarge16(num_classes=1000), (IMAGES,), 304_326_632),
     ],
 )
 def test_models_have_as_many_parameters_as_published(model, inputs, parameters):
@@ -261,9 +283,9 @@ def test_models_have_as_many_parameters_as_published(model, inputs, parameters):
 
 def test_sequences_beyond_the_context_are_refused():
     for model, inputs in (
-        (gpt(context=4), (tokens(),)),
-        (BERT(context=4), (tokens(),)),
-        (EncoderDecoder(context=4), (tokens(), tokens())),
+        (gpt(max_position_embeddings=4), (tokens(),)),
+        (BERT(max_position_embeddings=4), (tokens(),)),
+        (EncoderDecoder(max_position_embeddings=4), (tokens(), tokens())),
     ):
         with pytest.raises(UserError, match="12 tokens do not fit the model's context of 4"):
             jax.eval_shape(model.init, jax.random.key(0), *inputs)
@@ -271,24 +293,33 @@ def test_sequences_beyond_the_context_are_refused():
 
 def test_an_image_that_patches_do_not_divide_is_refused():
     with pytest.raises(UserError, match="30x32 pixels cannot be cut into patches of 16"):
-        jax.eval_shape(ViT(patch=16).init, jax.random.key(0), jnp.zeros((1, 30, 32, 3)))
+        jax.eval_shape(ViT(patch_size=16).init, jax.random.key(0), jnp.zeros((1, 30, 32, 3)))
 
 
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (gpt(heads=5), "a width of 16 cannot be shared out among 5 heads: set model.heads to a di"),
-        (gpt(kv_heads=3), "heads cannot share 3 keys and values evenly: set model.kv_heads"),
-        (gpt(positions="rotary", width=6), "pairs of components, and 3 in a head are an odd num"),
-        (gpt(positions="sinusoidal", width=5, heads=1), "need an even width, not 5: set model.wi"),
-        (gpt(heads=0), "model.heads must be at least 1, not 0"),
-        (gpt(kv_heads=0), "model.kv_heads must be at least 1, not 0"),
-        (gpt(layers=-1), "model.layers must be at least 1, not -1"),
-        (gpt(hidden=0), "model.hidden must be at least 1, not 0"),
-        (gpt(vocabulary=0), "model.vocabulary must be at least 1, not 0"),
-        (BERT(kinds=0), "model.kinds must be at least 1, not 0"),
-        (ViT(patch=0), "model.patch must be at least 1, not 0"),
-        (EncoderDecoder(layers=0), "model.layers must be at least 1, not 0"),
+        (gpt(num_heads=5), "a width of 16 cannot be shared out among 5 heads: set model.num_heads"),
+        (
+            gpt(num_kv_heads=3),
+            "heads cannot share 3 keys and values evenly: set model.num_kv_heads",
+        ),
+        (
+            gpt(position_embedding="rotary", embed_dim=6),
+            "pairs of components, and 3 in a head are an odd num",
+        ),
+        (
+            gpt(position_embedding="sinusoidal", embed_dim=5, num_heads=1),
+            "need an even width, not 5: set model.em",
+        ),
+        (gpt(num_heads=0), "model.num_heads must be at least 1, not 0"),
+        (gpt(num_kv_heads=0), "model.num_kv_heads must be at least 1, not 0"),
+        (gpt(num_layers=-1), "model.num_layers must be at least 1, not -1"),
+        (gpt(mlp_dim=0), "model.mlp_dim must be at least 1, not 0"),
+        (gpt(vocab_size=0), "model.vocab_size must be at least 1, not 0"),
+        (BERT(type_vocab_size=0), "model.type_vocab_size must be at least 1, not 0"),
+        (ViT(patch_size=0), "model.patch_size must be at least 1, not 0"),
+        (EncoderDecoder(num_layers=0), "model.num_layers must be at least 1, not 0"),
     ],
 )
 def test_sizes_that_do_not_fit_together_are_refused(model, message):

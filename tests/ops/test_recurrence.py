@@ -174,7 +174,7 @@ def test_each_direction_sees_its_side_and_the_last_states_see_all(cell):
     reach = np.abs(gradients.reshape(6, 2, 4, 6, 3)).sum((2, 4)) > 0
     np.testing.assert_array_equal(reach[:, 0], np.tri(6, dtype=bool))
     np.testing.assert_array_equal(reach[:, 1], np.tri(6, dtype=bool).T)
-    model = RNN(vocabulary=0, units=4, cell=cell, bidirectional=True, layers=2)
+    model = RNN(vocab_size=0, hidden_size=4, cell=cell, bidirectional=True, num_layers=2)
     variables = model.init(jax.random.key(0), x)
     gradient = jax.grad(lambda x: model.apply(variables, x).sum())(x)
     assert (np.abs(gradient[0]).sum(-1) > 0).all()

@@ -94,7 +94,7 @@ def make_experiment(outputs=3, labels=3, seed=0, **changes):
     label = rng.integers(0, labels, 48)
     image = rng.normal(size=(48, 8, 8, 1)) + label[:, None, None, None]
     settings = {
-        "model": MLP(widths=(6,), outputs=outputs),
+        "model": MLP(widths=(6,), features=outputs),
         "data": Arrays({"train": {"image": image, "label": label}}, validation_fraction=0.2),
         "optimizer": SGD(0.05),
         "strategy": Single(),
@@ -132,9 +132,9 @@ def test_a_run_begins_with_what_another_is_scored_with(optimizer, tmp_path):
 
 
 def test_some_modules_are_taken_with_their_statistics_and_others_begin_fresh(tmp_path):
-    model = CNN(channels=(4,), dense=(5,), outputs=3, batch_norm=True)
+    model = CNN(channels=(4,), dense=(5,), num_classes=3, batch_norm=True)
     first = jdl.train(make_experiment(model=model), tmp_path / "first").gather_state()
-    other = make_experiment(model=model.clone(outputs=2), labels=2, seed=1)
+    other = make_experiment(model=model.clone(num_classes=2), labels=2, seed=1)
     init_from = InitFrom(run=str(tmp_path / "first"), skip=("logits",))
     fresh, _ = beginning(other, tmp_path / "fresh")
     found, statistics = beginning(

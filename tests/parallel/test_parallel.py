@@ -27,7 +27,7 @@ ONE = [DataParallel(1), FullySharded(1, min_elements=1), Pmap(1)]
 TWO = [DataParallel(2), FullySharded(2, min_elements=1), Pmap(2)]
 ROWS = 8
 MAIN = Program(MLP((8,), 3, nn.tanh), Classification(), Adam(0.01).build(100))
-DROPOUT = Program(MLP((8,), 3, nn.tanh, dropout=0.5), Classification(), SGD(0.1).build(100))
+DROPOUT = Program(MLP((8,), 3, nn.tanh, dropout_rate=0.5), Classification(), SGD(0.1).build(100))
 NORM = Program(CNN((4,), (), 3, batch_norm=True), Classification(), SGD(0.1).build(100))
 LINEAR = Program(MLP((), 3), Classification(), SGD(0.1).build(100))
 RANDOM = dataclasses.replace(LINEAR, transforms=(RandomCrop(padding=1), RandomFlip()))

@@ -91,7 +91,15 @@ def specs(strategy, model):
     }, shardings
 
 
-SMALL = GPT(vocabulary=10, context=4, layers=2, heads=4, width=8, kv_heads=2, gated=True)
+SMALL = GPT(
+    vocab_size=10,
+    max_position_embeddings=4,
+    num_layers=2,
+    num_heads=4,
+    embed_dim=8,
+    num_kv_heads=2,
+    gated=True,
+)
 
 
 def test_rules_split_products_by_columns_and_then_by_rows():
@@ -117,7 +125,7 @@ def test_rules_mean_the_last_dimensions_of_scanned_blocks():
 
 
 def test_an_odd_vocabulary_stays_whole_and_the_rest_is_spread_over_fsdp():
-    odd = SMALL.clone(vocabulary=11)
+    odd = SMALL.clone(vocab_size=11)
     assert specs(TensorParallel(), odd)[0]["tokens.embedding"] == P()
     found, _ = specs(TensorParallel(fsdp=2, min_elements=8), odd)
     assert found["tokens.embedding"] == P(None, "fsdp")
@@ -166,7 +174,7 @@ def test_rules_that_cannot_be_meant_are_refused(options, message):
 def test_a_rule_that_does_not_divide_names_the_parameter():
     strategy = TensorParallel(rules=(("embedding", ("tensor", None)),))
     with pytest.raises(UserError, match=r"tokens.embedding of shape \(11, 8\) cannot be split"):
-        strategy.shardings(shapes(SMALL.clone(vocabulary=11)), MESH)
+        strategy.shardings(shapes(SMALL.clone(vocab_size=11)), MESH)
 
 
 def test_devices_that_cannot_be_shared_out_and_models_without_kernels_are_refused():
@@ -186,7 +194,7 @@ def test_devices_that_share_kernels_take_the_same_rows():
 
 
 def test_each_device_holds_half_of_the_split_state():
-    wide = SMALL.clone(width=64, vocabulary=64)
+    wide = SMALL.clone(embed_dim=64, vocab_size=64)
     held = []
     for strategy in (Single(), TensorParallel()):
         steps = strategy.compile(program(wide), {}, WINDOWS)
@@ -199,7 +207,7 @@ def test_each_device_holds_half_of_the_split_state():
 
 
 def test_the_forward_pass_sums_over_devices_and_gathers_no_kernel():
-    model, tokens = SMALL.clone(layers=1, width=16), np.zeros((4, 4), np.int32)
+    model, tokens = SMALL.clone(num_layers=1, embed_dim=16), np.zeros((4, 4), np.int32)
     strategy = TensorParallel()
     state = shapes(model)
     shardings = strategy.shardings(state, strategy.mesh()).params

@@ -122,7 +122,7 @@ def test_what_is_saved_is_loaded_bit_for_bit(model, tmp_path):
     params = made(model)
     save(model, params, tmp_path)
     found, loaded = load(tmp_path)
-    assert found == model.clone(dropout=model.dropout)
+    assert found == model.clone(dropout_rate=model.dropout_rate)
     before, after = leaves(params), leaves(loaded)
     assert after.keys() == before.keys()
     for path, array in before.items():
@@ -264,15 +264,31 @@ def test_all_tensors_that_do_not_fit_are_named_at_once(saved):
 @pytest.mark.parametrize(
     ("model", "complaint"),
     [
-        (RNN(vocabulary=11), "transformers' layout is that of BERT, GPT and ViT, not of RNN"),
-        (GPT(**GPT_SIZES, positions="rotary"), "positions='rotary', where it means 'learned'$"),
+        (RNN(vocab_size=11), "transformers' layout is that of BERT, GPT and ViT, not of RNN"),
         (
-            GPT(**GPT_SIZES, kv_heads=1, gated=True, norm="rms", bias=False, activation=nn.tanh),
-            "gpt2 cannot say of GPT: kv_heads=1, .*; norm='rms', .*; gated=True, .*; bias=False, "
-            ".*; activation=tanh$",
+            GPT(**GPT_SIZES, position_embedding="rotary"),
+            "position_embedding='rotary', where it means 'learned'$",
         ),
-        (ViT(patch=3, layers=1, heads=2, width=8, pool="mean"), "pool='mean', where it means 'fi"),
-        (ViT(patch=3, layers=1, heads=2, width=8, outputs=0), "outputs=0$"),
+        (
+            GPT(
+                **GPT_SIZES,
+                num_kv_heads=1,
+                gated=True,
+                norm="rms",
+                use_bias=False,
+                activation=nn.tanh,
+            ),
+            "gpt2 cannot say of GPT: num_kv_heads=1, .*; norm='rms', .*; gated=True, .*; "
+            "use_bias=False, .*; activation=tanh$",
+        ),
+        (
+            ViT(patch_size=3, num_layers=1, num_heads=2, embed_dim=8, pool="mean"),
+            "pool='mean', where it means 'fi",
+        ),
+        (
+            ViT(patch_size=3, num_layers=1, num_heads=2, embed_dim=8, num_classes=0),
+            "num_classes=0$",
+        ),
     ],
 )
 def test_a_model_that_the_layout_cannot_say_is_not_saved(model, complaint, tmp_path):
@@ -286,10 +302,10 @@ def test_parameters_of_another_model_are_not_saved(tmp_path):
     with pytest.raises(UserError, match=r"missing logits\.bias, .*; not known bias, transform"):
         save(OURS["bert, classes"], params, tmp_path / "out")
     with pytest.raises(UserError, match=r"positions has shape \(12, 8\), not \(13, 8\)"):
-        save(OURS["bert"].clone(context=13), params, tmp_path / "out")
+        save(OURS["bert"].clone(max_position_embeddings=13), params, tmp_path / "out")
     with pytest.raises(UserError, match=r"missing positions, patches\.kernel"):
         save(OURS["vit"], params["block_0"], tmp_path / "out")
-    wide = ViT(patch=3, layers=1, heads=2, width=8)
+    wide = ViT(patch_size=3, num_layers=1, num_heads=2, embed_dim=8)
     with pytest.raises(UserError, match="square images, which have no 6 patches"):
         save(wide, made(wide, jnp.zeros((1, 6, 9, 1))), tmp_path / "out")
     assert not (tmp_path / "out").exists()

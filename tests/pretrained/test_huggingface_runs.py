@@ -37,7 +37,7 @@ def experiment(init_from, **changes):
     label = np.array([0, 1, 2] * 4)
     tokens = np.tile(TOKENS, (4, 1))
     settings = {
-        "model": OURS["bert, classes"].clone(outputs=4),
+        "model": OURS["bert, classes"].clone(num_classes=4),
         "task": Classification(inputs="tokens"),
         "data": Arrays(
             {"train": {"tokens": tokens, "label": label}},
@@ -75,7 +75,7 @@ def test_a_model_of_transformers_that_does_not_fit_a_run(saved, tmp_path):
         UserError, match=r"params\.logits\.bias, of shape \(4,\) .* shape \(3,\) in"
     ):
         jdl.train(experiment(whole), tmp_path / "run")
-    other = experiment(whole, model=saved[1].clone(kinds=2), steps=2)
+    other = experiment(whole, model=saved[1].clone(type_vocab_size=2), steps=2)
     with pytest.raises(
         UserError, match=r"kinds, of shape \(2, 8\) in this model, has shape \(3, 8\)"
     ):
@@ -92,24 +92,32 @@ def begun(model, directory, **chosen):
     return {path.removeprefix("params."): array for path, array in taken.items()}
 
 
-BERT_4 = OURS["bert, classes"].clone(heads=4, epsilon=1e-5, activation=nn.relu, padding=0)
+BERT_4 = OURS["bert, classes"].clone(num_heads=4, epsilon=1e-5, activation=nn.relu, pad_token_id=0)
 OTHERS = [
     (
         "bert, classes",
         BERT_4,
-        "model.heads is 2 there, not 4; model.epsilon is 1e-12 there, not 1e-05; "
-        "model.activation is gelu there, not relu; model.padding is 1 there, not 0",
+        "model.num_heads is 2 there, not 4; model.epsilon is 1e-12 there, not 1e-05; "
+        "model.activation is gelu there, not relu; model.pad_token_id is 1 there, not 0",
     ),
-    ("bert, classes", OURS["bert, classes"].clone(layers=1), "model.layers is 2 there, not 1"),
+    (
+        "bert, classes",
+        OURS["bert, classes"].clone(num_layers=1),
+        "model.num_layers is 2 there, not 1",
+    ),
     ("bert", GPT(**BERT_SIZES), "model is a BERT there, not a GPT"),
     (
         "gpt",
-        OURS["gpt"].clone(positions="rotary", norm="rms", bias=False),
-        "model.norm is layer there, not rms; model.bias is True there, not False; "
-        "model.positions is learned there, not rotary",
+        OURS["gpt"].clone(position_embedding="rotary", norm="rms", use_bias=False),
+        "model.norm is layer there, not rms; model.use_bias is True there, not False; "
+        "model.position_embedding is learned there, not rotary",
     ),
-    ("gpt, untied", OURS["gpt, untied"].clone(tied=True), "model.tied is False there, not True"),
-    ("vit", OURS["vit"].clone(heads=1), "model.heads is 2 there, not 1"),
+    (
+        "gpt, untied",
+        OURS["gpt, untied"].clone(tie_word_embeddings=True),
+        "model.tie_word_embeddings is False there, not True",
+    ),
+    ("vit", OURS["vit"].clone(num_heads=1), "model.num_heads is 2 there, not 1"),
 ]
 
 
@@ -128,17 +136,17 @@ def test_a_model_that_computes_otherwise_with_the_same_arrays_is_refused(
 
 def test_a_run_is_refused_before_anything_is_written(saved, tmp_path):
     whole = InitFrom(run=str(saved[0]), skip=("logits",))
-    with pytest.raises(UserError, match=r"model\.heads is 2 there, not 4; model\.eps"):
+    with pytest.raises(UserError, match=r"model\.num_heads is 2 there, not 4; model\.eps"):
         jdl.train(experiment(whole, model=BERT_4), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_what_changes_no_output_may_differ(saved):
     directory, model, params = saved
-    same = model.clone(dropout=0.5, remat=True, dtype=jnp.bfloat16, name="classifier")
+    same = model.clone(dropout_rate=0.5, remat=True, dtype=jnp.bfloat16, name="classifier")
     assert begun(same, directory).keys() == leaves(params).keys()
     save(OURS["gpt"], made(OURS["gpt"]), directory)
-    assert begun(OURS["gpt"].clone(hidden=32, kv_heads=2), directory)
+    assert begun(OURS["gpt"].clone(mlp_dim=32, num_kv_heads=2), directory)
 
 
 def test_what_is_chosen_may_be_of_another_model(saved):
@@ -146,11 +154,11 @@ def test_what_is_chosen_may_be_of_another_model(saved):
     (taken,) = begun(BERT_4, directory, modules=("tokens",)).items()
     assert taken[0] == "tokens.embedding"
     np.testing.assert_array_equal(taken[1], params["tokens"]["embedding"])
-    deeper = model.clone(layers=3)
+    deeper = model.clone(num_layers=3)
     with pytest.raises(UserError, match=r"params\.block_2\..* is not in "):
         begun(deeper, directory)
     assert begun(deeper, directory, skip=("block_2",)).keys() == leaves(params).keys()
-    one = begun(model.clone(layers=1), directory, modules=("tokens", "block_0"))
+    one = begun(model.clone(num_layers=1), directory, modules=("tokens", "block_0"))
     assert {path.split(".")[0] for path in one} == {"tokens", "block_0"}
 
 

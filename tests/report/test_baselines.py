@@ -178,7 +178,7 @@ def test_images_are_judged_by_labels_and_a_linear_model(digits, tmp_path):
 def test_texts_are_judged_by_their_words(tmp_path):
     words = Words(Arrays({"train": {"text": np.array(TEXTS, object), "label": LABELS}}), length=6)
     task = BinaryClassification(inputs="tokens")
-    run = opened(task, words, RNN(vocabulary=20, features=2, units=2), tmp_path)
+    run = opened(task, words, RNN(vocab_size=20, embed_dim=2, hidden_size=2), tmp_path)
     parts = {name: stack(source) for name, source in words.splits().items()}
     train, test = parts["train"], parts["test"]
     expected = baselines.bag_of_words(
@@ -194,7 +194,7 @@ def test_forecasts_are_judged_by_the_last_value_and_by_least_squares(tmp_path):
     path = tmp_path / "wave.csv"
     path.write_text("level\n" + "\n".join(map(str, RANDOM.normal(size=200).cumsum())))
     series = Series(str(path), length=3)
-    run = opened(Forecast(), series, RNN(vocabulary=0, units=2), tmp_path)
+    run = opened(Forecast(), series, RNN(vocab_size=0, hidden_size=2), tmp_path)
     last, fitted = baselines_of(run)
     assert last.value == baselines.persistence(series)
     assert fitted.value == baselines.autoregression(series, 20)
@@ -205,7 +205,7 @@ def test_forecasts_are_judged_by_the_last_value_and_by_least_squares(tmp_path):
 
 def test_numbers_are_judged_by_their_mean(tmp_path):
     split = {"image": RANDOM.normal(size=(40, 3)), "label": RANDOM.normal(size=(40, 2))}
-    run = opened(Regression(), Arrays({"train": split}), MLP(outputs=2), tmp_path)
+    run = opened(Regression(), Arrays({"train": split}), MLP(features=2), tmp_path)
     train, test = (run.data.pipeline(name).arrays for name in ("train", "test"))
     guess = DummyRegressor().fit(train["image"], train["label"]).predict(test["image"])
     (found,) = baselines_of(run)
@@ -220,7 +220,7 @@ def test_numbers_are_judged_by_their_mean(tmp_path):
 def test_texts_by_characters_are_judged_by_their_frequencies(tmp_path):
     parts = {"train": {"text": ["abcab" * 9]}, "validation": {"text": ["bcad"]}}
     data = Tokens(Arrays(parts), length=4, stride=2)
-    model = GPT(vocabulary=4, context=4, layers=1, heads=1, width=4)
+    model = GPT(vocab_size=4, max_position_embeddings=4, num_layers=1, num_heads=1, embed_dim=4)
     run = opened(LanguageModeling(), data, model, tmp_path)
     splits = {name: stack(source)["tokens"] for name, source in data.splits().items()}
     (found,) = baselines_of(run)

@@ -140,7 +140,7 @@ def test_ids_are_turned_back_into_words():
     known = {"text": np.array(["The cat, the dog", "a cat"], object), "label": np.array([0, 1])}
     data = Words(Arrays({"train": known}, test_fraction=0.0, validation_fraction=0.0))
     words = data.vocabulary_words()
-    ids = rank(known["text"], data.vocabulary)
+    ids = rank(known["text"], data.vocab_size)
     assert all(words[index] == word for word, index in ids.items())
     assert len(words) == 3 + len(ids)
     found = encode("the bird, a cat", ids, 7)
@@ -341,7 +341,7 @@ from jdl.models import RNN
 from jdl.tasks import Forecast
 
 experiment = Experiment(
-    model=RNN(vocabulary=0, units=2, cell="simple"),
+    model=RNN(vocab_size=0, hidden_size=2, cell="simple"),
     task=Forecast(),
     data=Series(str(Path(__file__).parent / "wave.csv"), length=4),
     steps=2,
@@ -359,7 +359,7 @@ from jdl.tasks import BinaryClassification
 
 texts = np.array(["good film", "bad film", "so bad", "good and fine"] * 8, object)
 experiment = Experiment(
-    model=RNN(vocabulary=20, features=2, units=2, cell="simple"),
+    model=RNN(vocab_size=20, embed_dim=2, hidden_size=2, cell="simple"),
     task=BinaryClassification(inputs="tokens"),
     data=Words(Arrays({"train": {"text": texts, "label": np.array([1, 0, 0, 1] * 8)}}), length=4),
     steps=2,
@@ -376,7 +376,7 @@ from jdl.tasks import LanguageModeling
 
 parts = {"train": {"text": ["abcab" * 9]}, "validation": {"text": ["bca"]}}
 experiment = Experiment(
-    model=GPT(vocabulary=3, context=4, layers=1, heads=1, width=4),
+    model=GPT(vocab_size=3, max_position_embeddings=4, num_layers=1, num_heads=1, embed_dim=4),
     task=LanguageModeling(),
     data=Tokens(Arrays(parts), length=4),
     steps=2,

@@ -34,15 +34,20 @@ IMAGE = (RNG.normal(size=(80, 4, 4, 1)) + LABEL[:, None, None, None]).astype(np.
 DATA = Arrays({"train": {"image": IMAGE, "label": LABEL}})
 STREAMED = dataclasses.replace(DATA, pipeline="grain")
 POINTS = [
-    {"seed": 0, "optimizer.learning_rate": 0.1, "model.dropout": 0.0, "optimizer.l2": 0.01},
-    {"seed": 1, "optimizer.learning_rate": 0.02, "model.dropout": 0.3, "optimizer.momentum": 0.5},
+    {"seed": 0, "optimizer.learning_rate": 0.1, "model.dropout_rate": 0.0, "optimizer.l2": 0.01},
+    {
+        "seed": 1,
+        "optimizer.learning_rate": 0.02,
+        "model.dropout_rate": 0.3,
+        "optimizer.momentum": 0.5,
+    },
     {"seed": 2, "task.label_smoothing": 0.1, "optimizer.weight_decay": 0.1},
 ]
 
 
 def experiment(**changes):
     settings = {
-        "model": MLP(widths=(8,), outputs=3, dropout=0.1),
+        "model": MLP(widths=(8,), features=3, dropout_rate=0.1),
         "data": DATA,
         "optimizer": SGD(0.05, momentum=0.9),
         "strategy": Single(),
@@ -137,7 +142,7 @@ def test_a_member_has_the_directory_of_a_run_alone_and_goes_on_alone(alone, plai
     ("seeds", "changes"),
     [
         ((0, 0), {"steps_per_dispatch": 5, "log_every": 5}),
-        ((0, 1), {"data": STREAMED, "model": CNN(channels=(2,), dense=(4,), outputs=3)}),
+        ((0, 1), {"data": STREAMED, "model": CNN(channels=(2,), dense=(4,), num_classes=3)}),
         ((0, 1), {"optimizer": AdamW(0.01, ema_decay=0.9, schedule=optimizers.Cosine(warmup=0.1))}),
         ((0, 0), {"precision": "bf16", "num_microbatches": 2}),
     ],
@@ -219,7 +224,11 @@ def test_runs_of_other_architectures_are_trained_apart(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "point", "message"),
     [
-        ({"model": Net()}, {"model.dropout": 0.5}, r"^model.dropout cannot .*\(.*\.py, line \d+"),
+        (
+            {"model": Net()},
+            {"model.dropout_rate": 0.5},
+            r"^model.dropout_rate cannot .*\(.*\.py, line \d+",
+        ),
         ({}, {"optimizer.schedule.warmup": 0.5}, "^optimizer.schedule.warmup cannot be vectorized"),
         ({"strategy": Pmap()}, {"seed": 1}, "^the strategy pmap cannot be vectorized"),
     ],

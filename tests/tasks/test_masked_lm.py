@@ -37,7 +37,9 @@ def keys(count, seed=0):
 
 
 def hidden(tokens, key=None, share=0.15):
-    found = jax.jit(MaskTokens(vocabulary=SIZE, share=share))({"tokens": jnp.asarray(tokens)}, key)
+    found = jax.jit(MaskTokens(vocab_size=SIZE, mlm_probability=share))(
+        {"tokens": jnp.asarray(tokens)}, key
+    )
     return {name: np.asarray(array) for name, array in found.items()}
 
 
@@ -46,13 +48,20 @@ def test_what_is_hidden_can_be_put_back_and_is_as_much_as_asked_for(share):
     tokens = rows(300)
     found = hidden(tokens, keys(300), share)
     count = math.ceil(share * LENGTH)
-    assert found["places"].shape == found["targets"].shape == found["weights"].shape == (300, count)
+    assert (
+        found["mlm_positions"].shape
+        == found["targets"].shape
+        == found["weights"].shape
+        == (300, count)
+    )
     maskable = (tokens >= 4).sum(1)
     wanted = np.minimum(np.maximum(np.round(np.float32(share) * maskable), 1), count)
     np.testing.assert_array_equal(found["weights"].sum(1), wanted)
     assert set(np.unique(found["weights"])) <= {0, 1}
     for before, after, places, targets, weights in zip(
-        tokens, *(found[name] for name in ("tokens", "places", "targets", "weights")), strict=True
+        tokens,
+        *(found[name] for name in ("tokens", "mlm_positions", "targets", "weights")),
+        strict=True,
     ):
         assert len(set(places)) == count
         np.testing.assert_array_equal(before[places], targets)
@@ -66,7 +75,7 @@ def test_eighty_ten_ten():
     tokens = rows(4000, shortest=LENGTH - 1)
     found = hidden(tokens, keys(4000))
     told = found["weights"] > 0
-    shown = np.take_along_axis(found["tokens"], found["places"], 1)[told]
+    shown = np.take_along_axis(found["tokens"], found["mlm_positions"], 1)[told]
     was = found["targets"][told]
     assert len(shown) == 4000 * 3
     other = shown[(shown != MASK) & (shown != was)]
@@ -74,7 +83,7 @@ def test_eighty_ten_ten():
     assert (shown == was).mean() == pytest.approx(0.1 + 0.1 / (SIZE - 4), abs=0.01)
     assert other.min() >= 4
     assert other.max() < SIZE
-    places = np.bincount(found["places"][told], minlength=LENGTH) / 12_000
+    places = np.bincount(found["mlm_positions"][told], minlength=LENGTH) / 12_000
     assert places[0] == 0
     np.testing.assert_allclose(places[1:], 1 / 23, atol=0.01)
 
@@ -95,13 +104,22 @@ def test_outside_training_a_text_is_hidden_alike_wherever_it_stands():
         np.testing.assert_array_equal(part[name], array[order])
     changed = tokens.copy()
     changed[:, 1] = 4 + (changed[:, 1] - 3) % (SIZE - 4)
-    assert (hidden(changed)["places"] != whole["places"]).any(1).mean() > 0.9
-    assert (hidden(tokens, keys(40))["places"] != hidden(tokens, keys(40, 1))["places"]).any()
+    assert (hidden(changed)["mlm_positions"] != whole["mlm_positions"]).any(1).mean() > 0.9
+    assert (
+        hidden(tokens, keys(40))["mlm_positions"] != hidden(tokens, keys(40, 1))["mlm_positions"]
+    ).any()
 
 
 def tiny(**options):
     return BERT(
-        **{"vocabulary": SIZE, "context": LENGTH, "layers": 1, "heads": 2, "width": 16} | options
+        **{
+            "vocab_size": SIZE,
+            "max_position_embeddings": LENGTH,
+            "num_layers": 1,
+            "num_heads": 2,
+            "embed_dim": 16,
+        }
+        | options
     )
 
 
@@ -118,7 +136,7 @@ def begun(model, task, batch):
 
 
 def test_the_loss_is_that_of_the_hidden_tokens_alone():
-    model, task = tiny(dropout=0.0), MaskedLanguageModeling()
+    model, task = tiny(dropout_rate=0.0), MaskedLanguageModeling()
     mask = np.array([True] * 5 + [False])
     batch = {**hidden(rows(6)), "mask": mask}
     state = begun(model, task, jax.tree.map(jnp.asarray, batch))
@@ -146,13 +164,13 @@ WHOLE = {"test_fraction": 0.0, "validation_fraction": 0.0}
 
 def experiment(**changes):
     settings = {
-        "model": tiny(vocabulary=300, layers=2, dropout=0.0),
+        "model": tiny(vocab_size=300, num_layers=2, dropout_rate=0.0),
         "task": MaskedLanguageModeling(),
         "data": Texts(
             Arrays({"train": TEXTS}, **WHOLE),
             encoding=BPE(300),
             length=LENGTH,
-            device_transforms=(MaskTokens(vocabulary=300),),
+            device_transforms=(MaskTokens(vocab_size=300),),
         ),
         "optimizer": Adam(0.01),
         "strategy": Single(),
@@ -169,7 +187,7 @@ def test_hidden_tokens_are_learned_and_the_model_then_judges(tmp_path):
     assert first.result["metrics"]["train"]["perplexity"] < 2
     labelled = Arrays({"train": TEXTS}, **WHOLE)
     second = experiment(
-        model=tiny(vocabulary=300, layers=2, dropout=0.0, outputs=1),
+        model=tiny(vocab_size=300, num_layers=2, dropout_rate=0.0, num_classes=1),
         task=BinaryClassification(inputs="tokens"),
         data=Texts(labelled, encoding=Saved(str(tmp_path / "mlm")), length=LENGTH),
         init_from=InitFrom(run=str(tmp_path / "mlm"), skip=("pooler", "logits")),
@@ -193,16 +211,24 @@ REFUSED = {
         r"needs hidden tokens: add jdl\.data\.MaskTokens\(\) to data\.device_transforms",
     ),
     "a model that reads one way": (
-        {"model": GPT(vocabulary=300, context=LENGTH, layers=1, heads=1, width=4)},
+        {
+            "model": GPT(
+                vocab_size=300,
+                max_position_embeddings=LENGTH,
+                num_layers=1,
+                num_heads=1,
+                embed_dim=4,
+            )
+        },
         "GPT takes no places of hidden tokens: use a model that does, such as BERT",
     ),
     "other tokens than the model's": (
-        {"data": replace(experiment().data, device_transforms=(MaskTokens(vocabulary=8192),))},
-        r"data\.device_transforms\.0\.vocabulary is 8192, where the model knows 300 tokens",
+        {"data": replace(experiment().data, device_transforms=(MaskTokens(vocab_size=8192),))},
+        r"data\.device_transforms\.0\.vocab_size is 8192, where the model knows 300 tokens",
     ),
     "a model with too few tokens": (
-        {"model": tiny(vocabulary=100)},
-        r"the tokenizer of arrays has \d+ tokens, the model knows 100: set model.vocabulary to",
+        {"model": tiny(vocab_size=100)},
+        r"the tokenizer of arrays has \d+ tokens, the model knows 100: set model.vocab_size to",
     ),
 }
 
@@ -217,7 +243,7 @@ def test_what_cannot_be_is_refused_in_a_sentence(case, tmp_path):
 
 
 def test_shares_and_vocabularies_that_cannot_be():
-    with pytest.raises(UserError, match=r"MaskTokens\.share is a share in \(0, 1\], not 0"):
-        MaskTokens(share=0.0)
-    with pytest.raises(UserError, match=r"MaskTokens\.vocabulary must exceed"):
-        MaskTokens(vocabulary=4)
+    with pytest.raises(UserError, match=r"MaskTokens\.mlm_probability must be in \(0, 1\], not 0"):
+        MaskTokens(mlm_probability=0.0)
+    with pytest.raises(UserError, match=r"MaskTokens\.vocab_size must exceed"):
+        MaskTokens(vocab_size=4)

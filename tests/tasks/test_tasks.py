@@ -202,7 +202,7 @@ def test_class_weights_that_mean_nothing(weights):
 
 
 def test_the_gradient_field_is_the_gradient_of_the_total(logits, labels):
-    model = MLP(widths=(), outputs=5)
+    model = MLP(widths=(), features=5)
     example = batch(logits, labels, KEPT)
     params = model.init(jax.random.key(0), example["image"])["params"]
     start = dataclasses.replace(state(), params=params)

@@ -31,8 +31,10 @@ from jdl.state import TrainState
 from jdl.tasks import LanguageModeling, Translation
 from jdl.tasks.translation import corpus_bleu
 
-TRANSFORMER = EncoderDecoder(vocabulary=13, context=40, layers=2, heads=2, width=16)
-LSTM = LSTMEncoderDecoder(vocabulary=13, layers=2, units=16)
+TRANSFORMER = EncoderDecoder(
+    vocab_size=13, max_position_embeddings=40, num_layers=2, num_heads=2, embed_dim=16
+)
+LSTM = LSTMEncoderDecoder(vocab_size=13, num_layers=2, hidden_size=16)
 MODELS = {"transformer": TRANSFORMER, "lstm": LSTM, "scanned": TRANSFORMER.clone(scan=True)}
 
 
@@ -89,7 +91,7 @@ def test_smoothed_cross_entropy_and_its_gradients_equal_optax(smoothing, limit, 
 
 @pytest.mark.parametrize("name", ["transformer", "lstm"])
 def test_scores_are_those_of_the_logits_and_padding_never_counts(name):
-    model, task, given = MODELS[name].clone(dropout=0.0), Translation(), batch()
+    model, task, given = MODELS[name].clone(dropout_rate=0.0), Translation(), batch()
     begun, targets = state(made(model)), given["target"][:, 1:]
 
     @jax.jit
@@ -126,7 +128,9 @@ def test_a_cached_decoder_gives_the_logits_of_the_whole_target(name, copies):
     @jax.jit
     def both(params):
         variables = {"params": params}
-        step, cache = decoder(model, variables, source, 6, copies=copies, never=(PAD, MASK))
+        step, cache = decoder(
+            model, variables, source, 6, num_beams=copies, suppress_tokens=(PAD, MASK)
+        )
         axis = 1 if name == "scanned" else 0
         cache = jax.tree.map(lambda leaf: jnp.repeat(leaf, copies, axis), cache)
 
@@ -150,7 +154,7 @@ def test_greedy_writing_equals_choosing_again_from_all_before(name):
 
     @jax.jit
     def cached():
-        return greedy(*decoder(model, variables, source, 9), first, 0, 9, end=EOS)
+        return greedy(*decoder(model, variables, source, 9), first, 0, 9, eos_token_id=EOS)
 
     again = jax.jit(lambda written: model.apply(variables, source, written).argmax(-1))
     written = np.full((4, 10), BOS, np.int32)
@@ -168,17 +172,17 @@ def test_a_row_that_has_ended_stays_so():
         return jax.nn.one_hot(chosen, 13)[:, None], cache
 
     first = jnp.full(3, BOS, jnp.int32)
-    found = greedy(step, jnp.zeros(3), first, 0, 5, end=EOS)
+    found = greedy(step, jnp.zeros(3), first, 0, 5, eos_token_id=EOS)
     expected = [[EOS] * 5, [5, *[EOS] * 4], [5, 6, *[EOS] * 3]]
     np.testing.assert_array_equal(found, expected)
     np.testing.assert_array_equal(
-        greedy(step, jnp.zeros(3), first, 0, 2, end=EOS), np.array(expected)[:, :2]
+        greedy(step, jnp.zeros(3), first, 0, 2, eos_token_id=EOS), np.array(expected)[:, :2]
     )
 
 
 @pytest.mark.parametrize("name", ["transformer", "lstm"])
 def test_padding_of_the_source_changes_no_score_and_no_translation(name):
-    model, task, given = MODELS[name], Translation(longer=3), batch()
+    model, task, given = MODELS[name], Translation(max_extra_tokens=3), batch()
 
     @jax.jit
     def both(state):
@@ -205,7 +209,7 @@ def test_no_logit_of_the_lstm_depends_on_a_later_token():
     def logits(rows):
         # Each place of the target has a token of its own, whose embedding is a row of the table.
         table = jnp.concatenate([params["embedding"], rows])
-        wide = LSTM.clone(vocabulary=13 + 6)
+        wide = LSTM.clone(vocab_size=13 + 6)
         target = 13 + jnp.arange(6)[None]
         found = wide.apply({"params": {**params, "embedding": table}}, source, target)
         return found[0, :, :13].sum(-1)
@@ -235,7 +239,7 @@ def pairs():
     sides = {name: np.array([t[i] for t in TEXTS], object) for i, name in enumerate(("en", "de"))}
     return Pairs(
         Arrays({"train": sides, "test": sides}, validation_fraction=0.0),
-        encoding=BPE(vocabulary=320), source_length=24, target_length=48,
+        encoding=BPE(vocab_size=320), source_length=24, target_length=48,
     )  # fmt: skip
 
 
@@ -249,9 +253,14 @@ def experiment(model, **changes):
 
 FITTING = {
     "transformer": EncoderDecoder(
-        vocabulary=320, context=80, layers=1, heads=2, width=32, dropout=0.0
+        vocab_size=320,
+        max_position_embeddings=80,
+        num_layers=1,
+        num_heads=2,
+        embed_dim=32,
+        dropout_rate=0.0,
     ),
-    "lstm": LSTMEncoderDecoder(vocabulary=320, layers=1, units=48, dropout=0.0),
+    "lstm": LSTMEncoderDecoder(vocab_size=320, num_layers=1, hidden_size=48, dropout_rate=0.0),
 }
 
 
@@ -288,7 +297,7 @@ def test_bleu_is_that_of_sacrebleu():
 class Parrot(nn.Module):
     """Gives back the source, whatever it was taught."""
 
-    vocabulary: int = 320
+    vocab_size: int = 320
 
     def setup(self):
         self.unused = self.param("unused", nn.initializers.zeros, ())
@@ -308,7 +317,7 @@ class Parrot(nn.Module):
         at = jnp.arange(tokens.shape[1])[None] if positions is None else positions
         places = jnp.broadcast_to(at, tokens.shape)
         copied = jnp.take_along_axis(source, places, 1, mode="fill", fill_value=EOS)
-        return 9.0 * jax.nn.one_hot(copied, self.vocabulary) + self.unused
+        return 9.0 * jax.nn.one_hot(copied, self.vocab_size) + self.unused
 
 
 def test_bleu_is_taken_of_whole_splits_at_any_batch_size(tmp_path):
@@ -340,8 +349,8 @@ def test_what_cannot_be_is_refused_in_a_sentence(monkeypatch, tmp_path):
     for alpha in (math.nan, math.inf):
         with pytest.raises(UserError, match=f"task.alpha must be at least 0, not {alpha}"):
             Translation(alpha=alpha)
-    with pytest.raises(UserError, match="longer must be at least 0"):
-        Translation(longer=-1)
+    with pytest.raises(UserError, match="max_extra_tokens must be at least 0"):
+        Translation(max_extra_tokens=-1)
     shape, good = jax.ShapeDtypeStruct((2, 3), jnp.int32), np.ones((2, 3), np.int32)
     for source, message in (
         (good.astype(np.float32), "'source' has shape .* sequences of integers"),
@@ -352,7 +361,7 @@ def test_what_cannot_be_is_refused_in_a_sentence(monkeypatch, tmp_path):
             Translation().validate_batch({"source": source, "target": good}, shape, "split 'train'")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"needs the package sacrebleu: pip install .*\[text\]"):
-        jdl.train(experiment(LSTM.clone(vocabulary=320)), tmp_path / "run")
+        jdl.train(experiment(LSTM.clone(vocab_size=320)), tmp_path / "run")
 
 
 FILE = '''"""Translates a little.
@@ -368,9 +377,9 @@ from jdl.tasks import Translation
 
 table = PairTable("pairs.tsv", validation_fraction=0.0, test_fraction=0.25)
 experiment = Experiment(
-    model=LSTMEncoderDecoder(vocabulary=300, layers=1, units=8),
-    task=Translation(longer=3),
-    data=Pairs(table, encoding=BPE(vocabulary=300), source_length=40, target_length=60),
+    model=LSTMEncoderDecoder(vocab_size=300, num_layers=1, hidden_size=8),
+    task=Translation(max_extra_tokens=3),
+    data=Pairs(table, encoding=BPE(vocab_size=300), source_length=40, target_length=60),
     steps=2, batch_size=2, hooks=(),
 )
 '''

@@ -255,7 +255,7 @@ def make_experiment(**changes):
     x = np.eye(8, dtype=np.float32)
     arrays = {"image": x, "label": np.arange(8) % 2}
     settings = {
-        "model": MLP(widths=(), outputs=2),
+        "model": MLP(widths=(), features=2),
         "data": Arrays({"train": arrays, "validation": arrays, "test": arrays}),
         "optimizer": SGD(0.1),
         "strategy": Single(),

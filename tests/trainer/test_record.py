@@ -66,7 +66,7 @@ def test_params_sha256_does_not_depend_on_how_the_parameters_lie(strategy, tmp_p
 
     def initial(strategy):
         experiment = jdl.Experiment(
-            model=MLP(widths=(), outputs=4), data=data, strategy=strategy, steps=1, batch_size=4
+            model=MLP(widths=(), features=4), data=data, strategy=strategy, steps=1, batch_size=4
         )
         run = jdl.Run(experiment, "x", tmp_path)
         run.state = run.compiled.init(jax.random.key(0))

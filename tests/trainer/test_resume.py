@@ -38,7 +38,7 @@ SCORES = tuple([9.0] * 3 + [5.0] * 3 + [3.0] * 3 + [4.0] * 6)  # best of the eva
 
 CASES = {
     "dropout, batch statistics and augmentation": {
-        "model": Net(normed=True, dropout=0.3),
+        "model": Net(normed=True, dropout_rate=0.3),
         "data": {"device_transforms": (RandomCrop(padding=1), Scale(divisor=16.0))},
     },
     "averaged weights and early stopping": {
@@ -245,7 +245,7 @@ from jdl.optimizers import SGD
 from jdl.parallel import Single
 
 experiment = Experiment(
-    model=MLP(widths=(), dropout=0.2),
+    model=MLP(widths=(), dropout_rate=0.2),
     data=Digits(device_transforms=(Scale(divisor=16.0),)),
     optimizer=SGD(0.1, momentum=0.9),
     strategy=Single(),

@@ -11,7 +11,7 @@ class MLP(nn.Module):
     """Dense layers with relu between; uint8 images (batch, ...) to logits (batch, outputs)."""
 
     widths: tuple[int, ...]  # units of each hidden layer
-    outputs: int  # units of the last layer
+    features: int  # units of the last layer
     dtype: Any  # of the computation
 
     @nn.compact
@@ -20,7 +20,7 @@ class MLP(nn.Module):
         x = image.reshape(image.shape[0], -1).astype(jnp.float32) / 255
         for width in self.widths:
             x = nn.relu(nn.Dense(width, dtype=self.dtype)(x))
-        return nn.Dense(self.outputs, dtype=self.dtype, name="logits")(x)
+        return nn.Dense(self.features, dtype=self.dtype, name="logits")(x)
 
 
 class CNN(nn.Module):
@@ -28,7 +28,7 @@ class CNN(nn.Module):
 
     channels: tuple[int, ...]  # of each convolution
     dense: tuple[int, ...]  # units of each hidden dense layer
-    outputs: int  # units of the last layer
+    num_classes: int  # units of the last layer
     padding: str  # of the convolutions
     dtype: Any  # of the computation
 
@@ -42,7 +42,7 @@ class CNN(nn.Module):
         x = x.reshape(x.shape[0], -1)
         for width in self.dense:
             x = nn.relu(nn.Dense(width, dtype=self.dtype)(x))
-        return nn.Dense(self.outputs, dtype=self.dtype, name="logits")(x)
+        return nn.Dense(self.num_classes, dtype=self.dtype, name="logits")(x)
 
 
 class NormedConv(nn.Module):
@@ -83,55 +83,59 @@ class Bottleneck(nn.Module):
 class ResNet(nn.Module):
     """A residual network of bottlenecks ("v1.5"); uint8 images to logits."""
 
-    stages: tuple[int, ...]  # blocks of each stage
-    width: int  # channels of the first stage
-    outputs: int  # units of the last layer
+    stage_sizes: tuple[int, ...]  # blocks of each stage
+    num_filters: int  # channels of the first stage
+    num_classes: int  # units of the last layer
     dtype: Any  # of the computation
 
     @nn.compact
     def __call__(self, image: jax.Array) -> jax.Array:
         """Applies the layers."""
         x = image.astype(jnp.float32) / 255
-        x = nn.relu(NormedConv(self.width, 7, 2, self.dtype, name="stem")(x))
+        x = nn.relu(NormedConv(self.num_filters, 7, 2, self.dtype, name="stem")(x))
         x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
-        for i, blocks in enumerate(self.stages):
+        for i, blocks in enumerate(self.stage_sizes):
             for j in range(blocks):
                 strides, name = 2 if i and not j else 1, f"stage{i}_block{j}"
-                x = Bottleneck(self.width << i, strides, self.dtype, name=name)(x)
-        return nn.Dense(self.outputs, dtype=self.dtype, name="logits")(x.mean((1, 2)))
+                x = Bottleneck(self.num_filters << i, strides, self.dtype, name=name)(x)
+        return nn.Dense(self.num_classes, dtype=self.dtype, name="logits")(x.mean((1, 2)))
 
 
 class RNN(nn.Module):
     """Embedding, recurrent layer, dense layer on its last state; tokens (batch, time) to logits."""
 
-    vocabulary: int  # tokens that have an embedding
-    features: int  # of an embedding
-    units: int  # of the recurrent layer
+    vocab_size: int  # tokens that have an embedding
+    embed_dim: int  # of an embedding
+    hidden_size: int  # of the recurrent layer
     cell: str  # lstm or gru
-    outputs: int  # units of the last layer
+    features: int  # units of the last layer
     dtype: Any  # of the computation
 
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """Applies the layers."""
-        x = nn.Embed(self.vocabulary, self.features, dtype=self.dtype)(tokens)
+        x = nn.Embed(self.vocab_size, self.embed_dim, dtype=self.dtype)(tokens)
         kind = {"lstm": nn.OptimizedLSTMCell, "gru": nn.GRUCell}[self.cell]
-        x = nn.RNN(kind(self.units, dtype=self.dtype, name=f"{self.cell.upper()}_0"))(x)[:, -1]
-        return nn.Dense(self.outputs, dtype=self.dtype, name="logits")(x)
+        x = nn.RNN(kind(self.hidden_size, dtype=self.dtype, name=f"{self.cell.upper()}_0"))(x)[
+            :, -1
+        ]
+        return nn.Dense(self.features, dtype=self.dtype, name="logits")(x)
 
 
 class LanguageModel(nn.Module):
     """Embedding, LSTM layers, logits; tokens (batch, time) to (..., vocabulary)."""
 
-    vocabulary: int  # tokens that there are
-    units: int  # of the embedding and of each layer
-    layers: int  # recurrent layers
+    vocab_size: int  # tokens that there are
+    hidden_size: int  # of the embedding and of each layer
+    num_layers: int  # recurrent layers
     dtype: Any  # of the computation
 
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """Applies the layers."""
-        x = nn.Embed(self.vocabulary, self.units, dtype=self.dtype, name="tokens")(tokens)
-        for i in range(self.layers):
-            x = nn.RNN(nn.OptimizedLSTMCell(self.units, dtype=self.dtype, name=f"LSTM_{i}"))(x)
-        return nn.Dense(self.vocabulary, use_bias=False, dtype=self.dtype, name="logits")(x)
+        x = nn.Embed(self.vocab_size, self.hidden_size, dtype=self.dtype, name="tokens")(tokens)
+        for i in range(self.num_layers):
+            x = nn.RNN(nn.OptimizedLSTMCell(self.hidden_size, dtype=self.dtype, name=f"LSTM_{i}"))(
+                x
+            )
+        return nn.Dense(self.vocab_size, use_bias=False, dtype=self.dtype, name="logits")(x)

@@ -11,8 +11,8 @@ import numpy as np
 class Layer(nn.Module):
     """Attention, in a decoder also to a memory, and two dense layers, each normed and added."""
 
-    heads: int  # of each attention
-    hidden: int  # units between the dense layers
+    num_heads: int  # of each attention
+    mlp_dim: int  # units between the dense layers
     pre_norm: bool  # norm before each part, not after it
     dtype: Any  # of the computation
 
@@ -30,12 +30,12 @@ class Layer(nn.Module):
         if memory is not None:
             cross = self._attention("cross")
             x = self._add(x, "norm_cross", lambda y: cross(y, memory, mask=memory_mask))
-        inner = nn.Dense(self.hidden, dtype=self.dtype, name="inner")
+        inner = nn.Dense(self.mlp_dim, dtype=self.dtype, name="inner")
         outer = nn.Dense(x.shape[-1], dtype=self.dtype, name="outer")
         return self._add(x, "norm2", lambda y: outer(nn.relu(inner(y))))
 
     def _attention(self, name: str) -> nn.MultiHeadDotProductAttention:
-        return nn.MultiHeadDotProductAttention(self.heads, dtype=self.dtype, name=name)
+        return nn.MultiHeadDotProductAttention(self.num_heads, dtype=self.dtype, name=name)
 
     def _add(self, x: jax.Array, name: str, part: Callable[[jax.Array], jax.Array]) -> jax.Array:
         norm = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name=name)
@@ -45,17 +45,19 @@ class Layer(nn.Module):
 class Side(nn.Module):
     """The encoder or the decoder."""
 
-    layers: int  # how many
-    heads: int  # of each attention
-    hidden: int  # units between the dense layers
+    num_layers: int  # how many
+    num_heads: int  # of each attention
+    mlp_dim: int  # units between the dense layers
     pre_norm: bool  # norm before each part, and so once more at the end
     dtype: Any  # of the computation
 
     @nn.compact
     def __call__(self, x: jax.Array, *inputs: jax.Array) -> jax.Array:
         """(batch, time, width) to the same; the other inputs are those of the layers."""
-        for i in range(self.layers):
-            layer = Layer(self.heads, self.hidden, self.pre_norm, self.dtype, name=f"block_{i}")
+        for i in range(self.num_layers):
+            layer = Layer(
+                self.num_heads, self.mlp_dim, self.pre_norm, self.dtype, name=f"block_{i}"
+            )
             x = layer(x, *inputs)
         return nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm")(x) if self.pre_norm else x
 
@@ -63,21 +65,22 @@ class Side(nn.Module):
 class EncoderDecoder(nn.Module):
     """One embedding for both sides and the logits; source, tokens to logits (..., vocabulary)."""
 
-    vocabulary: int  # tokens that there are
-    layers: int  # of each side
-    heads: int  # of each attention
-    width: int  # of the sequences
-    hidden: int  # units between the dense layers
+    vocab_size: int  # tokens that there are
+    num_layers: int  # of each side
+    num_heads: int  # of each attention
+    embed_dim: int  # of the sequences
+    mlp_dim: int  # units between the dense layers
     pre_norm: bool  # norm before each part of a layer, not after it
     dtype: Any  # of the computation
 
     @nn.compact
     def __call__(self, source: jax.Array, tokens: jax.Array) -> jax.Array:
         """Applies the layers; source (batch, keys), tokens (batch, time)."""
-        embed = nn.Embed(self.vocabulary, self.width, dtype=self.dtype, name="embedding")
-        shape = (self.layers, self.heads, self.hidden, self.pre_norm, self.dtype)
+        embed = nn.Embed(self.vocab_size, self.embed_dim, dtype=self.dtype, name="embedding")
+        shape = (self.num_layers, self.num_heads, self.mlp_dim, self.pre_norm, self.dtype)
         x, y = (
-            embed(ids) * self.width**0.5 + sinusoids(ids.shape[1], self.width).astype(self.dtype)
+            embed(ids) * self.embed_dim**0.5
+            + sinusoids(ids.shape[1], self.embed_dim).astype(self.dtype)
             for ids in (source, tokens)
         )
         seen, causal = (source != 0)[:, None, None], nn.make_causal_mask(tokens[:1], dtype=bool)

@@ -49,7 +49,7 @@ def loss_function(case: Case) -> tuple[Callable[..., tuple[jax.Array, Any]], Any
         logits = logits.astype(jnp.float32)
         if "target" in batch:
             return _translation_loss(logits, labels, case.smoothing), rest
-        if case.model.get("outputs") == 1:
+        if case.model.get("num_classes", case.model.get("features")) == 1:
             return optax.sigmoid_binary_cross_entropy(logits[:, 0], labels).mean(), rest
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), rest
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 class Block(nn.Module):
     """Attention and two dense layers, each normed before and added after."""
 
-    heads: int  # of the attention
+    num_heads: int  # of the attention
     dtype: Any  # of the computation
     epsilon: float = 1e-5  # of the norms
     approximate: bool = True  # the GELU by a hyperbolic tangent
@@ -20,7 +20,9 @@ class Block(nn.Module):
         """(batch, time, width) to the same."""
         width = x.shape[-1]
         y = nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name="norm1")(x)
-        attention = nn.MultiHeadDotProductAttention(self.heads, dtype=self.dtype, name="attention")
+        attention = nn.MultiHeadDotProductAttention(
+            self.num_heads, dtype=self.dtype, name="attention"
+        )
         x = x + attention(y, mask=mask)
         y = nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name="norm2")(x)
         y = nn.gelu(nn.Dense(4 * width, dtype=self.dtype, name="inner")(y), self.approximate)
@@ -30,61 +32,63 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """A decoder with tied embeddings; tokens (batch, time) to logits (..., vocabulary)."""
 
-    vocabulary: int  # tokens that there are
-    context: int  # longest sequence
-    layers: int  # blocks
-    heads: int  # of each attention
-    width: int  # of the sequence
+    vocab_size: int  # tokens that there are
+    max_position_embeddings: int  # longest sequence
+    num_layers: int  # blocks
+    num_heads: int  # of each attention
+    embed_dim: int  # of the sequence
     dtype: Any  # of the computation
 
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """Applies the layers."""
-        embed = nn.Embed(self.vocabulary, self.width, dtype=self.dtype, name="tokens")
+        embed = nn.Embed(self.vocab_size, self.embed_dim, dtype=self.dtype, name="tokens")
         init = nn.initializers.normal(0.02)
-        positions = self.param("positions", init, (self.context, self.width))
+        positions = self.param("positions", init, (self.max_position_embeddings, self.embed_dim))
         x = embed(tokens) + positions[: tokens.shape[1]].astype(self.dtype)
         mask = nn.make_causal_mask(tokens[:1], dtype=bool)
-        for i in range(self.layers):
-            x = Block(self.heads, self.dtype, name=f"block_{i}")(x, mask)
+        for i in range(self.num_layers):
+            x = Block(self.num_heads, self.dtype, name=f"block_{i}")(x, mask)
         return embed.attend(nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm")(x))
 
 
 class ViT(nn.Module):
     """A vision transformer whose patches' mean is classified; uint8 images to logits."""
 
-    patch: int  # side of a patch
-    layers: int  # blocks
-    heads: int  # of each attention
-    width: int  # of the sequence
-    outputs: int  # units of the last layer
+    patch_size: int  # side of a patch
+    num_layers: int  # blocks
+    num_heads: int  # of each attention
+    embed_dim: int  # of the sequence
+    num_classes: int  # units of the last layer
     dtype: Any  # of the computation
 
     @nn.compact
     def __call__(self, image: jax.Array) -> jax.Array:
         """Applies the layers."""
-        x, sides = image.astype(jnp.float32) / 255, (self.patch, self.patch)
-        x = nn.Conv(self.width, sides, sides, dtype=self.dtype, name="patches")(x)
-        x = x.reshape(len(x), -1, self.width)
+        x, sides = image.astype(jnp.float32) / 255, (self.patch_size, self.patch_size)
+        x = nn.Conv(self.embed_dim, sides, sides, dtype=self.dtype, name="patches")(x)
+        x = x.reshape(len(x), -1, self.embed_dim)
         init = nn.initializers.normal(0.02)
         x = x + self.param("positions", init, x.shape[1:]).astype(self.dtype)
-        for i in range(self.layers):
-            x = Block(self.heads, self.dtype, 1e-6, False, name=f"block_{i}")(x)
+        for i in range(self.num_layers):
+            x = Block(self.num_heads, self.dtype, 1e-6, False, name=f"block_{i}")(x)
         x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x).mean(1)
-        return nn.Dense(self.outputs, dtype=self.dtype, name="logits")(x)
+        return nn.Dense(self.num_classes, dtype=self.dtype, name="logits")(x)
 
 
 class EncoderBlock(nn.Module):
     """Attention and two dense layers, each added and then normed."""
 
-    heads: int  # of the attention
+    num_heads: int  # of the attention
     dtype: Any  # of the computation
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
         """(batch, time, width) to the same."""
         width = x.shape[-1]
-        attention = nn.MultiHeadDotProductAttention(self.heads, dtype=self.dtype, name="attention")
+        attention = nn.MultiHeadDotProductAttention(
+            self.num_heads, dtype=self.dtype, name="attention"
+        )
         y = attention(x, mask=mask)
         x = nn.LayerNorm(epsilon=1e-12, dtype=self.dtype, name="norm1")(x + y)
         y = nn.Dense(4 * width, dtype=self.dtype, name="inner")(x)
@@ -95,25 +99,25 @@ class EncoderBlock(nn.Module):
 class BERT(nn.Module):
     """An encoder normed after each part; tokens (batch, time) to logits from the first place."""
 
-    vocabulary: int  # tokens that there are
-    context: int  # longest sequence
-    layers: int  # blocks
-    heads: int  # of each attention
-    width: int  # of the sequence
-    outputs: int  # units of the last layer
+    vocab_size: int  # tokens that there are
+    max_position_embeddings: int  # longest sequence
+    num_layers: int  # blocks
+    num_heads: int  # of each attention
+    embed_dim: int  # of the sequence
+    num_classes: int  # units of the last layer
     dtype: Any  # of the computation
 
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """Applies the layers."""
         init = nn.initializers.normal(0.02)
-        positions = self.param("positions", init, (self.context, self.width))
-        kinds = self.param("kinds", init, (2, self.width))
-        x = nn.Embed(self.vocabulary, self.width, dtype=self.dtype, name="tokens")(tokens)
+        positions = self.param("positions", init, (self.max_position_embeddings, self.embed_dim))
+        kinds = self.param("kinds", init, (2, self.embed_dim))
+        x = nn.Embed(self.vocab_size, self.embed_dim, dtype=self.dtype, name="tokens")(tokens)
         x = x + (positions[: tokens.shape[1]] + kinds[0]).astype(self.dtype)
         x = nn.LayerNorm(epsilon=1e-12, dtype=self.dtype, name="norm")(x)
-        for i in range(self.layers):
-            block = EncoderBlock(self.heads, self.dtype, name=f"block_{i}")
+        for i in range(self.num_layers):
+            block = EncoderBlock(self.num_heads, self.dtype, name=f"block_{i}")
             x = block(x, (tokens != 0)[:, None, None])
-        first = nn.tanh(nn.Dense(self.width, dtype=self.dtype, name="pooler")(x[:, 0]))
-        return nn.Dense(self.outputs, dtype=self.dtype, name="logits")(first)
+        first = nn.tanh(nn.Dense(self.embed_dim, dtype=self.dtype, name="pooler")(x[:, 0]))
+        return nn.Dense(self.num_classes, dtype=self.dtype, name="logits")(first)

@@ -16,13 +16,13 @@ def convert(case: Case) -> Any:
         if path.startswith(("LSTM_", "GRU_")):
             params |= _gates(*path.split("."), array)
         elif ".attention." in path or ".cross." in path:
-            params |= _heads(path, array, case.model["heads"])
+            params |= _heads(path, array, case.model["num_heads"])
         elif path == "logits":
             params["logits.kernel"] = array.T
         elif path == "embedding":
             params["embedding.embedding"] = array
         elif path == "patches.kernel":
-            side = case.model["patch"]
+            side = case.model["patch_size"]
             params[path] = array.reshape(side, side, -1, array.shape[-1])
         else:
             params[path.replace("BatchNorm_0.BatchNorm_0", "BatchNorm_0")] = array

@@ -78,7 +78,7 @@ class ResNet(nn.Module):
         stem = normed(case.params, "stem", 2)
         blocks = (
             Bottleneck(case.params, f"stage{i}_block{j}", 2 if i and not j else 1)
-            for i, count in enumerate(case.model["stages"])
+            for i, count in enumerate(case.model["stage_sizes"])
             for j in range(count)
         )
         pool = nn.MaxPool2d(3, 2, 1)
@@ -130,7 +130,7 @@ class LanguageModel(nn.Module):
         super().__init__()
         table = torch.tensor(case.params["tokens.embedding"])
         self.tokens = nn.Embedding.from_pretrained(table, freeze=False)
-        self.lstm = Recurrent(case.params, case.model["layers"])
+        self.lstm = Recurrent(case.params, case.model["num_layers"])
         self.logits = nn.Parameter(torch.tensor(case.params["logits"]))
 
     def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:

@@ -75,9 +75,11 @@ class EncoderDecoder(nn.Module):
         params, model = case.params, case.model
         table = torch.tensor(params["embedding"])
         self.embedding = nn.Embedding.from_pretrained(table, freeze=False)
-        self.register_buffer("positions", sinusoids(model["context"], model["width"]))
-        self.smoothing, self.scale = case.smoothing, model["width"] ** 0.5
-        shape = (model["heads"], model["layers"], model["pre_norm"])
+        self.register_buffer(
+            "positions", sinusoids(model["max_position_embeddings"], model["embed_dim"])
+        )
+        self.smoothing, self.scale = case.smoothing, model["embed_dim"] ** 0.5
+        shape = (model["num_heads"], model["num_layers"], model["pre_norm"])
         self.encoder, self.encoder_norm = side(params, "encoder", *shape)
         self.decoder, self.decoder_norm = side(params, "decoder", *shape)
 

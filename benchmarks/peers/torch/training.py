@@ -23,7 +23,8 @@ def tensors(case: Case) -> tuple[Tensor, Tensor]:
     if "label" not in data:
         tokens = data["tokens"].long()
         return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
-    label = data["label"].float() if case.model["outputs"] == 1 else data["label"].long()
+    one = case.model.get("num_classes", case.model.get("features")) == 1
+    label = data["label"].float() if one else data["label"].long()
     if "tokens" in data:
         return data["tokens"].long(), label
     if case.name in IMAGES:

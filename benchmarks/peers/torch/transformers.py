@@ -57,7 +57,8 @@ class GPT(nn.Module):
         self.tokens = nn.Embedding.from_pretrained(table, freeze=False)
         self.positions = nn.Parameter(torch.tensor(params["positions"]))
         blocks = (
-            Block(params, f"block_{i}", case.model["heads"]) for i in range(case.model["layers"])
+            Block(params, f"block_{i}", case.model["num_heads"])
+            for i in range(case.model["num_layers"])
         )
         self.blocks = nn.Sequential(*blocks)
         self.norm = layer_norm(params, "norm")
@@ -74,12 +75,12 @@ class ViT(nn.Module):
 
     def __init__(self, case: Case) -> None:
         super().__init__()
-        params, side = case.params, case.model["patch"]
-        kernel = params["patches.kernel"].reshape(side, side, -1, case.model["width"])
+        params, side = case.params, case.model["patch_size"]
+        kernel = params["patches.kernel"].reshape(side, side, -1, case.model["embed_dim"])
         patches = {"patches.kernel": kernel, "patches.bias": params["patches.bias"]}
         self.patches = convolution(patches, "patches", 0, side)
         self.positions = nn.Parameter(torch.tensor(params["positions"]))
-        heads, layers = case.model["heads"], case.model["layers"]
+        heads, layers = case.model["num_heads"], case.model["num_layers"]
         self.blocks = nn.Sequential(
             *(Block(params, f"block_{i}", heads, False, 1e-6) for i in range(layers))
         )
@@ -105,8 +106,8 @@ class BERT(nn.Module):
         self.kinds = nn.Parameter(torch.tensor(params["kinds"]))
         self.norm = layer_norm(params, "norm", 1e-12)
         self.blocks = nn.ModuleList(
-            Block(params, f"block_{i}", model["heads"], False, 1e-12, pre_norm=False)
-            for i in range(model["layers"])
+            Block(params, f"block_{i}", model["num_heads"], False, 1e-12, pre_norm=False)
+            for i in range(model["num_layers"])
         )
         self.pooler, self.logits = linear(params, "pooler"), linear(params, "logits")
 

@@ -60,7 +60,7 @@ generator = np.random.default_rng(0)
 label = generator.integers(0, 2, 80)
 image = generator.normal(size=(80, 3)) + label[:, None]
 experiment = Experiment(
-    model=MLP(widths=(), outputs=2),
+    model=MLP(widths=(), features=2),
     data=Arrays({"train": {"image": image, "label": label}}, validation_fraction=0.2),
     optimizer=SGD(0.1),
     strategy=Single(),

@@ -52,7 +52,7 @@ class Forbidden:
 def experiment(**changes):
     data = Guarded({"train": {"image": IMAGE, "label": LABEL}}, validation_fraction=0.25)
     settings = {
-        "model": MLP(widths=(4,), outputs=2),
+        "model": MLP(widths=(4,), features=2),
         "data": data,
         "optimizer": SGD(0.1),
         "strategy": Single(),
