@@ -20,7 +20,7 @@ def experiment(pipeline, **options):
     image = rng.normal(size=(COUNT + 8, 6)).astype(np.float32)
     arrays = {"image": image, "label": (image[:, 0] > 0).astype(np.int32)}
     return jdl.Experiment(
-        model=MLP(widths=(4,), outputs=2),
+        model=MLP(widths=(4,), features=2),
         data=Arrays(
             {
                 "train": {name: array[:COUNT] for name, array in arrays.items()},
