@@ -96,8 +96,8 @@ def update(
     def skip() -> tuple[PyTree, PyTree, PyTree]:
         return state.params, state.collections, state.opt_state
 
-    counted = jnp.stack([jnp.any(leaf > 0) for leaf in jax.tree.leaves(weight)]).any()
-    params, collections, opt_state = jax.lax.cond(finite & counted, step, skip)
+    has_examples = jnp.stack([jnp.any(leaf > 0) for leaf in jax.tree.leaves(weight)]).any()
+    params, collections, opt_state = jax.lax.cond(finite & has_examples, step, skip)
     metrics = jax.tree.map(lambda leaf: jnp.where(finite, leaf, 0), dict(metrics))
     metrics["skipped"] = Mean(1.0 - finite, jnp.ones(()))
     state = dataclasses.replace(
@@ -151,12 +151,12 @@ def _sum_over_microbatches(
         return (collections, new if sums is None else jax.tree.map(jnp.add, sums, new)), None
 
     carry, _ = body((state.collections, None), jnp.zeros((), jnp.int32))
-    carry = loop(body, carry, jnp.arange(1, count))[0]
+    carry = scan_or_unroll(body, carry, jnp.arange(1, count))[0]
     collections, (gradients, weight, metrics) = carry
     return gradients, weight, collections, metrics
 
 
-def loop(body: Any, carry: Any, xs: PyTree) -> tuple[Any, Any]:
+def scan_or_unroll(body: Any, carry: Any, xs: PyTree) -> tuple[Any, Any]:
     """`jax.lax.scan`, unrolled where `body` convolves on a CPU: rolled, that is ~30x slower."""
     first = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), xs)
     unroll = jax.default_backend() == "cpu" and "conv_general_dilated" in str(

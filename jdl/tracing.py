@@ -1,17 +1,11 @@
-"""What is known while a step is traced: which numbers are, and where the rows of a batch lie."""
+"""What is known while a step is traced: concrete numbers, and the axes that shard a batch."""
 
-import copy
-import dataclasses
 import math
-from collections.abc import Mapping
-from typing import Any, TypeGuard, TypeVar
+from typing import Any, TypeGuard
 
-import flax.linen as nn
 import jax
 from jax.core import Tracer
 from jax.sharding import AxisType
-
-T = TypeVar("T")
 
 ROWS = ("data", "fsdp")
 """The axes of a mesh over which the rows of a batch are spread."""
@@ -36,36 +30,3 @@ def is_number(value: Any) -> TypeGuard[float]:
 def is_zero(value: Any) -> bool:
     """Whether a value is known to be 0."""
     return is_number(value) and value == 0
-
-
-def with_values(config: T, values: Mapping[str, Any]) -> T:
-    """A copy of a nest of frozen dataclasses with other values at some paths, unchecked.
-
-    Where `jdl.override` reads and checks what a user gives, this puts traced arrays in the place of
-    numbers.
-    """
-    below: dict[str, dict[str, Any]] = {}
-    for path, value in values.items():
-        name, _, rest = path.partition(".")
-        below.setdefault(name, {})[rest] = value
-    new = {
-        name: rest[""] if "" in rest else with_values(_child(config, name), rest)
-        for name, rest in below.items()
-    }
-    return _replaced(config, new)
-
-
-def _child(config: Any, name: str) -> Any:
-    return config[int(name)] if isinstance(config, tuple) else getattr(config, name)
-
-
-def _replaced(config: Any, new: Mapping[str, Any]) -> Any:
-    if isinstance(config, tuple):
-        return tuple(new.get(str(index), old) for index, old in enumerate(config))
-    if isinstance(config, nn.Module):
-        return config.clone(**new)
-    assert dataclasses.is_dataclass(config)
-    changed = copy.copy(config)  # without __post_init__, which compares numbers
-    for name, value in new.items():
-        object.__setattr__(changed, name, value)
-    return changed

@@ -91,8 +91,8 @@ class RunContext(Protocol):
         """How often each compiled function was traced, by name."""
         ...
 
-    dispatched: int
-    """The last step that was given to the devices, one or more ahead of a late event."""
+    steps_submitted: int
+    """The last step given to the devices, one or more ahead of a late event."""
 
     def save(self) -> None:
         """Asks for a checkpoint once all hooks have seen this event, which must carry the state."""

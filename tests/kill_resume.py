@@ -106,7 +106,7 @@ class Process:
 
     def resumed(self) -> int | None:
         """The step it went on from; 0 where it began anew, None where it did not come so far."""
-        found = re.search(r"going on from step (\d+)", self.said())
+        found = re.search(r"resuming from step (\d+)", self.said())
         if found:
             return int(found[1])
         return 0 if self.training() else None

@@ -232,7 +232,7 @@ def _measured(experiment: Experiment, size: int, data: Splits) -> BatchRow:
     def block(dispatches: int) -> float:
         begun, before = time.perf_counter(), None
         for _ in range(dispatches):
-            metrics = run.dispatch(step_inputs, count)
+            metrics = run.update([next(step_inputs) for _ in range(count)])
             jax.block_until_ready(before)  # as in training, two are in flight at most
             before = metrics
         jax.block_until_ready(before)
@@ -261,7 +261,7 @@ def _losses(run: Run) -> Iterator[float]:
     """The loss of each step, up to one that is not finite."""
     step_inputs = run.step_inputs(0)
     while True:
-        (metrics,) = run.dispatch(step_inputs, 1).unpack()
+        (metrics,) = run.update([next(step_inputs)]).unpack()
         loss = compute(metrics).get("loss", math.nan)  # of a skipped step nothing counts
         if not math.isfinite(loss):
             return

@@ -216,6 +216,6 @@ class _RetraceWarning(Listener):
         if traces > self._seen:
             self._seen = traces
             self._run.print(
-                f"the training step was compiled again for step {self._run.dispatched} ({traces} "
-                f"times so far): the arrays of its batch have other shapes than before"
+                f"the training step was compiled again for step {self._run.steps_submitted} "
+                f"({traces} times so far): the arrays of its batch have other shapes than before"
             )

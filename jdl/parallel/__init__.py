@@ -4,15 +4,25 @@ The engine is one `jit` with a global view over a mesh with the axes `data`, `fs
 `Pmap` is the same program under `jax.pmap`. A strategy never changes what is computed.
 """
 
-from jdl.parallel.base import Steps, Strategy, batch_shapes, state_bytes, supported
+from jdl.parallel.base import (
+    Compilations,
+    Functions,
+    Steps,
+    Strategy,
+    batch_shapes,
+    state_bytes,
+    supported,
+)
 from jdl.parallel.layouts import DataParallel, FullySharded, Single
 from jdl.parallel.pmap import Pmap
 from jdl.parallel.tensor import TRANSFORMER, TensorParallel
 
 __all__ = [
     "TRANSFORMER",
+    "Compilations",
     "DataParallel",
     "FullySharded",
+    "Functions",
     "Pmap",
     "Single",
     "Steps",

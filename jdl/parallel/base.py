@@ -1,6 +1,7 @@
 """What a strategy is, and how its program is compiled: one `jit` with a global view over a mesh."""
 
 import logging
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from jdl.errors import UserError, first_line
 from jdl.metrics import Metrics, Packed
 from jdl.paths import path_name
 from jdl.state import CARRY, TrainState
-from jdl.step import Program, evaluate, init, loop, predict, update
+from jdl.step import Program, evaluate, init, predict, scan_or_unroll, update
 from jdl.tracing import ROWS
 from jdl.typing import Batch, Key, PyTree
 
@@ -27,6 +28,77 @@ AXES = ("data", "fsdp", "tensor")
 
 BATCH = P(ROWS)
 """How the rows of a batch are spread."""
+
+
+class Compilations:
+    """Counts traces of compiled functions and times the calls that compile.
+
+    Attributes:
+      traces: number of times that JAX traced each function, by name; once per set of shapes.
+      seconds: seconds spent in calls that had to compile.
+    """
+
+    def __init__(self) -> None:
+        self.traces: dict[str, int] = {}
+        self.seconds = 0.0
+        self._count = 0
+
+    def counted(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Returns the function, to be compiled, with a count of its traces."""
+
+        def traced(*args: Any) -> Any:
+            self.traces[name] = self.traces.get(name, 0) + 1
+            self._count += 1
+            return function(*args)
+
+        return traced
+
+    def timed(self, compiled: Callable[..., Any]) -> Callable[..., Any]:
+        """Returns the compiled function; calls that trace add their duration to `seconds`."""
+
+        def call(*args: Any) -> Any:
+            count, start = self._count, time.perf_counter()
+            result = compiled(*args)
+            if self._count > count:
+                self.seconds += time.perf_counter() - start
+            return result
+
+        return call
+
+
+@dataclass(frozen=True)
+class Functions:
+    """The pure functions of a program that a strategy compiles.
+
+    Attributes:
+      update: `(state, data, step_input) -> (state, packed metrics)`, one step.
+      update_many: the same for step inputs stacked along axis 0, in one scan.
+      evaluate: `(state, batch) -> metrics`.
+      predict: `(state, batch) -> prediction`.
+    """
+
+    update: Callable[[TrainState, Any, Any], tuple[TrainState, Packed]]
+    update_many: Callable[[TrainState, Any, Any], tuple[TrainState, Packed]]
+    evaluate: Callable[[TrainState, Batch], Metrics]
+    predict: Callable[[TrainState, Batch], Any]
+
+    @classmethod
+    def of(cls, program: Program, axis_name: str | None = None) -> "Functions":
+        """Returns the functions of a program; `axis_name` is the mapped axis under `pmap`."""
+
+        def one(state: TrainState, data: Any, step_input: Any) -> tuple[TrainState, Packed]:
+            state, metrics = update(program, state, read(data, step_input), axis_name)
+            return state, Packed.of(metrics)  # a single array: one transfer to the host per step
+
+        def many(state: TrainState, data: Any, step_inputs: Any) -> tuple[TrainState, Packed]:
+            return scan_or_unroll(lambda carry, x: one(carry, data, x), state, step_inputs)
+
+        return cls(
+            update=one,
+            update_many=many,
+            evaluate=lambda state, batch: evaluate(program, state, batch, axis_name),
+            predict=lambda state, batch: predict(program, state, batch),
+        )
 
 
 @dataclass(frozen=True)
@@ -45,7 +117,7 @@ class Steps:
       gather: the state as one global TrainState, which does not depend on the strategy.
       spread: the inverse of `gather`, from a state as `abstract_state` describes it.
       abstract_state: shapes, dtypes and shardings of a collected state.
-      traces: how often each function was traced so far, by name.
+      compilations: traces of each function, and seconds spent compiling.
     """
 
     init: Callable[[Key], PyTree]
@@ -58,7 +130,7 @@ class Steps:
     gather: Callable[[PyTree], TrainState]
     shard: Callable[[TrainState], PyTree]
     abstract_state: TrainState
-    traces: dict[str, int]
+    compilations: Compilations
 
 
 @dataclass(frozen=True)
@@ -132,48 +204,49 @@ class Strategy:
           resident: arrays from which feeds are read, (examples, ...).
           feed: one feed of this process; its shapes matter.
         """
-        mesh, traces = self.mesh(), {}
-        whole = NamedSharding(mesh, P())
+        mesh, compilations = self.mesh(), Compilations()
+        replicated = NamedSharding(mesh, P())
         rows, stacked = NamedSharding(mesh, BATCH), NamedSharding(mesh, P(None, *BATCH))
         start = initializer(program, in_memory, step_input)
         shapes = jax.eval_shape(start, jax.random.key(0))
         shardings = self.shardings(shapes, mesh)
-        abstract_state = jax.tree.map(
-            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-            shapes,
-            shardings,
-        )
+        abstract_state = with_shardings(shapes, shardings)
         if program.num_microbatches > 1:
             refuse_carry(abstract_state, program, "num_microbatches splits the batch")
-        data = jax.tree.map(lambda array: assemble(whole, array), dict(in_memory))
+        data = jax.tree.map(lambda array: assemble(replicated, array), dict(in_memory))
+        functions, options = Functions.of(program), supported(program.compiler_options)
 
-        def one(state: TrainState, data: Any, step_input: Any) -> tuple[TrainState, Packed]:
-            return second(Packed.of, update(program, state, read(data, step_input)))
+        def compiled(name: str, function: Callable[..., Any], out: Any, **jit: Any) -> Any:
+            traced = compilations.counted(name, within(mesh, function))
+            jitted = jax.jit(traced, out_shardings=out, compiler_options=options, **jit)
+            return compilations.timed(jitted)
 
-        def many(state: TrainState, data: Any, step_inputs: Any) -> tuple[TrainState, Packed]:
-            return loop(lambda carry, step_input: one(carry, data, step_input), state, step_inputs)
-
-        chosen = supported(program.compiler_options)
-
-        def compiled(name: str, function: Callable[..., Any], out: Any, **options: Any) -> Any:
-            counted = counting(traces, name, within(mesh, function))
-            return jax.jit(counted, out_shardings=out, compiler_options=chosen, **options)
-
-        step = compiled("update", one, (shardings, whole), donate_argnums=0)
-        steps = compiled("update_many", many, (shardings, whole), donate_argnums=0)
+        # The state is donated: its buffers are reused for the new state.
+        out = (shardings, replicated)
+        update = compiled("update", functions.update, out, donate_argnums=0)
+        update_many = compiled("update_many", functions.update_many, out, donate_argnums=0)
         return Steps(
             init=compiled("init", start, shardings),
-            update=lambda state, step_input: step(state, data, step_input),
-            update_many=lambda state, step_inputs: steps(state, data, step_inputs),
-            evaluate=compiled("evaluate", lambda s, b: evaluate(program, s, b), whole),
-            predict=compiled("predict", lambda s, b: predict(program, s, b), whole),
+            update=lambda state, step_input: update(state, data, step_input),
+            update_many=lambda state, step_inputs: update_many(state, data, step_inputs),
+            evaluate=compiled("evaluate", functions.evaluate, replicated),
+            predict=compiled("predict", functions.predict, replicated),
             put=putting(rows),
             put_many=putting(stacked),
             gather=lambda state: state,
             shard=lambda state: state,
             abstract_state=abstract_state,
-            traces=traces,
+            compilations=compilations,
         )
+
+
+def with_shardings(shapes: PyTree, shardings: PyTree) -> PyTree:
+    """Returns shapes and dtypes with the sharding of each leaf."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        shardings,
+    )
 
 
 def supported(options: tuple[tuple[str, str], ...]) -> dict[str, Any]:
@@ -244,16 +317,6 @@ def putting(sharding: NamedSharding) -> Callable[[Any], Any]:
     return lambda tree: jax.tree.map(lambda x: assemble(sharding, x), tree)
 
 
-def counting(traces: dict[str, int], name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Counts how often JAX traces a function, which it does once per set of shapes."""
-
-    def counted(*args: Any) -> Any:
-        traces[name] = traces.get(name, 0) + 1
-        return function(*args)
-
-    return counted
-
-
 def within(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
     """The function, traced so that what it calls can ask for the mesh."""
 
@@ -262,8 +325,3 @@ def within(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
             return function(*args)
 
     return called
-
-
-def second(function: Callable[[Any], Any], pair: tuple[Any, Any]) -> tuple[Any, Any]:
-    """The pair with a function applied to its second part."""
-    return pair[0], function(pair[1])

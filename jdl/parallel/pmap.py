@@ -10,19 +10,18 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jdl.data.pipeline import read
 from jdl.metrics import Packed
 from jdl.parallel.base import (
+    Compilations,
+    Functions,
     Steps,
     Strategy,
     assemble,
-    counting,
     initializer,
     refuse_carry,
-    second,
+    with_shardings,
 )
-from jdl.state import TrainState
-from jdl.step import Program, evaluate, loop, predict, update
+from jdl.step import Program
 from jdl.typing import PyTree
 
 
@@ -32,81 +31,97 @@ class Pmap(Strategy):
 
     Gradients, weights and metrics are summed over the devices inside the step, so results equal
     the other strategies'. Each device folds its index into the key, so dropout masks differ from
-    theirs. Compiler options are for `jit` and left out. Since JAX 0.8 `pmap` is built on `jit` and
-    `shard_map` and in maintenance mode; `DataParallel` does the same and is the one to prefer.
+    theirs. Compiler options apply to `jit` only and are ignored. Since JAX 0.8 `pmap` is built on
+    `jit` and `shard_map` and in maintenance mode; prefer `DataParallel`, which does the same.
     """
 
     def compile(
         self, program: Program, in_memory: Mapping[str, np.ndarray], step_input: Any
     ) -> Steps:
-        """As in `Strategy.compile`; every array gains an axis 0 over devices."""
-        devices, traces = self.used(), {}
-        local = [device for device in devices if device.process_index == jax.process_index()]
-        # pmap takes and gives what this process holds; a collected state spans all processes.
-        each = NamedSharding(Mesh(np.array(local), ("data",)), P("data"))
-        whole = NamedSharding(Mesh(np.array(devices), ("data",)), P())
+        """See `Strategy.compile`; inside, every array has an axis 0 over devices."""
+        copies, compilations = _Copies(self.used()), Compilations()
         start = initializer(program, in_memory, step_input)
-        abstract_state = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole),
-            jax.eval_shape(start, jax.random.key(0)),
-        )
+        shapes = jax.eval_shape(start, jax.random.key(0))
+        abstract_state = with_shardings(shapes, jax.tree.map(lambda _: copies.whole, shapes))
         refuse_carry(abstract_state, program, "the strategy pmap averages it over devices")
-
-        def copies(leaf: Any) -> jax.Array:
-            """One copy per device, stacked along a new axis 0."""
-            if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-                return jax.random.wrap_key_data(copies(jax.random.key_data(leaf)))
-            parts = [jax.device_put(np.asarray(leaf)[None], device) for device in local]
-            return jax.make_array_from_single_device_arrays((len(local), *leaf.shape), each, parts)
-
-        def merged(leaf: jax.Array) -> jax.Array:
-            """One array that is whole on every device, from its copies."""
-            if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-                return jax.random.wrap_key_data(merged(jax.random.key_data(leaf)))
-            parts = [shard.data[0] for shard in leaf.addressable_shards]
-            return jax.make_array_from_single_device_arrays(leaf.shape[1:], whole, parts)
-
-        def spread(tree: PyTree) -> PyTree:
-            return jax.tree.map(copies, tree)
-
-        def first(tree: PyTree) -> PyTree:
-            return jax.tree.map(lambda leaf: leaf.addressable_shards[0].data[0], tree)
-
-        def split(tree: PyTree, axis: int) -> PyTree:
-            def cut(array: np.ndarray) -> jax.Array:
-                array = np.asarray(array)
-                shape = array.shape
-                shape = (*shape[:axis], len(local), shape[axis] // len(local), *shape[axis + 1 :])
-                return assemble(each, np.moveaxis(array.reshape(shape), axis, 0))
-
-            return jax.tree.map(cut, tree)
-
-        def one(state: TrainState, data: Any, step_input: Any) -> tuple[TrainState, Packed]:
-            return second(Packed.of, update(program, state, read(data, step_input), "data"))
-
-        def many(state: TrainState, data: Any, step_inputs: Any) -> tuple[TrainState, Packed]:
-            return loop(lambda carry, step_input: one(carry, data, step_input), state, step_inputs)
+        functions, data = Functions.of(program, "data"), copies.replicate(dict(in_memory))
 
         def mapped(name: str, function: Callable[..., Any], **options: Any) -> Any:
-            return jax.pmap(
-                counting(traces, name, function), axis_name="data", devices=devices, **options
+            traced = compilations.counted(name, function)
+            devices = copies.devices
+            return compilations.timed(
+                jax.pmap(traced, axis_name="data", devices=devices, **options)
             )
 
-        data = spread(dict(in_memory))
-        step = mapped("update", one, donate_argnums=0)
-        steps = mapped("update_many", many, donate_argnums=0)
-        score = mapped("evaluate", lambda s, b: evaluate(program, s, b, "data"))
-        guess = mapped("predict", lambda s, b: predict(program, s, b))
+        update = mapped("update", functions.update, donate_argnums=0)
+        update_many = mapped("update_many", functions.update_many, donate_argnums=0)
+        evaluate = mapped("evaluate", functions.evaluate)
+        predict = mapped("predict", functions.predict)
+
+        def step(function: Any, state: PyTree, step_input: Any) -> tuple[PyTree, Packed]:
+            state, metrics = function(state, data, step_input)
+            return state, copies.first(metrics)
+
         return Steps(
-            init=lambda key: spread(jax.jit(start)(key)),
-            update=lambda state, step_input: second(first, step(state, data, step_input)),
-            update_many=lambda state, step_inputs: second(first, steps(state, data, step_inputs)),
-            evaluate=lambda state, batch: first(score(state, batch)),
-            predict=lambda s, b: jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), guess(s, b)),
-            put=lambda tree: split(tree, 0),
-            put_many=lambda tree: split(tree, 1),
-            gather=lambda state: jax.tree.map(merged, state),
-            shard=spread,
+            init=lambda key: copies.replicate(jax.jit(start)(key)),
+            update=lambda state, step_input: step(update, state, step_input),
+            update_many=lambda state, step_inputs: step(update_many, state, step_inputs),
+            evaluate=lambda state, batch: copies.first(evaluate(state, batch)),
+            # (devices, rows, ...) to (batch, ...)
+            predict=lambda state, batch: jax.tree.map(
+                lambda x: x.reshape(-1, *x.shape[2:]), predict(state, batch)
+            ),
+            put=lambda tree: copies.split(tree, 0),
+            put_many=lambda tree: copies.split(tree, 1),
+            gather=copies.merge,
+            shard=copies.replicate,
             abstract_state=abstract_state,
-            traces=traces,
+            compilations=compilations,
         )
+
+
+class _Copies:
+    """Arrays with an axis 0 over the devices of this process, as `pmap` takes and returns them."""
+
+    def __init__(self, devices: list[Any]) -> None:
+        self.devices = devices
+        self._local = [d for d in devices if d.process_index == jax.process_index()]
+        # pmap sees the devices of this process; a gathered state spans those of all processes.
+        self._each = NamedSharding(Mesh(np.array(self._local), ("data",)), P("data"))
+        self.whole = NamedSharding(Mesh(np.array(devices), ("data",)), P())
+
+    def replicate(self, tree: PyTree) -> PyTree:
+        """Returns one copy of every leaf per device."""
+        return jax.tree.map(self._copy, tree)
+
+    def merge(self, tree: PyTree) -> PyTree:
+        """Returns the inverse of `replicate`: arrays that are replicated over all devices."""
+        return jax.tree.map(self._merge, tree)
+
+    def first(self, tree: PyTree) -> PyTree:
+        """Returns the first device's copy, of values that are equal on all."""
+        return jax.tree.map(lambda leaf: leaf.addressable_shards[0].data[0], tree)
+
+    def split(self, tree: PyTree, axis: int) -> PyTree:
+        """Splits the rows along `axis` over the devices."""
+
+        def cut(array: np.ndarray) -> jax.Array:
+            array, count = np.asarray(array), len(self._local)
+            shape = array.shape
+            shape = (*shape[:axis], count, shape[axis] // count, *shape[axis + 1 :])
+            return assemble(self._each, np.moveaxis(array.reshape(shape), axis, 0))
+
+        return jax.tree.map(cut, tree)
+
+    def _copy(self, leaf: Any) -> jax.Array:
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(self._copy(jax.random.key_data(leaf)))
+        parts = [jax.device_put(np.asarray(leaf)[None], device) for device in self._local]
+        shape = (len(self._local), *leaf.shape)
+        return jax.make_array_from_single_device_arrays(shape, self._each, parts)
+
+    def _merge(self, leaf: jax.Array) -> jax.Array:
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(self._merge(jax.random.key_data(leaf)))
+        parts = [shard.data[0] for shard in leaf.addressable_shards]
+        return jax.make_array_from_single_device_arrays(leaf.shape[1:], self.whole, parts)

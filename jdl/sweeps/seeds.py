@@ -11,7 +11,7 @@ from jdl.data.splits import Splits
 from jdl.errors import UserError
 from jdl.experiment import Experiment
 from jdl.files import RunDirectory, write_json
-from jdl.sweeps.together import Job, Outcome, Vectorize, train_together
+from jdl.sweeps.jobs import Job, Outcome, Vectorize, train_jobs
 from jdl.typing import Json
 
 
@@ -32,7 +32,7 @@ def train_seeds(
       workdir: gets `seed-0`, `seed-1` ... and `summary.json`.
       file: where the experiment comes from.
       overrides: what was changed in it.
-      vectorize: whether all are trained together (`jdl.sweeps.together`).
+      vectorize: whether all are trained together (`jdl.sweeps.jobs`).
 
     Returns:
       What `summary.json` holds: `mean`, `std` (of the sample), `min`, `max` and `n` of each metric
@@ -85,7 +85,7 @@ def _results(
             results[place] = outcome.result
         return not failures
 
-    train_together(jobs, vectorize, tell, file=file)
+    train_jobs(jobs, vectorize, tell, file=file)
     if failures:
         raise failures[0]
     return [result for _, result in sorted(results.items())]

@@ -1,7 +1,7 @@
-"""Runs whose programs differ in numbers alone: compiled once, and stepped together by `jax.vmap`.
+"""Runs whose programs differ only in numbers, compiled once and stepped together by `jax.vmap`.
 
 The numbers, such as learning rates, are arguments of the compiled functions. The runs' states are
-stacked along a new axis 0, which is shared out among the devices: a step of all is one call.
+stacked along a new axis 0, which is sharded over the devices: one call takes a step of all runs.
 """
 
 import functools
@@ -18,38 +18,40 @@ from jdl.data.pipeline import read
 from jdl.metrics import Packed
 from jdl.parallel.base import (
     BATCH,
+    Compilations,
+    Functions,
     Steps,
     Strategy,
     assemble,
-    counting,
     initializer,
     putting,
-    second,
     supported,
+    with_shardings,
 )
 from jdl.state import TrainState
-from jdl.step import Program, evaluate, loop, predict, update
-from jdl.typing import Batch, Key, PyTree
+from jdl.step import Program, scan_or_unroll
+from jdl.typing import Key, PyTree
 
 Numbers = Mapping[str, Any]
 """Numbers of a run by path, or arrays in their place."""
 
 RUNS = "runs"
-"""The axis of a mesh over which runs are shared out."""
+"""Mesh axis over which runs are sharded."""
 
 
-class Vectorized:
+class VectorizedSteps:
     """Several runs, compiled as one; each function is compiled at its first call.
 
     Args:
-      strategy: of all of them; they share its devices.
-      program: makes a run's program of its numbers.
+      strategy: shared by all runs, as are its devices.
+      program: builds a run's program from its numbers.
       numbers: of each run, by the same paths.
-      resident: arrays from which feeds are read, (examples, ...).
-      feed: one feed of one run; its shapes matter.
+      shared_inputs: whether all runs read the same examples.
+      in_memory: arrays from which step inputs are gathered, (examples, ...).
+      step_input: a step input of one run; its shapes matter.
 
     Attributes:
-      traces: how often each function was traced so far, by name.
+      compilations: traces of each function, and seconds spent compiling.
     """
 
     def __init__(
@@ -57,34 +59,37 @@ class Vectorized:
         strategy: Strategy,
         program: Callable[[Numbers], Program],
         numbers: Sequence[Numbers],
+        shared_inputs: bool,
         in_memory: Mapping[str, np.ndarray],
         step_input: Any,
     ) -> None:
-        self._program, self._numbers = program, numbers
-        self._resident, self._feed = dict(in_memory), step_input
-        self.traces: dict[str, int] = {}
+        self._program, self._numbers, self._shared = program, numbers, shared_inputs
+        self._in_memory, self._step_input = dict(in_memory), step_input
+        self.compilations = Compilations()
         mesh = strategy.mesh()
         self._mesh = Mesh(mesh.devices.reshape(-1), (RUNS,), axis_types=(AxisType.Auto,))
-        self._whole = NamedSharding(mesh, P())
+        self._replicated = NamedSharding(mesh, P())
         self._rows, self._many_rows = (
             NamedSharding(mesh, spec) for spec in (BATCH, P(None, *BATCH))
         )
-        self._shapes = jax.eval_shape(self._start, numbers[0], jax.random.key(0))
-        self._laid = strategy.shardings(self._shapes, mesh)
-        self._steppings: dict[tuple[int, bool, bool], Any] = {}
+        self._shapes = jax.eval_shape(self._init, numbers[0], jax.random.key(0))
+        self._shardings = strategy.shardings(self._shapes, mesh)
+        self._updates: dict[tuple[int, bool], Any] = {}
 
     def check(self, own: Program) -> None:
-        """Traces everything with arrays in place of the numbers.
+        """Traces all functions with arrays in place of the numbers.
 
         Args:
-          own: the program of one of the runs, as it is alone.
+          own: the program of one of the runs, with its numbers.
 
         Raises:
-          Exception: of any kind, where a number must be known, or something cannot be mapped over.
+          Exception: of any kind, where a number must be known, or a function cannot be mapped.
         """
-        alone = jax.eval_shape(initializer(own, self._resident, self._feed), jax.random.key(0))
+        alone = jax.eval_shape(
+            initializer(own, self._in_memory, self._step_input), jax.random.key(0)
+        )
         if structure(alone) != structure(self._shapes):
-            raise ValueError("what the optimizer's state is made of depends on it")
+            raise ValueError("the structure of the optimizer's state depends on it")
         count = len(self._numbers)
         numbers = {
             path: jax.ShapeDtypeStruct((count,), jnp.float32, weak_type=True)
@@ -92,195 +97,170 @@ class Vectorized:
         }
         states, step_inputs = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct((count, *leaf.shape), leaf.dtype),
-            (self._shapes, self._feed),
+            (self._shapes, self._step_input),
         )
-        mapped = jax.vmap(self._one, in_axes=(0, 0, None, 0))
-        jax.eval_shape(mapped, numbers, states, self._resident, step_inputs)
-        batch = jax.eval_shape(read, self._resident, self._feed)
-        for function in (self._evaluate, self._predict):
-            jax.eval_shape(function, self._numbers[0], self._shapes, batch)
+        mapped = jax.vmap(self._call("update"), in_axes=(0, 0, None, 0))
+        jax.eval_shape(mapped, numbers, states, self._in_memory, step_inputs)
+        batch = jax.eval_shape(read, self._in_memory, self._step_input)
+        for name in ("evaluate", "predict"):
+            jax.eval_shape(self._call(name), self._numbers[0], self._shapes, batch)
 
     def steps(self, index: int) -> Steps:
-        """The functions of one run alone, which are compiled once for all."""
+        """Returns the functions of one run by itself, which are compiled once for all runs."""
         numbers, data, compiled = self._numbers[index], self._data, self._compiled
+        update, update_many = compiled["update_alone"], compiled["update_many_alone"]
         return Steps(
             init=functools.partial(compiled["init"], numbers),
-            update=lambda state, step_input: compiled["update_alone"](
-                numbers, state, data, step_input
-            ),
-            update_many=lambda state, step_inputs: compiled["many_alone"](
-                numbers, state, data, step_inputs
-            ),
+            update=lambda state, step_input: update(numbers, state, data, step_input),
+            update_many=lambda state, inputs: update_many(numbers, state, data, inputs),
             evaluate=functools.partial(compiled["evaluate"], numbers),
             predict=functools.partial(compiled["predict"], numbers),
             put=putting(self._rows),
             put_many=putting(self._many_rows),
             gather=lambda state: state,
             shard=lambda state: state,
-            abstract_state=jax.tree.map(
-                lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-                self._shapes,
-                self._laid,
-            ),
-            traces=self.traces,
+            abstract_state=with_shardings(self._shapes, self._shardings),
+            compilations=self.compilations,
         )
 
-    def stack(self, runs: Sequence[int], states: Sequence[TrainState], alike: bool) -> "Stack":
-        """Runs as they stand, to be stepped together.
+    def stack(self, runs: Sequence[int], states: Sequence[TrainState]) -> "Stack":
+        """Stacks the states of some runs, to be updated together.
 
         Args:
-          runs: which.
-          states: of each.
-          alike: whether all are fed the same.
+          runs: their indices.
+          states: their states.
         """
         size = len(runs) + -len(runs) % self._mesh.size
+        # Copies of the first run fill the last device.
         filled = [*range(len(runs)), *[0] * (size - len(runs))]
         numbers = {
-            path: self._lay(_column([self._numbers[runs[i]][path] for i in filled]), P(RUNS))
+            path: self._put(_column([self._numbers[runs[i]][path] for i in filled]), P(RUNS))
             for path in self._numbers[0]
         }
         stacked = self._compiled["stack"](*[states[i] for i in filled])
 
-        def step(states: TrainState, fed: Sequence[Any]) -> tuple[TrainState, Packed]:
-            many = len(fed) > 1
-            if not alike:
-                fed = [_stacked([each[i] for i in filled]) for each in fed]
-            spec = P() if alike else P(RUNS)
-            step_input = (
-                self._lay(_stacked(fed), P(None, *spec)) if many else self._lay(fed[0], spec)
-            )
-            return self._stepping(size, alike, many)(numbers, states, self._data, step_input)
+        def update(states: TrainState, inputs: Sequence[Any]) -> tuple[TrainState, Packed]:
+            many, spec = len(inputs) > 1, P() if self._shared else P(RUNS)
+            if not self._shared:
+                inputs = [_stacked([each[i] for i in filled]) for each in inputs]
+            placed = self._put(_stacked(inputs) if many else inputs[0], P(*([None] * many), *spec))
+            return self._update(size, many)(numbers, states, self._data, placed)
 
-        return Stack(stacked, step, self._compiled["part"])
+        return Stack(stacked, update, self._compiled["state_of"])
 
     @functools.cached_property
     def _data(self) -> dict[str, jax.Array]:
-        """The resident arrays, whole on every device."""
-        return {name: assemble(self._whole, array) for name, array in self._resident.items()}
+        return {name: assemble(self._replicated, a) for name, a in self._in_memory.items()}
 
     @functools.cached_property
     def _options(self) -> dict[str, Any]:
         return supported(self._program(self._numbers[0]).compiler_options)
 
-    def _lay(self, tree: PyTree, spec: P) -> PyTree:
+    def _put(self, tree: PyTree, spec: P) -> PyTree:
         if self._mesh.size == 1:
-            return tree  # the call does it quicker
-        where = NamedSharding(self._mesh, spec)
-        return jax.tree.map(lambda array: jax.device_put(array, where), tree)
+            return tree  # faster: the call transfers it
+        sharding = NamedSharding(self._mesh, spec)
+        return jax.tree.map(lambda array: jax.device_put(array, sharding), tree)
 
-    def _start(self, numbers: Numbers, key: Key) -> TrainState:
-        return initializer(self._program(numbers), self._resident, self._feed)(key)
+    def _init(self, numbers: Numbers, key: Key) -> TrainState:
+        return initializer(self._program(numbers), self._in_memory, self._step_input)(key)
 
-    def _one(
-        self, numbers: Numbers, state: TrainState, data: Any, step_input: Any
-    ) -> tuple[TrainState, Packed]:
-        return second(Packed.of, update(self._program(numbers), state, read(data, step_input)))
-
-    def _evaluate(self, numbers: Numbers, state: TrainState, batch: Batch) -> Any:
-        return evaluate(self._program(numbers), state, batch)
-
-    def _predict(self, numbers: Numbers, state: TrainState, batch: Batch) -> Any:
-        return predict(self._program(numbers), state, batch)
+    def _call(self, name: str) -> Callable[..., Any]:
+        """Returns a function of `Functions` with the numbers as a further first argument."""
+        return lambda numbers, *args: getattr(Functions.of(self._program(numbers)), name)(*args)
 
     def _jit(self, name: str, function: Callable[..., Any], out: Any, **options: Any) -> Any:
-        counted = counting(self.traces, name, function)
-        return jax.jit(counted, out_shardings=out, compiler_options=self._options, **options)
+        traced = self.compilations.counted(name, function)
+        jitted = jax.jit(traced, out_shardings=out, compiler_options=self._options, **options)
+        return self.compilations.timed(jitted)
 
     @functools.cached_property
     def _compiled(self) -> dict[str, Any]:
-        laid, whole = self._laid, self._whole
-
-        def many(numbers: Numbers, state: TrainState, data: Any, step_inputs: Any) -> Any:
-            return loop(
-                lambda carry, step_input: self._one(numbers, carry, data, step_input),
-                state,
-                step_inputs,
-            )
+        shardings, replicated, call = self._shardings, self._replicated, self._call
 
         def stack(*states: TrainState) -> TrainState:
             return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
 
-        def part(states: TrainState, place: jax.Array) -> TrainState:
-            return jax.tree.map(lambda leaf: leaf[place], states)
+        def state_of(states: TrainState, index: jax.Array) -> TrainState:
+            return jax.tree.map(lambda leaf: leaf[index], states)
 
+        # The state, argument 1, is donated: its buffers are reused for the new state.
+        update: Any = {"out": (shardings, replicated), "donate_argnums": 1}
         return {
-            "init": self._jit("init", self._start, laid),
-            "update_alone": self._jit("update_alone", self._one, (laid, whole), donate_argnums=1),
-            "many_alone": self._jit("many_alone", many, (laid, whole), donate_argnums=1),
-            "evaluate": self._jit("evaluate", self._evaluate, whole),
-            "predict": self._jit("predict", self._predict, whole),
+            "init": self._jit("init", self._init, shardings),
+            "update_alone": self._jit("update_alone", call("update"), **update),
+            "update_many_alone": self._jit("many_alone", call("update_many"), **update),
+            "evaluate": self._jit("evaluate", call("evaluate"), replicated),
+            "predict": self._jit("predict", call("predict"), replicated),
             "stack": jax.jit(stack, out_shardings=NamedSharding(self._mesh, P(RUNS))),
-            "part": jax.jit(part, out_shardings=laid),
+            "state_of": jax.jit(state_of, out_shardings=shardings),
         }
 
-    def _stepping(self, size: int, alike: bool, many: bool) -> Any:
-        """One step, or several, of so many runs; made once."""
-        kind = (size, alike, many)
-        if kind not in self._steppings:
-            self._steppings[kind] = self._make_stepping(*kind)
-        return self._steppings[kind]
+    def _update(self, size: int, many: bool) -> Any:
+        """Returns the step of so many runs, or several steps of them in a scan; compiled once."""
+        if (size, many) not in self._updates:
+            self._updates[size, many] = self._make_update(size, many)
+        return self._updates[size, many]
 
-    def _make_stepping(self, size: int, alike: bool, many: bool) -> Any:
-        fed, runs = P() if alike else P(RUNS), P(RUNS)
-        mapped = jax.vmap(self._one, in_axes=(0, 0, None, None if alike else 0))
+    def _make_update(self, size: int, many: bool) -> Any:
+        inputs, runs = P() if self._shared else P(RUNS), P(RUNS)
+        axes = (0, 0, None, None if self._shared else 0)
+        mapped = jax.vmap(self._call("update"), in_axes=axes)
         if self._mesh.size > 1:
-            # Each device has its own runs, and nothing to tell the others.
-            specs = {"in_specs": (runs, runs, P(), fed), "out_specs": (runs, runs)}
+            # Each device steps its own runs; without shard_map XLA would look for communication.
+            specs = {"in_specs": (runs, runs, P(), inputs), "out_specs": (runs, runs)}
             mapped = jax.shard_map(mapped, mesh=self._mesh, check_vma=False, **specs)
 
-        def step(numbers: Numbers, states: TrainState, data: Any, step_input: Any) -> Any:
+        def update(numbers: Numbers, states: TrainState, data: Any, step_inputs: Any) -> Any:
             if not many:
-                return mapped(numbers, states, data, step_input)
-            return loop(
-                lambda carry, step_input: mapped(numbers, carry, data, step_input),
-                states,
-                step_input,
-            )
+                return mapped(numbers, states, data, step_inputs)
+            step = lambda carry, x: mapped(numbers, carry, data, x)  # noqa: E731
+            return scan_or_unroll(step, states, step_inputs)
 
         name = "update_many" if many else "update"
-        if name in self.traces:
-            name = f"{name} of {size}"  # another step, not the same that was traced again
+        if name in self.compilations.traces:
+            name = f"{name} of {size}"  # a step of another size, not a retrace
         out = (runs, P(None, RUNS) if many else runs)
-        laid = tuple(NamedSharding(self._mesh, spec) for spec in out)
-        return self._jit(name, step, laid, donate_argnums=1)
+        shardings = tuple(NamedSharding(self._mesh, spec) for spec in out)
+        return self._jit(name, update, shardings, donate_argnums=1)
 
 
 class Stack:
-    """Runs that are stepped together.
+    """Runs whose states are stacked.
 
     Args:
-      states: of all, stacked along axis 0.
-      step: gives the next states and the metrics; consumes the states.
-      part: the state of the run at a place.
+      states: of all runs, stacked along axis 0.
+      update: returns the next states and the metrics; consumes the states.
+      state_of: returns the state of the run at an index.
     """
 
     def __init__(
         self,
         states: TrainState,
-        step: Callable[[TrainState, Sequence[Any]], tuple[TrainState, Packed]],
-        part: Callable[[TrainState, int], TrainState],
+        update: Callable[[TrainState, Sequence[Any]], tuple[TrainState, Packed]],
+        state_of: Callable[[TrainState, int], TrainState],
     ) -> None:
-        self._states, self._step, self._part = states, step, part
+        self._states, self._update, self._state_of = states, update, state_of
 
-    def dispatch(self, fed: Sequence[Any]) -> Packed:
-        """Gives the devices some steps in one call.
+    def update(self, step_inputs: Sequence[Any]) -> Packed:
+        """Takes one step of all runs per input, all in one call to the devices.
 
         Args:
-          fed: for each step the feeds of the runs in order; one feed where they are fed alike.
+          step_inputs: for each step a list with one input per run; one input if they are shared.
 
         Returns:
-          The runs' metrics, which may still be computed.
+          Metrics with an axis over runs, which may still be being computed.
         """
-        self._states, metrics = self._step(self._states, fed)
+        self._states, metrics = self._update(self._states, step_inputs)
         return metrics
 
-    def part(self, place: int) -> TrainState:
-        """The state of one run, as it has it alone."""
-        return self._part(self._states, place)
+    def state_of(self, index: int) -> TrainState:
+        """Returns the current state of one run."""
+        return self._state_of(self._states, index)
 
 
 def structure(state: PyTree) -> Any:
-    """What a state is made of: names, shapes and dtypes."""
+    """Returns the tree structure of a state with the shape and dtype of each leaf."""
     leaves, made = jax.tree.flatten(state)
     return made, [(leaf.shape, leaf.dtype) for leaf in leaves]
 
@@ -290,5 +270,5 @@ def _stacked(trees: Sequence[PyTree]) -> PyTree:
 
 
 def _column(values: Sequence[float]) -> jax.Array:
-    """Numbers as an array that, as they do, takes on the type of what it meets."""
+    """Returns numbers as a weakly typed array, which like numbers keeps the dtype of operands."""
     return jnp.concatenate([jax.lax.full((1,), value) for value in values])

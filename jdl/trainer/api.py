@@ -1,4 +1,4 @@
-"""Training, from Python: an experiment, or a module and two arrays."""
+"""Trains from Python: an experiment, or a Flax module and two arrays."""
 
 import contextlib
 import dataclasses
@@ -26,7 +26,7 @@ from jdl.tasks import Classification, Regression, Task
 from jdl.trainer import record
 from jdl.trainer.allocator import configure_allocator
 from jdl.trainer.compilation_cache import enable_compilation_cache
-from jdl.trainer.loop import Loop
+from jdl.trainer.loop import TrainingLoop
 from jdl.trainer.run import Run
 from jdl.typing import Json
 
@@ -40,43 +40,43 @@ def train(
     data: Splits | None = None,
     hooks: Sequence[Hook] = (),
 ) -> Run:
-    """Trains an experiment, or goes on with it where its directory holds a run.
+    """Trains an experiment, or resumes it if the directory holds a run of it.
 
     Args:
       experiment: what to train, overrides included.
-      workdir: the run directory; None for a temporary one that goes with the returned run.
-      file: where the experiment comes from, kept in the directory with `overrides`.
+      workdir: the run directory; None for a temporary one, deleted with the returned run.
+      file: the experiment's file, copied to the directory with `overrides`.
       overrides: what was changed in the experiment of that file, by path.
-      data: the splits of `experiment.data`, where the caller has them open.
+      data: the splits of `experiment.data`, if the caller has opened them.
       hooks: the caller's own, after those of the experiment and not part of its record.
 
     Returns:
-      The finished run. A run that had finished before is returned as it is.
+      The finished run. If it was finished before, it is loaded and returned.
 
     Raises:
-      UserError: something does not fit, before anything is compiled wherever that can be known;
-        nothing already saved is lost.
+      UserError: the parts do not fit together, found before compiling wherever possible; saved
+        checkpoints stay intact.
       Interrupted: on SIGTERM or Ctrl-C, after saving.
     """
     configure_allocator(experiment.malloc_arenas)
     enable_compilation_cache()
     temporary = None if workdir else tempfile.mkdtemp(prefix="jdl-")
     workdir = Path(workdir or temporary or ".")
-    if run := finished(experiment, workdir, file):
+    if run := load_finished(experiment, workdir, file):
         return run
-    with opened(experiment, workdir, file=file, data=data, hooks=hooks) as run:
+    with open_for_training(experiment, workdir, file=file, data=data, hooks=hooks) as run:
         if temporary:
             weakref.finalize(run, shutil.rmtree, temporary, ignore_errors=True)
         with run.interruption:
-            prepared(run, experiment, file=file, overrides=overrides).go()
+            prepare(run, experiment, file=file, overrides=overrides).train()
     return run
 
 
-def finished(experiment: Experiment, workdir: Path, file: ExperimentFile | None) -> Run | None:
-    """The run in a directory, where it has come to its end.
+def load_finished(experiment: Experiment, workdir: Path, file: ExperimentFile | None) -> Run | None:
+    """Returns the run in a directory if it is finished, else None.
 
     Raises:
-      UserError: the directory holds a run of something else.
+      UserError: the directory holds a run of another experiment.
     """
     if not RunDirectory(workdir).experiment.exists():
         return None
@@ -86,7 +86,7 @@ def finished(experiment: Experiment, workdir: Path, file: ExperimentFile | None)
 
 
 @contextlib.contextmanager
-def opened(
+def open_for_training(
     experiment: Experiment,
     workdir: Path,
     *,
@@ -95,11 +95,11 @@ def opened(
     hooks: Sequence[Hook] = (),
     compile: Callable[..., Steps] | None = None,
 ) -> Iterator[Run]:
-    """A run that is to begin or to go on in its directory, which is locked meanwhile.
+    """Opens a run to train, with its directory locked.
 
     Args:
       experiment, workdir, file, data, hooks: as for `train`.
-      compile: what prepares the run's steps; None: its strategy.
+      compile: prepares the compiled steps; None for the strategy's.
     """
     known = record.with_tokenizer(workdir, experiment)
     with _directory(workdir):
@@ -109,32 +109,32 @@ def opened(
         yield Run(watched, _name(file), workdir, data, compile)
 
 
-def prepared(
+def prepare(
     run: Run,
     experiment: Experiment,
     *,
     file: ExperimentFile | None = None,
     overrides: Mapping[str, Json] | None = None,
-    together: int = 1,
-) -> Loop:
-    """What takes an opened run to its end; its directory now says what the run is.
+    vectorized: int = 1,
+) -> TrainingLoop:
+    """Writes the run's metadata and returns its training loop.
 
     Args:
       run: the run.
-      experiment: as for `train`, without what the directory or the caller added to it.
-      file: where the experiment comes from.
-      overrides: what was changed in it.
-      together: runs that share the devices.
+      experiment: as for `train`, without additions by the directory or the caller.
+      file: the experiment's file.
+      overrides: what was changed in it, by path.
+      vectorized: number of runs that are stepped together.
     """
     workdir = run.workdir
     for split in run.splits:
-        run.pipeline(split)  # what is wrong with it is said before anything is compiled
-    loop = Loop(run)
-    surroundings = record.environment(run.data.fingerprints(), file and file.path, together)
+        run.pipeline(split)  # errors in the data are raised before compiling
+    loop = TrainingLoop(run)
+    surroundings = record.environment(run.data.fingerprints(), file and file.path, vectorized)
     if RunDirectory(workdir).experiment.exists():
         _check_surroundings(run, surroundings)
     else:
-        # What is wrong with them is said now.
+        # Raises errors in them before compiling.
         experiment.init_from.read(run.compiled.abstract_state, experiment.model)
     if jax.process_index() == 0:
         RunDirectory(workdir).result.unlink(missing_ok=True)
@@ -161,7 +161,7 @@ def fit(
       x: inputs, (examples, ...).
       y: targets, (examples,) or (examples, ...).
       epochs: passes over the data.
-      task: what is learned; by default classification of integers, or regression.
+      task: by default classification for integer `y`, else regression.
       workdir: the run directory; None for a temporary one.
       **settings: further fields of `Experiment`, such as `optimizer` or `batch_size`.
 
@@ -178,7 +178,7 @@ def fit(
 
 
 def open_run(workdir: Path, experiment: Experiment, name: str) -> Run:
-    """The run that a directory holds, with its last or best weights, for scoring and prediction.
+    """Opens the run in a directory, with its last or best weights, to evaluate and predict.
 
     Raises:
       UserError: the directory holds no checkpoint of this experiment.
@@ -189,7 +189,7 @@ def open_run(workdir: Path, experiment: Experiment, name: str) -> Run:
     try:
         found = store.restore_latest(run.compiled.abstract_state)
         if found is None:
-            raise UserError(f"{workdir} holds no checkpoint yet")
+            raise UserError(f"{workdir} has no checkpoint yet: train it first")
         state, meta = found
         if meta.best_step not in (None, meta.step):
             state, _ = store.restore(meta.best_step, run.compiled.abstract_state)
@@ -206,15 +206,15 @@ def _name(file: ExperimentFile | None) -> str:
 
 @contextlib.contextmanager
 def _directory(workdir: Path) -> Iterator[None]:
-    """Makes a run directory and locks it; leaves nothing behind where no run came of it.
+    """Creates and locks a run directory; removes it if no run was started in it.
 
     Raises:
-      UserError: it cannot be written, is locked, or holds something that is no run.
+      UserError: it cannot be written, is locked, or holds files but no run.
     """
     if jax.process_index() != 0:
         yield
         return
-    ours = (".lock", ".experiment.json.tmp")  # left by a run that ended before it was one
+    ours = (".lock", ".experiment.json.tmp")  # left by a process that ended early
     found = list(workdir.glob("*")) if workdir.is_dir() else []
     others = [path.name for path in found if path.name not in ours]
     if others and not RunDirectory(workdir).experiment.exists():
@@ -236,7 +236,7 @@ def _directory(workdir: Path) -> Iterator[None]:
 
 
 def _check_surroundings(run: Run, surroundings: Mapping[str, Any]) -> None:
-    """Refuses other data or a shorter run; says what else keeps it from going on bit for bit.
+    """Raises for changed data or a shorter run; prints what else may change the results.
 
     Raises:
       UserError: the data changed, or the run would be shorter.
@@ -253,4 +253,4 @@ def _check_surroundings(run: Run, surroundings: Mapping[str, Any]) -> None:
         raise UserError(f"the data of {run.workdir} changed since it began: {'; '.join(changed)}")
     for part in ("versions", "devices", "flags"):
         for difference in record.differences(before[part], surroundings[part], part):
-            run.print(f"going on, but not bit for bit as before: {difference}")
+            run.print(f"resuming, but results may differ in bits: {difference}")

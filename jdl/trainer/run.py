@@ -1,10 +1,9 @@
-"""A run: an experiment with its data, its compiled steps, its state and its directory."""
+"""A run, as `jdl.train` returns it: evaluates, predicts, and holds parameters and result."""
 
 import contextlib
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from jdl.data.splits import Splits
 from jdl.data.transforms import MaskTokens
 from jdl.errors import UserError, first_line
 from jdl.experiment import Experiment
-from jdl.files import MetricsLog
 from jdl.metrics import Packed
 from jdl.optimizers import averaged_params
 from jdl.parallel import Steps, batch_shapes
@@ -29,7 +27,7 @@ from jdl.typing import Json
 
 
 class Run:
-    """A trained or training model; `jdl.train` makes one.
+    """An experiment with its data, compiled steps, state and directory; `jdl.train` returns one.
 
     Attributes:
       experiment: what is trained, overrides included.
@@ -38,7 +36,6 @@ class Run:
       steps: batches that the whole run consumes.
       steps_per_epoch: batches to one pass over the training split, rounded up.
       batch: shapes and dtypes of a training batch before the device transforms.
-      dispatched: the last step that was given to the devices.
       result: what `result.json` holds, once the run is finished.
     """
 
@@ -68,13 +65,7 @@ class Run:
         self._state: Any = None
         self._fetch: Callable[[], Any] | None = None
         self.data = data or Splits(experiment.data)
-        self.compile_seconds = self.input_seconds = 0.0
         self.interruption = Interruption(shared=jax.process_count() > 1)
-        self.save_asked = False
-        self.stop_reason = ""
-        self.dispatched = 0
-        self._log: MetricsLog | None = None
-        self._listeners: list[Any] = []
         self._checked: set[str] = set()
         self._prepare(compile or experiment.strategy.compile)
 
@@ -89,9 +80,14 @@ class Run:
     def state(self, state: Any) -> None:
         self._state, self._fetch = state, None
 
-    def lies_elsewhere(self, fetch: Callable[[], Any]) -> None:
-        """Leaves the state to be fetched when it is asked for."""
+    def set_lazy_state(self, fetch: Callable[[], Any]) -> None:
+        """Sets a function that returns the state when it is first read."""
         self._state, self._fetch = None, fetch
+
+    @property
+    def params(self) -> Any:
+        """Parameters used for evaluation, averaged if the optimizer averages, as global arrays."""
+        return self.evaluation_state(self.gather_state()).params
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -107,7 +103,7 @@ class Run:
     @property
     def traces(self) -> Mapping[str, int]:
         """How often each compiled function was traced, by name."""
-        return self.compiled.traces
+        return self.compiled.compilations.traces
 
     def evaluate(self, split: str = "test", state: Any = None) -> dict[str, float]:
         """Scores a whole split, each example counted once.
@@ -136,12 +132,12 @@ class Run:
         for batch in pipeline.evaluation_batches(size, self.shard, self.experiment.data.workers):
             self._look_over(pipeline, batch, split)
             placed = self.compiled.put(batch)
-            scores = self.timed(self.compiled.evaluate, state, placed)
+            scores = self.compiled.evaluate(state, placed)
             if last is not None:
                 parts.append(jax.device_get(last))
             last = scores
             if split in self._host_metric_splits:
-                found = jax.device_get(self.timed(self.compiled.predict, state, placed))
+                found = jax.device_get(self.compiled.predict(state, placed))
                 predicted.append(_rows((found, batch), batch["mask"]))
             if self.interruption.requested:
                 raise Interrupted
@@ -214,25 +210,18 @@ class Run:
             self._look_over(pipeline, step_input, "train")
             yield step_input
 
-    def dispatch(self, step_inputs: Iterator[Any], count: int) -> Packed:
-        """Gives the devices the next `count` steps in one call.
-
-        Args:
-          feeds: of the steps, in order.
-          count: how many.
+    def update(self, step_inputs: Sequence[Any]) -> Packed:
+        """Takes one training step per input, all in one call to the devices.
 
         Returns:
-          Their metrics, which may still be computed.
+          The metrics of the steps, which may still be being computed.
         """
-        begun = time.perf_counter()
-        fed = [next(step_inputs) for _ in range(count)]
-        self.input_seconds += time.perf_counter() - begun
-        if count == 1:
-            step_input = self.compiled.put(fed[0])
-            self.state, metrics = self.timed(self.compiled.update, self.state, step_input)
-            return metrics
-        step_input = self.compiled.put_many(jax.tree.map(lambda *each: np.stack(each), *fed))
-        self.state, metrics = self.timed(self.compiled.update_many, self.state, step_input)
+        compiled = self.compiled
+        if len(step_inputs) == 1:
+            self.state, metrics = compiled.update(self.state, compiled.put(step_inputs[0]))
+        else:
+            stacked = jax.tree.map(lambda *each: np.stack(each), *step_inputs)
+            self.state, metrics = compiled.update_many(self.state, compiled.put_many(stacked))
         return metrics
 
     def outputs(self, arrays: Mapping[str, np.ndarray]) -> Any:
@@ -251,21 +240,6 @@ class Run:
         with fitting({name: value.shape[1:] for name, value in arrays.items()}):
             return jax.eval_shape(guess, jax.random.key(0), batch)
 
-    def timed(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Calls a compiled function; a call that had to compile adds to `compile_seconds`."""
-        before, start = sum(self.traces.values()), time.perf_counter()
-        result = function(*args)
-        if sum(self.traces.values()) > before:
-            self.compile_seconds += time.perf_counter() - start
-        return result
-
-    def log(self, row: Mapping[str, Json]) -> None:
-        """Appends a row to `metrics.jsonl` and tells every hook."""
-        if self._log is not None:
-            self._log.append(row)
-        for listener in self._listeners:
-            listener.row(row)
-
     def print(self, text: str) -> None:
         """Prints a line for the user, on the first process only."""
         if jax.process_index() != 0:
@@ -274,18 +248,6 @@ class Run:
             print(text, flush=True)
         except BrokenPipeError:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - whoever read has gone; we go on
-
-    def save(self) -> None:
-        """Asks for a checkpoint once all hooks have seen this event."""
-        self.save_asked = True
-
-    def stop(self, reason: str) -> None:
-        """Ends the loop after this step."""
-        self.stop_reason = self.stop_reason or reason
-
-    def attach(self, log: MetricsLog | None, listeners: list[Any]) -> None:
-        """Connects what rows are told to."""
-        self._log, self._listeners = log, listeners
 
     def _look_over(self, pipeline: Pipeline, batch: Any, split: str) -> None:
         """Checks a streamed batch; what is resident was looked over as a whole."""

@@ -208,7 +208,7 @@ def experiments(tmp_path, monkeypatch):
         return {path.stem: path for path in sorted(folder.glob("*.py"))}
 
     monkeypatch.setattr("jdl.analysis.reproduce.available", available)
-    monkeypatch.setattr("jdl.experiment.available", available)
+    monkeypatch.setattr("jdl.config.experiment_file.available", available)
     return folder
 
 

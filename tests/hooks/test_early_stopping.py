@@ -37,7 +37,7 @@ class FakeRun:
     """What a listener asks of its run, without a run."""
 
     steps, steps_per_epoch, splits = 1000, 10, ("train", "validation")
-    workdir, traces, dispatched = Path("nowhere"), {}, 0
+    workdir, traces, steps_submitted = Path("nowhere"), {}, 0
 
     def __init__(self, hook):
         self.saves = self.stops = 0

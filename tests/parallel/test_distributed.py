@@ -132,7 +132,7 @@ def test_two_processes_equal_one_with_two_devices_under_every_strategy(folder, a
     for text in printed:
         assert "FullySharded 2 [(32, 32)]" in text, "half of the kernel in each process"
         assert "Pmap 2 [(1, 64, 32)]" in text
-    for line in ("going on from step 4 of 6", "going on from step 6 of 8"):
+    for line in ("resuming from step 4 of 6", "resuming from step 6 of 8"):
         assert [line in text for text in printed] == [True, False], "only the first one talks"
     check_equal(alone, folder / "joined")
 

@@ -20,9 +20,9 @@ from jdl.layers import Dropout
 from jdl.models import CNN, MLP
 from jdl.optimizers import SGD, Adam, AdamW
 from jdl.parallel import DataParallel, Pmap, Single
-from jdl.sweeps import together
+from jdl.sweeps import jobs as jobs_module
+from jdl.sweeps.jobs import Job, compile_vectorized, train_jobs
 from jdl.sweeps.seeds import train_seeds
-from jdl.sweeps.together import Job, compile_together, train_together
 from jdl.tasks import Classification
 from jdl.trainer.interrupt import Interrupted
 from jdl.trainer.run import Run
@@ -75,7 +75,7 @@ def trained(workdir, points, vectorize="always", breaks=None, **changes):
         outcomes[place] = outcome
         return True
 
-    train_together(jobs, vectorize, tell, notify=said.append)
+    train_jobs(jobs, vectorize, tell, notify=said.append)
     return [outcomes[place] for place in range(len(points))], said
 
 
@@ -241,24 +241,26 @@ def test_what_cannot_be_vectorized_is_named_and_auto_does_without(
         trained(tmp_path / "always", points, steps=2, **changes)
     assert not (tmp_path / "always").exists()
     runs, (said,) = trained(tmp_path / "auto", points, "auto", steps=2, **changes)
-    assert "one after the other: " in said
+    assert "trained sequentially: " in said
     assert all(run.result["step"] == 2 for run in runs)
 
 
-@pytest.mark.parametrize(("rates", "way"), [((3.0, 2.0), "together"), ((2.0, 3.0), "one after")])
+@pytest.mark.parametrize(
+    ("rates", "way"), [((3.0, 2.0), "vectorized"), ((2.0, 3.0), "sequentially")]
+)
 def test_auto_takes_the_faster_way_and_says_so(rates, way, tmp_path, monkeypatch):
-    measure, measured = together._rates, []
+    measure, measured = jobs_module._benchmark, []
 
     def known(*args):
         measured.append(measure(*args))
         return rates
 
-    monkeypatch.setattr(together, "_rates", known)
-    monkeypatch.setattr(together, "TRIAL", 0.0)
+    monkeypatch.setattr(jobs_module, "_benchmark", known)
+    monkeypatch.setattr(jobs_module, "BENCHMARK_SECONDS", 0.0)
     _, (said,) = trained(tmp_path, [{"seed": 0}, {"seed": 1}], "auto", steps=2)
     assert f"2 runs are trained {way}" in said
     environment = json.loads((tmp_path / "0/environment.json").read_text())
-    assert ("runs_together" in environment["devices"]) == (way == "together")
+    assert ("runs_together" in environment["devices"]) == (way == "vectorized")
     assert len(measured) == 1
 
 
@@ -283,14 +285,14 @@ def test_rate_and_decay_of_any_optimizer_may_differ(name, tmp_path):
     first = experiment(optimizer=getattr(optimizers, name)(0.01, clip_norm=1.0, clip_value=1.0))
     names = ("learning_rate", "weight_decay", "clip_norm", "clip_value", "l2")
     other = jdl.override(first, {f"optimizer.{name}": 0.5 for name in names})
-    assert compile_together(Run(first, "", tmp_path), [first, other])
+    assert compile_vectorized(Run(first, "", tmp_path), [first, other])
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_the_rate_under_any_schedule_may_differ(name, tmp_path):
     first = experiment(optimizer=Adam(0.01, schedule=getattr(optimizers, name)()))
     other = jdl.override(first, {"optimizer.learning_rate": 0.02})
-    assert compile_together(Run(first, "", tmp_path), [first, other])
+    assert compile_vectorized(Run(first, "", tmp_path), [first, other])
 
 
 class Dropped(nn.Module):

@@ -207,7 +207,7 @@ def test_it_saves_exits_and_goes_on_exactly(place, number, file, whole, tmp_path
         assert saved == 7, "at the step that was being evaluated"
     assert f"saved at step {saved}" in command.said
     assert main(["train", str(file), "--workdir", str(tmp_path / "run")]) == 0
-    assert f"going on from step {saved} of 24" in capsys.readouterr().out
+    assert f"resuming from step {saved} of 24" in capsys.readouterr().out
     assert kill_resume.differences(whole, tmp_path / "run") == []
 
 

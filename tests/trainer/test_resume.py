@@ -232,7 +232,7 @@ def test_a_damaged_newest_checkpoint_costs_steps_and_nothing_else(plain, tmp_pat
     jdl.train(make_experiment(), tmp_path / "run")
     said = capsys.readouterr().out
     assert f"12.0 is damaged, trying the one before: state/d/{victim.name}" in said
-    assert "going on from step 8 of 14" in said
+    assert "resuming from step 8 of 14" in said
     assert kill_resume.differences(plain, tmp_path / "run") == []
 
 

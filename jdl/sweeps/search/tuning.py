@@ -15,6 +15,7 @@ from jdl.errors import UserError, nearest
 from jdl.experiment import Experiment
 from jdl.files import RunDirectory, write_json
 from jdl.step import evaluate
+from jdl.sweeps.jobs import Vectorize
 from jdl.sweeps.search.leases import Claims
 from jdl.sweeps.search.progress import Progress
 from jdl.sweeps.search.samplers import PrunerName, SamplerName, make_pruner, make_sampler
@@ -29,7 +30,6 @@ from jdl.sweeps.search.study import (
     write_trials,
 )
 from jdl.sweeps.search.worker import Search, work
-from jdl.sweeps.together import Vectorize
 from jdl.trainer.run import Run
 from jdl.typing import Json
 

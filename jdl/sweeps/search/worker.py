@@ -18,12 +18,12 @@ from jdl.config.overrides import flatten, override
 from jdl.data.splits import Splits
 from jdl.errors import UserError, first_line
 from jdl.experiment import Experiment
+from jdl.sweeps.jobs import Job, Outcome, Vectorize, train_jobs
 from jdl.sweeps.search.leases import Claim, Claims
 from jdl.sweeps.search.pruning import PRUNED, Report
 from jdl.sweeps.search.samplers import quiet
 from jdl.sweeps.search.space import Constraint, Space, allowed, suggest
 from jdl.sweeps.search.study import ERROR, POINT, SECONDS
-from jdl.sweeps.together import Job, Outcome, Vectorize, train_together
 from jdl.typing import Json
 
 REJECTIONS = 1000
@@ -221,7 +221,7 @@ def _run(
             show()
             return True
 
-        return train_together(jobs, search.vectorize, tell, file=search.file, notify=notify)
+        return train_jobs(jobs, search.vectorize, tell, file=search.file, notify=notify)
 
 
 def _job(search: Search, task: Task, data: Splits, stack: contextlib.ExitStack) -> Job:

@@ -120,7 +120,7 @@ def test_a_final_run_is_not_trained_twice(command, folder, monkeypatch):
     result.unlink()  # as if it had been killed just before
     code, out, err = command(*WORDS, "--final")
     assert (code, err) == (0, "")
-    assert "going on from step" in out
+    assert "resuming from step" in out
     assert read(result)["params_sha256"] == before["params_sha256"]
     monkeypatch.setattr("jdl.trainer.api.Loop", None)
     code, out, err = command(*WORDS, "--final")

@@ -14,9 +14,9 @@ from jdl.hooks import Checkpoint, Evaluate
 from jdl.models import MLP
 from jdl.optimizers import SGD
 from jdl.parallel import Single
-from jdl.sweeps import together
-from jdl.sweeps.group import Group
+from jdl.sweeps import jobs as jobs_module
 from jdl.sweeps.search import Choice, Int, LogUniform, Uniform
+from jdl.sweeps.vectorized import Stack
 
 optuna = pytest.importorskip("optuna", reason="optuna is not installed")
 
@@ -96,7 +96,7 @@ def test_the_best_is_a_run_with_the_score_that_was_logged(tmp_path):
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
 def test_a_broken_search_ends_as_one_that_never_was(sampler, tmp_path, monkeypatch):
     whole, _ = tuned(tmp_path / "whole", sampler=sampler, trials=4)
-    train, calls = together.train, []
+    train, calls = jobs_module.train, []
 
     class Killed(BaseException):
         pass
@@ -109,7 +109,7 @@ def test_a_broken_search_ends_as_one_that_never_was(sampler, tmp_path, monkeypat
             raise Killed
         return train(*args, **kwargs)
 
-    monkeypatch.setattr(together, "train", dying)
+    monkeypatch.setattr(jobs_module, "train", dying)
     for _ in range(2):
         with pytest.raises(Killed):
             tuned(tmp_path / "broken", sampler=sampler, trials=4)
@@ -131,7 +131,7 @@ def test_a_grid_runs_each_point_once_and_a_finished_one_nothing(tmp_path, monkey
     points = {tuple(each.point.values()) for each in study.trials}
     assert points == {(2, 0.0), (2, 0.9), (4, 0.0), (4, 0.9)}
     assert len(study.trials) == 4
-    monkeypatch.setattr(together, "train", None)
+    monkeypatch.setattr(jobs_module, "train", None)
     again, _ = tuned(tmp_path, space, **options)
     assert values(again) == values(study)
     assert (
@@ -185,7 +185,7 @@ def test_a_group_that_was_killed_is_taken_up_again(tmp_path, monkeypatch):
     space = {"optimizer.learning_rate": LogUniform(1e-3, 1.0)}
     options = {"trials": 3, "vectorize": "always", "metric": "validation.loss"}
     whole, _ = tuned(tmp_path / "whole", space, **options)
-    step, calls = Group._together, []
+    update, calls = Stack.update, []
 
     class Killed(BaseException):
         pass
@@ -194,9 +194,9 @@ def test_a_group_that_was_killed_is_taken_up_again(tmp_path, monkeypatch):
         calls.append(args)
         if len(calls) == 7:
             raise Killed
-        return step(*args)
+        return update(*args)
 
-    monkeypatch.setattr(Group, "_together", dying)
+    monkeypatch.setattr(Stack, "update", dying)
     with pytest.raises(Killed):
         tuned(tmp_path / "broken", space, **options)
     broken, _ = tuned(tmp_path / "broken", space, **options)

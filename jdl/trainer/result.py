@@ -1,0 +1,54 @@
+"""The end of a run: scores of every split, and `result.json`."""
+
+from collections.abc import Mapping
+
+import jax
+
+from jdl.files import RunDirectory, write_json, write_lines
+from jdl.trainer import record
+from jdl.trainer.clock import Clock
+from jdl.trainer.run import Run
+from jdl.typing import Json
+
+
+def write(run: Run, step: int, clock: Clock, running: Mapping[str, float]) -> None:
+    """Evaluates each split once, the test split included, and writes the run's result.
+
+    Args:
+      run: with the weights that the run ends with; `run.result` is set.
+      step: the last step.
+      clock: the run's seconds.
+      running: training metrics of the last epoch, reported if the train split is not evaluated.
+    """
+    experiment = run.experiment
+    metrics: dict[str, Json] = {}
+    signatures: dict[str, str] = {}
+    for split in (name for name in ("train", "validation", "test") if name in run.data.names):
+        if split == "train" and not run.evaluates_train:
+            metrics[split] = dict(running)
+            continue
+        metrics[split], host_metrics = run.score(split)
+        if host_metrics is not None:
+            signatures |= host_metrics.signatures
+            write_lines(run.workdir / f"predictions.{split}.txt", host_metrics.lines)
+    training = clock.training_seconds
+    params, devices = run.params, experiment.strategy.used()
+    run.result = {
+        "experiment": run.name,
+        "step": step,
+        "metrics": metrics,
+        "train_metrics": "evaluated" if run.evaluates_train else "running",
+        **({"signatures": signatures} if signatures else {}),
+        "params_sha256": record.params_sha256(params),
+        "seconds": round(clock.seconds, 3),
+        "compile_seconds": round(clock.compile_seconds, 3),
+        "input_seconds": round(clock.input_seconds, 3),
+        "items_per_second": round(step * experiment.batch_size / training if training else 0.0, 1),
+        "traces": dict(run.traces),
+        "peak_bytes": record.peak_bytes(devices),
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+        "device": f"{len(devices)} x {jax.devices()[0].device_kind}",
+        "versions": record.versions(),
+    }
+    if jax.process_index() == 0:
+        write_json(RunDirectory(run.workdir).result, run.result)
