@@ -30,7 +30,7 @@ def write(run: Run, step: int, clock: Clock, running: Mapping[str, float]) -> No
         metrics[split], host_metrics = run.score(split)
         if host_metrics is not None:
             signatures |= host_metrics.signatures
-            write_lines(run.workdir / f"predictions.{split}.txt", host_metrics.lines)
+            write_lines(RunDirectory(run.workdir).predictions(split), host_metrics.lines)
     training = clock.training_seconds
     params, devices = run.params, experiment.strategy.used()
     run.result = {
