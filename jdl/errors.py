@@ -1,15 +1,15 @@
-"""Mistakes that a user can mend, each said in one clear sentence."""
+"""Errors that users can fix."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A mistake in what was asked for; the command line prints it without a traceback."""
+    """An error in the user's input, in one sentence; the CLI prints it without a traceback."""
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, without further lines; its type's name where it says nothing."""
+    """Returns the first line of an error's message, or the name of its type if it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 

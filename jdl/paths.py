@@ -1,4 +1,4 @@
-"""Parameters and modules by their path, such as `encoder.Dense_1.kernel`."""
+"""Paths of parameters and modules, such as `encoder.Dense_1.kernel`."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -9,17 +9,17 @@ from jdl.errors import UserError, nearest
 
 
 def path_name(path: tuple[Any, ...]) -> str:
-    """A path of `jax.tree_util` as names joined by dots: `params.Dense_0.kernel`."""
+    """Returns a `jax.tree_util` path as names joined by dots: `params.Dense_0.kernel`."""
     return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
 def within(path: str, modules: Iterable[str]) -> bool:
-    """Whether a parameter lies in one of the modules, or is one of them."""
+    """Returns whether a parameter belongs to one of the modules, or is one of the names."""
     return any(f"{path}.".startswith(f"{name}.") for name in modules)
 
 
 def check_modules(paths: Iterable[str], names: Iterable[str]) -> None:
-    """Raises a UserError where no parameter lies within one of `names`; says the nearest that is.
+    """Raises a UserError if no parameter belongs to one of `names`; suggests the nearest name.
 
     Args:
       paths: of all parameters.

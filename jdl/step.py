@@ -1,4 +1,4 @@
-"""One training step, one evaluation, one prediction: pure functions, compiled in `parallel`."""
+"""Initialization, update, evaluation and prediction as pure functions, compiled in `parallel`."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from jdl.typing import Batch, Key, PyTree
 
 @dataclass(frozen=True)
 class Program:
-    """What a step computes; everything here is fixed when it is compiled."""
+    """What a step computes. Everything here is static under `jit`."""
 
     model: nn.Module
     task: Task
@@ -27,13 +27,13 @@ class Program:
     transforms: Sequence[DeviceTransform] = ()
     """Applied to each batch in turn, inside the compiled step."""
     num_microbatches: int = 1
-    """Micro-batches into which a batch is split, to bound the memory of one step."""
+    """Parts that each batch is computed in, one after another, to bound the memory of a step."""
     compiler_options: tuple[tuple[str, str], ...] = ()
-    """Options of XLA by name, for the functions of this program alone."""
+    """XLA options as (name, value), for the functions of this program only."""
 
 
 def init(program: Program, key: Key, batch: Batch) -> TrainState:
-    """A fresh state; the shapes, not the values, of `batch` matter."""
+    """Returns a fresh state; only the shapes of `batch` matter, not its values."""
     init_key, run_key = jax.random.split(key)
     batch = transform(program, batch, None)
     variables = program.task.init(program.model, init_key, batch)
@@ -52,36 +52,39 @@ def update(
 ) -> tuple[TrainState, Metrics]:
     """Takes one optimizer step on one batch.
 
-    Totals and weights are summed over micro-batches and devices before the one division, so the
-    gradient is that of the whole batch however it is split. Where the gradient or the loss is not
+    Totals and weights are summed over microbatches and devices before the one division, so the
+    gradient is that of the whole batch however it is split. If the gradient or the loss is not
     finite, or every row is masked, parameters, collections and optimizer state stay as they are and
     only `step` advances.
 
     Args:
       program: what to compute.
       state: the state before.
-      batch: arrays (batch, ...); under `axis_name` those of this device.
+      batch: arrays (batch, ...); under `axis_name` the rows of this device.
       axis_name: the mapped axis over devices, under `pmap`.
 
     Returns:
-      The state after, and the batch's metrics; `skipped` is 1 where gradient or loss was not
-      finite, and then all others count nothing.
+      The state after, and the batch's metrics. `skipped` is 1 if the gradient or the loss was not
+      finite; all other metrics then have a count of 0.
     """
+    # The key never changes; folding in the step makes a resumed run draw what it would have drawn.
     key = jax.random.fold_in(state.key, state.step)
     rows = len(batch["mask"])
+    # One key per row by its index in the global batch: augmentation does not depend on sharding.
     first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * rows
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(rows))
     batch = transform(program, batch, keys)
     if axis_name is not None:
         key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
     gradients, weight, collections, metrics = _sum_over_microbatches(program, state, batch, key)
-    if axis_name is not None:
+    if axis_name is not None:  # under a global `jit`, XLA inserts these sums itself
         gradients, weight, metrics = jax.lax.psum((gradients, weight, metrics), axis_name)
         collections = jax.lax.pmean(collections, axis_name)
+    # `weight` may have one scalar per player of a game, each for a subtree of the gradients.
     gradients = jax.tree.map(_divide, weight, gradients)
 
     loss = metrics.get("loss", Mean(jnp.zeros(()), jnp.ones(())))
-    # Another metric may be undefined on a batch; that is no reason not to learn from it.
+    # Only gradient and loss decide: another metric may be undefined on a batch.
     finite = jnp.array(True)
     for leaf in jax.tree.leaves((gradients, loss)):
         finite &= jnp.isfinite(leaf).all()
@@ -89,13 +92,17 @@ def update(
 
     def step() -> tuple[PyTree, PyTree, PyTree]:
         updates, opt_state = program.optimizer.update(
-            gradients, state.opt_state, state.params, value=value
+            gradients,
+            state.opt_state,
+            state.params,
+            value=value,  # for ReduceOnPlateau
         )
         return optax.apply_updates(state.params, updates), collections, opt_state
 
     def skip() -> tuple[PyTree, PyTree, PyTree]:
         return state.params, state.collections, state.opt_state
 
+    # A batch without examples has a zero gradient; momentum and decay would still move parameters.
     has_examples = jnp.stack([jnp.any(leaf > 0) for leaf in jax.tree.leaves(weight)]).any()
     params, collections, opt_state = jax.lax.cond(finite & has_examples, step, skip)
     metrics = jax.tree.map(lambda leaf: jnp.where(finite, leaf, 0), dict(metrics))
@@ -109,18 +116,18 @@ def update(
 def evaluate(
     program: Program, state: TrainState, batch: Batch, axis_name: str | None = None
 ) -> Metrics:
-    """The mergeable metrics of a batch, outside training."""
+    """Returns the mergeable metrics of a batch, in evaluation mode."""
     metrics = program.task.evaluate(program.model, state, transform(program, batch, None))
     return metrics if axis_name is None else jax.lax.psum(metrics, axis_name)
 
 
 def predict(program: Program, state: TrainState, batch: Batch) -> Any:
-    """The task's prediction for each row of a batch."""
+    """Returns the task's prediction for each row of a batch."""
     return program.task.predict(program.model, state, transform(program, batch, None))
 
 
 def transform(program: Program, batch: Batch, keys: jax.Array | None) -> dict[str, Any]:
-    """Applies the device transforms; `keys` (batch,) are given only in training."""
+    """Applies the device transforms; `keys` (batch,) are given in training only."""
     for each in program.transforms:
         batch = each(batch, keys)
     return dict(batch)
@@ -129,11 +136,12 @@ def transform(program: Program, batch: Batch, keys: jax.Array | None) -> dict[st
 def _sum_over_microbatches(
     program: Program, state: TrainState, batch: Batch, key: Key
 ) -> tuple[PyTree, PyTree, PyTree, Metrics]:
-    """The gradient field summed over micro-batches."""
+    """Returns gradients, weight and metrics summed over microbatches, and the last collections."""
     task, model, count = program.task, program.model, program.num_microbatches
     if count == 1:
         return task.gradient(model, state, batch, key)
-    # Micro-batch i takes rows i, i+count, ...: each then stays spread over all devices.
+    # (batch, ...) to (count, batch / count, ...). Microbatch i takes rows i, i + count, ...: rows
+    # that follow each other are on one device, so each microbatch stays sharded over all devices.
     micro = jax.tree.map(
         lambda x: jnp.moveaxis(x.reshape(-1, count, *x.shape[1:]), 1, 0), dict(batch)
     )
@@ -150,6 +158,7 @@ def _sum_over_microbatches(
         new = (gradients, weight, metrics)
         return (collections, new if sums is None else jax.tree.map(jnp.add, sums, new)), None
 
+    # The first is outside of the scan, since it gives the structure of the sums.
     carry, _ = body((state.collections, None), jnp.zeros((), jnp.int32))
     carry = scan_or_unroll(body, carry, jnp.arange(1, count))[0]
     collections, (gradients, weight, metrics) = carry
@@ -157,7 +166,7 @@ def _sum_over_microbatches(
 
 
 def scan_or_unroll(body: Any, carry: Any, xs: PyTree) -> tuple[Any, Any]:
-    """`jax.lax.scan`, unrolled where `body` convolves on a CPU: rolled, that is ~30x slower."""
+    """`jax.lax.scan`, unrolled if `body` convolves on a CPU, where a rolled loop is ~30x slower."""
     first = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), xs)
     unroll = jax.default_backend() == "cpu" and "conv_general_dilated" in str(
         jax.make_jaxpr(body)(carry, first)
@@ -166,6 +175,7 @@ def scan_or_unroll(body: Any, carry: Any, xs: PyTree) -> tuple[Any, Any]:
 
 
 def _divide(weight: jax.Array, gradients: PyTree) -> PyTree:
-    """The mean from a total; zero where nothing counted."""
+    """Returns the mean from a total; zero if the weight is zero."""
+    # The inner `where` keeps 1 / 0 from being computed.
     scale = jnp.where(weight > 0, 1 / jnp.where(weight > 0, weight, 1), 0)
     return jax.tree.map(lambda gradient: gradient * scale, gradients)

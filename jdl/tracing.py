@@ -1,18 +1,22 @@
 """What is known while a step is traced: concrete numbers, and the axes that shard a batch."""
 
+import contextlib
 import math
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeGuard
 
 import jax
 from jax.core import Tracer
 from jax.sharding import AxisType
 
+from jdl.errors import UserError, first_line
+
 ROWS = ("data", "fsdp")
-"""The axes of a mesh over which the rows of a batch are spread."""
+"""Mesh axes over which the rows of a batch are sharded."""
 
 
 def row_axes(rows: int) -> tuple[str, ...]:
-    """Those axes of the mesh in use that `rows` are spread over, by its compiler and evenly.
+    """Returns the axes of the current mesh over which XLA shards `rows` evenly.
 
     There are none where each device runs its own program (`pmap`, `shard_map`).
     """
@@ -23,10 +27,33 @@ def row_axes(rows: int) -> tuple[str, ...]:
 
 
 def is_number(value: Any) -> TypeGuard[float]:
-    """Whether a value is known while a step is traced, as numbers are and traced arrays are not."""
+    """Returns whether a value is concrete, not a tracer."""
     return not isinstance(value, Tracer)
 
 
 def is_zero(value: Any) -> bool:
-    """Whether a value is known to be 0."""
+    """Returns whether a value is concrete and 0."""
     return is_number(value) and value == 0
+
+
+@contextlib.contextmanager
+def tracing_errors(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[None]:
+    """Converts errors while a model is traced on examples of these shapes into UserError.
+
+    Raises:
+      UserError: model or task cannot take them.
+    """
+    try:
+        yield
+    except KeyError as error:
+        known = ", ".join(map(repr, sorted(shapes)))
+        raise UserError(
+            f"the data has no array {error} (it has {known}): name the arrays with "
+            f"task.inputs and task.targets"
+        ) from error
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"the model cannot take examples of shapes {dict(shapes)}: {first_line(error)}"
+        ) from error

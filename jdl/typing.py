@@ -1,4 +1,4 @@
-"""The names that signatures share, and what a hook may ask of the run it serves."""
+"""Type aliases, events, and the interface through which hooks see a run."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 
 PyTree = Any
-"""A nest of dicts, tuples and dataclasses with arrays at its leaves."""
+"""Nested dicts, tuples and dataclasses with arrays as leaves."""
 
 Key = jax.Array
 """A typed PRNG key, shape (), as `jax.random.key` makes it."""
@@ -17,37 +17,37 @@ Keys = jax.Array
 """One typed PRNG key per example, shape (batch,)."""
 
 Batch = Mapping[str, Any]
-"""Arrays by name, examples along axis 0; `mask` (batch,) is False where a row is padding."""
+"""Arrays by name, examples along axis 0; `mask` (batch,) is False for rows of padding."""
 
 Size = Any
-"""Of an axis: an int, or a symbol where `jax.export` leaves it open."""
+"""Size of an axis: an int, or a symbolic dimension of `jax.export`."""
 
 FILE_MODULE = "jdl_file_"
-"""How the names of modules begin that stand for experiment files; the rest depends on the path."""
+"""Prefix of the module names of experiment files; the rest is a hash of the path."""
 
 Json = Any
-"""What `json.dumps` writes and `json.loads` gives back unchanged."""
+"""A value that survives a round trip through JSON."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """What a hook is told after a step."""
+    """Data passed to hooks after a step."""
 
     step: int
-    """Batches consumed so far; the step that just ended has this number."""
+    """Batches consumed so far: the number of the step that has just ended."""
     epoch: float
     """Passes over the training split so far."""
     metrics: Mapping[str, Any]
     """This step's mergeable metrics as Python floats (`jdl.metrics`)."""
     state: Any = None
-    """The TrainState, at steps for which the hook's `due` said True; else None."""
+    """The TrainState at steps for which a hook's `due` returned True, else None."""
     timing: Mapping[str, float]
     """`seconds` since training began, `training_seconds` of these, and `compile_seconds`."""
 
 
 @runtime_checkable
 class RunContext(Protocol):
-    """What a hook sees of the run that it serves."""
+    """The interface of a run for its hooks."""
 
     @property
     def experiment(self) -> Any:
@@ -61,12 +61,12 @@ class RunContext(Protocol):
 
     @property
     def steps(self) -> int:
-        """Batches that the whole run consumes."""
+        """Total number of steps of the run."""
         ...
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches to one pass over the training split, rounded up."""
+        """Steps per pass over the training split, rounded up."""
         ...
 
     @property
@@ -79,7 +79,7 @@ class RunContext(Protocol):
         ...
 
     def log(self, row: Mapping[str, Json]) -> None:
-        """Appends a row to `metrics.jsonl` and tells every hook that reads rows."""
+        """Appends a row to `metrics.jsonl` and passes it to the `row` method of every hook."""
         ...
 
     def print(self, text: str) -> None:
@@ -88,14 +88,14 @@ class RunContext(Protocol):
 
     @property
     def traces(self) -> Mapping[str, int]:
-        """How often each compiled function was traced, by name."""
+        """Number of traces of each compiled function, by name."""
         ...
 
     steps_submitted: int
     """The last step given to the devices, one or more ahead of a late event."""
 
     def save(self) -> None:
-        """Asks for a checkpoint once all hooks have seen this event, which must carry the state."""
+        """Requests a checkpoint after all hooks have handled this event, which has a state."""
         ...
 
     def stop(self, reason: str) -> None:

@@ -119,7 +119,7 @@ KNOWN_BEFORE = {
     ),
     "micro-batch over two devices": (
         lambda: {"batch_size": 12, "num_microbatches": 4},
-        "batch_size: 3 examples of a micro-batch cannot be shared out evenly over 2 devices",
+        "batch_size: 3 examples of a microbatch cannot be divided evenly over 2 devices",
     ),
     "unknown set": (lambda: {"data": TFDS("minst", data_dir="/nowhere")}, "did you mean 'mnist'"),
     "empty split": (

@@ -1,4 +1,4 @@
-"""What a strategy is, and how its program is compiled: one `jit` with a global view over a mesh."""
+"""Strategies: a program compiled by one `jit` with a global view over a mesh of devices."""
 
 import logging
 import time
@@ -24,10 +24,10 @@ from jdl.typing import Batch, Key, PyTree
 _log = logging.getLogger(__name__)
 
 AXES = ("data", "fsdp", "tensor")
-"""Names of the axes of every mesh."""
+"""Axis names of every mesh: data parallel, fully sharded, tensor parallel."""
 
 BATCH = P(ROWS)
-"""How the rows of a batch are spread."""
+"""How the rows of a batch are sharded."""
 
 
 class Compilations:
@@ -103,20 +103,20 @@ class Functions:
 
 @dataclass(frozen=True)
 class Steps:
-    """A program compiled for its devices. States and batches stay where `init` and `put` lay them.
+    """A program compiled for its devices.
 
     Attributes:
       init: a fresh state from a key.
-      update: one step on one feed; consumes its state and gives the new one and the metrics.
-      update_many: several steps on feeds stacked along a new axis 0, their metrics stacked alike.
+      update: one step on a step input; donates the state, returns the new one and the metrics.
+      update_many: several steps on step inputs stacked along axis 0; metrics are stacked too.
       evaluate: metrics of one batch, equal on every device.
       predict: the prediction for one batch, as one global array.
-      put: lays a feed or a batch, of which each process holds its rows, on the devices; where
-        there is but one device it leaves that to the call, which is several times quicker at it.
-      put_many: the same for stacked feeds.
-      gather: the state as one global TrainState, which does not depend on the strategy.
+      put: transfers a step input or batch, of which each process holds its rows, to the devices;
+        with one device the identity, since the call itself transfers faster.
+      put_many: the same for stacked step inputs.
+      gather: the state as one global TrainState, independent of the strategy.
       spread: the inverse of `gather`, from a state as `abstract_state` describes it.
-      abstract_state: shapes, dtypes and shardings of a collected state.
+      abstract_state: shapes, dtypes and shardings of a gathered state.
       compilations: traces of each function, and seconds spent compiling.
     """
 
@@ -147,10 +147,10 @@ class Strategy:
             raise UserError(f"strategy.devices is a number of devices, not {self.devices}")
 
     def used(self) -> list[Any]:
-        """The devices of this run, over all processes.
+        """Returns the devices of this run, over all processes.
 
         Raises:
-          UserError: there are fewer than asked for.
+          UserError: fewer are available.
         """
         found = jax.devices()
         if self.devices is not None and self.devices > len(found):
@@ -160,22 +160,22 @@ class Strategy:
         return found[: self.devices]
 
     def mesh_shape(self, count: int) -> tuple[int, int, int]:
-        """How many of `count` devices lie along `data`, `fsdp` and `tensor`; all along `data`."""
+        """Returns the sizes of the axes `data`, `fsdp`, `tensor`; by default all along `data`."""
         return (count, 1, 1)
 
     def mesh(self) -> Mesh:
-        """The devices of this run, in the order of their axes."""
+        """Returns the mesh of this run's devices."""
         kinds = (AxisType.Auto,) * len(AXES)
         sizes = self.mesh_shape(len(self.used()))
         return jax.make_mesh(sizes, AXES, axis_types=kinds, devices=self.used())
 
     def num_batch_shards(self) -> int:
-        """Parts of equal size that a batch is shared out in."""
+        """Returns the number of equal parts that a batch is split into."""
         shape = self.mesh().shape
         return shape["data"] * shape["fsdp"]
 
     def shardings(self, state: PyTree, mesh: Mesh | AbstractMesh) -> PyTree:
-        """The sharding of each leaf of a state, of which shapes and dtypes matter."""
+        """Returns the sharding of each leaf of a state, given its shapes and dtypes."""
         return jax.tree_util.tree_map_with_path(
             lambda path, leaf: NamedSharding(
                 mesh, self.partition_spec(path_name(path), leaf, mesh)
@@ -184,10 +184,10 @@ class Strategy:
         )
 
     def partition_spec(self, path: str, leaf: jax.ShapeDtypeStruct, mesh: Mesh | AbstractMesh) -> P:
-        """How a leaf of the state is split over the mesh; whole on every device by default.
+        """Returns how a leaf of the state is sharded; by default it is replicated.
 
         Args:
-          path: names from the state to the leaf, joined by dots.
+          path: path of the leaf within the state, such as `params.Dense_0.kernel`.
           leaf: its shape and dtype.
           mesh: the mesh.
         """
@@ -197,12 +197,12 @@ class Strategy:
     def compile(
         self, program: Program, in_memory: Mapping[str, np.ndarray], step_input: Any
     ) -> Steps:
-        """Prepares the compiled functions; each is compiled at its first call.
+        """Returns the compiled functions; each is compiled at its first call.
 
         Args:
           program: what to compute.
-          resident: arrays from which feeds are read, (examples, ...).
-          feed: one feed of this process; its shapes matter.
+          in_memory: arrays that step inputs index, (examples, ...); empty if data is streamed.
+          step_input: one step input of this process; only its shapes matter.
         """
         mesh, compilations = self.mesh(), Compilations()
         replicated = NamedSharding(mesh, P())
@@ -250,31 +250,29 @@ def with_shardings(shapes: PyTree, shardings: PyTree) -> PyTree:
 
 
 def supported(options: tuple[tuple[str, str], ...]) -> dict[str, Any]:
-    """Those options that this version of XLA knows; says which it does not.
+    """Returns the options that this version of XLA knows, and logs a warning for the others.
 
-    Options are no part of what is computed, and their names change between versions.
+    Option names change between versions of XLA.
     """
     found: dict[str, Any] = {}
     for name, value in options:
         try:
             jax.jit(lambda x: x, compiler_options={name: value}).lower(0.0).compile()
-        except Exception as error:  # of jaxlib, and not public
-            _log.warning(
-                "the compiler option %s=%s is left out: %s", name, value, first_line(error)
-            )
+        except Exception as error:  # jaxlib does not export its type
+            _log.warning("ignored compiler option %s=%s: %s", name, value, first_line(error))
         else:
             found[name] = value
     return found
 
 
 def state_bytes(state: TrainState) -> int:
-    """Bytes of parameters and optimizer state that one device of this process holds."""
+    """Returns the bytes of parameters and optimizer state on one device of this process."""
     leaves = jax.tree.leaves((state.params, state.opt_state))
     return sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves)
 
 
 def batch_shapes(in_memory: Mapping[str, np.ndarray], step_input: Any) -> dict[str, Any]:
-    """Shapes and dtypes of the global batch of which a feed gives this process its rows."""
+    """Returns shapes and dtypes of the global batch, given this process's step input."""
     count = jax.process_count()
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((count * x.shape[0], *x.shape[1:]), x.dtype),
@@ -285,7 +283,7 @@ def batch_shapes(in_memory: Mapping[str, np.ndarray], step_input: Any) -> dict[s
 def initializer(
     program: Program, in_memory: Mapping[str, np.ndarray], step_input: Any
 ) -> Callable[[Key], TrainState]:
-    """`init` on zeros of the batch's shape: a model's variables depend on nothing else."""
+    """Returns `init` on zeros of the batch's shape, which determines the model's variables."""
     batch = batch_shapes(in_memory, step_input)
 
     def start(key: Key) -> TrainState:
@@ -295,30 +293,30 @@ def initializer(
 
 
 def refuse_carry(abstract_state: TrainState, program: Program, reason: str) -> None:
-    """Raises a UserError for a model that carries a state of each row from batch to batch."""
+    """Raises a UserError for a model that carries the state of each row between batches."""
     if CARRY in abstract_state.collections:
         raise UserError(
-            f"{type(program.model).__name__} carries a state of each row from batch to batch, and "
-            f"{reason}: do without, or set model.carry to false"
+            f"{type(program.model).__name__} carries the state of each row between batches, but "
+            f"{reason}: change that, or set model.carry to false"
         )
 
 
 def assemble(sharding: NamedSharding, array: np.ndarray) -> jax.Array:
-    """A global array of which each process holds its own rows."""
+    """Returns a global array from the rows of each process."""
     if sharding.is_fully_addressable:
         return jax.device_put(array, sharding)
     return jax.make_array_from_process_local_data(sharding, np.asarray(array))
 
 
 def putting(sharding: NamedSharding) -> Callable[[Any], Any]:
-    """How trees of arrays are laid on the devices; left to the call where there is but one."""
+    """Returns a function that transfers arrays to the devices; with one device the identity."""
     if sharding.mesh.size == 1:
         return lambda tree: tree
     return lambda tree: jax.tree.map(lambda x: assemble(sharding, x), tree)
 
 
 def within(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, traced so that what it calls can ask for the mesh."""
+    """Returns the function, traced within the mesh so that ops can read its axes."""
 
     def called(*args: Any) -> Any:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):

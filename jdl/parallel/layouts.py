@@ -1,4 +1,4 @@
-"""One device, data parallelism, and a state spread over all devices."""
+"""Strategies for one device, data parallelism and fully sharded data parallelism."""
 
 import math
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Single(Strategy):
         return jax.local_devices()[:1]
 
     def mesh_shape(self, count: int) -> tuple[int, int, int]:
-        """Of one device."""
+        """See `Strategy.mesh_shape`."""
         if count != 1:
             raise UserError("the strategy single runs on one device of one process")
         return (1, 1, 1)
@@ -31,25 +31,25 @@ class Single(Strategy):
 
 @dataclass(frozen=True)
 class DataParallel(Strategy):
-    """Rows of the batch spread over all devices, the state whole on each."""
+    """Batch sharded over all devices, state replicated on each."""
 
 
 @dataclass(frozen=True)
 class FullySharded(Strategy):
-    """Batch, parameters and optimizer state spread over all devices (ZeRO stage 3).
+    """Batch, parameters and optimizer state sharded over all devices (ZeRO stage 3, FSDP).
 
-    Of each leaf the largest dimension that the number of devices divides is split; small leaves
-    stay whole (Rajbhandari et al., 2020).
+    Each leaf is sharded along its largest axis that the number of devices divides; small leaves are
+    replicated (Rajbhandari et al., 2020).
     """
 
-    min_elements: int = 1024  # smaller leaves stay whole on every device
+    min_elements: int = 1024  # smaller leaves are replicated
 
     def mesh_shape(self, count: int) -> tuple[int, int, int]:
-        """All devices along `fsdp`."""
+        """See `Strategy.mesh_shape`; all devices are along `fsdp`."""
         return (1, count, 1)
 
     def partition_spec(self, path: str, leaf: jax.ShapeDtypeStruct, mesh: Mesh | AbstractMesh) -> P:
-        """Splits the largest divisible dimension of params, averages and moments."""
+        """See `Strategy.partition_spec`; shards parameters, averages and moments alike."""
         del path
         return shard_largest_axis((), leaf.shape, mesh.shape["fsdp"], self.min_elements)
 
@@ -57,13 +57,13 @@ class FullySharded(Strategy):
 def shard_largest_axis(
     axes: tuple[str | None, ...], shape: tuple[int, ...], count: int, least: int
 ) -> P:
-    """Splits the largest dimension that is whole so far, and that `count` divides, over `fsdp`.
+    """Shards the largest unsharded axis that `count` divides over `fsdp`.
 
     Args:
-      axes: what splits the first dimensions so far.
+      axes: mesh axes of the leaf's first axes so far.
       shape: of the leaf.
       count: devices along `fsdp`.
-      least: elements; a leaf with fewer stays as it is.
+      least: minimum number of elements; a smaller leaf is not sharded.
     """
     axes = (*axes, *[None] * (len(shape) - len(axes)))
     fits = [i for i, size in enumerate(shape) if axes[i] is None and size % count == 0]

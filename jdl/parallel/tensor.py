@@ -1,4 +1,4 @@
-"""Tensor parallelism: devices share each large kernel of a layer, by rules on parameters' paths."""
+"""Tensor parallelism: kernels are sharded over devices, by rules on parameters' paths."""
 
 import re
 from collections.abc import Iterable
@@ -15,10 +15,10 @@ from jdl.paths import path_name
 from jdl.typing import PyTree
 
 Axes = tuple[str | None, ...]
-"""An axis of the mesh, or None, for each of the last dimensions of a leaf."""
+"""A mesh axis, or None, for each of the last axes of a leaf."""
 
 Rule = tuple[str, Axes]
-"""A regular expression for the end of a path, from where a name begins, and what it is split by."""
+"""A regular expression for the last names of a path, and the mesh axes of the leaf."""
 
 TRANSFORMER: tuple[Rule, ...] = (
     (r"(qkv|query|kv|inner|gate)\.kernel", (None, "tensor")),
@@ -27,26 +27,26 @@ TRANSFORMER: tuple[Rule, ...] = (
     (r"feed_forward\.outer\.kernel", ("tensor", None)),
     (r"embedding|logits", ("tensor", None)),
 )
-"""For `jdl.layers.Block`: a device computes some heads and some hidden units, from a split of the
-first product's columns and of the second's rows, and a sum over devices ends each part (Shoeybi et
-al., 2019, section 3). Embeddings are split by the vocabulary."""
+"""For `jdl.layers.Block`: each device computes some heads and hidden units, from a shard of the
+first kernel's columns and of the second's rows; a sum over devices ends each part (Shoeybi et al.,
+2019, section 3). Embeddings are sharded by the vocabulary."""
 
 
 @dataclass(frozen=True)
 class TensorParallel(Strategy):
-    """Kernels split over `tensor` devices each; over groups of these, the rows of the batch.
+    """Kernels sharded over `tensor` devices each, the batch over groups of these.
 
-    The first rule that matches a leaf's path says how its last dimensions are split: `rules`, then
-    `TRANSFORMER`. The moments and averages that an optimizer keeps of a parameter are split as it
-    is, since their paths end as its does. What no rule matches is whole, as is a leaf that a rule
-    of `TRANSFORMER` does not divide evenly; one of `rules` must divide it. Heads are computed
-    where they lie if `tensor` divides the model's `num_kv_heads`, or else its `num_heads`.
+    The first of `rules`, then `TRANSFORMER`, that matches a leaf's path determines the sharding of
+    its last axes. Moments and averages of a parameter have paths with the same end and so are
+    sharded alike. Leaves that no rule matches, or that a rule of `TRANSFORMER` does not divide
+    evenly, are replicated; `rules` must divide evenly. Heads are computed without communication if
+    `tensor` divides the model's `num_kv_heads`, or else its `num_heads`.
     """
 
-    tensor: int = 2  # devices that share a kernel
-    fsdp: int = 1  # groups of them over which all else of the state is spread (fully_sharded)
-    min_elements: int = 1024  # smaller leaves are not spread over fsdp
-    rules: tuple[Rule, ...] = ()  # (end of a path, axes of its last dimensions), tried in order
+    tensor: int = 2  # devices that a kernel is sharded over
+    fsdp: int = 1  # groups of them that the rest of the state is sharded over
+    min_elements: int = 1024  # smaller leaves are not sharded over fsdp
+    rules: tuple[Rule, ...] = ()  # (end of a path, mesh axes), the first match wins
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -73,16 +73,16 @@ class TensorParallel(Strategy):
                     )
 
     def mesh_shape(self, count: int) -> tuple[int, int, int]:
-        """`tensor` and `fsdp` as asked for, the rest along `data`."""
+        """See `Strategy.mesh_shape`; devices beyond `tensor` times `fsdp` are along `data`."""
         if count % (self.tensor * self.fsdp):
             raise UserError(
-                f"{count} devices cannot be shared out in groups of {self.tensor * self.fsdp} "
+                f"{count} devices cannot be divided into groups of {self.tensor * self.fsdp} "
                 f"(strategy.tensor times strategy.fsdp)"
             )
         return count // (self.tensor * self.fsdp), self.fsdp, self.tensor
 
     def mesh(self) -> Mesh:
-        """As in `Strategy.mesh`; devices that share a kernel are of one process."""
+        """See `Strategy.mesh`; a kernel is sharded over devices of one process."""
         mesh = super().mesh()
         for group in mesh.devices.reshape(-1, self.tensor):
             if len({device.process_index for device in group}) > 1:
@@ -93,11 +93,11 @@ class TensorParallel(Strategy):
         return mesh
 
     def shardings(self, state: PyTree, mesh: Mesh | AbstractMesh) -> PyTree:
-        """As in `Strategy.layout`.
+        """See `Strategy.shardings`.
 
         Raises:
-          UserError: one of `rules` matches no parameter or does not divide one, or nothing is
-            split at all.
+          UserError: one of `rules` matches no parameter or does not divide one evenly, or nothing
+            is sharded at all.
         """
         leaves = jax.tree_util.tree_flatten_with_path(state.params)[0]
         paths = [path_name(path) for path, _ in leaves]
@@ -118,14 +118,14 @@ class TensorParallel(Strategy):
         return shardings
 
     def partition_spec(self, path: str, leaf: jax.ShapeDtypeStruct, mesh: Mesh | AbstractMesh) -> P:
-        """As the first rule says that matches, then over `fsdp` what it leaves whole."""
+        """See `Strategy.partition_spec`; an axis that no rule shards may be sharded over `fsdp`."""
         axes = self._ruled(path, leaf.shape, mesh)
         if mesh.shape["fsdp"] == 1:
             return P(*axes)
         return shard_largest_axis(axes, leaf.shape, mesh.shape["fsdp"], self.min_elements)
 
     def _ruled(self, path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> Axes:
-        """What splits each dimension of a leaf; nothing where the rule does not fit."""
+        """Returns the mesh axes of a leaf by the first rule that matches, if it fits."""
         rules = (*self.rules, *TRANSFORMER)
         found = next((i for i, (pattern, _) in enumerate(rules) if _matches(pattern, path)), None)
         if found is None:
@@ -149,6 +149,6 @@ def _matches(pattern: str, path: str) -> bool:
 
 
 def _endings(paths: Iterable[str]) -> list[str]:
-    """Every end of a path that begins with a name, each once."""
+    """Returns all suffixes of paths, in whole names, without duplicates."""
     parts = [path.split(".") for path in paths]
     return list(dict.fromkeys(".".join(p[i:]) for p in parts for i in range(len(p))))

@@ -1,4 +1,4 @@
-"""The same experiment with several seeds, and what its results are on average."""
+"""Trains an experiment with several seeds and summarizes the results."""
 
 import dataclasses
 import statistics
@@ -24,19 +24,19 @@ def train_seeds(
     overrides: Mapping[str, Json] | None = None,
     vectorize: Vectorize = "never",
 ) -> dict[str, Json]:
-    """Trains with `count` seeds from the experiment's own upward, one run directory each.
+    """Trains with `count` seeds, starting at the experiment's own, each in its run directory.
 
     Args:
       experiment: what to train.
-      count: how many seeds.
-      workdir: gets `seed-0`, `seed-1` ... and `summary.json`.
-      file: where the experiment comes from.
-      overrides: what was changed in it.
-      vectorize: whether all are trained together (`jdl.sweeps.jobs`).
+      count: number of seeds.
+      workdir: directory of `seed-0`, `seed-1` ... and `summary.json`.
+      file: the experiment's file.
+      overrides: what was changed in it, by path.
+      vectorize: whether to train all in one vmapped step (`jdl.sweeps.jobs`).
 
     Returns:
-      What `summary.json` holds: `mean`, `std` (of the sample), `min`, `max` and `n` of each metric
-      of each split, and the seconds of a run.
+      The contents of `summary.json`: `mean`, `std` (of the sample), `min`, `max` and `n` of each
+      metric of each split, and the seconds of a run.
     """
     if count < 1:
         raise UserError(f"seeds must be at least 1, not {count}")
@@ -74,25 +74,25 @@ def train_seeds(
 def _results(
     jobs: Sequence[Job], vectorize: Vectorize, file: ExperimentFile | None
 ) -> list[dict[str, Json]]:
-    """What came of each job; the first failure, if any, is raised."""
+    """Returns the result of each job; raises the first error."""
     results: dict[int, dict[str, Json]] = {}
     failures: list[Exception] = []
 
-    def tell(place: int, outcome: Outcome) -> bool:
+    def callback(index: int, outcome: Outcome) -> bool:
         if isinstance(outcome, Exception):
             failures.append(outcome)
         else:
-            results[place] = outcome.result
+            results[index] = outcome.result
         return not failures
 
-    train_jobs(jobs, vectorize, tell, file=file)
+    train_jobs(jobs, vectorize, callback, file=file)
     if failures:
         raise failures[0]
     return [result for _, result in sorted(results.items())]
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Mean, sample standard deviation, extremes and count."""
+    """Returns mean, sample standard deviation, extremes and count."""
     return {
         "mean": statistics.fmean(values),
         "std": statistics.stdev(values) if len(values) > 1 else 0.0,

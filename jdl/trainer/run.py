@@ -1,6 +1,5 @@
 """A run, as `jdl.train` returns it: evaluates, predicts, and holds parameters and result."""
 
-import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ from jdl import metrics as metrics_lib
 from jdl.data.pipeline import InMemory, Pipeline, Shard, stack, transformed
 from jdl.data.splits import Splits
 from jdl.data.transforms import MaskTokens
-from jdl.errors import UserError, first_line
+from jdl.errors import UserError
 from jdl.experiment import Experiment
 from jdl.metrics import Packed
 from jdl.optimizers import averaged_params
@@ -22,6 +21,7 @@ from jdl.parallel import Steps, batch_shapes
 from jdl.state import TrainState
 from jdl.step import Program, init, predict
 from jdl.tasks import HostMetrics, Translation
+from jdl.tracing import tracing_errors
 from jdl.trainer.interrupt import Interrupted, Interruption
 from jdl.typing import Json
 
@@ -30,13 +30,13 @@ class Run:
     """An experiment with its data, compiled steps, state and directory; `jdl.train` returns one.
 
     Attributes:
-      experiment: what is trained, overrides included.
+      experiment: what is trained, with overrides.
       name: of the experiment.
       workdir: the run directory.
-      steps: batches that the whole run consumes.
-      steps_per_epoch: batches to one pass over the training split, rounded up.
+      steps: total number of steps.
+      steps_per_epoch: steps per pass over the training split, rounded up.
       batch: shapes and dtypes of a training batch before the device transforms.
-      result: what `result.json` holds, once the run is finished.
+      result: contents of `result.json`, once the run is finished.
     """
 
     def __init__(
@@ -47,14 +47,14 @@ class Run:
         data: Splits | None = None,
         compile: Callable[[Program, Mapping[str, np.ndarray], Any], Steps] | None = None,
     ) -> None:
-        """Opens the data, unless it is open already, and prepares the compiled steps.
+        """Opens the data and prepares the compiled steps.
 
         Args:
           experiment: what is trained.
           name: of the experiment.
           workdir: the run directory.
-          data: the splits of `experiment.data`, where they are open.
-          compile: what prepares the steps; None: the experiment's strategy.
+          data: the splits of `experiment.data`, if they are open.
+          compile: prepares the compiled steps; None for the strategy's.
 
         Raises:
           UserError: data, model, task and devices do not fit together.
@@ -71,7 +71,7 @@ class Run:
 
     @property
     def state(self) -> Any:
-        """The state on the devices; after training with the weights that it ended with."""
+        """The state on the devices; after training that of the last or best step."""
         if self._fetch is not None:
             self.state = self._fetch()
         return self._state
@@ -102,16 +102,16 @@ class Run:
 
     @property
     def traces(self) -> Mapping[str, int]:
-        """How often each compiled function was traced, by name."""
+        """Number of traces of each compiled function, by name."""
         return self.compiled.compilations.traces
 
     def evaluate(self, split: str = "test", state: Any = None) -> dict[str, float]:
-        """Scores a whole split, each example counted once.
+        """Evaluates a whole split; each example counts once.
 
         Args:
           split: `train`, `validation` or `test`.
-          state: the state to score, with averaged weights where the optimizer keeps them; by
-            default the run's own.
+          state: the state to evaluate, with averaged weights if the optimizer averages; None for
+            the run's own.
 
         Returns:
           Metrics by name.
@@ -124,13 +124,13 @@ class Run:
     def score(
         self, split: str = "test", state: Any = None
     ) -> tuple[dict[str, float], HostMetrics | None]:
-        """As `evaluate`, with the host metrics of the split where the task defines any."""
+        """Evaluates as `evaluate`, and also returns the task's host metrics if it defines any."""
         pipeline = self.pipeline(split)
         state = self.evaluation_state(self.state if state is None else state)
         size, parts, last = self.experiment.batch_size, [], None
         predicted: list[Any] = []
         for batch in pipeline.evaluation_batches(size, self.shard, self.experiment.data.workers):
-            self._look_over(pipeline, batch, split)
+            self._validate(pipeline, batch, split)
             placed = self.compiled.put(batch)
             scores = self.compiled.evaluate(state, placed)
             if last is not None:
@@ -149,14 +149,14 @@ class Run:
         return {**metrics, **host_metrics.metrics}, host_metrics
 
     def predict(self, x: Any) -> Any:
-        """Predicts from raw inputs, which take the way through the experiment's transforms.
+        """Predicts from raw inputs, after applying the experiment's transforms.
 
         Args:
-          x: inputs with the examples along axis 0, as the data set holds them before any
-            transform; or a dict of such arrays by name.
+          x: inputs (examples, ...), as in the data set before transforms; or a dict of such arrays
+            by name.
 
         Returns:
-          The task's prediction for each example, as NumPy (see the task's `predict`).
+          The task's predictions, (examples, ...) NumPy arrays (see the task's `predict`).
         """
         arrays = x if isinstance(x, Mapping) else {self.experiment.task.inputs: np.asarray(x)}
         count = len(next(iter(arrays.values())))
@@ -167,7 +167,7 @@ class Run:
         return self.predict_rows(stack(rows, indices, "input"))
 
     def predict_rows(self, inputs: Mapping[str, np.ndarray]) -> Any:
-        """As `predict`, from examples that the host transforms have seen, as `pipeline` gives."""
+        """Predicts as `predict`, from examples to which the host transforms were applied."""
         if jax.process_count() > 1:
             raise UserError("predict runs in one process: open the run directory in one")
         count, size = len(next(iter(inputs.values()))), self.experiment.batch_size
@@ -182,18 +182,18 @@ class Run:
         return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
     def gather_state(self) -> TrainState:
-        """The state as one global TrainState that does not depend on the strategy."""
+        """Returns the state as one global TrainState, independent of the strategy."""
         return self.compiled.gather(self.state)
 
     def evaluation_state(self, state: Any) -> Any:
-        """The state with averaged weights in place of the last where the optimizer keeps them."""
+        """Returns the state with averaged parameters, if the optimizer averages."""
         return state.replace(params=averaged_params(state.opt_state, state.params))
 
     def pipeline(self, split: str) -> Pipeline:
-        """How a split is read; what is resident is looked over once.
+        """Returns the pipeline of a split; data in memory is validated once.
 
         Raises:
-          UserError: there is no such split, or it holds what cannot be learned from.
+          UserError: there is no such split, or its examples are not valid for task and model.
         """
         pipeline = self.data.pipeline(split)
         if split not in self._checked and isinstance(pipeline, InMemory):
@@ -203,11 +203,11 @@ class Run:
         return pipeline
 
     def step_inputs(self, start: int) -> Iterator[Any]:
-        """Training feeds from a step on; streamed batches are looked over one by one."""
+        """Yields step inputs from a step on; streamed batches are validated one by one."""
         size, seed = self.experiment.batch_size, self.experiment.seed
         pipeline, workers = self.pipeline("train"), self.experiment.data.workers
         for step_input in pipeline.step_inputs(start, size, seed, self.shard, workers):
-            self._look_over(pipeline, step_input, "train")
+            self._validate(pipeline, step_input, "train")
             yield step_input
 
     def update(self, step_inputs: Sequence[Any]) -> Packed:
@@ -225,7 +225,7 @@ class Run:
         return metrics
 
     def outputs(self, arrays: Mapping[str, np.ndarray]) -> Any:
-        """Shape and dtype of the prediction for one batch.
+        """Returns shape and dtype of the prediction for one batch.
 
         Raises:
           UserError: the model cannot take such a batch.
@@ -234,11 +234,11 @@ class Run:
         batch = {k: jax.ShapeDtypeStruct((size, *v.shape[1:]), v.dtype) for k, v in arrays.items()}
         batch["mask"] = jax.ShapeDtypeStruct((size,), bool)
 
-        def guess(key: jax.Array, batch: Any) -> Any:
+        def abstract_predict(key: jax.Array, batch: Any) -> Any:
             return predict(self.program, init(self.program, key, batch), batch)
 
-        with fitting({name: value.shape[1:] for name, value in arrays.items()}):
-            return jax.eval_shape(guess, jax.random.key(0), batch)
+        with tracing_errors({name: value.shape[1:] for name, value in arrays.items()}):
+            return jax.eval_shape(abstract_predict, jax.random.key(0), batch)
 
     def print(self, text: str) -> None:
         """Prints a line for the user, on the first process only."""
@@ -247,15 +247,15 @@ class Run:
         try:
             print(text, flush=True)
         except BrokenPipeError:
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - whoever read has gone; we go on
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the reader is gone
 
-    def _look_over(self, pipeline: Pipeline, batch: Any, split: str) -> None:
-        """Checks a streamed batch; what is resident was looked over as a whole."""
+    def _validate(self, pipeline: Pipeline, batch: Any, split: str) -> None:
+        """Validates a streamed batch; data in memory is validated as a whole by `pipeline`."""
         if not isinstance(pipeline, InMemory):
             self._check(batch, self.prediction, f"a batch of split {split!r}")
 
     def _check(self, arrays: Mapping[str, Any], outputs: Any, where: str) -> None:
-        """Raises a UserError for examples that nothing can be learned from."""
+        """Raises a UserError for arrays that are not valid for task and model."""
         self.experiment.task.validate_batch(arrays, outputs, where)
         _check_tokens(self.experiment, arrays, where)
 
@@ -281,11 +281,10 @@ class Run:
         count = experiment.strategy.num_batch_shards()
         rows = experiment.batch_size // experiment.num_microbatches
         if rows % count:
-            micro = " of a micro-batch" if experiment.num_microbatches > 1 else ""
+            micro = " of a microbatch" if experiment.num_microbatches > 1 else ""
             kind = "devices" if count == len(experiment.strategy.used()) else "groups of devices"
             raise UserError(
-                f"batch_size: {rows} examples{micro} "
-                f"cannot be shared out evenly over {count} {kind}"
+                f"batch_size: {rows} examples{micro} cannot be divided evenly over {count} {kind}"
             )
         examples = self.data.count("train")
         self.steps = experiment.total_steps(examples)
@@ -296,7 +295,7 @@ class Run:
         self.prediction = self.outputs(pipeline.rows(np.zeros(1, int)))
         in_memory = pipeline.arrays if isinstance(pipeline, InMemory) else {}
         step_input = pipeline.step_input(0, experiment.batch_size, experiment.seed, self.shard)
-        self._look_over(pipeline, step_input, "train")
+        self._validate(pipeline, step_input, "train")
         self.compiled = compile(self.program, in_memory, step_input)
         self.batch = batch_shapes(in_memory, step_input)
 
@@ -337,28 +336,5 @@ def _check_tokens(experiment: Experiment, arrays: Mapping[str, Any], where: str)
 
 
 def _rows(tree: Any, mask: np.ndarray) -> Any:
-    """The rows of arrays where a mask is True."""
+    """Returns the rows of arrays where a mask is True."""
     return jax.tree.map(lambda leaf: leaf[mask], tree)
-
-
-@contextlib.contextmanager
-def fitting(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[None]:
-    """Says what does not fit where a model is traced on examples of these shapes.
-
-    Raises:
-      UserError: the model or the task cannot take them.
-    """
-    try:
-        yield
-    except KeyError as error:
-        known = ", ".join(map(repr, sorted(shapes)))
-        raise UserError(
-            f"the data has no array {error} (it has {known}): name the arrays with "
-            f"task.inputs and task.targets"
-        ) from error
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(
-            f"the model cannot take examples of shapes {dict(shapes)}: {first_line(error)}"
-        ) from error

@@ -178,7 +178,7 @@ def test_a_rule_that_does_not_divide_names_the_parameter():
 
 
 def test_devices_that_cannot_be_shared_out_and_models_without_kernels_are_refused():
-    with pytest.raises(UserError, match="2 devices cannot be shared out in groups of 4"):
+    with pytest.raises(UserError, match="2 devices cannot be divided into groups of 4"):
         TensorParallel(fsdp=2).mesh()
     with pytest.raises(UserError, match="no rule splits a parameter of this model over 2 devices"):
         TensorParallel().compile(program(MLP((8,), 3), Classification()), {}, PIXELS)

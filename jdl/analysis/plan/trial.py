@@ -17,7 +17,8 @@ from jdl.parallel import Strategy
 from jdl.parallel.base import AXES
 from jdl.state import TrainState
 from jdl.step import Program
-from jdl.trainer.run import check_vocabulary, fitting
+from jdl.tracing import tracing_errors
+from jdl.trainer.run import check_vocabulary
 from jdl.typing import PyTree
 
 
@@ -83,7 +84,7 @@ class Trial:
             for name, array in self.example.items()
         }
         batch["mask"] = jax.ShapeDtypeStruct((rows,), bool)
-        with fitting({name: array.shape for name, array in self.example.items()}):
+        with tracing_errors({name: array.shape for name, array in self.example.items()}):
             state = jax.eval_shape(functools.partial(step.init, program), jax.random.key(0), batch)
             return state, jax.make_jaxpr(functools.partial(step.update, program))(state, batch)
 
