@@ -62,7 +62,7 @@ def pipeline(run: Run, steps: int) -> float:
 
 def loop(experiment: jdl.Experiment, run: Run, steps: int) -> float:
     """Steps per second of `jdl.train`, without compiling, evaluating and saving."""
-    clock = Clock(after=4 * experiment.steps_per_dispatch)
+    clock = Clock(after=4 * experiment.runtime.steps_per_execution)
     timed = dataclasses.replace(experiment, steps=clock.after + steps, hooks=(clock,))
     with tempfile.TemporaryDirectory() as folder:
         jdl.train(timed, Path(folder) / "run", data=run.data)
@@ -72,8 +72,8 @@ def loop(experiment: jdl.Experiment, run: Run, steps: int) -> float:
 def main(experiment: Positional[str], /, steps: int = 2000, rounds: int = 5) -> None:
     """Prints all speeds and the loop's ratio for each round, and the median ratio."""
     chosen = jdl.load(experiment).experiment
-    configure_allocator(chosen.malloc_arenas)
-    count = chosen.steps_per_dispatch
+    configure_allocator(chosen.runtime.malloc_arenas)
+    count = chosen.runtime.steps_per_execution
     steps = -(-steps // count) * count
     chosen = dataclasses.replace(chosen, steps=steps, hooks=())
     ratios = []

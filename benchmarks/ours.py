@@ -49,7 +49,7 @@ def make_case(workload: Workload, dtype: str, threads: int) -> Case:
 def load(workload: Workload, dtype: str) -> jdl.Experiment:
     """The workload's experiment, in a process whose memory is kept as `jdl train` keeps it."""
     experiment = workload.load(dtype)
-    configure_allocator(experiment.malloc_arenas)
+    configure_allocator(experiment.runtime.malloc_arenas)
     return experiment
 
 
@@ -138,11 +138,12 @@ class Loop(Bare):
 
     def run(self, steps: int) -> float:
         """See `Trainer.run`; in whole dispatches, after a few, since each run compiles anew."""
-        at_once = self._experiment.steps_per_dispatch
+        at_once = self._experiment.runtime.steps_per_execution
         taken = -(-steps // at_once) * at_once
         clock = Clock(after=4 * at_once)
         total = clock.after + taken
-        changes = {"hooks": (clock,), "steps": total, "log_every": total}
+        runtime = dataclasses.replace(self._experiment.runtime, log_every=total)
+        changes = {"hooks": (clock,), "steps": total, "runtime": runtime}
         with tempfile.TemporaryDirectory() as folder:
             experiment = dataclasses.replace(self._experiment, **changes)
             jdl.train(experiment, Path(folder) / "run", data=self._data)

@@ -296,6 +296,6 @@ def workloads(accelerator: bool) -> tuple[Workload, ...]:
         "batch": 8,
         "num_heads": 6,
     }
-    small = gpt("small", **shape, compiler_options=ONEDNN, malloc_arenas=1)
+    small = gpt("small", **shape, compiler_options=ONEDNN, **{"runtime.malloc_arenas": 1})
     images = (resnet50(), vit_s16())
     return mlp(), cnn(), lstm(), tiny, small, lstm_lm(), *images, bert_base(), seq2seq()

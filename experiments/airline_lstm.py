@@ -10,7 +10,7 @@ does not beat.
 Expect: test rmse 21.5321 (3 seeds, max 22.3742), 4.2 s, 2 cores of an AMD EPYC
 """
 
-from jdl import Experiment
+from jdl import Experiment, Runtime
 from jdl.data import Series
 from jdl.models import RNN
 from jdl.optimizers import Adam, Cosine
@@ -30,5 +30,5 @@ experiment = Experiment(
     optimizer=Adam(1e-2, schedule=Cosine()),
     epochs=10,
     batch_size=16,
-    malloc_arenas=0,
+    runtime=Runtime(malloc_arenas=0),
 )

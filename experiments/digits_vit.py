@@ -9,7 +9,7 @@ below it.
 Expect: test accuracy 0.9805 (3 seeds, min 0.9749), 165.1 s, 2 cores of an AMD EPYC
 """
 
-from jdl import Experiment
+from jdl import Experiment, Runtime
 from jdl.data import Digits, RandomCrop, Scale
 from jdl.models import ViT
 from jdl.optimizers import AdamW, Cosine
@@ -20,5 +20,5 @@ experiment = Experiment(
     optimizer=AdamW(1e-3, schedule=Cosine(warmup=0.1), weight_decay=0.1, clip_norm=1.0),
     epochs=300,
     batch_size=64,
-    malloc_arenas=0,
+    runtime=Runtime(malloc_arenas=0),
 )

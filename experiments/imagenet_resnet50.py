@@ -7,7 +7,7 @@ A learning rate of 0.1 for each 256 images of a batch, warmed up over five of 90
 https://image-net.org and prepared with `tfds build imagenet2012 --file_format=array_record`.
 """
 
-from jdl import Experiment
+from jdl import Experiment, Runtime
 from jdl.data import TFDS, RandomCrop, RandomFlip, Resize, Scale
 from jdl.models import ResNet50
 from jdl.optimizers import SGD, Cosine
@@ -23,7 +23,6 @@ experiment = Experiment(
         "imagenet2012",
         transforms=(Resize(height=224, width=224),),
         device_transforms=(RandomFlip(), Scale(offset=114.5, divisor=57.6), RandomCrop(padding=28)),
-        workers=8,
         test_fraction=0.0,
     ),
     optimizer=SGD(
@@ -35,4 +34,5 @@ experiment = Experiment(
     ),
     epochs=EPOCHS,
     batch_size=BATCH,
+    runtime=Runtime(workers=8),
 )

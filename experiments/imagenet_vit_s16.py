@@ -8,7 +8,7 @@ cropped, and not mixed. It has not been run: the images must be fetched by hand 
 https://image-net.org and prepared with `tfds build imagenet2012 --file_format=array_record`.
 """
 
-from jdl import Experiment
+from jdl import Experiment, Runtime
 from jdl.data import TFDS, RandAugment, RandomCrop, RandomFlip, Resize, Scale
 from jdl.models import ViTSmall16
 from jdl.optimizers import AdamW, Cosine
@@ -19,10 +19,10 @@ experiment = Experiment(
         "imagenet2012",
         transforms=(Resize(height=224, width=224),),
         device_transforms=(RandomFlip(), RandomCrop(padding=28), RandAugment(), Scale()),
-        workers=8,
         test_fraction=0.0,
     ),
     optimizer=AdamW(1e-3, schedule=Cosine(warmup=0.09), weight_decay=0.1, clip_norm=1.0),
     epochs=90,
     batch_size=1024,
+    runtime=Runtime(workers=8),
 )

@@ -8,7 +8,7 @@ Devlin et al. (2019): of each review's last 127 tokens, 15 % are hidden, drawn a
 Expect: test loss 6.0650 (1 seed, max 6.0650), 1379 s, 2 busy cores of an AMD EPYC
 """
 
-from jdl import Experiment
+from jdl import Experiment, Runtime
 from jdl.data import BPE, TFDS, MaskTokens, Texts
 from jdl.hooks import Checkpoint, Evaluate, Progress, TensorBoard
 from jdl.models import BERT
@@ -33,5 +33,5 @@ experiment = Experiment(
     hooks=(Progress(), TensorBoard(), Evaluate(), Checkpoint()),
     epochs=5,
     batch_size=64,
-    malloc_arenas=0,
+    runtime=Runtime(malloc_arenas=0),
 )

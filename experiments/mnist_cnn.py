@@ -11,6 +11,7 @@ import dataclasses
 
 from mnist_mlp import experiment as mlp
 
+from jdl import Runtime
 from jdl.models import CNN
 from jdl.optimizers import AdamW, Cosine
 
@@ -19,6 +20,5 @@ experiment = dataclasses.replace(
     model=CNN(channels=(16, 32), dense=(128,), batch_norm=True, dropout_rate=0.3),
     optimizer=AdamW(2e-3, schedule=Cosine(warmup=0.1), weight_decay=1e-3),
     batch_size=128,
-    steps_per_dispatch=1,
-    log_every=100,
+    runtime=Runtime(malloc_arenas=0),
 )

@@ -9,6 +9,7 @@ import dataclasses
 
 from mnist_low_digits import experiment as low
 
+from jdl import Runtime
 from jdl.data import Scale
 
 experiment = dataclasses.replace(
@@ -18,5 +19,5 @@ experiment = dataclasses.replace(
     ),
     epochs=10,
     batch_size=20,
-    malloc_arenas=0,
+    runtime=Runtime(malloc_arenas=0),
 )

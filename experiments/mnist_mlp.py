@@ -7,7 +7,7 @@ All 60,000 training images, no validation split; Adam with Keras' epsilon, batch
 Expect: test accuracy 0.9754 (5 seeds, min 0.9700), 5.0 s, 2 cores of an AMD EPYC
 """
 
-from jdl import Experiment
+from jdl import Experiment, Runtime
 from jdl.data import TFDS, Scale
 from jdl.models import MLP
 from jdl.optimizers import Adam
@@ -18,7 +18,5 @@ experiment = Experiment(
     optimizer=Adam(1e-3, eps=1e-7),
     epochs=5,
     batch_size=32,
-    steps_per_dispatch=375,
-    malloc_arenas=0,
-    log_every=375,
+    runtime=Runtime(steps_per_execution=375, malloc_arenas=0, log_every=375),
 )

@@ -25,7 +25,7 @@ gives, of the run with seed 0:
 Expect: validation loss 1.8968 (3 seeds, max 1.8979), 329.8 s, 2 busy cores of an AMD EPYC
 """
 
-from jdl import Experiment
+from jdl import Experiment, Runtime
 from jdl.data import TFDS, Tokens
 from jdl.hooks import Checkpoint, Evaluate, Progress, TensorBoard
 from jdl.models import GPT
@@ -46,6 +46,5 @@ experiment = Experiment(
     hooks=(Progress(), TensorBoard(), Evaluate(every=500), Checkpoint(every=500)),
     steps=2000,
     batch_size=12,
-    malloc_arenas=0,
-    log_every=100,
+    runtime=Runtime(malloc_arenas=0),
 )

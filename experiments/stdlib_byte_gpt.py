@@ -10,7 +10,7 @@ a byte.
 Expect: validation loss 1.1342 (1 seed, max 1.1342), 2021 s, 2 busy cores of an AMD EPYC
 """
 
-from jdl import Experiment
+from jdl import Experiment, Runtime
 from jdl.data import Bytes, StandardLibrary, Tokens
 from jdl.hooks import Checkpoint, Evaluate, Progress, TensorBoard
 from jdl.models import GPT
@@ -33,5 +33,5 @@ experiment = Experiment(
     hooks=(Progress(), TensorBoard(), Evaluate(every=2000), Checkpoint(every=500)),
     steps=6000,
     batch_size=16,
-    malloc_arenas=0,
+    runtime=Runtime(malloc_arenas=0),
 )

@@ -9,7 +9,7 @@ an RMSE of 2.484 degrees, AR(20) by least squares 2.208 (`jdl.report.baselines`)
 Expect: test rmse 2.2220 (3 seeds, max 2.2392), 11.3 s, 2 cores of an AMD EPYC
 """
 
-from jdl import Experiment
+from jdl import Experiment, Runtime
 from jdl.data import Series
 from jdl.models import RNN
 from jdl.optimizers import Adam, Cosine
@@ -22,5 +22,5 @@ experiment = Experiment(
     optimizer=Adam(1e-3, schedule=Cosine()),
     epochs=20,
     batch_size=32,
-    malloc_arenas=0,
+    runtime=Runtime(malloc_arenas=0),
 )

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from jdl.config.experiment_file import load
     from jdl.config.overrides import override
     from jdl.errors import UserError
-    from jdl.experiment import Experiment
+    from jdl.experiment import Experiment, Runtime
     from jdl.sweeps.search.tuning import tune
     from jdl.trainer.api import fit, open_run, train
     from jdl.trainer.run import Run
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Experiment": "jdl.experiment",
     "Run": "jdl.trainer.run",
+    "Runtime": "jdl.experiment",
     "UserError": "jdl.errors",
     "fit": "jdl.trainer.api",
     "load": "jdl.config.experiment_file",
@@ -34,6 +35,7 @@ _HOMES = {
 __all__ = [
     "Experiment",
     "Run",
+    "Runtime",
     "UserError",
     "__version__",
     "fit",

@@ -25,8 +25,30 @@ from jdl.tasks import Classification, Task
 
 
 @dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """Settings of speed and logging, which do not change what is learned.
+
+    A resumed run may change them all.
+    """
+
+    workers: int = 0  # processes that read ahead under Grain; 0: threads of this process
+    log_every: int = 100  # steps between training rows, each the mean over its steps
+    steps_per_execution: int = 1  # steps in one call to the device
+    malloc_arenas: int = 1  # of glibc on CPUs; 0, one a thread, suits steps below 50 ms
+
+    def __post_init__(self) -> None:
+        least = {"workers": 0, "log_every": 1, "steps_per_execution": 1, "malloc_arenas": 0}
+        for name, smallest in least.items():
+            if (value := getattr(self, name)) < smallest:
+                raise UserError(f"runtime.{name} must be at least {smallest}, not {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """What to train, on what, how, and what happens along the way."""
+    """The complete definition of a training run.
+
+    All fields but `strategy`, `hooks` and `runtime` determine the result.
+    """
 
     model: nn.Module  # the network
     task: Task = Classification()  # what is learned
@@ -46,16 +68,14 @@ class Experiment:
     batch_size: int = 32  # examples per optimizer step, over all devices
     num_microbatches: int = 1  # parts in which a batch is computed; changes memory, not results
     precision: Literal["fp32", "bf16"] = "fp32"  # of the computation; parameters are fp32
-    steps_per_dispatch: int = 1  # steps in one call to the device; changes speed, not results
     compiler_options: tuple[tuple[str, str], ...] = ()  # of XLA, as (name, value)
-    malloc_arenas: int = 1  # of glibc on CPUs; 0, one a thread, suits steps below 50 ms
-    log_every: int = 100  # steps between training rows, each the mean over its steps
     stop_after_skipped: int = 10  # skipped non-finite steps in a row that end the run
     final_train_evaluation: bool | None = None  # score train at the end; None: if it is in memory
     seed: int = 0  # of initial parameters, order of examples, dropout and augmentation
+    runtime: Runtime = Runtime()  # speed and logging
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "num_microbatches", "steps_per_dispatch", "log_every"):
+        for name in ("batch_size", "num_microbatches", "stop_after_skipped"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name in ("epochs", "steps"):
@@ -74,10 +94,6 @@ class Experiment:
                 f"the order of the data fits batches of {self.data.batch_size}, not of "
                 f"{self.batch_size}: set batch_size, or data.streams"
             )
-        if self.stop_after_skipped < 1:
-            raise UserError(f"stop_after_skipped must be at least 1, not {self.stop_after_skipped}")
-        if self.malloc_arenas < 0:
-            raise UserError(f"malloc_arenas must not be negative, but is {self.malloc_arenas}")
         if not 0 <= self.seed < 2**63:
             raise UserError(f"seed must lie between 0 and 2^63 - 1, but is {self.seed}")
         rate = getattr(self.model, "dropout_rate", None)

@@ -8,7 +8,7 @@ from typing import Any
 import flax.linen as nn
 import numpy as np
 
-from jdl import Experiment
+from jdl import Experiment, Runtime
 from jdl.data import Arrays, Scale
 from jdl.hooks import Checkpoint, Evaluate, Hook, Listener
 from jdl.optimizers import SGD
@@ -81,7 +81,7 @@ def make_experiment(**changes):
         "hooks": (Break(), *hooks, Break()),
         "steps": 14,
         "batch_size": 8,
-        "log_every": 5,
+        "runtime": Runtime(log_every=5),
         **changes,
     }
     return Experiment(**settings)

@@ -6,7 +6,7 @@ CLOUDS = '''"""Two clouds of points, told apart by a small network."""
 
 import numpy as np
 
-from jdl import Experiment
+from jdl import Experiment, Runtime
 from jdl.data import Arrays
 from jdl.models import MLP
 
@@ -18,7 +18,7 @@ experiment = Experiment(
     data=Arrays({"train": {"image": image, "label": label}}),
     steps=6,
     batch_size=8,
-    log_every=2,
+    runtime=Runtime(log_every=2),
 )
 '''
 CHANGES = {

@@ -46,7 +46,7 @@ class Job:
 
     def command(self, workdir: Path) -> list[str]:
         """A row per step, so that the rows of a killed run tell how far it had come."""
-        options = ["--hooks.3.every", str(self.every), "--log-every", "1", *self.extra]
+        options = ["--hooks.3.every", str(self.every), "--runtime.log-every", "1", *self.extra]
         words = ["train", self.experiment, "--workdir", str(workdir), *options]
         return [sys.executable, "-m", "jdl", *words]
 

@@ -56,7 +56,7 @@ def arrays(train=None, **options):
 
 def experiment(**changes):
     usual = {"model": MLP(widths=(8,), features=2), "data": arrays(), "optimizer": SGD(0.1)}
-    usual |= {"steps": 6, "batch_size": 8, "log_every": 2, "hooks": ()}
+    usual |= {"steps": 6, "batch_size": 8, "runtime": jdl.Runtime(log_every=2), "hooks": ()}
     return jdl.Experiment(**usual | changes)
 
 
@@ -94,7 +94,7 @@ class Indexing(nn.Module):
 
 FILE = """
 import numpy as np
-from jdl import Experiment
+from jdl import Experiment, Runtime
 from jdl.data import Arrays
 from jdl.hooks import Checkpoint
 from jdl.models import MLP
@@ -105,7 +105,7 @@ experiment = Experiment(
     data=Arrays({"train": {"image": image, "label": (image[:, 0] > 0).astype(int)}}),
     steps=6,
     batch_size=8,
-    log_every=2,
+    runtime=Runtime(log_every=2),
     hooks=(Checkpoint(every=2),),
 )
 """
@@ -273,16 +273,20 @@ def test_a_streamed_split_is_looked_over_where_it_is_scored(case, tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_images_of_several_sizes_in_a_stream(tmp_path, workers):
-    data = pictures(odd=17, pipeline="grain", workers=workers)  # not among those probed before
+    data = pictures(odd=17, pipeline="grain")  # not among those probed before
+    changed = experiment(data=data, runtime=jdl.Runtime(workers=workers))
     with pytest.raises(UserError, match=r"\(6, 9, 1\) in example .*: .*with Resize") as caught:
-        jdl.train(experiment(data=data), tmp_path / "run")
+        jdl.train(changed, tmp_path / "run")
     assert len(str(caught.value).splitlines()) == 1
 
 
 def test_what_only_the_device_shows_ends_the_run(tmp_path):
     data = arrays(device_transforms=(Scale(divisor=0.0),))
     with pytest.raises(UserError, match="not finite for 4 steps in a row, up to step 4") as caught:
-        jdl.train(experiment(data=data, stop_after_skipped=4, log_every=1), tmp_path / "run")
+        jdl.train(
+            experiment(data=data, stop_after_skipped=4, runtime=jdl.Runtime(log_every=1)),
+            tmp_path / "run",
+        )
     assert len(str(caught.value).splitlines()) == 1
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     skipped = [row for row in rows if row["split"] == "skipped"]

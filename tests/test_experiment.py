@@ -47,9 +47,6 @@ def write(path, text=FILE, seed: int | str = 0):
         ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
         ({"batch_size": -4}, "batch_size must be at least 1, not -4"),
         ({"num_microbatches": 0}, "num_microbatches must be at least 1"),
-        ({"malloc_arenas": -1}, "malloc_arenas must not be negative"),
-        ({"steps_per_dispatch": 0}, "steps_per_dispatch must be at least 1"),
-        ({"log_every": 0}, "log_every must be at least 1"),
         ({"stop_after_skipped": 0}, "stop_after_skipped must be at least 1"),
         ({"steps": 0}, "steps must be positive, not 0"),
         ({"steps": -1}, "steps must be positive, not -1"),
@@ -71,6 +68,15 @@ def test_impossible_values_are_refused(changes, message):
     with pytest.raises(UserError, match=message) as caught:
         experiment(**changes)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "least"),
+    [("workers", 0), ("malloc_arenas", 0), ("steps_per_execution", 1), ("log_every", 1)],
+)
+def test_an_impossible_runtime_is_refused(name, least):
+    with pytest.raises(UserError, match=rf"runtime\.{name} must be at least {least}, not -1"):
+        jdl.Runtime(**{name: -1})
 
 
 @pytest.mark.parametrize(

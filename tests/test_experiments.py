@@ -129,6 +129,6 @@ def test_the_parts_of_an_experiment_fit_together(name, tmp_path):
     ],
 )
 def test_an_experiment_whose_data_must_be_fetched_learns_a_stand_in(name, steps, changes, tmp_path):
-    experiment = stand_in(name, epochs=None, steps=steps, steps_per_dispatch=1)
+    experiment = stand_in(name, epochs=None, steps=steps, runtime=jdl.Runtime())
     result = jdl.train(jdl.override(experiment, changes), tmp_path / "run").result
     assert result["metrics"]["train"]["loss"] < np.log(10) - 0.3  # better than a guess

@@ -329,7 +329,7 @@ def watched(count, ahead):
     return Watched(), Watch()
 
 
-def test_training_rows_and_parameters_do_not_depend_on_steps_per_dispatch(tmp_path):
+def test_training_rows_and_parameters_do_not_depend_on_steps_per_execution(tmp_path):
     rng = np.random.default_rng(0)
     arrays = {"image": rng.normal(size=(50, 5)), "label": rng.integers(0, 3, 50)}
     data = Arrays({"train": arrays}, test_fraction=0.0)
@@ -345,8 +345,7 @@ def test_training_rows_and_parameters_do_not_depend_on_steps_per_dispatch(tmp_pa
             hooks=(Evaluate(every=7), Checkpoint(every=9), watch),
             steps=20,
             batch_size=8,
-            log_every=3,
-            steps_per_dispatch=count,
+            runtime=jdl.Runtime(log_every=3, steps_per_execution=count),
         )
         run = jdl.train(experiment, tmp_path / str(count))
         found[count] = read_rows(tmp_path / str(count) / "metrics.jsonl"), run.gather_state().params

@@ -79,8 +79,8 @@ def find_lr(
     optimizer = dataclasses.replace(
         experiment.optimizer, learning_rate=high, schedule=RangeTest(start=low / high)
     )
-    configure_allocator(experiment.malloc_arenas)
-    run = _trial(experiment, optimizer=optimizer, steps=steps, steps_per_dispatch=1)
+    configure_allocator(experiment.runtime.malloc_arenas)
+    run = _trial(experiment, optimizer=optimizer, steps=steps)
     losses, smoothed, total, keep = [], [], 0.0, 1 - 10 / steps
     for loss in itertools.islice(_losses(run), steps):
         losses.append(loss)
@@ -188,7 +188,7 @@ def find_batch(
     Raises:
       UserError: not even the smallest batch can be tried.
     """
-    configure_allocator(experiment.malloc_arenas)
+    configure_allocator(experiment.runtime.malloc_arenas)
     data = Splits(experiment.data)
     rows: list[BatchRow] = []
     size = experiment.strategy.num_batch_shards() * experiment.num_microbatches
@@ -226,7 +226,8 @@ def _obstacle(rows: list[BatchRow], size: int, largest: int, examples: int) -> s
 
 def _measured(experiment: Experiment, size: int, data: Splits) -> BatchRow:
     """Trains a little: to compile, to warm up, and to take the time."""
-    run, count = _trial(experiment, data, batch_size=size), experiment.steps_per_dispatch
+    run = _trial(experiment, data, batch_size=size)
+    count = experiment.runtime.steps_per_execution
     step_inputs = run.step_inputs(0)
 
     def block(dispatches: int) -> float:

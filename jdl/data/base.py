@@ -79,7 +79,6 @@ class Data:
     transforms: tuple[Transform, ...] = ()  # on the host, example by example
     device_transforms: tuple[DeviceTransform, ...] = ()  # in the compiled step, batch by batch
     pipeline: Literal["auto", "in_memory", "grain"] = "auto"  # auto: resident up to 1 GiB
-    workers: int = 0  # processes that read ahead under grain; 0 reads with threads
     test_fraction: float = 0.2  # of train held out as test where the set has none; 0: no such split
     validation_fraction: float = 0.1  # of the rest held out as validation; 0: no such split
     split_seed: int = 0  # of the held-out splits
@@ -90,8 +89,6 @@ class Data:
         for name in ("test_fraction", "validation_fraction"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"data.{name} is a share in [0, 1), not {getattr(self, name)}")
-        if self.workers < 0:
-            raise UserError(f"data.workers is a number of processes, not {self.workers}")
 
     @property
     def batch_size(self) -> int | None:

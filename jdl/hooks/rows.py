@@ -39,7 +39,8 @@ class Rows(Listener):
         self._latest = event.metrics
         if self._last is None:
             self._last = (event.step, event.timing["training_seconds"])
-        if event.step % self._run.experiment.log_every == 0 or event.step == self._run.steps:
+        log_every = self._run.experiment.runtime.log_every
+        if event.step % log_every == 0 or event.step == self._run.steps:
             missing = dict.fromkeys(name for name in event.metrics if name in self._missing)
             scores = {**missing, **_compute(event.metrics, self._sums)}
             self._sums, self._missing = {}, set()

@@ -90,7 +90,8 @@ def _learning(
     said = learning_curves.verdict(rows, run.result, beside[0] if beside else None)
     lines = learning_curves.curves(rows)
     if not any(len(steps) > 1 for named in lines.values() for steps, _ in named.values()):
-        few = f"There are too few rows to draw; log_every is {run.experiment.log_every}."
+        interval = run.experiment.runtime.log_every
+        few = f"There are too few rows to draw; runtime.log_every is {interval}."
         return section("Learning curves", paragraph(said), paragraph(few))
     picture = folder.picture("curves", plots.curves(lines), "Learning curves")
     return section("Learning curves", paragraph(said), picture)

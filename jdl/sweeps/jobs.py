@@ -96,7 +96,7 @@ def train_jobs(
     """
     remaining = []
     for index, job in enumerate(jobs):
-        configure_allocator(job.experiment.malloc_arenas)
+        configure_allocator(job.experiment.runtime.malloc_arenas)
         with redirect_output(job.output):
             try:
                 outcome = load_finished(job.experiment, job.workdir, file)
@@ -299,7 +299,7 @@ def _benchmark(
 ) -> tuple[float, float]:
     """Benchmarks vmapped against sequential steps/s on throwaway states."""
     first, seeds = probe.experiment, [experiment.seed for experiment in experiments]
-    shared, count = len({*seeds}) == 1, first.steps_per_dispatch
+    shared, count = len({*seeds}) == 1, first.runtime.steps_per_execution
     pipeline = probe.pipeline("train")
     inputs = [
         pipeline.step_inputs(0, first.batch_size, seed, probe.shard)

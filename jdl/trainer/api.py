@@ -58,7 +58,7 @@ def train(
         checkpoints stay intact.
       Interrupted: on SIGTERM or Ctrl-C, after saving.
     """
-    configure_allocator(experiment.malloc_arenas)
+    configure_allocator(experiment.runtime.malloc_arenas)
     enable_compilation_cache()
     temporary = None if workdir else tempfile.mkdtemp(prefix="jdl-")
     workdir = Path(workdir or temporary or ".")

@@ -125,7 +125,7 @@ class TrainingLoop:
 
         It depends on the step alone, so that a resumed run executes the same programs.
         """
-        count = self.run.experiment.steps_per_dispatch
+        count = self.run.experiment.runtime.steps_per_execution
         aligned = step % count == 0 and step + count <= until
         free = not any(self.is_due(between) for between in range(step + 1, step + count))
         return count if aligned and free else 1

@@ -157,7 +157,7 @@ def with_tokenizer(workdir: Path, experiment: Experiment) -> Experiment:
 def check_resumable(workdir: Path, name: str, experiment: Experiment) -> None:
     """Refuses to go on with another experiment than the one that the directory holds.
 
-    Only the length (upward), the strategy and the hooks may change.
+    Only the length (upward), the strategy, the hooks and the runtime may change.
 
     Args:
       workdir: a run directory.
@@ -173,7 +173,7 @@ def check_resumable(workdir: Path, name: str, experiment: Experiment) -> None:
             f"{workdir} holds a run of {recorded.experiment!r}, not of {name!r}: "
             f"choose another --workdir"
         )
-    free = ("steps", "epochs", "strategy", "hooks")
+    free = ("steps", "epochs", "strategy", "hooks", "runtime")
     old, new = (
         {key: value for key, value in fields.items() if key.split(".")[0] not in free}
         for fields in (recorded.fields, json_value(flatten(experiment)))
@@ -181,7 +181,7 @@ def check_resumable(workdir: Path, name: str, experiment: Experiment) -> None:
     if changed := differences(old, new):
         raise UserError(
             f"{workdir} holds a run with other settings ({'; '.join(changed)}): only steps, "
-            f"epochs, strategy and hooks may change when a run goes on"
+            f"epochs, strategy, hooks and runtime may change when a run is resumed"
         )
 
 

@@ -129,7 +129,7 @@ class Run:
         state = self.evaluation_state(self.state if state is None else state)
         size, parts, last = self.experiment.batch_size, [], None
         predicted: list[Any] = []
-        for batch in pipeline.evaluation_batches(size, self.shard, self.experiment.data.workers):
+        for batch in pipeline.evaluation_batches(size, self.shard, self.experiment.runtime.workers):
             self._validate(pipeline, batch, split)
             placed = self.compiled.put(batch)
             scores = self.compiled.evaluate(state, placed)
@@ -205,7 +205,7 @@ class Run:
     def step_inputs(self, start: int) -> Iterator[Any]:
         """Yields step inputs from a step on; streamed batches are validated one by one."""
         size, seed = self.experiment.batch_size, self.experiment.seed
-        pipeline, workers = self.pipeline("train"), self.experiment.data.workers
+        pipeline, workers = self.pipeline("train"), self.experiment.runtime.workers
         for step_input in pipeline.step_inputs(start, size, seed, self.shard, workers):
             self._validate(pipeline, step_input, "train")
             yield step_input

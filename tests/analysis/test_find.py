@@ -172,7 +172,9 @@ def test_the_smallest_batch_is_what_devices_and_micro_batches_can_share(monkeypa
 
     monkeypatch.setattr(Run, "dispatch", spy)
     experiment = make_experiment(num_microbatches=3, strategy=DataParallel(), batch_size=12)
-    search = find_batch(dataclasses.replace(experiment, steps_per_dispatch=2), largest=12)
+    search = find_batch(
+        dataclasses.replace(experiment, runtime=jdl.Runtime(steps_per_execution=2)), largest=12
+    )
     assert [row.batch_size for row in search.rows] == [6, 12]
     assert search.ended == "the largest batch size asked for is 12"
     assert set(counts) == {(6, 2), (12, 2)}

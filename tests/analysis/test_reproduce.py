@@ -47,7 +47,7 @@ def trained(tmp_path_factory):
     (folder / "clouds.py").write_text(CLOUDS)
     workdir = folder / "run"
     words = ["train", str(folder / "clouds.py"), "--workdir", str(workdir)]
-    assert main([*words, "--seed", "3", "--log-every", "2"]) == 0
+    assert main([*words, "--seed", "3", "--runtime.log-every", "2"]) == 0
     return workdir
 
 

@@ -174,7 +174,10 @@ def test_other_checkpoints_are_deleted(tmp_path):
 
 def test_a_skipped_step_is_logged_with_the_positions_of_its_batch(tmp_path):
     task = Faulty(steps=(2, 4, 5))
-    run = jdl.train(make_experiment(task=task, stop_after_skipped=3, log_every=3), tmp_path / "run")
+    run = jdl.train(
+        make_experiment(task=task, stop_after_skipped=3, runtime=jdl.Runtime(log_every=3)),
+        tmp_path / "run",
+    )
     rows = read_rows(tmp_path / "run", "skipped")
     assert [(row["step"], row["metrics"]) for row in rows] == [
         (step, {"first_position": 8 * (step - 1), "last_position": 8 * step - 1})
@@ -201,7 +204,7 @@ class Undefined(Classification):
 
 
 def test_a_metric_that_is_not_finite_is_missing_in_the_rows_and_training_goes_on(tmp_path, capsys):
-    options = {"stop_after_skipped": 1, "log_every": 3, "steps": 12}
+    options = {"stop_after_skipped": 1, "runtime": jdl.Runtime(log_every=3), "steps": 12}
     task = Undefined(steps=(2, 4, 5, 6, 12))
     run = jdl.train(make_experiment(Checkpoint(every=1), task=task, **options), tmp_path / "run")
     rows = read_rows(tmp_path / "run", "train")
@@ -221,7 +224,7 @@ def test_what_was_missing_survives_a_checkpoint():
     listener(event)
     other.restore(json.loads(json.dumps(listener.state(), allow_nan=False)))
     for each in (listener, other):
-        each(dataclasses.replace(event, step=each._run.experiment.log_every))
+        each(dataclasses.replace(event, step=each._run.experiment.runtime.log_every))
         assert each._run.rows[-1]["metrics"] == {"odd": None}
 
 

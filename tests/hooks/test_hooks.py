@@ -89,7 +89,9 @@ def watched(tmp_path_factory):
         Profile(start=6, steps=2),
         Watch(),
     )
-    experiment = make_experiment(*hooks, steps=18, log_every=5, strategy=Spied())
+    experiment = make_experiment(
+        *hooks, steps=18, runtime=jdl.Runtime(log_every=5), strategy=Spied()
+    )
     said, pipeline, score = io.StringIO(), Splits.pipeline, Run.score
 
     def spied_pipeline(self, name):
@@ -272,7 +274,10 @@ def test_progress_draws_in_a_terminal(tmp_path, monkeypatch):
         assert terminal.isatty()
         with monkeypatch.context() as patch:
             patch.setattr(sys, "stdout", terminal)
-            jdl.train(make_experiment(Progress(), Evaluate(every=3), log_every=2), tmp_path / "r")
+            jdl.train(
+                make_experiment(Progress(), Evaluate(every=3), runtime=jdl.Runtime(log_every=2)),
+                tmp_path / "r",
+            )
     reader.join(10)
     os.close(leader)
     text = b"".join(shown).decode()

@@ -300,7 +300,7 @@ def test_strategies_carry_the_same_states(tmp_path):
 def test_a_broken_run_ends_as_one_that_never_was(tmp_path):
     hooks = (Break(), Evaluate(every=3), Checkpoint(every=4), Break())
     model = RecurrentLM(**SMALL, dropout_rate=0.2)
-    whole = experiment(model=model, hooks=hooks, steps=14, log_every=5)
+    whole = experiment(model=model, hooks=hooks, steps=14, runtime=jdl.Runtime(log_every=5))
     jdl.train(whole, tmp_path / "whole")
     with pytest.raises(Killed):
         jdl.train(broken(whole, 7), tmp_path / "broken")

@@ -17,7 +17,7 @@ from jdl.parallel import DataParallel, FullySharded
 from tests.flags import CHEAP
 
 EXPERIMENT = """
-from jdl import Experiment
+from jdl import Experiment, Runtime
 from jdl.data import Digits, RandomFlip, Scale
 from jdl.hooks import Checkpoint, Evaluate
 from jdl.models import MLP
@@ -30,7 +30,7 @@ experiment = Experiment(
     hooks=(Evaluate(every=2), Checkpoint(every=2)),
     steps=8,
     batch_size=14,
-    log_every=1,
+    runtime=Runtime(log_every=1),
 )
 """
 # Goes on twice with the run that the command began.

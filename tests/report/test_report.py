@@ -399,7 +399,7 @@ experiment = Experiment(
 def test_the_page_suits_the_task(command, tmp_path, text, pictures, parts):
     (tmp_path / "own.py").write_text(text)
     (tmp_path / "wave.csv").write_text("$level\n" + "\n".join(f"{i % 7}" for i in range(120)))
-    assert command("train", "own.py", "--workdir", "run", "--log-every", "1")[0] == 0
+    assert command("train", "own.py", "--workdir", "run", "--runtime.log-every", "1")[0] == 0
     code, out, err = command("report", "run", "--experiment", "own.py")
     assert (code, err) == (0, "")
     assert out == "run/report/index.html\n"

@@ -54,7 +54,7 @@ def experiment(**changes):
         "hooks": (Evaluate(every=10), Checkpoint(every=10)),
         "steps": 20,
         "batch_size": 8,
-        "log_every": 1,
+        "runtime": jdl.Runtime(log_every=1),
     }
     return jdl.Experiment(**{**settings, **changes})
 
@@ -141,7 +141,7 @@ def test_a_member_has_the_directory_of_a_run_alone_and_goes_on_alone(alone, plai
 @pytest.mark.parametrize(
     ("seeds", "changes"),
     [
-        ((0, 0), {"steps_per_dispatch": 5, "log_every": 5}),
+        ((0, 0), {"runtime": jdl.Runtime(steps_per_execution=5, log_every=5)}),
         ((0, 1), {"data": STREAMED, "model": CNN(channels=(2,), dense=(4,), num_classes=3)}),
         ((0, 1), {"optimizer": AdamW(0.01, ema_decay=0.9, schedule=optimizers.Cosine(warmup=0.1))}),
         ((0, 0), {"precision": "bf16", "num_microbatches": 2}),

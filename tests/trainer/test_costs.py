@@ -28,7 +28,9 @@ def slow(monkeypatch):
 
 @pytest.mark.parametrize("together", [1, 3])
 def test_waiting_for_slow_input_is_counted(slow, plain, tmp_path, together):
-    experiment = make_experiment(steps=6, hooks=(), steps_per_dispatch=together)
+    experiment = make_experiment(
+        steps=6, hooks=(), runtime=jdl.Runtime(steps_per_execution=together, log_every=5)
+    )
     result = jdl.train(experiment, tmp_path / "run").result
     assert 6 * 0.02 < result["input_seconds"] < result["seconds"]
     assert json.loads((plain / "result.json").read_text())["input_seconds"] < 0.1

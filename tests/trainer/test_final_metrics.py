@@ -33,7 +33,7 @@ def experiment(pipeline, **options):
         hooks=(Checkpoint(),),
         epochs=2,
         batch_size=SIZE,
-        log_every=1,
+        runtime=jdl.Runtime(log_every=1),
         **options,
     )
 

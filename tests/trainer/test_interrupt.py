@@ -33,7 +33,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from jdl import Experiment
+from jdl import Experiment, Runtime
 from jdl.data import Arrays
 from jdl.hooks import Checkpoint, Evaluate, Hook, Listener, Progress
 from jdl.optimizers import SGD
@@ -114,7 +114,7 @@ experiment = Experiment(
     hooks=(Announce(), Evaluate(every=7), Checkpoint(every=10), Progress()),
     steps=24,
     batch_size=4,
-    log_every=1,
+    runtime=Runtime(log_every=1),
 )
 '''
 

@@ -61,8 +61,8 @@ CASES = {
         "data": {"pipeline": "grain"},
         "hooks": (Evaluate(every=3), Checkpoint(every=4, asynchronous=True)),
     },
-    "steps per dispatch and accumulation": {
-        "steps_per_dispatch": 3,
+    "steps per execution and micro-batches": {
+        "runtime": jdl.Runtime(steps_per_execution=3, log_every=5),
         "num_microbatches": 2,
         "hooks": (Evaluate(every=6), Checkpoint(every=6)),
     },

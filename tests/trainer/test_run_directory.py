@@ -53,7 +53,7 @@ def contents(workdir):
         ({"data": {"arrays": {"train": make_arrays(1)}}}, r"data\.arrays\.train\.image"),
         ({"data": {"device_transforms": (Scale(),)}}, r"data\.device_transforms\.0\.divisor"),
         ({"data": {"pipeline": "grain"}}, r"data\.pipeline: auto -> grain"),
-        ({"log_every": 3}, "log_every: 5 -> 3"),
+        ({"stop_after_skipped": 3}, "stop_after_skipped: 10 -> 3"),
     ],
 )
 def test_other_settings_are_refused_by_name(changes, named, interrupted):

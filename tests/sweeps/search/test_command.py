@@ -18,7 +18,7 @@ pytest.importorskip("optuna", reason="optuna is not installed")
 
 FILE = '''"""Digits, searched."""
 
-from jdl import Experiment
+from jdl import Experiment, Runtime
 from jdl.data import Digits
 from jdl.hooks import Checkpoint, EarlyStopping, Evaluate, Progress
 from jdl.models import MLP
@@ -36,7 +36,7 @@ experiment = Experiment(
         Checkpoint(every=7, best=1),
     ),
     steps=20,
-    log_every=5,
+    runtime=Runtime(log_every=5),
 )
 space = {"optimizer.learning_rate": LogUniform(1e-3, 1e-2)}
 '''
