@@ -1,10 +1,12 @@
-"""What is known while a step is traced: concrete numbers, and the axes that shard a batch."""
+"""What is known while a step is traced: arguments, concrete numbers, axes that shard a batch."""
 
 import contextlib
+import inspect
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeGuard
 
+import flax.linen as nn
 import jax
 from jax.core import Tracer
 from jax.sharding import AxisType
@@ -24,6 +26,11 @@ def row_axes(rows: int) -> tuple[str, ...]:
     kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
     axes = tuple(a for a in ROWS if kinds.get(a) == AxisType.Auto and mesh.shape[a] > 1)
     return () if rows % math.prod(mesh.shape[axis] for axis in axes) else axes
+
+
+def takes_argument(model: nn.Module, name: str) -> bool:
+    """Whether a module's `__call__` takes an argument of this name."""
+    return name in inspect.signature(type(model).__call__).parameters
 
 
 def is_number(value: Any) -> TypeGuard[float]:

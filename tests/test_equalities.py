@@ -115,7 +115,7 @@ def test_remat_computes_the_blocks_again():
             form, state.replace(params=params), batch("gpt"), jax.random.key(0))[0])  # fmt: skip
         return flops.of(jaxpr(state.params))
 
-    blocks = 2 * ROWS * TIME * SIZES["layers"] * 12 * SIZES["width"] ** 2
+    blocks = 2 * ROWS * TIME * SIZES["num_layers"] * 12 * SIZES["embed_dim"] ** 2
     assert 0.5 * blocks < products(remat=True) - products() < 1.5 * blocks
 
 

@@ -10,9 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jdl.decoding.cache import empty, read, takes
+from jdl.data.vocabulary import check_token_ids
+from jdl.decoding.cache import empty, read
 from jdl.decoding.sampling import PLAIN, Sampling, draw
 from jdl.errors import UserError
+from jdl.tracing import takes_argument
 from jdl.typing import Key, PyTree
 
 
@@ -159,7 +161,7 @@ def _form(
     eos_token_id: int | None,
     vocab_size: int | None = None,
 ) -> _Form:
-    use_cache = takes(model, "decode") if use_cache is None else use_cache
+    use_cache = takes_argument(model, "decode") if use_cache is None else use_cache
     return _Form(model, sampling, use_cache, eos_token_id, vocab_size)
 
 
@@ -172,11 +174,7 @@ def _check(form: _Form, variables: PyTree, prompts: list[np.ndarray], max_new_to
     for prompt in prompts:
         if not prompt.size:
             raise UserError("the prompt is empty: give it a token or more")
-        wrong = prompt[(prompt < 0) | (prompt >= size)]
-        if wrong.size:
-            raise UserError(
-                f"the prompt holds the token {wrong[0]}, where the model knows 0..{size - 1}"
-            )
+        check_token_ids(prompt, size, "the prompt", hint="")
 
 
 def _keys(key: Key | None, rows: int) -> jax.Array:
@@ -269,5 +267,5 @@ def _next(form: _Form, variables: PyTree, state: _State) -> tuple[jax.Array, PyT
 
 
 def _logits(model: nn.Module, variables: PyTree, tokens: Any) -> Any:
-    modes: Any = {"train": False} if takes(model, "train") else {}
+    modes: Any = {"train": False} if takes_argument(model, "train") else {}
     return model.apply(variables, tokens, **modes)

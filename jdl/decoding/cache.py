@@ -1,6 +1,5 @@
 """The collection `cache` of a model that goes on token by token (`decode`)."""
 
-import inspect
 from collections.abc import Callable, Mapping
 
 import flax.linen as nn
@@ -13,11 +12,6 @@ from jdl.typing import PyTree
 Step = Callable[[jax.Array, jax.Array, PyTree], tuple[jax.Array, PyTree]]
 """Tokens (rows, n), the position of the first of them and a cache, to logits (rows, n, vocabulary)
 and the cache after them."""
-
-
-def takes(model: nn.Module, name: str) -> bool:
-    """Whether the model's `__call__` has an argument of this name."""
-    return name in inspect.signature(type(model).__call__).parameters
 
 
 def read(

@@ -8,13 +8,14 @@ import numpy as np
 
 from jdl.data.text import as_text
 from jdl.data.tokenizers import EOS, Pieces, Tokenizer
+from jdl.data.vocabulary import check_vocab_size
 from jdl.decoding import Sampling, stream
-from jdl.decoding.cache import takes
 from jdl.decoding.sampling import PLAIN
 from jdl.errors import UserError
 from jdl.experiment import Experiment
 from jdl.inference.predict import open_to_predict
 from jdl.tasks import LanguageModeling
+from jdl.tracing import takes_argument
 from jdl.trainer.run import Run
 
 UNFINISHED = "\ufffd"
@@ -35,14 +36,8 @@ def open_to_write(workdir: Path, experiment: Experiment, name: str) -> tuple[Run
             f"the task LanguageModeling"
         )
     run = open_to_predict(workdir, experiment, name)
-    tokenizer = run.experiment.data.tokenizer()
-    size = run.prediction.shape[-1]
-    if tokenizer.size > size:
-        raise UserError(
-            f"the tokenizer of {experiment.data.describe()} has {tokenizer.size} tokens, of which "
-            f"the model of {workdir} knows {size}"
-        )
-    return run, tokenizer
+    check_vocab_size(run.experiment.data, run.prediction.shape[-1])
+    return run, run.experiment.data.tokenizer()
 
 
 def write(
@@ -81,7 +76,7 @@ def write(
     end = EOS if isinstance(tokenizer, Pieces) else None
     state, model = run.compiled.gather(run.evaluation_state(run.state)), run.program.model
     context = getattr(model, "max_position_embeddings", None)
-    if context is None and not takes(model, "decode"):
+    if context is None and not takes_argument(model, "decode"):
         # What it can read is not known beyond what it was trained on.
         context = run.batch[run.experiment.task.inputs].shape[1] - 1
     chunks = stream(

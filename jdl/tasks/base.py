@@ -1,6 +1,5 @@
 """The base class of tasks: a task turns a model and a batch into gradients and metrics."""
 
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from jdl.data.base import Data
 from jdl.errors import UserError
 from jdl.metrics import Metrics
 from jdl.state import TrainState
+from jdl.tracing import takes_argument
 from jdl.typing import Batch, Json, Key, PyTree
 
 
@@ -52,12 +52,7 @@ def forward(
 
 def _named(model: nn.Module, **named: Any) -> Any:
     """Filters keyword arguments down to those that the module's `__call__` takes."""
-    return {name: value for name, value in named.items() if takes(model, name)}
-
-
-def takes(model: nn.Module, name: str) -> bool:
-    """Whether a module's `__call__` takes an argument of this name."""
-    return name in inspect.signature(type(model).__call__).parameters
+    return {name: value for name, value in named.items() if takes_argument(model, name)}
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jdl.data.vocabulary import check_token_ids
 from jdl.errors import UserError
 from jdl.metrics import BitsPerByte, Mean, Perplexity
 from jdl.state import CARRY, TrainState
-from jdl.tasks.base import Task, forward, takes
+from jdl.tasks.base import Task, forward
+from jdl.tracing import takes_argument
 from jdl.typing import Batch, Key, PyTree
 
 
@@ -42,12 +44,12 @@ class LanguageModeling(Task):
           UserError: the model is no language model, or carries a state from batch to batch where
             the data is in no order, or would not tell documents in one window apart.
         """
-        if not takes(model, "targets"):
+        if not takes_argument(model, "targets"):
             raise UserError(
                 f"{type(model).__name__} takes no targets, of which a language model gives the "
                 f"cross-entropy: use one that does, such as GPT"
             )
-        if "segments" in batch and not takes(model, "segments"):
+        if "segments" in batch and not takes_argument(model, "segments"):
             raise UserError(
                 f"{type(model).__name__} takes no segments, so that it would read over the borders "
                 f"of packed documents: use a model that does, such as GPT, or jdl.data.Tokens"
@@ -98,22 +100,18 @@ class LanguageModeling(Task):
     def validate_batch(self, batch: Mapping[str, np.ndarray], outputs: Any, where: str) -> None:
         """Also raises for tokens that the model does not know."""
         super().validate_batch(batch, outputs, where)
-        check_tokens(np.asarray(batch[self.inputs]), outputs.shape[-1], where, least=-1)
+        tokens = np.asarray(batch[self.inputs])
+        check_windows(tokens, outputs.shape[-1], f"{where}: {self.inputs!r}", least=-1)
 
 
-def check_tokens(tokens: np.ndarray, size: int, where: str, least: int = 0) -> None:
-    """Raises a UserError unless tokens (batch, length) are integers from `least` to `size - 1`."""
+def check_windows(tokens: np.ndarray, vocab_size: int, where: str, least: int = 0) -> None:
+    """Raises a UserError unless tokens are (batch, length) integers below `vocab_size`."""
     if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer):
         raise UserError(
-            f"{where}: tokens have shape {tokens.shape} and dtype {tokens.dtype}, where language "
-            f"modelling needs windows of integers"
+            f"{where} has shape {tokens.shape} and dtype {tokens.dtype}, where language modeling "
+            f"needs windows of integers"
         )
-    if tokens.size and not least <= tokens.min() <= tokens.max() < size:
-        hint = f": set model.vocab_size to {tokens.max() + 1}" if tokens.max() >= size else ""
-        raise UserError(
-            f"{where}: tokens lie between {tokens.min()} and {tokens.max()}, where the model knows "
-            f"0..{size - 1}{hint}"
-        )
+    check_token_ids(tokens, vocab_size, where, least=least)
 
 
 def _segments(batch: Batch) -> jax.Array | None:

@@ -13,8 +13,9 @@ import optax
 from jdl.errors import UserError
 from jdl.metrics import Mean, Perplexity
 from jdl.state import TrainState
-from jdl.tasks.base import Task, forward, takes
-from jdl.tasks.language import check_tokens
+from jdl.tasks.base import Task, forward
+from jdl.tasks.language import check_windows
+from jdl.tracing import takes_argument
 from jdl.typing import Batch, Json, Key, PyTree
 
 
@@ -45,7 +46,7 @@ class MaskedLanguageModeling(Task):
                 "masked language modelling needs hidden tokens: add jdl.data.MaskTokens() to "
                 "data.device_transforms"
             )
-        if not takes(model, "mlm_positions"):
+        if not takes_argument(model, "mlm_positions"):
             raise UserError(
                 f"{type(model).__name__} takes no places of hidden tokens: use a model that does, "
                 f"such as BERT"
@@ -91,7 +92,8 @@ class MaskedLanguageModeling(Task):
     def validate_batch(self, batch: Mapping[str, np.ndarray], outputs: Any, where: str) -> None:
         """Also raises for tokens that the model does not know."""
         super().validate_batch(batch, outputs, where)
-        check_tokens(np.asarray(batch[self.inputs]), outputs.shape[-1], where)
+        tokens = np.asarray(batch[self.inputs])
+        check_windows(tokens, outputs.shape[-1], f"{where}: {self.inputs!r}")
 
 
 def _metrics(total: jax.Array, count: jax.Array) -> dict[str, Mean]:

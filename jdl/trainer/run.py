@@ -12,7 +12,7 @@ import numpy as np
 from jdl import metrics as metrics_lib
 from jdl.data.pipeline import InMemory, Pipeline, Shard, stack, transformed
 from jdl.data.splits import Splits
-from jdl.data.transforms import MaskTokens
+from jdl.data.vocabulary import check_token_ids, check_vocab_size
 from jdl.errors import UserError
 from jdl.experiment import Experiment
 from jdl.metrics import Packed
@@ -301,38 +301,20 @@ class Run:
 
 
 def check_vocabulary(experiment: Experiment) -> None:
-    """Raises a UserError where tokenizer or transforms have tokens that the model does not know."""
-    known, data = getattr(experiment.model, "vocab_size", None), experiment.data
-    if not known:
-        return
-    size = data.tokenizer().size if data.has_tokenizer else 0
-    if size > known:
-        raise UserError(
-            f"the tokenizer of {data.describe()} has {size} tokens, the model knows {known}: set "
-            f"model.vocab_size to {size}"
-        )
-    for place, transform in enumerate(data.device_transforms):
-        if isinstance(transform, MaskTokens) and transform.vocab_size > known:
-            raise UserError(
-                f"data.device_transforms.{place}.vocab_size is {transform.vocab_size}, where the "
-                f"model knows {known} tokens: set both to the same"
-            )
+    """Raises a UserError if tokenizer or transforms have tokens that the model does not know."""
+    if vocab_size := getattr(experiment.model, "vocab_size", None):
+        check_vocab_size(experiment.data, vocab_size)
 
 
 def _check_tokens(experiment: Experiment, arrays: Mapping[str, Any], where: str) -> None:
-    """Raises a UserError for tokens beyond the vocabulary of a model that has one."""
-    known, task = getattr(experiment.model, "vocab_size", None), experiment.task
-    if not known:
-        return
-    # What other tasks aim at may be whole numbers that are no tokens.
+    """Raises a UserError for token ids beyond the vocabulary of a model that has one."""
+    vocab_size, task = getattr(experiment.model, "vocab_size", 0), experiment.task
+    # The targets of other tasks may be integers that are no tokens.
     names = (task.inputs, task.targets) if isinstance(task, Translation) else (task.inputs,)
-    for name in names:
+    for name in names if vocab_size else ():
         tokens = np.asarray(arrays[name])
-        if tokens.ndim == 2 and np.issubdtype(tokens.dtype, np.integer) and tokens.max() >= known:
-            raise UserError(
-                f"{where}: {name!r} holds the token {tokens.max()}, where the model knows "
-                f"0..{known - 1}: set model.vocab_size to {tokens.max() + 1}"
-            )
+        if tokens.ndim == 2 and np.issubdtype(tokens.dtype, np.integer):
+            check_token_ids(tokens, vocab_size, f"{where}: {name!r}", least=-1)
 
 
 def _rows(tree: Any, mask: np.ndarray) -> Any:

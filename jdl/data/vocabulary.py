@@ -1,0 +1,46 @@
+"""Checks that token ids are below the vocabulary size of a model."""
+
+import numpy as np
+
+from jdl.data.base import Data
+from jdl.data.transforms import MaskTokens
+from jdl.errors import UserError
+
+HINT = ": set model.vocab_size to {}"
+
+
+def check_token_ids(
+    tokens: np.ndarray, vocab_size: int, where: str, *, least: int = 0, hint: str = HINT
+) -> None:
+    """Raises a UserError unless `least <= tokens < vocab_size`.
+
+    Args:
+      tokens: integers of any shape.
+      vocab_size: number of tokens that the model knows.
+      where: the subject of the message, such as "split 'train': 'tokens'".
+      least: the smallest id; -1 where the task masks padding of that id.
+      hint: what to do about an id that is too large, with the size needed in place of `{}`.
+    """
+    wrong = tokens[(tokens < least) | (tokens >= vocab_size)]
+    if wrong.size:
+        worst = wrong.max() if wrong.max() >= vocab_size else wrong.min()
+        hint = hint.format(worst + 1) if worst >= vocab_size else ""
+        raise UserError(
+            f"{where} holds the token {worst}, where the model knows 0..{vocab_size - 1}{hint}"
+        )
+
+
+def check_vocab_size(data: Data, vocab_size: int) -> None:
+    """Raises a UserError if the tokenizer or a transform has more tokens than the model."""
+    size = data.tokenizer().size if data.has_tokenizer else 0
+    if size > vocab_size:
+        raise UserError(
+            f"the tokenizer of {data.describe()} has {size} tokens, the model knows {vocab_size}: "
+            f"set model.vocab_size to {size}"
+        )
+    for index, transform in enumerate(data.device_transforms):
+        if isinstance(transform, MaskTokens) and transform.vocab_size > vocab_size:
+            raise UserError(
+                f"data.device_transforms.{index}.vocab_size is {transform.vocab_size}, where the "
+                f"model knows {vocab_size} tokens: set both to the same"
+            )
