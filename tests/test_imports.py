@@ -35,7 +35,7 @@ MODULES = sorted(
 def python(code, **options):
     """Runs code in a process of its own."""
     command = [sys.executable, "-c", code]
-    return subprocess.run(command, capture_output=True, text=True, timeout=100, **options)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, **options)
 
 
 @pytest.mark.parametrize(

@@ -247,7 +247,7 @@ def run(code, *arguments, **environment):
         env=os.environ | {"PYTHONPATH": paths} | environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
 
 

@@ -5,7 +5,6 @@ import json
 import os
 import pickle
 import re
-import resource
 import shlex
 import shutil
 import socket
@@ -159,7 +158,7 @@ def test_a_run_needs_neither_tensorflow_nor_a_network(root, tmp_path):
         env=os.environ | {"PYTHONPATH": paths},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-3:] == ["code 0 True", "IMPORTED", "a decoy"]
@@ -174,23 +173,29 @@ def test_a_run_needs_neither_tensorflow_nor_a_network(root, tmp_path):
     assert {(part["source"], part["version"]) for part in data.values()} == {("mnist", "3.0.1")}
 
 
-def test_a_missing_set_is_an_error_within_five_seconds(tmp_path):
-    command = [sys.executable, "-m", "jdl", "train", "mnist_mlp", "--workdir", tmp_path / "run"]
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+def test_a_missing_set_is_an_error_before_anything_is_compiled_or_fetched(tmp_path):
+    code = """
+        import socket, sys
+        def connect(*_):
+            print("CONNECTED", file=sys.stderr)
+            raise OSError
+        socket.socket.connect = connect
+        from jdl.cli.main import main
+        sys.exit(main(sys.argv[1:]))
+    """
+    words = ["train", "mnist_mlp", "--workdir", tmp_path / "run"]
+    command = [sys.executable, "-c", textwrap.dedent(code), *words]
     done = subprocess.run(
         command,
-        env=os.environ | {"TFDS_DATA_DIR": str(tmp_path)},
+        env=os.environ | {"TFDS_DATA_DIR": str(tmp_path), "JAX_LOG_COMPILES": "true"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
         check=False,
     )
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    # Of the processor: other work on the machine does not count. Nothing is waited for.
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 5
     assert done.returncode not in (0, None)
     assert done.stdout == ""
-    (sentence,) = done.stderr.splitlines()
+    (sentence,) = done.stderr.splitlines()  # JAX would tell here of what it compiles
     assert f"'mnist' is not in {tmp_path}" in sentence
     for way in ("--data.data-dir", "TFDS_DATA_DIR", "--data.download", "jdl prepare mnist --from"):
         assert way in sentence

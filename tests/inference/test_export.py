@@ -40,7 +40,7 @@ def test_an_export_gives_the_runs_predictions_without_jdl(trained, command, tmp_
     images = np.random.default_rng(0).normal(size=(11, 3)).astype(np.float32)
     np.save(tmp_path / "images.npy", images)
     command_line = [sys.executable, "-c", READ, file, tmp_path / "images.npy", tmp_path / "out.npy"]
-    done = subprocess.run(command_line, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command_line, capture_output=True, text=True, timeout=600)
     assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
     recorded = read_run(trained)
     run = open_run(trained, recorded.experiment, recorded.file.name)

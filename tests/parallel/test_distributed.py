@@ -73,7 +73,7 @@ def launch(folder, *command):
         for index in range(2)
     ]
     try:
-        printed = [process.communicate(timeout=120)[0] for process in started]
+        printed = [process.communicate(timeout=600)[0] for process in started]
     finally:
         for process in started:
             process.kill()

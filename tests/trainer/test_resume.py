@@ -237,28 +237,56 @@ def test_a_damaged_newest_checkpoint_costs_steps_and_nothing_else(plain, tmp_pat
 
 
 EXPERIMENT = """
+import time
+from dataclasses import dataclass
+
 from jdl import Experiment
 from jdl.data import Digits, Scale
-from jdl.hooks import Checkpoint, Evaluate, Progress, RetraceWarning, TensorBoard
+from jdl.hooks import Checkpoint, Evaluate, Hook, Listener, Progress, RetraceWarning, TensorBoard
 from jdl.models import MLP
 from jdl.optimizers import SGD
 from jdl.parallel import Single
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hold(Hook):
+    def build(self, run):
+        return Holding(run.workdir.parent / "hold")
+
+
+class Holding(Listener):
+    def __init__(self, path):
+        self.path = path
+
+    def __call__(self, event):
+        while event.step == 100 and self.path.exists():  # a run to be killed does not end before
+            time.sleep(0.01)
+
 
 experiment = Experiment(
     model=MLP(widths=(), dropout_rate=0.2),
     data=Digits(device_transforms=(Scale(divisor=16.0),)),
     optimizer=SGD(0.1, momentum=0.9),
     strategy=Single(),
-    hooks=(Progress(), TensorBoard(), Evaluate(every=50), Checkpoint(), RetraceWarning()),
+    hooks=(Progress(), TensorBoard(), Evaluate(every=50), Checkpoint(), RetraceWarning(),
+           Hold()),
     steps=150,
 )
 """
 
 
-def test_killed_at_a_random_moment(tmp_path):
+def test_killed_at_a_random_moment(tmp_path, monkeypatch):
     (tmp_path / "small.py").write_text(EXPERIMENT)
     job = kill_resume.Job(experiment=str(tmp_path / "small.py"), every=10)
     reference = kill_resume.train_reference(job, tmp_path / "reference")
+    hold, kill = tmp_path / "hold", kill_resume.Process.kill
+    hold.touch()
+
+    def kill_and_let_go(process):
+        kill(process)
+        hold.unlink()
+
+    monkeypatch.setattr(kill_resume.Process, "kill", kill_and_let_go)
     draw = random.Random("3 0")  # about half-way
     report = kill_resume.train_killed(job, tmp_path / "killed", reference, 1, draw)
     assert report.faults == []

@@ -40,7 +40,10 @@ from jdl.sweeps.search import Choice, Int
 
 @dataclass(frozen=True, kw_only=True)
 class Slow(Hook):
-    """Takes a while for each step, and notes whose it was."""
+    """Takes a while for each step, and notes whose it was.
+
+    Waits at step 35 while the file `hold` is there, so that a worker to be killed is at work.
+    """
 
     def build(self, run):
         return _Slow(run)
@@ -49,11 +52,14 @@ class Slow(Hook):
 class _Slow(Listener):
     def __init__(self, run):
         self._path = run.workdir / "steps.txt"
+        self._hold = run.workdir.parents[2] / "hold"
 
     def __call__(self, event):
         with self._path.open("a") as file:
             file.write(f"{event.step} {os.getpid()}\\n")
         time.sleep(0.02)
+        while event.step == 35 and self._hold.exists():
+            time.sleep(0.02)
 
 
 generator = np.random.default_rng(0)
@@ -143,12 +149,14 @@ def check(
     """Does everything and says what is wrong."""
     (folder / "clouds.py").write_text(EXPERIMENT.replace("POINTS", str(points)))
     storage = f"sqlite:///{folder}/study.db" if sqlite else None
-    draw, landed = random.Random(seed), 0
+    draw, landed, hold = random.Random(seed), 0, folder / "hold"
+    hold.touch()
     alive = [start(folder, storage, index) for index in range(workers)]
     for index in range(kills):
         landed += kill(folder, [each for each in alive if each.poll() is None] or alive, draw)
         if index < restarts:
             alive.append(start(folder, storage, workers + index))
+    hold.unlink()
     codes = [each.wait() for each in alive]
     found = faults(folder, points, storage)
     if landed < kills:

@@ -29,7 +29,7 @@ def test_of_four_workers_two_are_killed_and_one_is_started_again(sqlite, tmp_pat
 
 
 def test_a_search_that_is_asked_to_end_has_its_workers_save_first(tmp_path):
-    (tmp_path / "clouds.py").write_text(kill_workers.EXPERIMENT.replace("POINTS", "4"))
+    (tmp_path / "clouds.py").write_text(kill_workers.EXPERIMENT.replace("POINTS", "99"))
     words = ["tune", "clouds.py", "--sampler", "grid", "--workdir", "study", "--workers", "2"]
     search = subprocess.Popen(
         [sys.executable, "-m", "jdl", *words],

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -272,9 +273,6 @@ def test_a_trial_is_held_by_one_worker_and_freed_by_its_end(tmp_path):
 
 @pytest.mark.parametrize("url", [None, "sqlite:///{}/study.db"])
 def test_of_several_that_see_a_stopped_heart_one_takes_the_trial_over(url, tmp_path, monkeypatch):
-    monkeypatch.setattr(leases, "GRACE", 1.0)
-    monkeypatch.setattr("jdl.sweeps.search.study.GRACE", 1.0)
-    monkeypatch.setattr("jdl.sweeps.search.study.BEAT", 1.0)
     storage = open_storage(url and url.format(tmp_path), tmp_path)
     study = optuna.create_study(storage=storage)
     places = [tmp_path / name for name in "abc"]
@@ -285,7 +283,16 @@ def test_of_several_that_see_a_stopped_heart_one_takes_the_trial_over(url, tmp_p
     held.release()  # its beats end, its trial does not
     (found,) = study.trials
     assert [each.claim(found) for each in others] == [None, None]
-    time.sleep(2.5)
+    # An hour passes, for the storage or for the workers, whichever looks at a clock.
+    if url:
+        import sqlalchemy
+
+        assert isinstance(storage, optuna.storages.RDBStorage)
+        with storage.engine.begin() as connection:
+            older = "UPDATE trial_heartbeats SET heartbeat = datetime(heartbeat, '-1 hour')"
+            connection.execute(sqlalchemy.text(older))
+    clock = SimpleNamespace(time=time.time, monotonic=lambda: time.monotonic() + 3600)
+    monkeypatch.setattr(leases, "time", clock)
     taken = [each.claim(found) for each in others]
     assert sum(claim is not None for claim in taken) == 1
     for claim in taken:
