@@ -1,68 +1,71 @@
-"""How much memory a traced function holds at most, told before it is compiled.
+"""Estimates the peak memory of a traced function, without compiling it.
 
-The trace is walked in its order. Like XLA, the walk takes cheap operations together with those that
-read what they give, which is then never stored; all else lies in memory from where it is computed
-to where it is last read. Inputs and outputs are counted elsewhere: a step is given its state and
-writes the new one in its place.
+The jaxpr is walked in order. As XLA does, the walk fuses elementwise operations into those that
+read their results, which are then never stored; every other array is live from the operation that
+computes it to the last one that reads it. Inputs and outputs are not counted: a training step
+donates its state, and the caller adds it once.
 """
 
+import collections
 import math
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from jax.extend import core
 
 from jdl.analysis.flops import held
 
-CALLS = {
-    "jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "checkpoint",
-    "remat", "remat2",
-}  # fmt: skip
-"""Run what they hold once, in their place."""
+CALLS = re.compile(r"p?jit|closed_call|core_call|custom_(jvp|vjp)_call|checkpoint|remat2?")
+"""Primitives that run the program among their parameters once."""
 
-SAME = {"reshape", "squeeze", "expand_dims", "copy", "stop_gradient"}
-"""Give what they read, under another shape."""
+RESHAPES = {"reshape", "squeeze", "expand_dims", "copy", "stop_gradient"}
+"""Primitives whose result is their input, perhaps in another shape."""
 
-CHEAP = {
-    "abs", "add", "add_any", "and", "bitcast_convert_type", "broadcast_in_dim", "ceil", "clamp",
-    "convert_element_type", "div", "dynamic_slice", "eq", "floor", "ge", "gt", "integer_pow",
-    "iota", "is_finite", "le", "lt", "max", "min", "mul", "ne", "neg", "not", "or", "pad",
-    "random_bits", "random_fold_in", "random_unwrap", "random_wrap", "rem", "rev", "round",
-    "select_n", "shift_left", "shift_right_arithmetic", "shift_right_logical", "sign", "slice",
-    "split", "square", "sub", "transpose", "xor",
+MOVES = {
+    "broadcast_in_dim", "dynamic_slice", "iota", "pad", "random_bits", "random_wrap", "rev",
+    "random_unwrap", "slice", "split", "transpose",
 }  # fmt: skip
-"""Computed anew by each operation that reads them."""
+"""Primitives that XLA fuses like elementwise ones, although shapes differ."""
 
 COSTLY = {
     "cbrt", "cos", "erf", "erf_inv", "erfc", "exp", "exp2", "expm1", "log", "log1p", "logistic",
     "pow", "rsqrt", "sin", "sqrt", "tan", "tanh",
 }  # fmt: skip
-"""Computed once, and stored where several operations read them."""
+"""Elementwise primitives that XLA does not compute again in each reader: stored if it has two."""
 
-FUSED = ("reduce_", "arg", "concatenate", "gather", "dynamic_update", "cum")
-"""How names begin of operations that store what they give and read what need not be stored."""
+REDUCTIONS = re.compile(r"reduce_|arg|concatenate|gather|dynamic_update|cum")
+"""Primitives that store their result and fuse the elementwise operations before them."""
 
-IN_PLACE = ("scatter", "dynamic_update")
-"""How names begin of operations that write into what they read last, as cheap ones do."""
+STORED = re.compile(
+    r"dot|conv_|sort|scatter|select_and|rng|fft|cholesky|qr|svd|eig|lu|top_k|all_|psum|"
+    r"optimization_barrier|.*(solve|call|pallas|attention|matmul|rnn)"
+)
+"""Further primitives that store their result, whatever its shape."""
 
-Value = tuple[int, int | None]
-"""The number of an array in memory, and which of its dimensions is split among devices."""
+IN_PLACE = re.compile(r"scatter|dynamic_update")
+"""Primitives that write into an input that nothing reads later, as fused ones do."""
 
 
-@dataclass
-class _Graph:
-    """What a program computes, with its calls resolved."""
+@dataclass(eq=False)
+class _Array:
+    bytes: int  # on one device
 
-    parts: int  # devices among which a dimension is split
-    bytes: list[int] = field(default_factory=list)  # of each value, on one device
-    steps: list[tuple[str, list[int], list[int], int]] = field(default_factory=list)
-    """Operation, what it reads, what it gives, and what it holds meanwhile."""
 
-    def value(self, aval: Any, dim: int | None = None) -> Value:
-        """A new value."""
-        self.bytes.append(nbytes(aval) // (1 if dim is None else self.parts))
-        return len(self.bytes) - 1, dim
+Value = tuple[_Array, int | None]
+"""An array, and which of its dimensions is split among devices."""
+
+
+@dataclass(frozen=True)
+class _Step:
+    """An operation of a program whose calls are inlined."""
+
+    reads: Sequence[_Array]
+    makes: Sequence[_Array]
+    kind: Literal["fused", "costly", "reduction", "stored"]
+    in_place: bool
+    inner: int  # peak bytes of the programs that it loops over or branches to
 
 
 def nbytes(aval: Any) -> int:
@@ -71,186 +74,189 @@ def nbytes(aval: Any) -> int:
 
 
 def peak(jaxpr: Any, dims: Sequence[int | None] = (), parts: int = 1) -> int:
-    """Bytes that one device holds at most beside a program's inputs and outputs.
+    """Peak bytes on one device, without a program's inputs and outputs.
 
     Args:
-      jaxpr: as `jax.make_jaxpr` gives it.
-      dims: of each input, the dimension that is split among devices, as far as there are inputs
-        that are; products, sums and what lies between carry it on.
-      parts: how many devices those are.
+      jaxpr: of `jax.make_jaxpr`.
+      dims: for each input, the dimension that is split among devices, or None; may be shorter than
+        the inputs. The split is propagated through the program.
+      parts: number of devices that share a split dimension.
     """
-    graph = _Graph(parts)
-    inner = getattr(jaxpr, "jaxpr", jaxpr)
-    filled = [*dims, *[None] * (len(inner.invars) - len(dims))]
-    constants = [graph.value(variable.aval) for variable in inner.constvars]
-    given = [graph.value(v.aval, dim) for v, dim in zip(inner.invars, filled, strict=True)]
-    outputs = _resolve(graph, inner, [*constants, *given])
-    return _most(graph, {i for i, _ in (*constants, *given)}, [i for i, _ in outputs])
+    return _walk(jaxpr, dims, parts)[0]
 
 
-def _resolve(graph: _Graph, jaxpr: Any, given: Sequence[Value]) -> list[Value]:
-    """Adds a program's operations to the graph and returns its outputs."""
-    known = dict(zip((*jaxpr.constvars, *jaxpr.invars), given, strict=True))
+def _walk(jaxpr: Any, dims: Sequence[int | None], parts: int) -> tuple[int, list[int | None]]:
+    """The peak bytes of a program, and the split dimension of each output."""
+    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+    avals = [variable.aval for variable in (*jaxpr.constvars, *jaxpr.invars)]
+    filled = [*[None] * len(jaxpr.constvars), *dims]
+    filled += [None] * (len(avals) - len(filled))
+    inputs = [_value(aval, dim, parts) for aval, dim in zip(avals, filled, strict=True)]
+    steps: list[_Step] = []
+    outputs = _inline(jaxpr, inputs, parts, steps)
+    most = _peak(steps, {array for array, _ in inputs}, {array for array, _ in outputs})
+    return most, [dim for _, dim in outputs]
 
-    def look_up(atom: Any) -> Value:
-        return graph.value(atom.aval) if isinstance(atom, core.Literal) else known[atom]
+
+def _value(aval: Any, dim: int | None = None, parts: int = 1) -> Value:
+    return _Array(nbytes(aval) // (1 if dim is None else parts)), dim
+
+
+def _inline(jaxpr: Any, inputs: Sequence[Value], parts: int, steps: list[_Step]) -> list[Value]:
+    """Appends a program's operations to `steps` and returns its outputs."""
+    known = dict(zip((*jaxpr.constvars, *jaxpr.invars), inputs, strict=True))
+
+    def read(atom: Any) -> Value:
+        return _value(atom.aval) if isinstance(atom, core.Literal) else known[atom]
 
     for equation in jaxpr.eqns:
-        name, ins = equation.primitive.name, [look_up(atom) for atom in equation.invars]
-        if name in CALLS and (inner := held(equation.params)):
-            program = getattr(inner[0], "jaxpr", inner[0])
-            constants = [graph.value(variable.aval) for variable in program.constvars]
-            outs = _resolve(graph, program, [*constants, *ins])
+        name, ins = equation.primitive.name, [read(atom) for atom in equation.invars]
+        programs = [getattr(program, "jaxpr", program) for program in held(equation.params)]
+        if programs and CALLS.fullmatch(name):
+            constants = [_value(variable.aval) for variable in programs[0].constvars]
+            outs = _inline(programs[0], [*constants, *ins], parts, steps)
+        elif name in RESHAPES:
+            array, dim = ins[0]
+            outs = [(array, _reshaped(equation, dim, parts))]
         else:
-            meanwhile, dims = _loop(equation, ins, graph.parts)
-            avals = [variable.aval for variable in equation.outvars]
-            if name in SAME:
-                outs = [(ins[0][0], dims[0])]
-            else:
-                outs = [graph.value(aval, dim) for aval, dim in zip(avals, dims, strict=True)]
-                read, made = [i for i, _ in ins], [i for i, _ in outs]
-                graph.steps.append((name, read, made, meanwhile))
-        known |= dict(zip(equation.outvars, outs, strict=True))
-    return [look_up(atom) for atom in jaxpr.outvars]
-
-
-def _loop(
-    equation: core.JaxprEqn, ins: Sequence[Value], parts: int
-) -> tuple[int, list[int | None]]:
-    """What an operation holds meanwhile, and how the arrays that it gives are split."""
-    name, dims = equation.primitive.name, [dim for _, dim in ins]
-    inner = [getattr(one, "jaxpr", one) for one in held(equation.params)]
-    if name == "scan":
-        (body,) = inner
-        # What it loops over comes with an axis 0 more than its body is given, or gives.
-        given = [
-            dim if dim is None or _ndim(outer) == _ndim(one) else (dim - 1 if dim else None)
-            for dim, outer, one in zip(dims, equation.invars, body.invars, strict=True)
-        ]
-        made = [
-            dim if dim is None or _ndim(outer) == _ndim(one) else dim + 1
-            for dim, outer, one in zip(
-                _dims_out(body, given, parts), equation.outvars, body.outvars, strict=True
+            inner, dims = _split(equation, programs, [dim for _, dim in ins], parts)
+            outs = [
+                _value(v.aval, dim, parts) for v, dim in zip(equation.outvars, dims, strict=True)
+            ]
+            kind = _kind(equation)
+            in_place = kind in ("fused", "costly") or bool(IN_PLACE.match(name))
+            steps.append(
+                _Step([one for one, _ in ins], [one for one, _ in outs], kind, in_place, inner)
             )
-        ]
-        return peak(body, given, parts), made
-    if name == "cond":
-        return max(peak(one, dims[1:], parts) for one in inner), _dims_out(
-            inner[0], dims[1:], parts
-        )
-    most = max(map(peak, inner)) if name == "while" else 0
-    return most, [_dim_out(equation, dims, out.aval, parts) for out in equation.outvars]
+        known |= dict(zip(equation.outvars, outs, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _kind(equation: core.JaxprEqn) -> Literal["fused", "costly", "reduction", "stored"]:
+    """How XLA treats a primitive; one whose operands broadcast to the result is elementwise."""
+    name, shape = equation.primitive.name, _shape(equation.outvars[0])
+    if name in COSTLY:
+        return "costly"
+    if REDUCTIONS.match(name):
+        return "reduction"
+    if STORED.match(name) or held(equation.params):
+        return "stored"
+    if name in MOVES or all(_broadcasts(_shape(v), shape) for v in equation.invars):
+        return "fused"
+    return "stored"
+
+
+def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
+    if len(shape) != len(to):
+        return not shape
+    return all(own in (1, size) for own, size in zip(shape, to, strict=True))
 
 
 def _shape(variable: Any) -> tuple[int, ...]:
-    return variable.aval.shape
+    return getattr(variable.aval, "shape", ())
 
 
-def _ndim(variable: Any) -> int:
-    return len(_shape(variable))
+def _split(
+    equation: core.JaxprEqn, programs: Sequence[Any], dims: list[int | None], parts: int
+) -> tuple[int, list[int | None]]:
+    """The peak bytes within an operation, and the split dimension of each result."""
+    name = equation.primitive.name
+    if name == "scan":
+        (body,) = programs
+        most, made = _walk(body, _unstacked(dims, equation.invars, body.invars, -1), parts)
+        return most, _unstacked(made, body.outvars, equation.outvars, 1)
+    if name == "cond":
+        found = [_walk(program, dims[1:], parts) for program in programs]
+        return max(most for most, _ in found), found[0][1]
+    most = max(map(peak, programs)) if name == "while" else 0
+    return most, [_result_dim(equation, dims, _shape(v)) for v in equation.outvars]
 
 
-def _dims_out(jaxpr: Any, dims: Sequence[int | None], parts: int) -> list[int | None]:
-    """How a program's outputs are split, given how its inputs are."""
-    graph = _Graph(parts)
-    given = [graph.value(v.aval, dim) for v, dim in zip(jaxpr.invars, dims, strict=True)]
-    constants = [graph.value(variable.aval) for variable in jaxpr.constvars]
-    return [dim for _, dim in _resolve(graph, jaxpr, [*constants, *given])]
-
-
-def _dim_out(
-    equation: core.JaxprEqn, dims: Sequence[int | None], out: Any, parts: int
-) -> int | None:
-    """The dimension along which an operation's result stays split; None where devices sum it."""
-    name, params = equation.primitive.name, equation.params
-    found = [(_shape(v), dim) for v, dim in zip(equation.invars, dims, strict=True)]
-    split = [(shape, dim) for shape, dim in found if dim is not None]
-    if not split or not hasattr(out, "shape"):
-        return None
-    if name == "dot_general":
-        return _dim_of_dot(params["dimension_numbers"], found)
-    shape, dim = split[0]
-    if name == "transpose":
-        return list(params["permutation"]).index(dim)
-    if name == "broadcast_in_dim":
-        there = params["broadcast_dimensions"][dim]
-        return there if out.shape[there] == shape[dim] else None
-    if name.startswith(("reduce_", "arg")) and "axes" in params:
-        gone = params["axes"]
-        return None if dim in gone else dim - sum(axis < dim for axis in gone)
-    if name in SAME:
-        before = math.prod(shape[:dim])
-        places = range(len(out.shape))
-        fits = [
-            i for i in places if math.prod(out.shape[:i]) == before and not out.shape[i] % parts
-        ]
-        return next((i for i in fits if out.shape[i] > 1), None)
-    same = [d for s, d in split if len(s) == len(out.shape) and out.shape[d] == s[d]]
-    return same[0] if same else None
-
-
-def _dim_of_dot(numbers: Any, found: Sequence[tuple[Any, int | None]]) -> int | None:
-    """Where the split dimension of a factor is in the product; None if it is summed over."""
-    contracted, batch = numbers
-    free = [
-        [i for i in range(len(shape)) if i not in (*contracted[side], *batch[side])]
-        for side, (shape, _) in enumerate(found)
+def _unstacked(
+    dims: Sequence[int | None], before: Sequence[Any], after: Sequence[Any], by: int
+) -> list[int | None]:
+    """Split dimensions where the arrays that a scan loops over lose, or gain, their axis 0."""
+    shifts = [by * (len(_shape(a)) != len(_shape(b))) for a, b in zip(before, after, strict=True)]
+    return [
+        None if dim is None or dim + shift < 0 else dim + shift
+        for dim, shift in zip(dims, shifts, strict=True)
     ]
-    begin = len(batch[0])
-    for side, (_, dim) in enumerate(found):
-        if dim in batch[side]:
-            return list(batch[side]).index(dim)
-        if dim in free[side]:
-            return begin + side * len(free[0]) + free[side].index(dim)
+
+
+def _reshaped(equation: core.JaxprEqn, dim: int | None, parts: int) -> int | None:
+    """Where a split dimension is after a reshape: behind as many elements, and still divisible."""
+    if dim is None:
+        return None
+    before, shape = math.prod(_shape(equation.invars[0])[:dim]), _shape(equation.outvars[0])
+    for position, size in enumerate(shape):
+        if size > 1 and not size % parts and math.prod(shape[:position]) == before:
+            return position
     return None
 
 
-def _most(graph: _Graph, given: set[int], outputs: Sequence[int]) -> int:
-    """The most bytes that lie in memory at once, without inputs and outputs."""
-    stored, reads = _stored(graph, given, outputs)
-    last = dict.fromkeys(range(len(graph.bytes)), -1)
-    for time, read in enumerate(reads):
-        last |= dict.fromkeys((*stored[time], *read), time)
-    ends: list[list[int]] = [[] for _ in graph.steps]
-    for value, time in last.items():
-        if time >= 0:
-            ends[time].append(value)
-    free, live, most = given | set(outputs), 0, 0
-    for time, (name, _, _, meanwhile) in enumerate(graph.steps):
-        new = sum(graph.bytes[value] for value in stored[time] if value not in free)
-        gone = sum(graph.bytes[value] for value in ends[time] if value not in free)
-        in_place = name in CHEAP | COSTLY or name.startswith(IN_PLACE)
-        most = max(most, live + meanwhile + (max(new - gone, 0) if in_place else new))
-        live += new - gone
+def _result_dim(
+    equation: core.JaxprEqn, dims: Sequence[int | None], out: tuple[int, ...]
+) -> int | None:
+    """The split dimension of a result; None where devices sum over it or hold all of it."""
+    split = [(side, dim) for side, dim in enumerate(dims) if dim is not None]
+    if not split:
+        return None
+    shapes = [_shape(variable) for variable in equation.invars]
+    for position, (origins, size) in enumerate(
+        zip(_origins(equation, shapes, len(out)), out, strict=True)
+    ):
+        if any((side, dim) in origins and shapes[side][dim] == size for side, dim in split):
+            return position
+    return None
+
+
+def _origins(
+    equation: core.JaxprEqn, shapes: Sequence[tuple[int, ...]], ndim: int
+) -> list[set[tuple[int, int]]]:
+    """For each dimension of a result, the operands and their dimensions that it runs over."""
+    name, params = equation.primitive.name, equation.params
+    if name == "dot_general":
+        contracted, batch = params["dimension_numbers"]
+        shared = [set(enumerate(pair)) for pair in zip(*batch, strict=True)]
+        return shared + [
+            {(side, dim)}
+            for side in (0, 1)
+            for dim in range(len(shapes[side]))
+            if dim not in (*contracted[side], *batch[side])
+        ]
+    if name == "transpose":
+        return [{(0, dim)} for dim in params["permutation"]]
+    if name == "broadcast_in_dim":
+        places = list(params["broadcast_dimensions"])
+        return [{(0, places.index(dim))} if dim in places else set() for dim in range(ndim)]
+    if REDUCTIONS.match(name) and "axes" in params:
+        return [{(0, dim)} for dim in range(len(shapes[0])) if dim not in params["axes"]]
+    alike = [side for side, shape in enumerate(shapes) if len(shape) == ndim]
+    return [{(side, dim) for side in alike} for dim in range(ndim)]
+
+
+def _peak(steps: Sequence[_Step], inputs: set[_Array], outputs: set[_Array]) -> int:
+    """The most bytes that are live at once, without inputs and outputs."""
+    readers = collections.Counter(array for step in steps for array in set(step.reads))
+    needed = outputs.union(*(step.reads for step in steps if step.kind == "stored"))
+    # The arrays in memory from which each array is computed: itself, if it is stored.
+    sources = {array: {array} for array in inputs}
+    stored: list[list[_Array]] = []
+    last: dict[_Array, int] = {}  # the step that reads an array last
+    for time, step in enumerate(steps):
+        read = set().union(*(sources.get(array, ()) for array in step.reads))
+        once = {"fused": math.inf, "costly": 2}.get(step.kind, 0)
+        stored.append([x for x in step.makes if x in needed or readers[x] >= once])
+        sources |= {array: {array} if array in stored[-1] else read for array in step.makes}
+        if stored[-1]:
+            last |= dict.fromkeys((*read, *stored[-1]), time)
+    ends = collections.Counter[int]()
+    for array, time in last.items():
+        ends[time] += array.bytes if array not in inputs | outputs else 0
+    live = most = 0
+    for time, step in enumerate(steps):
+        new = sum(array.bytes for array in stored[time] if array not in inputs | outputs)
+        grown = max(new - ends[time], 0) if step.in_place else new
+        most = max(most, live + step.inner + grown)
+        live += new - ends[time]
     return most
-
-
-def _stored(
-    graph: _Graph, given: set[int], outputs: Sequence[int]
-) -> tuple[list[list[int]], list[set[int]]]:
-    """For each operation which of its results are stored, and what they are computed from."""
-    readers, needed = [0] * len(graph.bytes), set(outputs)
-    for name, ins, _, _ in graph.steps:
-        for value in set(ins):
-            readers[value] += 1
-        if name not in CHEAP | COSTLY and not name.startswith(FUSED):
-            needed |= set(ins)
-    # What each value is computed from that lies in memory: itself, if it does.
-    roots: list[frozenset[int]] = [
-        frozenset((i,) if i in given else ()) for i in range(len(readers))
-    ]
-    stored: list[list[int]] = []
-    reads: list[set[int]] = []
-    for name, ins, outs, _ in graph.steps:
-        read = frozenset().union(*(roots[value] for value in ins))
-        kept = [
-            value
-            for value in outs
-            if value in needed
-            or not (name in CHEAP or (name in COSTLY and readers[value] < 2))
-        ]  # fmt: skip
-        for value in outs:
-            roots[value] = frozenset((value,)) if value in kept else read
-        stored.append(kept)
-        reads.append(set(read) if kept else set())
-    return stored, reads
