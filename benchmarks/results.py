@@ -13,12 +13,10 @@ from benchmarks.report import between, renew
 from jdl.config.experiment_file import expectation, find
 from jdl.errors import UserError
 from jdl.files import RunDirectory
+from jdl.metrics import HIGHER_IS_BETTER
 
 HEAD = """| experiment | data | metric | mean | worst | seeds | seconds a run |
 |---|---|---|---|---|---|---|"""
-
-HIGHER = ("accuracy", "bleu")
-"""Metrics of which more is better."""
 
 
 def row(directory: Path) -> str:
@@ -33,7 +31,9 @@ def row(directory: Path) -> str:
     promise = expectation(find(name))
     split, metric = promise.metric.split() if promise else ("test", "accuracy")
     scores = [result["metrics"][split][metric] for result in results]
-    worst = min(scores) if metric in HIGHER else max(scores)
+    if metric not in HIGHER_IS_BETTER:
+        raise UserError(f"{name}: whether a higher {metric} is better is unknown")
+    worst = min(scores) if HIGHER_IS_BETTER[metric] else max(scores)
     seconds = sum(result["seconds"] for result in results) / len(results)
     data = _read(RunDirectory(runs[0]).environment)["data"]
     splits = [split for split in ("train", "validation", "test") if split in data]

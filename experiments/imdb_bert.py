@@ -32,7 +32,7 @@ experiment = dataclasses.replace(
         TensorBoard(),
         Evaluate(),
         Checkpoint(),
-        EarlyStopping(metric="validation.accuracy", mode="max", patience=2),
+        EarlyStopping(metric="validation.accuracy", patience=2),
     ),
     epochs=4,
     batch_size=32,

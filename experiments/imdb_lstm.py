@@ -24,7 +24,7 @@ experiment = Experiment(
         TensorBoard(),
         Evaluate(),
         Checkpoint(),
-        EarlyStopping(metric="validation.accuracy", mode="max", patience=2),
+        EarlyStopping(metric="validation.accuracy", patience=2),
     ),
     # On CPUs the small products of each time step are faster without YNNPACK.
     compiler_options=(("xla_cpu_experimental_ynn_fusion_type", "LIBRARY_FUSION_TYPE_REDUCE"),),

@@ -5,7 +5,7 @@ Division comes last, in `compute`, so a score is exact under any batching and pa
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.struct
 import jax
@@ -15,11 +15,20 @@ import numpy as np
 from jdl.errors import UserError
 from jdl.typing import PyTree
 
+HIGHER_IS_BETTER: Mapping[str, bool] = {
+    **dict.fromkeys(("accuracy", "precision", "recall", "f1", "auc", "bleu"), True),
+    **dict.fromkeys(("iou", "dice", "psnr", "ssim"), True),
+    **dict.fromkeys(("loss", "nll", "perplexity", "bits_per_byte", "wer", "cer", "fid"), False),
+    **dict.fromkeys(("mse", "rmse", "mae", "mape"), False),
+}
+"""Whether a higher value is better, by the usual names of metrics; see `Task.higher_is_better`."""
+
 
 @flax.struct.dataclass
 class Mean:
     """A weighted mean: `total` is the sum of the values, `count` the sum of their weights."""
 
+    higher_is_better: ClassVar[bool | None] = None  # None: a mean may be of anything
     total: Any
     count: Any
 
@@ -49,6 +58,8 @@ class Mean:
 class Perplexity(Mean):
     """exp of a mean cross-entropy in nats (Jelinek et al., 1977)."""
 
+    higher_is_better: ClassVar[bool | None] = False
+
     def compute(self) -> float:
         """The value as a Python float; infinite where exp overflows."""
         with np.errstate(over="ignore"):
@@ -59,6 +70,8 @@ class Perplexity(Mean):
 class BitsPerByte(Mean):
     """A cross-entropy: `total` in nats, `count` the bytes of the text that was predicted."""
 
+    higher_is_better: ClassVar[bool | None] = False
+
     def compute(self) -> float:
         """The value as a Python float."""
         return float(self.total / self.count / np.log(2))
@@ -67,6 +80,8 @@ class BitsPerByte(Mean):
 @flax.struct.dataclass
 class RootMean(Mean):
     """The square root of a mean of squares, as in the root mean squared error."""
+
+    higher_is_better: ClassVar[bool | None] = False
 
     def compute(self) -> float:
         """The value as a Python float."""

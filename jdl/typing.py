@@ -78,6 +78,10 @@ class RunContext(Protocol):
         """Metrics over a whole split, each example counted once."""
         ...
 
+    def higher_is_better(self, metric: str) -> bool | None:
+        """Whether a higher value of a metric is better; None if unknown."""
+        ...
+
     def log(self, row: Mapping[str, Json]) -> None:
         """Appends a row to `metrics.jsonl` and passes it to the `row` method of every hook."""
         ...

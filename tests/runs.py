@@ -28,6 +28,9 @@ class Scored(Classification):
 
     scores: tuple[float, ...] = ()
 
+    def higher_is_better(self, metric):
+        return False if metric == "score" else super().higher_is_better(metric)
+
     def evaluate(self, model, state, batch):
         known = super().evaluate(model, state, batch)
         if not self.scores:

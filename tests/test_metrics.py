@@ -1,6 +1,7 @@
 """Metrics are sums that merge exactly, and equal the definitions of scikit-learn."""
 
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import log_loss, mean_absolute_error, root_mean_squared_error
 
+from jdl.config.experiment_file import available, documentation
 from jdl.errors import UserError
-from jdl.metrics import Mean, Perplexity, RootMean, compute, merge
+from jdl.metrics import HIGHER_IS_BETTER, Mean, Perplexity, RootMean, compute, merge
 
 # Multiples of 1/64 this small add up without rounding, in whatever order.
 exact = st.lists(st.integers(-1024, 1024).map(lambda n: n / 64), min_size=1, max_size=40)
@@ -124,3 +126,16 @@ def test_a_mask_of_another_shape_is_refused_also_while_tracing(shapes):
         with pytest.raises(UserError, match="mask of the values' shape") as caught:
             mean(values, mask)
         assert all(str(shape) in str(caught.value) for shape in shapes)
+
+
+def test_usual_names_have_the_directions_of_their_classes_and_of_the_experiments():
+    assert (Mean.higher_is_better, RootMean.higher_is_better) == (None, HIGHER_IS_BETTER["rmse"])
+    assert Perplexity.higher_is_better == HIGHER_IS_BETTER["perplexity"]
+    lower = ["loss", "nll", "perplexity", "rmse", "mae", "wer", "cer", "fid", "bits_per_byte"]
+    assert not any(HIGHER_IS_BETTER[name] for name in lower)
+    promises = [documentation(path) for path in available().values()]
+    expect = re.compile(r"^Expect: \w+ (\w+) .*(min|max)", re.MULTILINE)
+    found = [expect.search(text) for text in promises]
+    assert sum(each is not None for each in found) > 10
+    for name, worst in (each.groups() for each in found if each):
+        assert (worst == "min") == HIGHER_IS_BETTER[name], name

@@ -46,7 +46,7 @@ def tune(
         trials: number of complete and pruned trials, of all workers (default: 20, of a grid all).
         pruner: stops unpromising trials early.
         metric: SPLIT.NAME of the score.
-        mode: whether to minimize or maximize (default: by the metric's name).
+        mode: whether to minimize or maximize (default: as the metric defines it).
         workers: number of processes, which share the CPU cores and GPUs.
         storage: URL of a database (default: a journal file in the directory).
         study: name in the storage (default: the experiment's).

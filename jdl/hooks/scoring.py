@@ -71,7 +71,7 @@ class EarlyStopping(Hook):
     metric: str = "validation.loss"  # SPLIT.NAME of the score
     patience: int = 3  # evaluations without improvement that end the run
     min_delta: float = 0.0  # a smaller change is no improvement
-    mode: Literal["min", "max"] = "min"  # whether lower or higher is better
+    mode: Literal["min", "max"] | None = None  # what is better; None: as the metric defines it
 
     def __post_init__(self) -> None:
         if self.patience < 1:
@@ -135,7 +135,7 @@ class Checkpoint(Hook):
     keep: int = 2  # of the last ones; older ones are deleted
     best: int = 0  # of the best ones are kept as well
     metric: str = "validation.loss"  # SPLIT.NAME of the score that says which are best
-    mode: Literal["min", "max"] = "min"  # whether lower or higher is better
+    mode: Literal["min", "max"] | None = None  # what is better; None: as the metric defines it
     asynchronous: bool | None = None  # write behind the training; None: only on accelerators
 
     def __post_init__(self) -> None:
@@ -170,7 +170,8 @@ class _Checkpoint(Listener):
 
     def __call__(self, event: Event) -> None:
         if self._fresh is not None:
-            ranked = sorted([*self._best, (self._fresh, event.step)])[: self._config.best]
+            found = [(self._fresh, event.step)] if math.isfinite(self._fresh) else []
+            ranked = sorted([*self._best, *found])[: self._config.best]
             if ranked != self._best:
                 self._run.save()
             self._best, self._fresh = ranked, None
@@ -191,18 +192,21 @@ class _Checkpoint(Listener):
 
 @dataclass(frozen=True)
 class Score:
-    """One number of a row, turned so that lower is better."""
+    """One metric of a split's rows, with its sign changed so that lower is better."""
 
     split: str
     name: str
     sign: float = field(default=1.0)
 
     @classmethod
-    def parse(cls, metric: str, mode: str, run: RunContext, hook: Hook) -> "Score":
-        """Reads `SPLIT.NAME`.
+    def parse(
+        cls, metric: str, mode: Literal["min", "max"] | None, run: RunContext, hook: Hook
+    ) -> "Score":
+        """Parses `SPLIT.NAME`.
 
         Raises:
-          UserError: it has another form, or no `Evaluate` before the hook scores that split.
+          UserError: it has another form, no `Evaluate` before the hook scores that split, or it
+            is unknown whether higher is better.
         """
         split, _, name = metric.partition(".")
         if not name:
@@ -215,7 +219,13 @@ class Score:
                 f"{metric} is never scored: that needs a split {split!r}, and among the hooks an "
                 f"Evaluate of it before {type(hook).__name__}"
             )
-        return cls(split, name, 1.0 if mode == "min" else -1.0)
+        higher = run.higher_is_better(name) if mode is None else mode == "max"
+        if higher is None:
+            raise UserError(
+                f"{type(hook).__name__}: whether a higher {metric} is better is unknown: set mode "
+                f"to min or max"
+            )
+        return cls(split, name, -1.0 if higher else 1.0)
 
     def of(self, row: Mapping[str, Any]) -> bool:
         """Whether a row holds this score."""
@@ -231,4 +241,6 @@ class Score:
             known = ", ".join(row["metrics"])
             raise UserError(f"there is no metric {self.name!r} of {self.split} (there are {known})")
         score = row["metrics"][self.name]
-        return math.inf if score is None or math.isnan(score) else self.sign * score
+        if score is None or not math.isfinite(score):
+            return math.inf  # a model that diverged is never the best
+        return self.sign * score

@@ -8,6 +8,7 @@ import numpy as np
 
 from jdl.data import Series
 from jdl.data.text import START
+from jdl.metrics import HIGHER_IS_BETTER
 
 FITTED = 10_000
 """Examples, at most, that logistic regression is fitted on."""
@@ -26,7 +27,7 @@ class Baseline:
 
     def beaten_by(self, value: float, margin: float = 0.0) -> bool:
         """Whether a score is better by more than a margin."""
-        if self.metric == "accuracy":
+        if HIGHER_IS_BETTER[self.metric]:
             return value > self.value + margin
         return value < self.value - margin
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from jdl.data.base import Data
 from jdl.errors import UserError
-from jdl.metrics import Metrics
+from jdl.metrics import HIGHER_IS_BETTER, Metrics
 from jdl.state import TrainState
 from jdl.tracing import takes_argument
 from jdl.typing import Batch, Json, Key, PyTree
@@ -149,6 +149,14 @@ class Task:
     def predict(self, model: nn.Module, state: TrainState, batch: Batch) -> Any:
         """Predicts for each row of `batch[self.inputs]`."""
         raise NotImplementedError
+
+    def higher_is_better(self, metric: str) -> bool | None:
+        """Whether a higher value of a metric is better; None if unknown.
+
+        By default it is known for the usual names and for metric classes that define
+        `higher_is_better`; override it for other metrics.
+        """
+        return HIGHER_IS_BETTER.get(metric)
 
     def has_host_metrics(self, split: str, data: Data) -> bool:
         """Whether `compute_metrics` is called for a split, which then has to be predicted.

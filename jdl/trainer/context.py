@@ -64,6 +64,10 @@ class LoopContext:
         """See `RunContext`."""
         return self._run.evaluate(split, state)
 
+    def higher_is_better(self, metric: str) -> bool | None:
+        """See `RunContext`."""
+        return self._run.higher_is_better(metric)
+
     def print(self, text: str) -> None:
         """See `RunContext`."""
         self._run.print(text)

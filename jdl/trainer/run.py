@@ -15,11 +15,11 @@ from jdl.data.splits import Splits
 from jdl.data.vocabulary import check_token_ids, check_vocab_size
 from jdl.errors import UserError
 from jdl.experiment import Experiment
-from jdl.metrics import Packed
+from jdl.metrics import Metrics, Packed
 from jdl.optimizers import averaged_params
 from jdl.parallel import Steps, batch_shapes
 from jdl.state import TrainState
-from jdl.step import Program, init, predict
+from jdl.step import Program, evaluate, init, predict
 from jdl.tasks import HostMetrics, Translation
 from jdl.tracing import tracing_errors
 from jdl.trainer.interrupt import Interrupted, Interruption
@@ -239,6 +239,21 @@ class Run:
 
         with tracing_errors({name: value.shape[1:] for name, value in arrays.items()}):
             return jax.eval_shape(abstract_predict, jax.random.key(0), batch)
+
+    def abstract_metrics(self) -> Metrics:
+        """The metrics of an evaluation by name, without numbers."""
+        return jax.eval_shape(
+            lambda state, batch: evaluate(self.program, state, batch),
+            self.compiled.abstract_state,
+            self.batch,
+        )
+
+    def higher_is_better(self, metric: str) -> bool | None:
+        """Whether a higher value of a metric is better; None if unknown."""
+        known = self.experiment.task.higher_is_better(metric)
+        if known is None and metric in (metrics := self.abstract_metrics()):
+            return metrics[metric].higher_is_better
+        return known
 
     def print(self, text: str) -> None:
         """Prints a line for the user, on the first process only."""

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+import flax.struct
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -42,7 +43,7 @@ class FakeRun:
     def __init__(self, hook):
         self.saves = self.stops = 0
         self.rows = []
-        self.experiment = make_experiment(Evaluate(), hook)
+        self.experiment = make_experiment(Evaluate(), hook, task=Scored())
 
     def save(self):
         self.saves += 1
@@ -59,8 +60,11 @@ class FakeRun:
     def print(self, text):
         pass
 
+    def higher_is_better(self, metric):
+        return self.experiment.task.higher_is_better(metric)
 
-def drive(hook, scores, resume_at=()):
+
+def drive(hook, scores, resume_at=(), name="score"):
     """Gives a listener scores as evaluations do; returns it, the steps saved, and when it stopped.
 
     At some steps it is made anew from its state, as in a resumed run.
@@ -69,7 +73,7 @@ def drive(hook, scores, resume_at=()):
     listener, saved, stopped = hook.build(run), [], None
     for step, value in enumerate(scores, 1):
         run.saves = 0
-        listener.row({"step": step, "split": "validation", "metrics": {"loss": 1, "score": value}})
+        listener.row({"step": step, "split": "validation", "metrics": {"loss": 1, name: value}})
         timing = {"seconds": 0.0}
         listener(Event(step=step, epoch=0.0, metrics={}, state=object(), timing=timing))
         saved += [step] if run.saves else []
@@ -159,6 +163,53 @@ def test_a_score_that_is_no_number_is_never_the_best():
         assert drive(hook, scores)[0].protected_steps() == {3}
     hook = EarlyStopping(metric="validation.score", patience=9)
     assert drive(hook, [nan, 2.0, 1.0, nan])[0].best_step() == 3
+
+
+@flax.struct.dataclass
+class Correlation(Mean):
+    """A metric class that defines its direction."""
+
+    higher_is_better = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unknown(Classification):
+    """Has metrics without a usual name."""
+
+    def evaluate(self, model, state, batch):
+        known = super().evaluate(model, state, batch)
+        accuracy = known["accuracy"]
+        return {**known, "odd": accuracy, "fit": Correlation(accuracy.total, accuracy.count)}
+
+
+@pytest.mark.parametrize("mode", [None, "min", "max"])
+@pytest.mark.parametrize("name", ["accuracy", "loss", "nll", "wer", "cer", "bleu", "rmse", "fid"])
+def test_the_direction_is_the_metrics_unless_mode_overrides_it(name, mode):
+    scores = [3.0, 5.0, 1.0, 4.0]
+    higher = name in ("accuracy", "bleu") if mode is None else mode == "max"
+    for hook in (
+        EarlyStopping(metric=f"validation.{name}", mode=mode, patience=9),
+        Checkpoint(every=9, best=1, metric=f"validation.{name}", mode=mode),
+    ):
+        listener, _, _ = drive(hook, scores, name=name)
+        assert listener.protected_steps() == {2 if higher else 3}
+
+
+def test_a_metric_without_a_direction_needs_a_mode(tmp_path):
+    for hook in (EarlyStopping, Checkpoint):
+        options = {"best": 1} if hook is Checkpoint else {}
+        hooks = (Evaluate(every=2), hook(metric="validation.odd", **options))
+        with pytest.raises(UserError, match=r"a higher validation\.odd .* unknown: set mode"):
+            jdl.train(make_experiment(*hooks, task=Unknown()), tmp_path / hook.__name__)
+    hooks = (
+        Evaluate(every=1),
+        EarlyStopping(metric="validation.odd", mode="max", patience=99),
+        Checkpoint(best=1, metric="validation.fit"),
+    )
+    run = jdl.train(make_experiment(*hooks, task=Unknown(), steps=6), tmp_path / "run")
+    scores = [row["metrics"]["accuracy"] for row in read_rows(tmp_path / "run", "validation")]
+    assert run.result["metrics"]["validation"]["accuracy"] == max(scores)
+    assert 1 + scores.index(max(scores)) in kill_resume.checkpoints(tmp_path / "run")
 
 
 def test_other_checkpoints_are_deleted(tmp_path):

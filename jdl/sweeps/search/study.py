@@ -26,9 +26,6 @@ JOURNAL = "study.journal"
 IDENTITY = "jdl"
 """The attribute of a study that says what it is of."""
 
-LOWER = ("loss", "perplexity", "bits_per_byte", "rmse", "mse", "mae", "mape")
-"""Metrics of which less is better."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
@@ -126,12 +123,6 @@ def open_study(
             f"another --workdir or --study"
         )
     return study
-
-
-def direction(metric: str, mode: Literal["min", "max"] | None) -> Literal["minimize", "maximize"]:
-    """Whether a metric is to be minimised or maximised: as told, or by its name."""
-    lower = metric.rpartition(".")[2] in LOWER if mode is None else mode == "min"
-    return "minimize" if lower else "maximize"
 
 
 def trials(study: OptunaStudy) -> list[Trial]:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
 import optuna
 
 from jdl.config.experiment_file import ExperimentFile
@@ -14,7 +13,6 @@ from jdl.data.splits import Splits
 from jdl.errors import UserError, nearest
 from jdl.experiment import Experiment
 from jdl.files import RunDirectory, write_json
-from jdl.step import evaluate
 from jdl.sweeps.jobs import Vectorize
 from jdl.sweeps.search.leases import Claims
 from jdl.sweeps.search.progress import Progress
@@ -23,7 +21,6 @@ from jdl.sweeps.search.space import Constraint, check, describe, grid, listed
 from jdl.sweeps.search.study import (
     Trial,
     best,
-    direction,
     open_storage,
     open_study,
     trials,
@@ -59,7 +56,7 @@ class Settings:
     trials: int | None = None  # complete and pruned ones to have; None: 20, of a grid all
     pruner: PrunerName = "none"  # what stops hopeless trials
     metric: str = "validation.accuracy"  # SPLIT.NAME of the score
-    mode: Literal["min", "max"] | None = None  # which is better; None: as the metric's name tells
+    mode: Literal["min", "max"] | None = None  # what is better; None: as the metric defines it
     storage: str | None = None  # URL of a database; None: a journal file in the directory
     study: str | None = None  # name in the storage; None: the experiment's
     vectorize: Vectorize = "never"  # train points together that differ in numbers alone
@@ -134,13 +131,13 @@ def tune(
         raise UserError(f"{workdir} holds a run, not a search: choose another --workdir")
     sampler = make_sampler(config.sampler, experiment.seed, points or ())
     data = Splits(experiment.data, without=("test",))
-    _check_metric(search, data)
+    direction = _direction(search, data, config.mode)
     storage = open_storage(config.storage, search.workdir)
     study = open_study(
         storage,
         config.study or (file.name if file else "study"),
         _identity(search, config),
-        direction(config.metric, config.mode),
+        direction,
         sampler,
         make_pruner(config.pruner),
     )
@@ -192,8 +189,14 @@ def _identity(search: Search, config: Settings) -> dict[str, Json]:
     }
 
 
-def _check_metric(search: Search, data: Splits) -> None:
-    """Raises a UserError where no run would report the metric."""
+def _direction(
+    search: Search, data: Splits, mode: Literal["min", "max"] | None
+) -> Literal["minimize", "maximize"]:
+    """Whether the metric is minimized or maximized.
+
+    Raises:
+      UserError: no run would report the metric, or its direction is unknown.
+    """
     split, _, name = search.metric.partition(".")
     if split not in data.names:
         known = ", ".join(data.names)
@@ -202,17 +205,19 @@ def _check_metric(search: Search, data: Splits) -> None:
             f"data.validation_fraction makes one"
         )
     run = Run(search.experiment, "", search.workdir, data)
-    scores = jax.eval_shape(
-        lambda state, batch: evaluate(run.program, state, batch),
-        run.compiled.abstract_state,
-        run.batch,
-    )
+    scores = run.abstract_metrics()
     judged = search.experiment.task.has_host_metrics(split, search.experiment.data)
     if name not in scores and not judged:
         raise UserError(
             f"there is no metric {name!r} of {split} (there are {', '.join(scores)})"
             f"{nearest(name, scores)}"
         )
+    higher = run.higher_is_better(name) if mode is None else mode == "max"
+    if higher is None:
+        raise UserError(
+            f"whether a higher {search.metric} is better is unknown: set mode to min or max"
+        )
+    return "maximize" if higher else "minimize"
 
 
 def _finish(study: optuna.Study, search: Search) -> Study:

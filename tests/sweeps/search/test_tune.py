@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import time
 from types import SimpleNamespace
 
@@ -18,6 +19,7 @@ from jdl.parallel import Single
 from jdl.sweeps import jobs as jobs_module
 from jdl.sweeps.search import Choice, Int, LogUniform, Uniform
 from jdl.sweeps.vectorized import Stack
+from jdl.tasks import Classification
 
 optuna = pytest.importorskip("optuna", reason="optuna is not installed")
 
@@ -237,6 +239,40 @@ def test_where_all_fail_the_first_failure_is_said_and_the_rest_counted(tmp_path)
 def test_a_mistake_is_said_before_anything_is_trained(options, message, tmp_path):
     with pytest.raises(UserError, match=message):
         tuned(tmp_path / "study", **options)
+    assert not (tmp_path / "study" / "trials").exists()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Renamed(Classification):
+    """Has its accuracy under other names too."""
+
+    def evaluate(self, model, state, batch):
+        known = super().evaluate(model, state, batch)
+        return {**known, "wer": known["accuracy"], "odd": known["accuracy"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "direction"),
+    [
+        ("wer", None, "minimize"),
+        ("wer", "max", "maximize"),
+        ("nll", None, "minimize"),
+        ("accuracy", "min", "minimize"),
+        ("odd", "max", "maximize"),
+    ],
+)
+def test_the_direction_is_the_metrics_unless_mode_overrides_it(name, mode, direction, tmp_path):
+    options = {"metric": f"validation.{name}", "mode": mode, "trials": 2}
+    study, _ = tuned(tmp_path, experiment={"task": Renamed(), "steps": 4}, **options)
+    assert json.loads((tmp_path / "study.json").read_text())["direction"] == direction
+    best = min if direction == "minimize" else max
+    assert study.best.value == best(each.value for each in study.trials)
+
+
+def test_a_metric_without_a_direction_needs_a_mode(tmp_path):
+    message = "whether a higher validation.odd is better is unknown: set mode to min or max"
+    with pytest.raises(UserError, match=re.escape(message)):
+        tuned(tmp_path / "study", experiment={"task": Renamed()}, metric="validation.odd")
     assert not (tmp_path / "study" / "trials").exists()
 
 
