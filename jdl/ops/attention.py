@@ -1,4 +1,4 @@
-"""Scaled dot-product attention, chosen for the platform when it is traced."""
+"""Scaled dot-product attention, implemented per platform."""
 
 import functools
 import logging
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 Array = jax.Array
 
 BLOCK = 64
-"""Queries that are attended together where later keys can be left out."""
+"""Queries per block of causal attention on CPUs; a block skips the keys after its last query."""
 
 _log = logging.getLogger(__name__)
 
@@ -26,18 +26,19 @@ def attention(
 ) -> Array:
     """softmax(query key^T scale) value (Vaswani et al., 2017, equation 1), head by head.
 
-    Equal to `jax.nn.dot_product_attention`. On CPUs: blocks of queries that leave out the keys a
-    causal mask hides, and a backward pass from the saved probabilities. On NVIDIA cards and 16-bit
-    numbers: cuDNN's flash attention, or XLA's with a logged reason where cuDNN refuses. Elsewhere
-    XLA's. On CPUs reverse mode only: for `jax.jvp` use `jax.nn.dot_product_attention`.
+    Equal to `jax.nn.dot_product_attention`. CPUs compute blocks of queries that skip the keys
+    hidden by a causal mask, and a backward pass from the saved probabilities. NVIDIA GPUs use
+    cuDNN's flash attention for 16-bit dtypes, or XLA's with a logged reason where cuDNN refuses.
+    Other platforms use XLA's. On CPUs it supports reverse mode only: for `jax.jvp` call
+    `jax.nn.dot_product_attention`.
 
     Args:
-      query: (batch, time, heads, depth).
-      key: (batch, keys, groups, depth); `groups` divides `heads`, whose neighbours share a group.
-      value: (batch, keys, groups, depth).
-      causal: hide key j from query i where j > i.
-      mask: True where a query sees a key, broadcast to (batch, heads, time, keys).
-      scale: what scores are multiplied by; 1 / sqrt(depth) by default.
+      query: (batch, time, heads, depth), any float dtype.
+      key: (batch, keys, kv_heads, depth); `kv_heads` divides `heads`, and adjacent heads share one.
+      value: (batch, keys, kv_heads, depth).
+      causal: mask key j for query i where j > i.
+      mask: bool, True where a query attends to a key, broadcast to (batch, heads, time, keys).
+      scale: factor of the scores; 1 / sqrt(depth) by default.
 
     Returns:
       (batch, time, heads, depth), dtype of `query`.
@@ -46,12 +47,15 @@ def attention(
     backend = jax.default_backend()
     if backend == "cpu":
         repeats = query.shape[2] // key.shape[2]
-        if repeats > 1:
+        if repeats > 1:  # the batched products below need one key per query head
             key, value = jnp.repeat(key, repeats, 2), jnp.repeat(value, repeats, 2)
+        # (batch, heads, time, depth): each head is then one contiguous matrix product.
         heads_first = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
         return jnp.swapaxes(_blocked(*heads_first, mask, causal, scale), 1, 2)
     options: Any = {"mask": mask, "is_causal": causal, "scale": scale}
     if backend == "gpu" and query.dtype in (jnp.bfloat16, jnp.float16):
+        # JAX never selects cuDNN itself (implementation=None), and cuDNN rejects some shapes only
+        # when it is traced.
         try:
             return jax.nn.dot_product_attention(
                 query, key, value, **options, implementation="cudnn"
@@ -69,7 +73,7 @@ def _blocked(
 
 
 def _blocks(time: int, keys: int, causal: bool) -> list[tuple[slice, slice]]:
-    """Rows of queries, and the keys that any of them sees."""
+    """Slices of queries, each with the slice of keys that any of them attends to."""
     if not causal:
         return [(slice(0, time), slice(0, keys))]
     starts = range(0, time, BLOCK)
@@ -79,7 +83,9 @@ def _blocks(time: int, keys: int, causal: bool) -> list[tuple[slice, slice]]:
 def _scores(
     query: Array, key: Array, mask: Array | None, rows: slice, seen: slice, causal: bool
 ) -> Array:
+    """Masked scores (batch, heads, time, keys) float32; `query` is scaled already."""
     scores = jnp.einsum("bhtd,bhsd->bhts", query, key, preferred_element_type=jnp.float32)
+    # Finite, as in jax.nn: with -inf a fully masked row would give 0/0.
     hidden = jnp.finfo(jnp.float32).min
     if causal:
         i, j = jnp.arange(rows.start, rows.stop)[:, None], jnp.arange(seen.stop)
@@ -93,11 +99,12 @@ def _scores(
 def _forward(
     query: Array, key: Array, value: Array, mask: Array | None, causal: bool, scale: float
 ) -> tuple[Array, Any]:
+    """Output (batch, heads, time, depth), and the residuals of the backward pass."""
     outputs, kept = [], []
     for rows, seen in _blocks(query.shape[2], key.shape[2], causal):
         q, k, v = query[:, :, rows] * scale, key[:, :, seen], value[:, :, seen]
         scores = _scores(q, k, mask, rows, seen, causal)
-        # One division a row: a division for each element takes longer than its exponential.
+        # One division per row: on CPUs a division per element takes longer than its exponential.
         exponents = jnp.exp(scores - scores.max(-1, keepdims=True))
         inverse = 1 / exponents.sum(-1, keepdims=True)
         probabilities = (exponents * inverse).astype(query.dtype)
@@ -108,6 +115,11 @@ def _forward(
 
 
 def _backward(causal: bool, scale: float, saved: Any, gradient: Array) -> tuple[Any, ...]:
+    """Gradients of query, key and value, block by block from the saved probabilities P.
+
+    dV = P^T dO, dP = dO V^T, dS = P (dP - rowsum(dP P)), dQ = dS K, dK = dS^T Q (Dao et al., 2022,
+    appendix B.2).
+    """
     query, key, value, output, kept = saved
     dk, dv = jnp.zeros_like(key), jnp.zeros_like(value)
     dqs = []
@@ -115,10 +127,12 @@ def _backward(causal: bool, scale: float, saved: Any, gradient: Array) -> tuple[
     for (rows, seen), probabilities in zip(blocks, kept, strict=True):
         q, k, v, do = query[:, :, rows], key[:, :, seen], value[:, :, seen], gradient[:, :, rows]
         dp = jnp.einsum("bhtd,bhsd->bhts", do, v, preferred_element_type=jnp.float32)
+        # rowsum(dP P) = rowsum(dO O), which is depth instead of keys wide.
         mean = (do * output[:, :, rows]).astype(jnp.float32).sum(-1, keepdims=True)
         ds = (probabilities * (dp - mean) * scale).astype(query.dtype)
         dqs.append(ds @ k)
-        # Laid out anew: a product along an operand's rows runs at half the speed.
+        # The barrier materializes the transposes: on CPUs a product that contracts an operand's
+        # rows in place runs at half the speed.
         turned = jax.lax.optimization_barrier([jnp.swapaxes(x, 2, 3) for x in (probabilities, ds)])
         dv = dv.at[:, :, seen].add(turned[0] @ do)
         dk = dk.at[:, :, seen].add(turned[1] @ q)

@@ -1,4 +1,4 @@
-"""Convolution of images as one matrix product where that is faster."""
+"""2D convolution as one matrix product where that is faster."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -27,26 +27,26 @@ def conv_general_dilated(
 ) -> Array:
     """`jax.lax.conv_general_dilated`, as one matrix product on CPUs.
 
-    There, the gradients of XLA's convolutions run at a quarter of a product's speed or less; here
-    the shifted images are laid side by side along the channels (im2col; Chellapilla et al., 2006),
-    and the kernel's gradient is one more product with them. The input's is a convolution with the
-    turned kernel, in the one form of those that XLA does fast. Groups, dilated inputs and what is
-    not an image batch (NHWC) go to XLA, as everything does on other platforms. For
-    `flax.linen.Conv(conv_general_dilated=...)`. `jax.jvp` works.
+    On CPUs, XLA's gradients of convolutions reach a quarter of the speed of a matrix product or
+    less. This version concatenates the shifted images along the channels (im2col; Chellapilla et
+    al., 2006), and the kernel's gradient is one more product with them. The input's gradient is a
+    convolution with the flipped kernel, the one form that XLA computes fast. Groups, dilated
+    inputs, layouts other than NHWC and other platforms use XLA's convolution. Pass it as
+    `flax.linen.Conv(conv_general_dilated=...)`. Forward and reverse mode are supported.
 
     Args:
       lhs: (batch, height, width, channels).
-      rhs: (rows, columns, channels, outputs).
-      window_strides: of the output, in pixels.
+      rhs: (rows, columns, channels, features).
+      window_strides: along height and width, in pixels.
       padding: `SAME`, `VALID`, or pixels before and after along height and width.
-      lhs_dilation: spreads the input, which makes a transposed convolution.
-      rhs_dilation: spreads the kernel.
+      lhs_dilation: dilates the input, for a transposed convolution.
+      rhs_dilation: dilates the kernel.
       dimension_numbers: as in `jax.lax`.
       feature_group_count: as in `jax.lax`.
       **options: further options of `jax.lax.conv_general_dilated`.
 
     Returns:
-      (batch, height', width', outputs).
+      (batch, height', width', features).
     """
     plain = (
         lhs.ndim == 4
@@ -77,7 +77,7 @@ def conv_general_dilated(
 
 
 class Window(NamedTuple):
-    """How a kernel moves over images."""
+    """Strides, padding and dilation of a 2D convolution, and the precision of its product."""
 
     strides: tuple[int, ...]
     padding: tuple[tuple[int, int], ...]
@@ -92,7 +92,10 @@ def _product(window: Window, x: Array, kernel: Array) -> Array:
 
 
 def _multiply(window: Window, patches: Array, kernel: Array) -> Array:
-    flat = kernel.reshape(-1, kernel.shape[-1])
+    """(batch, height', width', features) of patches (batch, height', width', window)."""
+    flat = kernel.reshape(
+        -1, kernel.shape[-1]
+    )  # (window, features), window = rows*columns*channels
     options = {
         "precision": window.precision,
         "preferred_element_type": window.preferred_element_type,
@@ -101,12 +104,17 @@ def _multiply(window: Window, patches: Array, kernel: Array) -> Array:
 
 
 def _tangent(window: Window, primals: Any, tangents: Any) -> tuple[Array, Array]:
-    """Terms written as transposes, so that reverse mode has the products as they stand here."""
+    """Output and tangent.
+
+    Reverse mode transposes each term of the tangent. They are therefore written as transposes of
+    the products that the backward pass should run: transposing twice gives those back.
+    """
     (x, kernel), (dx, dk) = primals, tangents
     patches = _patches(window, x, kernel.shape[:2])
     y = _multiply(window, patches, kernel)
 
     def of_kernel(gradient: Array) -> Array:
+        """Kernel gradient patches^T gradient, one product over all pixels of the batch."""
         rows = gradient.reshape(-1, gradient.shape[-1]).astype(x.dtype)
         product = jnp.matmul(
             patches.reshape(-1, patches.shape[-1]).T, rows, precision=window.precision
@@ -114,6 +122,7 @@ def _tangent(window: Window, primals: Any, tangents: Any) -> tuple[Array, Array]
         return product.reshape(kernel.shape)
 
     def of_input(gradient: Array) -> Array:
+        """Input gradient for stride 1: a convolution with the flipped kernel."""
         turned = jnp.swapaxes(kernel[::-1, ::-1], 2, 3)
         reach = zip(kernel.shape[:2], window.dilation, window.padding, strict=True)
         padding = [((n - 1) * d - before, (n - 1) * d - after) for n, d, (before, after) in reach]
@@ -127,12 +136,13 @@ def _tangent(window: Window, primals: Any, tangents: Any) -> tuple[Array, Array]
             precision=window.precision,
         )
 
+    # A symbolic zero means that nobody differentiates this argument (an image, a frozen kernel).
     tangent = jnp.zeros_like(y)
     if not isinstance(dk, SymbolicZero):
         tangent += jax.linear_transpose(of_kernel, y)(dk)[0]
     if not isinstance(dx, SymbolicZero) and window.strides == (1, 1):
         tangent += jax.linear_transpose(of_input, y)(dx)[0]
-    elif not isinstance(dx, SymbolicZero):
+    elif not isinstance(dx, SymbolicZero):  # strided: XLA would dilate the gradient with zeros
         tangent += _multiply(window, _patches(window, dx, kernel.shape[:2]), kernel)
     return y, tangent
 
@@ -141,7 +151,7 @@ _product.defjvp(_tangent, symbolic_zeros=True)
 
 
 def _patches(window: Window, x: Array, shape: tuple[int, ...]) -> Array:
-    """(batch, height', width', rows * columns * channels): what each output pixel sees."""
+    """The receptive field of each output pixel, (batch, height', width', rows*columns*channels)."""
     strides, padding, dilation, *_ = window
     if any(before or after for before, after in padding):
         x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *((*p, 0) for p in padding), (0, 0, 0)))

@@ -27,32 +27,35 @@ def linear_cross_entropy(
 ) -> Array:
     """The weighted sum of cross-entropies of the logits `hidden kernel^T`, in nats.
 
-    Equal to `optax.softmax_cross_entropy_with_integer_labels` on those logits, times `weights`,
-    summed, which it is where there are at most `LOGITS` of them. More are computed in chunks, and
-    where gradients are asked for they are formed in the same pass (as in Hsu et al., 2024), so that
-    no logit is computed twice or kept; for tokens of weight zero, such as padding, none is computed
-    at all. Then reverse mode only: for `jax.jvp` use the plain form. Where the rows of a batch are
-    spread over devices, each forms the chunks of its own.
+    Equal to the weighted sum of `optax.softmax_cross_entropy_with_integer_labels`, which computes
+    it for up to `LOGITS` logits. More are computed in chunks, and their gradients in the same pass
+    (as in Hsu et al., 2024), so that no logit is computed twice or stored. Tokens of weight zero,
+    such as padding, are skipped. Chunks support reverse mode only, once, and have no gradient with
+    respect to `weights`: for `jax.jvp` use the plain form. With a sharded batch, each device
+    computes the chunks of its own tokens.
 
     Args:
-      hidden: (tokens, width).
-      kernel: (vocabulary, width), such as a tied embedding.
+      hidden: (tokens, embed), any float dtype; logits are computed in it and summed in float32.
+      kernel: (vocab, embed), such as a tied embedding.
       targets: (tokens,) int32.
-      weights: (tokens,) float32; in chunks not differentiated.
-      smoothing: share of each target's probability that is spread evenly over the vocabulary, the
-        target included (Szegedy et al., 2016, section 7).
+      weights: (tokens,) float32.
+      smoothing: fraction of each target's probability that is spread uniformly over the
+        vocabulary, the target included (Szegedy et al., 2016, section 7).
 
     Returns:
       A float32 scalar.
     """
     if not is_zero(smoothing):
-        # Smoothed labels cost the target's logit less the mean of all, times the share, more.
+        # The smoothed loss is logsumexp(z) - (1 - s) z_target - s mean(z), which exceeds the plain
+        # one by s (z_target - mean(z)). Logits are linear: mean(z) = hidden . mean(kernel).
         mean = kernel.mean(0, keepdims=True)
         gain = jnp.einsum("nd,nd->n", hidden.astype(jnp.float32), kernel[targets] - mean)
         plain = linear_cross_entropy(hidden, kernel, targets, weights)
         return plain + smoothing * jnp.sum(weights * gain)
     axes = row_axes(hidden.shape[0])
-    if axes:  # each device forms its own tokens' chunks; one sum of the kernel's gradients follows
+    if axes:
+        # Sorting tokens by weight would gather them from all devices. Here each device sorts its
+        # own, and the transpose of the replicated kernel adds up its gradients in one all-reduce.
         rows = P(axes)
         local = jax.shard_map(
             lambda *given: _sum(*given)[None], in_specs=(rows, P(), rows, rows), out_specs=rows,
@@ -63,6 +66,7 @@ def linear_cross_entropy(
 
 
 def _sum(hidden: Array, kernel: Array, targets: Array, weights: Array) -> Array:
+    """The sum on one device, plain or in chunks."""
     if hidden.shape[0] * kernel.shape[0] > LOGITS[_platform()]:
         return _in_chunks(hidden, kernel, targets, weights)
     logits = _logits(hidden, kernel)
@@ -74,6 +78,7 @@ def _platform() -> str:
 
 
 def _logits(hidden: Array, kernel: Array) -> Array:
+    """(tokens, vocab) float32: products in the dtype of `hidden`, accumulated in float32."""
     operand = kernel.astype(hidden.dtype)
     return jnp.einsum("nd,vd->nv", hidden, operand, preferred_element_type=jnp.float32)
 
@@ -89,6 +94,7 @@ def _forward(hidden: Array, kernel: Array, targets: Array, weights: Array) -> tu
 
 
 def _backward(saved: Any, gradient: Array) -> tuple[Any, ...]:
+    # The loss is a scalar, so its cotangent only scales the gradients of the forward pass.
     dhidden, dkernel = saved
     return dhidden * gradient.astype(dhidden.dtype), dkernel * gradient, None, None
 
@@ -99,19 +105,20 @@ _in_chunks.defvjp(_forward, _backward)
 def _chunked(
     hidden: Array, kernel: Array, targets: Array, weights: Array, gradients: bool
 ) -> tuple[Any, ...]:
-    """Sum over chunks of equal length, tokens with a weight first; chunks without one are left out.
+    """Loss and gradients summed over chunks of equal length.
 
-    The last chunk begins earlier where it would reach past the end, and then counts only what is
-    new.
+    Tokens are sorted so that those with a weight come first; the remaining chunks are skipped.
     """
     tokens, platform = hidden.shape[0], _platform()
     size = max(1, min(TOKENS[platform], LOGITS[platform] // kernel.shape[0], tokens))
-    # Cast once: inside the loop's condition, XLA would cast the kernel again for every chunk.
+    # Cast outside the loop: inside `cond`, XLA would cast the kernel again for every chunk.
     operand = kernel.astype(hidden.dtype)
     order, weighted = jnp.argsort(weights == 0, stable=True), jnp.count_nonzero(weights)
 
     def add(carry: Any, start: Array) -> Any:
         sums, dhidden = carry
+        # All chunks have one static length: the last one moves back to end at the last token, and
+        # tokens that an earlier chunk has counted get weight 0.
         first = jnp.minimum(start, tokens - size)
         rows = jax.lax.dynamic_slice_in_dim(order, first, size)
         w = jnp.where(first + jnp.arange(size) >= start, weights[rows], 0.0)
@@ -131,6 +138,7 @@ def _chunked(
 def _chunk(
     hidden: Array, kernel: Array, targets: Array, weights: Array, gradients: bool
 ) -> tuple[Any, ...]:
+    """Loss of a chunk, and its gradients by `hidden` (chunk, embed) and `kernel` (vocab, embed)."""
     logits = _logits(hidden, kernel)
     logits = logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True))
     exponents = jnp.exp(logits)
@@ -139,6 +147,7 @@ def _chunk(
     total = jnp.sum(weights * (jnp.log(sums) - right))
     if not gradients:
         return total, None, None
+    # d loss / d logits = weight (softmax - one_hot); one multiplication per logit, not a division.
     known = targets[:, None] == jnp.arange(kernel.shape[0])
     slopes = exponents * (weights / sums)[:, None] - jnp.where(known, weights[:, None], 0.0)
     slopes = slopes.astype(hidden.dtype)

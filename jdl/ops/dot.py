@@ -1,4 +1,4 @@
-"""Products of dense layers."""
+"""The matrix product of dense layers."""
 
 from typing import Any
 
@@ -11,21 +11,21 @@ Array = jax.Array
 def dot_general(
     lhs: Array, rhs: Array, dimension_numbers: Any, *args: Any, **options: Any
 ) -> Array:
-    """`jax.lax.dot_general`, on CPUs with all rows of a dense layer's input along one axis.
+    """`jax.lax.dot_general`, on CPUs with the leading axes of a dense layer's input flattened.
 
-    Where its input has several axes of rows, XLA lays the operands of the kernel's gradient out
-    anew before it multiplies them; with one axis it does not. For `flax.linen.Dense(dot_general=
-    ...)`. All other products, and all on other platforms, go to XLA as they are. `jax.jvp` works.
+    With several leading axes, XLA transposes the operands of the kernel's gradient before it
+    multiplies them; with one it does not. Other products and other platforms are passed through.
+    Use it as `flax.linen.Dense(dot_general=...)`. Forward and reverse mode are supported.
 
     Args:
       lhs: (..., inputs).
-      rhs: (inputs, outputs).
-      dimension_numbers: as in `jax.lax`.
-      *args: further arguments of `jax.lax.dot_general`.
-      **options: the same, by name.
+      rhs: (inputs, features).
+      dimension_numbers: as in `jax.lax.dot_general`.
+      *args: further positional arguments of `jax.lax.dot_general`.
+      **options: further keyword arguments.
 
     Returns:
-      (..., outputs).
+      (..., features).
     """
     dense = lhs.ndim > 2 and rhs.ndim == 2 and _plain(dimension_numbers, lhs.ndim)
     if not dense or jax.default_backend() != "cpu":
@@ -36,5 +36,6 @@ def dot_general(
 
 
 def _plain(dimension_numbers: Any, ndim: int) -> bool:
+    """Whether the product contracts the last axis of `lhs` with the first of `rhs`, unbatched."""
     (left, right), batch = dimension_numbers
     return tuple(left) == (ndim - 1,) and tuple(right) == (0,) and not any(map(len, batch))

@@ -1,4 +1,4 @@
-"""Pooling whose gradient is fast on every platform."""
+"""Max pooling with a gradient that is fast on CPUs too."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,14 +18,14 @@ def max_pool(
 ) -> Array:
     """Maximum over windows of an image batch.
 
-    Equal to `flax.linen.max_pool`. Written as a maximum over strided slices because XLA's gradient
-    of `reduce_window` is about twenty times slower on CPUs. Where several elements of a window are
-    equal, they share the gradient.
+    Equal to `flax.linen.max_pool`. It is a maximum over strided slices, since XLA's gradient of
+    `reduce_window` is about twenty times slower on CPUs. Equal elements of a window share the
+    gradient. Forward and reverse mode are supported.
 
     Args:
       x: (batch, height, width, channels).
       window_shape: height and width of a window in pixels.
-      strides: rows and columns from one window to the next; 1 and 1 by default.
+      strides: along height and width, in pixels; 1 and 1 by default.
       padding: `SAME`, `VALID`, or pixels before and after along height and width.
 
     Returns:
@@ -48,6 +48,7 @@ def max_pool(
         )
         return x[:, rows, columns]
 
+    # Element (i, j) of every window at once: (batch, height', width', channels) each.
     pooled = shifted(0, 0)
     for i in range(window_shape[0]):
         for j in range(window_shape[1]):
@@ -57,6 +58,6 @@ def max_pool(
 
 
 def _least(dtype: Any) -> Array:
-    """The number that no other of its type is below."""
+    """The smallest value of a dtype, the identity of max."""
     real = jnp.issubdtype(dtype, jnp.floating)
     return jnp.array(-jnp.inf if real else jnp.iinfo(dtype).min, dtype)

@@ -1,4 +1,4 @@
-"""Recurrent sequences whose backward pass forms each weight gradient in one product."""
+"""LSTM and GRU sequences whose backward pass computes each weight gradient in one product."""
 
 from typing import Any
 
@@ -20,22 +20,22 @@ def _scan(step: Any, carry: Any, xs: Any, **options: Any) -> Any:
 
 
 def sigmoid(x: Array) -> Array:
-    """The logistic function by way of tanh, which CPUs vectorize where they do not a division."""
+    """The logistic function through tanh, which CPUs vectorize, unlike a division."""
     return 0.5 * jnp.tanh(0.5 * x) + 0.5
 
 
 def lstm_step(projected: Array, h: Array, c: Array, kernel: Array) -> tuple[Array, Array]:
-    """One step of a long short-term memory (Hochreiter and Schmidhuber, 1997; Gers et al., 2000).
+    """One LSTM step (Hochreiter and Schmidhuber, 1997; Gers et al., 2000).
 
     Args:
-      projected: input times its kernel plus bias, (batch, 4 units): gates for input, forgetting
-        and output, then the candidate.
-      h: hidden state, (batch, units).
-      c: cell state, (batch, units).
-      kernel: the recurrent kernel, (units, 4 units).
+      projected: input times its kernel plus bias, (batch, 4 * hidden): input, forget and output
+        gate, then the candidate.
+      h: hidden state, (batch, hidden).
+      c: cell state, (batch, hidden).
+      kernel: the recurrent kernel, (hidden, 4 * hidden).
 
     Returns:
-      The new hidden and cell state.
+      The new hidden and cell state, (batch, hidden) each.
     """
     i, f, o, g = jnp.split(projected + h @ kernel, 4, axis=-1)
     c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
@@ -44,20 +44,22 @@ def lstm_step(projected: Array, h: Array, c: Array, kernel: Array) -> tuple[Arra
 
 @jax.custom_vjp
 def lstm(projected: Array, h: Array, c: Array, kernel: Array) -> tuple[Array, Array]:
-    """`lstm_step` over a sequence whose inputs were all projected beforehand.
+    """Scans `lstm_step` over a sequence of projected inputs.
 
-    Equal to `jax.lax.scan` over `lstm_step`. Differentiating that scan adds to the kernel's
-    gradient at every step; here the gates' gradients are kept, and one product over all steps
-    gives it (Appleyard et al., 2016). Reverse mode only: for `jax.jvp` scan over `lstm_step`.
+    Equal to `jax.lax.scan` over `lstm_step`, whose derivative accumulates the kernel's gradient at
+    every step. This version keeps the gradients of the gates and computes the kernel's in one
+    product over all steps (Appleyard et al., 2016). It supports reverse mode only, once: for
+    `jax.jvp` and second derivatives, scan over `lstm_step`.
 
     Args:
-      projected: (time, batch, 4 units), as in `lstm_step`.
-      h: first hidden state, (batch, units).
-      c: first cell state, (batch, units).
-      kernel: the recurrent kernel, (units, 4 units).
+      projected: (time, batch, 4 * hidden), as in `lstm_step`.
+      h: initial hidden state, (batch, hidden).
+      c: initial cell state, (batch, hidden).
+      kernel: the recurrent kernel, (hidden, 4 * hidden).
 
     Returns:
-      The hidden states after each step, (time, batch, units), and the last cell state.
+      The hidden states after each step, (time, batch, hidden), and the last cell state,
+      (batch, hidden).
     """
     return _lstm_forward(projected, h, c, kernel)[0]
 
@@ -68,6 +70,7 @@ def _lstm_forward(projected: Array, h: Array, c: Array, kernel: Array) -> tuple[
     def step(carry: Any, z: Array) -> tuple[Any, Any]:
         h, c = carry
         z = z + h @ kernel
+        # The three gates are adjacent, so one sigmoid covers them.
         gates, g = sigmoid(z[:, : 3 * units]), jnp.tanh(z[:, 3 * units :])
         i, f, o = gates[:, :units], gates[:, units : 2 * units], gates[:, 2 * units :]
         c = f * c + i * g
@@ -79,22 +82,24 @@ def _lstm_forward(projected: Array, h: Array, c: Array, kernel: Array) -> tuple[
 
 
 def _lstm_backward(saved: Any, cotangents: Any) -> tuple[Array, Array, Array, Array]:
+    """Backpropagation through time; `dz` are gradients before the gates' nonlinearities."""
     h, c, kernel, hs, cs, *gates = saved
-    dhs, dc = cotangents
-    before = jnp.concatenate([c[None], cs[:-1]])
-    transposed = kernel.T
+    dhs, dc = cotangents  # (time, batch, hidden), (batch, hidden)
+    before = jnp.concatenate([c[None], cs[:-1]])  # the cell state that each step started from
+    transposed = kernel.T  # once, outside of the scan
 
     def step(carry: Any, saved: Any) -> tuple[Any, Array]:
         dh, dc = carry
         given, c, before, i, f, o, g = saved
+        # dh: from the next step plus from this step's output. tanh(c) is recomputed, not stored.
         dh, squashed = dh + given, jnp.tanh(c)
         dc = dc + dh * o * (1 - squashed * squashed)
         dz = jnp.concatenate(
             [
-                dc * g * i * (1 - i),
-                dc * before * f * (1 - f),
-                dh * squashed * o * (1 - o),
-                dc * i * (1 - g * g),
+                dc * g * i * (1 - i),  # input gate
+                dc * before * f * (1 - f),  # forget gate
+                dh * squashed * o * (1 - o),  # output gate
+                dc * i * (1 - g * g),  # candidate
             ],
             axis=-1,
         )
@@ -109,41 +114,42 @@ lstm.defvjp(_lstm_forward, _lstm_backward)
 
 
 def gru_step(projected: Array, h: Array, kernel: Array, bias: Array) -> Array:
-    """One step of a gated recurrent unit (Cho et al., 2014), reset after the product as in cuDNN.
+    """One GRU step (Cho et al., 2014), with the reset gate after the product as in cuDNN.
 
     Args:
-      projected: input times its kernel plus bias, (batch, 3 units): reset gate, update gate,
+      projected: input times its kernel plus bias, (batch, 3 * hidden): reset gate, update gate,
         candidate.
-      h: hidden state, (batch, units).
-      kernel: the recurrent kernel, (units, 3 units).
-      bias: of the candidate's recurrent part, (units,).
+      h: hidden state, (batch, hidden).
+      kernel: the recurrent kernel, (hidden, 3 * hidden).
+      bias: of the candidate's recurrent part, (hidden,).
 
     Returns:
-      The new hidden state.
+      The new hidden state, (batch, hidden).
     """
     units = h.shape[-1]
     recurrent = h @ kernel
     gates = jax.nn.sigmoid(projected[:, : 2 * units] + recurrent[:, : 2 * units])
     r, u = gates[:, :units], gates[:, units:]
     n = jnp.tanh(projected[:, 2 * units :] + r * (recurrent[:, 2 * units :] + bias))
-    return n + u * (h - n)
+    return n + u * (h - n)  # (1 - u) n + u h
 
 
 @jax.custom_vjp
 def gru(projected: Array, h: Array, kernel: Array, bias: Array) -> Array:
-    """`gru_step` over a sequence whose inputs were all projected beforehand.
+    """Scans `gru_step` over a sequence of projected inputs.
 
-    Equal to `jax.lax.scan` over `gru_step`, with the backward pass of `lstm`. Reverse mode only:
-    for `jax.jvp` scan over `gru_step`.
+    Equal to `jax.lax.scan` over `gru_step`, with one product for the kernel's gradient as in
+    `lstm`. It supports reverse mode only, once: for `jax.jvp` and second derivatives, scan over
+    `gru_step`.
 
     Args:
-      projected: (time, batch, 3 units), as in `gru_step`.
-      h: first hidden state, (batch, units).
-      kernel: the recurrent kernel, (units, 3 units).
-      bias: of the candidate's recurrent part, (units,).
+      projected: (time, batch, 3 * hidden), as in `gru_step`.
+      h: initial hidden state, (batch, hidden).
+      kernel: the recurrent kernel, (hidden, 3 * hidden).
+      bias: of the candidate's recurrent part, (hidden,).
 
     Returns:
-      The hidden states after each step, (time, batch, units).
+      The hidden states after each step, (time, batch, hidden).
     """
     return _gru_forward(projected, h, kernel, bias)[0]
 
@@ -165,8 +171,9 @@ def _gru_forward(projected: Array, h: Array, kernel: Array, bias: Array) -> tupl
 
 
 def _gru_backward(saved: Any, dhs: Array) -> tuple[Array, Array, Array, Array]:
+    """Backpropagation through time; see `_lstm_backward`."""
     h, kernel, hs, *gates = saved
-    before = jnp.concatenate([h[None], hs[:-1]])
+    before = jnp.concatenate([h[None], hs[:-1]])  # the hidden state that each step started from
     transposed = kernel.T
 
     def step(dh: Array, saved: Any) -> tuple[Array, Any]:
@@ -175,6 +182,7 @@ def _gru_backward(saved: Any, dhs: Array) -> tuple[Array, Array, Array, Array]:
         dn = dh * (1 - u) * (1 - n * n)
         dr = dn * inner * r * (1 - r)
         du = dh * (before - n) * u * (1 - u)
+        # The candidate's recurrent part is multiplied by r, its input part is not.
         recurrent = jnp.concatenate([dr, du, dn * r], axis=-1)
         return dh * u + recurrent @ transposed, (dn, recurrent)
 
@@ -189,6 +197,6 @@ gru.defvjp(_gru_forward, _gru_backward)
 
 
 def _kernel_gradient(h: Array, hs: Array, dz: Array) -> Array:
-    """The sum over steps of (hidden state before)^T times the gradient of what it was added to."""
+    """sum_t h_{t-1}^T dz_t as one product: (time * batch, hidden)^T (time * batch, gates)."""
     before = jnp.concatenate([h[None], hs[:-1]])
     return before.reshape(-1, before.shape[-1]).T @ dz.reshape(-1, dz.shape[-1])
