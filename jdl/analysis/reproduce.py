@@ -1,61 +1,18 @@
 """Running a recorded experiment again, and saying what came out differently."""
 
-import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jdl.config.experiment_file import ExperimentFile, available, expectation, load
-from jdl.config.overrides import flatten, override
+from jdl.config.experiment_file import available, expectation, load
 from jdl.data.splits import Splits
 from jdl.errors import UserError
-from jdl.experiment import Experiment
-from jdl.files import RunDirectory, json_value, read_json
+from jdl.files import RunDirectory, read_json
 from jdl.sweeps.seeds import train_seeds
 from jdl.trainer import record
 from jdl.trainer.api import train
-from jdl.typing import Json
-
-
-@dataclass(frozen=True)
-class Recorded:
-    """What a run directory says about its run."""
-
-    file: ExperimentFile
-    experiment: Experiment
-    overrides: dict[str, Json]
-
-
-def read_run(workdir: Path, path: Path | None = None) -> Recorded:
-    """The experiment of a run directory, whose `experiment.py` is run like any script.
-
-    Args:
-      workdir: the run directory.
-      path: the caller's own experiment file, to be used instead.
-
-    Raises:
-      UserError: it is no run directory, or its files say different things.
-    """
-    directory = RunDirectory(workdir)
-    if directory.study.exists():
-        raise UserError(f"{workdir} holds a search: name a run of it, such as {workdir}/best")
-    recorded = directory.read_experiment()
-    if path is None and not directory.script.exists():
-        raise UserError(
-            f"{workdir} holds no experiment.py, since the run was started from Python: name the "
-            f"file of its experiment with --experiment"
-        )
-    file = load(path or directory.script)
-    file = dataclasses.replace(file, name=recorded.experiment)
-    overrides = read_json(directory.overrides) or {}
-    experiment = override(file.experiment, overrides)
-    fields = json_value(flatten(experiment))
-    if changed := record.differences(recorded.fields, fields):
-        raise UserError(
-            f"{file.path} no longer gives the settings recorded in {workdir}: {'; '.join(changed)}"
-        )
-    return Recorded(file, experiment, overrides)
+from jdl.trainer.record import read_run
 
 
 @dataclass(frozen=True)

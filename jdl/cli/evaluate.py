@@ -15,11 +15,11 @@ def evaluate(
         split: train, validation or test (default: test; validation for a run that never reads
             test, such as a trial of a search).
     """
-    from jdl.analysis.reproduce import read_run
     from jdl.trainer.api import open_run
+    from jdl.trainer.record import read_run
 
     recorded = read_run(directory, experiment)
-    run = open_run(directory, recorded.experiment, recorded.file.name)
+    run = open_run(directory, recorded.experiment)
     if split is None:
         scored = run.result.get("metrics", {"test": {}})
         split = "test" if "test" in scored else "validation"

@@ -22,13 +22,13 @@ def export(
     Args:
         file: to write, such as digits.stablehlo.
     """
-    from jdl.analysis.reproduce import read_run
     from jdl.inference.export import check_target, exported, signature, write
     from jdl.inference.predict import open_to_predict
+    from jdl.trainer.record import read_run
 
     check_target(file)
     recorded = read_run(directory, experiment)
-    run = open_to_predict(directory, recorded.experiment, recorded.file.name)
+    run = open_to_predict(directory, recorded.experiment)
     warn_if_unfinished(directory, run)
     function = exported(run)
     write(file, function)

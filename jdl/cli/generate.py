@@ -34,13 +34,13 @@ def generate(
         seed: of the sampling.
         samples: number of texts, separated by a line of dashes.
     """
-    from jdl.analysis.reproduce import read_run
     from jdl.decoding import Sampling
     from jdl.inference.generate import open_to_write, write
+    from jdl.trainer.record import read_run
 
     sampling = Sampling(temperature, top_k, top_p)
     recorded = read_run(directory, experiment)
-    run, tokenizer = open_to_write(directory, recorded.experiment, recorded.file.name)
+    run, tokenizer = open_to_write(directory, recorded.experiment)
     warn_if_unfinished(directory, run)
     pieces = []
     for piece in write(run, tokenizer, prompt, max_new_tokens, sampling, seed, samples):

@@ -4,9 +4,9 @@ import functools
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -84,6 +84,9 @@ class Data:
     split_seed: int = 0  # of the held-out splits
     ordered: bool = False  # hold out the end, not a random part: for series in order of time
     shuffle: bool = True  # train in a new order each epoch; False: always in that of the set
+
+    locations: ClassVar[tuple[str, ...]] = ()
+    """Fields that only locate the bytes; a resumed run compares the bytes in their place."""
 
     def __post_init__(self) -> None:
         for name in ("test_fraction", "validation_fraction"):
@@ -226,6 +229,16 @@ def _image_reader(shapes: set[tuple[int, ...]], resized: bool) -> Reader:
         return {"image": example["image"][None]}
 
     return read
+
+
+def location_paths(data: Data, path: str = "data") -> list[str]:
+    """Paths of the fields that only locate the bytes, in this set and in those it wraps."""
+    found = [f"{path}.{name}" for name in data.locations]
+    for field in fields(data):
+        value = getattr(data, field.name)
+        if isinstance(value, Data):
+            found += location_paths(value, f"{path}.{field.name}")
+    return found
 
 
 def pick(splits: Mapping[str, Any], name: str) -> Any:

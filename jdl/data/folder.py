@@ -65,6 +65,8 @@ class ImageFolder(Data):
     mode: Literal["RGB", "L"] = "RGB"  # colours, or greys of one channel
     skip: int = 10  # unreadable images that are named and left out; one more is an error
 
+    locations = ("path", "labels")
+
     def load(self) -> dict[str, Source]:
         """The splits that are there, else `train`.
 

@@ -24,6 +24,8 @@ class PairTable(Data):
 
     path: str = field(kw_only=False)  # of the file, whose first row names its columns
 
+    locations = ("path",)
+
     def load(self) -> dict[str, Source]:
         """One split, `train`.
 

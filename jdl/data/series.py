@@ -30,6 +30,8 @@ class Series(Data):
     difference: int = 0  # then subtract the value so many steps earlier; 0: do not
     ordered: bool = True  # hold out the end
 
+    locations = ("path",)
+
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, least in (("length", 1), ("horizon", 1), ("difference", 0)):

@@ -33,6 +33,8 @@ class Table(Data):
     columns: tuple[str, ...] = ()  # inputs; none given: all others that hold numbers
     classes: bool | None = None  # the target is a class; None: where it holds words
 
+    locations = ("path",)
+
     def load(self) -> dict[str, Source]:
         """One split, `train`, not yet scaled.
 
@@ -103,6 +105,8 @@ class TextTable(Data):
     text: str = "text"  # column of texts
     label: str = "label"  # column of labels
 
+    locations = ("path",)
+
     def load(self) -> dict[str, Source]:
         """One split, `train`.
 
@@ -138,6 +142,8 @@ class TextFile(Data):
 
     path: str = field(kw_only=False)  # of the file, UTF-8
     test_fraction: float = 0.0  # of the characters, at the end; 0: no such split
+
+    locations = ("path",)
 
     def load(self) -> dict[str, Source]:
         """`train`, and `validation` and `test` after it.

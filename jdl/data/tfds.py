@@ -59,6 +59,8 @@ class TFDS(Data):
     data_dir: str | None = None  # where sets lie; None: TFDS_DATA_DIR or ~/tensorflow_datasets
     download: bool = False  # fetch and prepare the set if it is missing
 
+    locations = ("data_dir", "download")
+
     def load(self) -> dict[str, Source]:
         """The splits that the set was prepared with.
 

@@ -22,7 +22,7 @@ UNFINISHED = "\ufffd"
 """What a character shows as of which some bytes are yet to come."""
 
 
-def open_to_write(workdir: Path, experiment: Experiment, name: str) -> tuple[Run, Tokenizer]:
+def open_to_write(workdir: Path, experiment: Experiment) -> tuple[Run, Tokenizer]:
     """The run that a directory holds, with its last or best weights, and its data's tokenizer.
 
     Raises:
@@ -35,7 +35,7 @@ def open_to_write(workdir: Path, experiment: Experiment, name: str) -> tuple[Run
             f"{workdir} is a run of the task {type(task).__name__}; texts are written by models of "
             f"the task LanguageModeling"
         )
-    run = open_to_predict(workdir, experiment, name)
+    run = open_to_predict(workdir, experiment)
     check_vocab_size(run.experiment.data, run.prediction.shape[-1])
     return run, run.experiment.data.tokenizer()
 

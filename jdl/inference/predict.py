@@ -18,19 +18,23 @@ from jdl.errors import UserError
 from jdl.experiment import Experiment
 from jdl.tasks import Translation
 from jdl.tasks.translation import texts as decoded
-from jdl.trainer.api import open_run
+from jdl.trainer.api import restore_run
 from jdl.trainer.run import Run
 from jdl.typing import Json
 
 
-def open_to_predict(workdir: Path, experiment: Experiment, name: str) -> Run:
-    """As `jdl.open_run`, but of the training split no more than a batch is read.
+def open_to_predict(workdir: Path, experiment: Experiment) -> Run:
+    """Opens a run like `jdl.open_run`, but reads at most one batch of the training split.
+
+    Args:
+      workdir: the run directory.
+      experiment: as `jdl.trainer.record.read_run` returns it; its task may decode in another way.
 
     Raises:
-      UserError: the directory holds no checkpoint of this experiment.
+      UserError: the directory holds no checkpoint that fits the experiment.
     """
     data = dataclasses.replace(experiment.data, pipeline="grain")
-    return open_run(workdir, dataclasses.replace(experiment, data=data), name)
+    return restore_run(workdir, dataclasses.replace(experiment, data=data))
 
 
 def predict_files(

@@ -7,11 +7,11 @@ from typing import Any
 
 import jax
 
-from jdl.analysis.reproduce import Recorded
 from jdl.config.experiment_file import available
 from jdl.files import RunDirectory, read_json
 from jdl.paths import path_name
 from jdl.report.page import Html, html, section, table
+from jdl.trainer.record import RecordedRun
 from jdl.trainer.run import Run
 
 ABSENT = "not recorded"
@@ -66,7 +66,7 @@ def costs(result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[
     ]
 
 
-def again(directory: Path, recorded: Recorded, result: Mapping[str, Any]) -> Html:
+def again(directory: Path, recorded: RecordedRun, result: Mapping[str, Any]) -> Html:
     """The commands that repeat a run, and where it ran."""
     name = recorded.file.name
     name = name if name in available() else str(recorded.file.path)

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from jdl.analysis.reproduce import read_run
 from jdl.config.experiment_file import documentation
 from jdl.data import Series, Words
 from jdl.errors import UserError
@@ -18,6 +17,7 @@ from jdl.report.page import Folder, Html, html, paragraph, section, table
 from jdl.report.run_baselines import baselines_of, held_out
 from jdl.tasks import BinaryClassification, Classification, Forecast, LanguageModeling
 from jdl.trainer.api import open_run
+from jdl.trainer.record import read_run
 from jdl.trainer.run import Run
 
 
@@ -45,7 +45,7 @@ def write_report(directory: Path, out: Path | None = None, experiment: Path | No
             f"{first}"
         )
     recorded = read_run(directory, experiment)
-    run = open_run(directory, recorded.experiment, recorded.file.name)
+    run = open_run(directory, recorded.experiment)
     rows, folder = read_rows(files.metrics), Folder(out or directory / "report")
     beside = baselines_of(run)
     about = documentation(recorded.file.path).split("\n")[0]

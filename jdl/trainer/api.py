@@ -80,9 +80,9 @@ def load_finished(experiment: Experiment, workdir: Path, file: ExperimentFile | 
     """
     if not RunDirectory(workdir).experiment.exists():
         return None
-    name = _name(file)
-    record.check_resumable(workdir, name, experiment)
-    return open_run(workdir, experiment, name) if record.finished(workdir, experiment) else None
+    record.check_name(workdir, _name(file))
+    record.check_settings(workdir, experiment)
+    return open_run(workdir, experiment) if record.finished(workdir, experiment) else None
 
 
 @contextlib.contextmanager
@@ -177,13 +177,37 @@ def fit(
     return train(Experiment(model=model, task=task, data=data, epochs=epochs, **settings), workdir)
 
 
-def open_run(workdir: Path, experiment: Experiment, name: str) -> Run:
+def open_run(workdir: str | Path, experiment: Experiment | None = None) -> Run:
     """Opens the run in a directory, with its last or best weights, to evaluate and predict.
 
+    Args:
+      workdir: the run directory.
+      experiment: its experiment; None to execute the directory's `experiment.py`. Only what a
+        resumed run may change, such as `strategy` and `runtime`, may differ from the record.
+
     Raises:
-      UserError: the directory holds no checkpoint of this experiment.
+      UserError: the directory holds no checkpoint, or another experiment or other data.
+    """
+    workdir = Path(workdir)
+    if experiment is None:
+        experiment = record.read_run(workdir).experiment
+    record.check_settings(workdir, experiment)
+    run = restore_run(workdir, experiment)
+    if record.moved(workdir, experiment):
+        known = (read_json(RunDirectory(workdir).environment) or {}).get("data", {})
+        found = run.data.fingerprints()
+        record.check_data(workdir, {name: x for name, x in found.items() if name in known})
+    return run
+
+
+def restore_run(workdir: Path, experiment: Experiment) -> Run:
+    """Restores the weights in a directory into a run of an experiment, without comparing settings.
+
+    Raises:
+      UserError: the directory holds no checkpoint, or its arrays do not fit the model.
     """
     enable_compilation_cache()
+    name = RunDirectory(workdir).read_experiment().experiment
     run = Run(record.with_tokenizer(workdir, experiment), name, workdir)
     store = CheckpointStore(RunDirectory(workdir).checkpoints, run.print)
     try:
@@ -249,8 +273,7 @@ def _check_surroundings(run: Run, surroundings: Mapping[str, Any]) -> None:
             f"only grow, not shrink to {run.steps}"
         )
     before = read_json(directory.environment) or surroundings
-    if changed := record.differences(before["data"], surroundings["data"], "data"):
-        raise UserError(f"the data of {run.workdir} changed since it began: {'; '.join(changed)}")
+    record.check_data(run.workdir, surroundings["data"])
     for part in ("versions", "devices", "flags"):
         for difference in record.differences(before[part], surroundings[part], part):
             run.print(f"resuming, but results may differ in bits: {difference}")

@@ -12,6 +12,7 @@ import resource
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,18 @@ import jax
 import numpy as np
 
 from jdl._version import __version__
-from jdl.config.experiment_file import ExperimentFile
-from jdl.config.overrides import flatten
-from jdl.data.base import Data
+from jdl.config.experiment_file import ExperimentFile, load
+from jdl.config.overrides import flatten, override
+from jdl.data.base import Data, location_paths
 from jdl.data.tokenizers import Saved
 from jdl.errors import UserError
 from jdl.experiment import Experiment
-from jdl.files import ExperimentRecord, RunDirectory, json_value, write_json
+from jdl.files import ExperimentRecord, RunDirectory, json_value, read_json, write_json
 from jdl.paths import path_name
 from jdl.typing import Json, PyTree
+
+RESUMABLE = ("steps", "epochs", "strategy", "hooks", "runtime")
+"""Fields of an experiment that may change when its run is resumed; steps and epochs upward."""
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -154,35 +158,104 @@ def with_tokenizer(workdir: Path, experiment: Experiment) -> Experiment:
     return dataclasses.replace(experiment, data=data)
 
 
-def check_resumable(workdir: Path, name: str, experiment: Experiment) -> None:
-    """Refuses to go on with another experiment than the one that the directory holds.
+@dataclass(frozen=True)
+class RecordedRun:
+    """The experiment of a run directory, read from its files."""
 
-    Only the length (upward), the strategy, the hooks and the runtime may change.
+    file: ExperimentFile
+    experiment: Experiment
+    overrides: dict[str, Json]
+
+
+def read_run(workdir: Path, path: Path | None = None) -> RecordedRun:
+    """Reads the experiment of a run directory by executing its `experiment.py`.
 
     Args:
-      workdir: a run directory.
-      name: the experiment's name.
-      experiment: what is to go on.
+      workdir: the run directory.
+      path: an experiment file to use instead.
 
     Raises:
-      UserError: names what differs.
+      UserError: this is no run directory, or the file does not define the recorded settings.
+    """
+    directory = RunDirectory(workdir)
+    if directory.study.exists():
+        raise UserError(f"{workdir} holds a search: name a run of it, such as {workdir}/best")
+    recorded = directory.read_experiment()
+    if path is None and not directory.script.exists():
+        raise UserError(
+            f"{workdir} holds no experiment.py, since the run was started from Python: name the "
+            f"file of its experiment with --experiment"
+        )
+    file = load(path or directory.script)
+    file = dataclasses.replace(file, name=recorded.experiment)
+    overrides = read_json(directory.overrides) or {}
+    experiment = override(file.experiment, overrides)
+    if changed := _changes(recorded, experiment):
+        raise UserError(
+            f"{file.path} no longer gives the settings recorded in {workdir}: {'; '.join(changed)}"
+        )
+    return RecordedRun(file, experiment, overrides)
+
+
+def check_name(workdir: Path, name: str) -> None:
+    """Raises a UserError if a directory holds a run of an experiment of another name."""
+    recorded = RunDirectory(workdir).read_experiment().experiment
+    if recorded != name:
+        raise UserError(
+            f"{workdir} holds a run of {recorded!r}, not of {name!r}: choose another --workdir"
+        )
+
+
+def check_settings(workdir: Path, experiment: Experiment) -> None:
+    """Raises if an experiment is not that of a run directory, apart from what a resume may change.
+
+    Raises:
+      UserError: names the fields that differ.
     """
     recorded = RunDirectory(workdir).read_experiment()
-    if recorded.experiment != name:
+    if changed := _changes(recorded, experiment, RESUMABLE):
         raise UserError(
-            f"{workdir} holds a run of {recorded.experiment!r}, not of {name!r}: "
-            f"choose another --workdir"
+            f"{workdir} holds a run with other settings ({'; '.join(changed)}): only "
+            f"{', '.join(RESUMABLE)} and the location of the data may change when a run is resumed"
         )
-    free = ("steps", "epochs", "strategy", "hooks", "runtime")
+
+
+def moved(workdir: Path, experiment: Experiment) -> bool:
+    """Whether an experiment locates its data elsewhere than the run in a directory."""
+    recorded, given = RunDirectory(workdir).read_experiment().fields, flatten(experiment)
+    return any(recorded.get(path) != given[path] for path in location_paths(experiment.data))
+
+
+def check_data(workdir: Path, found: Mapping[str, Json]) -> None:
+    """Raises if the splits are not those that a run in a directory began with.
+
+    Args:
+      workdir: the run directory.
+      found: fingerprints of the splits, by name.
+
+    Raises:
+      UserError: names the splits that differ.
+    """
+    recorded = (read_json(RunDirectory(workdir).environment) or {}).get("data", found)
+    # The name of a source may be that of its file, which may have been renamed.
     old, new = (
-        {key: value for key, value in fields.items() if key.split(".")[0] not in free}
+        {split: {k: v for k, v in each.items() if k != "source"} for split, each in data.items()}
+        for data in (recorded, found)
+    )
+    if changed := differences(old, new, "data"):
+        raise UserError(f"the data of {workdir} changed since it began: {'; '.join(changed)}")
+
+
+def _changes(
+    recorded: ExperimentRecord, experiment: Experiment, free: tuple[str, ...] = ()
+) -> list[str]:
+    """Recorded settings that an experiment changes, except `free` fields and data locations."""
+    free = (*free, *location_paths(experiment.data))
+    old, new = (
+        {path: x for path, x in fields.items() if not {path, path.split(".")[0]} & {*free}}
         for fields in (recorded.fields, json_value(flatten(experiment)))
     )
-    if changed := differences(old, new):
-        raise UserError(
-            f"{workdir} holds a run with other settings ({'; '.join(changed)}): only steps, "
-            f"epochs, strategy, hooks and runtime may change when a run is resumed"
-        )
+    return differences(old, new)
 
 
 def finished(workdir: Path, experiment: Experiment) -> bool:

@@ -114,7 +114,7 @@ def test_what_result_json_says(trained):
 
 def test_params_sha256_is_what_it_is_said_to_be(trained):
     file = jdl.load(trained / "experiment.py")
-    run = jdl.open_run(trained, jdl.override(file.experiment, CHANGES), "clouds")
+    run = jdl.open_run(trained, jdl.override(file.experiment, CHANGES))
     digest = hashlib.sha256()
     leaves = flatten_dict(run.state.params, sep=".")
     assert len(leaves) == 6
@@ -128,7 +128,7 @@ def test_params_sha256_is_what_it_is_said_to_be(trained):
 def test_the_metrics_are_those_of_all_examples(trained, clouds):
     file = jdl.load(clouds)
     experiment = jdl.override(file.experiment, CHANGES)
-    run = jdl.open_run(trained, experiment, "clouds")
+    run = jdl.open_run(trained, experiment)
     result = read(trained / "result.json")["metrics"]
     for name, source in experiment.data.splits().items():
         examples = [source[index] for index in range(len(source))]

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 import jdl
-from jdl.analysis.reproduce import read_run
 from jdl.data import Arrays, Scale
 from jdl.inference.export import exported, signature, write
 from jdl.models import CNN, GPT, RNN
 from jdl.optimizers import SGD
 from jdl.tasks import BinaryClassification, Classification, LanguageModeling
 from jdl.trainer.api import open_run
+from jdl.trainer.record import read_run
 
 pytest.importorskip("flatbuffers", reason="flatbuffers are not installed")
 
@@ -43,7 +43,7 @@ def test_an_export_gives_the_runs_predictions_without_jdl(trained, command, tmp_
     done = subprocess.run(command_line, capture_output=True, text=True, timeout=600)
     assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
     recorded = read_run(trained)
-    run = open_run(trained, recorded.experiment, recorded.file.name)
+    run = open_run(trained, recorded.experiment)
     np.testing.assert_allclose(np.load(tmp_path / "out.npy"), run.predict(images), atol=1e-6)
     assert command("export", trained, file)[0] == 0, "an export may be replaced"
 

@@ -77,7 +77,7 @@ def opened(workdir, **changes):
     }
     experiment = jdl.Experiment(**settings | changes)
     jdl.train(experiment, workdir)
-    return open_to_write(workdir, experiment, "tiny")
+    return open_to_write(workdir, experiment)
 
 
 def test_it_goes_on_with_what_it_has_learned(line, command):

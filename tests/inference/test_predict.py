@@ -231,7 +231,7 @@ def test_inputs_of_one_shape_go_through_the_model_in_batches(trained, tmp_path):
     files = [tmp_path / f"{i}.png" for i in range(9)]
     for image, file in zip(images, files, strict=True):
         Image.fromarray(image[..., 0]).save(file)
-    again = open_to_predict(tmp_path / "run", run.experiment, "tiny")
+    again = open_to_predict(tmp_path / "run", run.experiment)
     assert isinstance(again.pipeline("train"), Streamed)  # the training split is not read
     sizes, compiled = [], again.compiled
 

@@ -413,7 +413,7 @@ def test_a_run_broken_off_can_be_looked_at(tmp_path):
 
     with pytest.raises(Killed):
         jdl.train(broken(make_experiment(), 9), tmp_path / "run")
-    run = jdl.open_run(tmp_path / "run", make_experiment(), "experiment")
+    run = jdl.open_run(tmp_path / "run", make_experiment())
     judged = classification.judge(run)
     assert held_out(run) == judged.split == "validation"
     assert len(judged.labels) == run.data.count("validation")

@@ -13,14 +13,14 @@ import pytest
 
 import jdl
 from jdl import UserError
-from jdl.data import Data, Scale
+from jdl.data import TFDS, Data, Scale, Selection, Tokens
 from jdl.data.arrays import ArraySource
-from jdl.data.base import Source
+from jdl.data.base import Source, location_paths
 from jdl.hooks import Evaluate, Hook, Listener
 from jdl.optimizers import SGD, Adam, Constant
 from jdl.parallel import DataParallel
 from tests import kill_resume
-from tests.breaks import Killed, broken, make_arrays, make_experiment
+from tests.breaks import Killed, Net, broken, make_arrays, make_experiment
 from tests.runs import Scored
 
 
@@ -103,6 +103,8 @@ class Stored(Data):
 
     path: str
 
+    locations = ("path",)
+
     def load(self) -> dict[str, Source]:
         with np.load(self.path) as arrays:
             return {"train": ArraySource(dict(arrays))}
@@ -129,6 +131,120 @@ def test_data_that_changed_since_are_refused(tmp_path):
     }
     np.savez(tmp_path / "data.npz", **make_arrays())
     assert jdl.train(experiment, tmp_path / "run").result["step"] == 14
+
+
+@pytest.mark.parametrize(
+    "runtime",
+    [{"log_every": 3}, {"workers": 1}, {"malloc_arenas": 0}, {"steps_per_execution": 2}],
+    ids=str,
+)
+def test_a_resumed_run_may_change_its_runtime(runtime, tmp_path):
+    experiment = make_experiment(data={"pipeline": "grain"})
+    whole = jdl.train(experiment, tmp_path / "whole")
+    with pytest.raises(Killed):
+        jdl.train(broken(experiment, 9), tmp_path / "run")
+    changed = dataclasses.replace(experiment.runtime, **runtime)
+    run = jdl.train(dataclasses.replace(experiment, runtime=changed), tmp_path / "run")
+    assert run.result["params_sha256"] == whole.result["params_sha256"]
+    assert run.result["metrics"] == whole.result["metrics"]
+    rows = kill_resume.rows(tmp_path / "run")
+    steps = [row["step"] for row in rows if row["split"] == "train"]
+    # Saved at step 8; a row is the mean over the steps since the last one, at whatever interval.
+    assert steps == ([5, 9, 12, 14] if "log_every" in runtime else [5, 10, 14])
+
+
+def test_a_training_row_after_a_change_of_interval_covers_all_steps_since_the_last(tmp_path):
+    def losses(workdir):
+        rows = kill_resume.rows(workdir)
+        return {row["step"]: row["metrics"]["loss"] for row in rows if row["split"] == "train"}
+
+    every = jdl.Runtime(log_every=1)
+    jdl.train(make_experiment(runtime=every), tmp_path / "whole")
+    with pytest.raises(Killed):
+        jdl.train(broken(make_experiment(), 9), tmp_path / "run")
+    jdl.train(make_experiment(runtime=jdl.Runtime(log_every=3)), tmp_path / "run")
+    each = losses(tmp_path / "whole")
+    expected = np.mean([each[step] for step in (6, 7, 8, 9)])
+    assert losses(tmp_path / "run")[9] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.fixture
+def stored(tmp_path):
+    """An experiment on arrays in a file, and its run broken off at step 5."""
+    np.savez(tmp_path / "data.npz", **make_arrays())
+    data = Stored(path=str(tmp_path / "data.npz"), device_transforms=(Scale(divisor=16.0),))
+    experiment = dataclasses.replace(make_experiment(), data=data)
+    with pytest.raises(Killed):
+        jdl.train(broken(experiment, 5), tmp_path / "run")
+    return experiment
+
+
+def at(experiment, path, **changes):
+    """The experiment with its data at another path."""
+    data = dataclasses.replace(experiment.data, path=str(path), **changes)
+    return dataclasses.replace(experiment, data=data)
+
+
+def test_a_resumed_run_may_read_the_same_bytes_from_another_path(stored, tmp_path):
+    whole = jdl.train(stored, tmp_path / "whole")
+    (tmp_path / "data.npz").rename(tmp_path / "moved.npz")
+    moved = at(stored, tmp_path / "moved.npz")
+    with pytest.raises(UserError, match=r"settings \(data.device_transforms.0.divisor: 16.0 -> 8"):
+        jdl.train(
+            at(stored, tmp_path / "moved.npz", device_transforms=(Scale(divisor=8.0),)),
+            tmp_path / "run",
+        )
+    run = jdl.train(moved, tmp_path / "run")
+    assert run.result["params_sha256"] == whole.result["params_sha256"]
+    assert jdl.train(moved, tmp_path / "run").result == run.result
+    assert jdl.open_run(tmp_path / "run", moved).result == run.result
+
+
+def test_other_bytes_at_another_path_are_refused(stored, tmp_path):
+    other = at(stored, tmp_path / "other.npz")
+    np.savez(tmp_path / "other.npz", **make_arrays(1))
+    changed = r"data of .* changed since it began: data\.\w+\.sha256"
+    with pytest.raises(UserError, match=changed):
+        jdl.train(other, tmp_path / "run")
+    with pytest.raises(UserError, match=changed):
+        jdl.open_run(tmp_path / "run", other)
+    jdl.train(stored, tmp_path / "run")
+    with pytest.raises(UserError, match=changed):  # of a finished run, too
+        jdl.train(other, tmp_path / "run")
+
+
+def test_locations_are_found_in_wrapped_sets():
+    data = Selection(Tokens(TFDS("a")), classes=(0,))
+    assert location_paths(data) == ["data.data.text.data_dir", "data.data.text.download"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"model": Net(dropout_rate=0.5)}, r"model\.dropout_rate: 0\.0 -> 0\.5"),
+        ({"task": Scored(label_smoothing=0.1)}, r"task\.label_smoothing: 0\.0 -> 0\.1"),
+        ({"batch_size": 16}, "batch_size: 8 -> 16"),
+    ],
+)
+def test_open_run_refuses_other_settings_by_name(changes, named, plain):
+    with pytest.raises(UserError, match=rf"holds a run with other settings \({named}\)"):
+        jdl.open_run(plain, make_experiment(**changes))
+    run = jdl.open_run(plain, make_experiment(strategy=DataParallel(), runtime=jdl.Runtime()))
+    assert run.result["step"] == 14
+
+
+def test_open_run_reads_the_experiment_of_the_directory(plain, tmp_path):
+    path = tmp_path / "own.py"
+    path.write_text("from tests.breaks import make_experiment\nexperiment = make_experiment()\n")
+    file = jdl.load(path)
+    trained = jdl.train(file.experiment, tmp_path / "run", file=file)
+    run = jdl.open_run(str(tmp_path / "run"))
+    assert (run.name, run.evaluate("test")) == ("own", trained.result["metrics"]["test"])
+    (tmp_path / "run/experiment.py").write_text(path.read_text() + "\nexperiment = None\n")
+    with pytest.raises(UserError, match="defines no `experiment"):
+        jdl.open_run(tmp_path / "run")
+    with pytest.raises(UserError, match=r"holds no experiment\.py.*name the file"):
+        jdl.open_run(plain)
 
 
 def test_a_finished_run_is_left_as_it_is(plain):

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 import jdl
-from jdl.analysis.reproduce import read_run
 from jdl.cli.main import main
+from jdl.trainer.record import read_run
 from tests.clouds import read
 from tests.report.test_report import Reader
 
