@@ -1,6 +1,6 @@
-"""What to set before a run, found by short trials: the learning rate and the batch size.
+"""Finds a learning rate and a batch size by short trials.
 
-A trial takes the experiment's own compiled steps. No hook runs and nothing is written.
+A trial runs the experiment's own compiled steps, without hooks, and writes nothing.
 """
 
 import dataclasses
@@ -27,24 +27,24 @@ from jdl.trainer.allocator import configure_allocator
 from jdl.trainer.run import Run
 
 WORST = 4.0
-"""A range test ends where the averaged loss is so many times its best."""
+"""A range test ends when the smoothed loss exceeds its minimum by this factor."""
 
 ENOUGH = 0.95
-"""Share of the best throughput at which a batch is large enough."""
+"""Fraction of the best throughput at which a batch is large enough."""
 
 BLOCKS, BLOCK_SECONDS, LONGEST_SECONDS = 3, 0.2, 2.0
-"""Timed blocks of steps a batch size, how long each is at least, and all at most if steps allow."""
+"""Timed blocks per batch size, the minimum seconds of a block, and a soft limit for all blocks."""
 
 
 @dataclass(frozen=True)
 class LrCurve:
-    """What a learning-rate range test saw, step by step.
+    """Learning rates and losses of a range test, step by step.
 
     Attributes:
-      rates: of the steps, in equal ratios, (n,).
-      losses: of each step's batch, before the step, (n,).
-      smoothed: their moving average, (n,).
-      suggestion: the rate at which the loss falls steepest; None where it never falls.
+      rates: geometrically spaced, (n,).
+      losses: of each batch before its step, (n,).
+      smoothed: exponential moving average of the losses, (n,).
+      suggestion: the rate at which the loss falls steepest; None if it never falls.
     """
 
     rates: np.ndarray
@@ -56,18 +56,18 @@ class LrCurve:
 def find_lr(
     experiment: Experiment, *, low: float = 1e-7, high: float = 10.0, steps: int = 100
 ) -> LrCurve:
-    """Trains a few steps at ever higher learning rates: the range test of Smith (2017, §3.3).
+    """Trains a few steps at rising learning rates: the range test of Smith (2017, §3.3).
 
-    It ends early where the averaged loss is four times its best, or a loss is not finite. The
-    average is exponential and reaches back over a tenth of the test. What it shows has passed by
-    then, so the suggestion is not its steepest fall, as with fastai and Lightning, but that of the
-    lines through the losses on both sides of a step (`steepest`), up to the best average.
+    It ends early if the smoothed loss reaches four times its minimum, or a loss is not finite. The
+    moving average spans a tenth of the test and lags behind, so the suggestion is not its steepest
+    fall, as in fastai and Lightning, but the steepest line through the losses on both sides of a
+    step (`steepest`), up to the minimum of the average.
 
     Args:
-      experiment: what is to be trained; its own rate and schedule do not matter.
+      experiment: to train; its own learning rate and schedule are ignored.
       low: the rate of the first step.
       high: the rate of the last step.
-      steps: how many.
+      steps: number of steps.
 
     Raises:
       UserError: the rates are no range, or the first loss is not finite.
@@ -89,24 +89,24 @@ def find_lr(
         if smoothed[-1] > min(smoothed) + (WORST - 1) * abs(min(smoothed)):
             break
     if not losses:
-        raise UserError("the first step gives no finite loss, at whatever learning rate")
+        raise UserError("the first step gives no finite loss at any learning rate: check the data")
     rates = np.asarray(optimizer.rate(steps)(np.arange(len(losses))), float)
     reach = steps // 10
-    best = 2 * reach + int(np.argmin(smoothed[2 * reach :] or [0.0]))  # before, it is so by chance
+    best = 2 * reach + int(np.argmin(smoothed[2 * reach :] or [0.0]))  # an earlier one is chance
     suggestion = steepest(rates[: best + 1], np.array(losses[: best + 1]), reach)
     return LrCurve(rates, np.array(losses), np.array(smoothed), suggestion)
 
 
 def steepest(rates: np.ndarray, losses: np.ndarray, reach: int) -> float | None:
-    """The rate at the step around which the loss falls steepest; None where it never falls.
+    """The rate at the step around which the loss falls steepest; None if it never falls.
 
-    The slope is that of the line by least squares through the losses of `reach` steps before,
-    the step, and `reach` steps after.
+    The slope is that of the least-squares line through the losses from `reach` steps before to
+    `reach` steps after the step.
     """
     offsets = np.arange(-reach, reach + 1)
     if len(losses) < len(offsets):
         return None
-    slopes = np.correlate(losses, offsets, "valid")  # but for a factor that all share
+    slopes = np.correlate(losses, offsets, "valid")  # up to a constant factor
     return float(rates[reach + slopes.argmin()]) if slopes.min() < 0 else None
 
 
@@ -131,7 +131,7 @@ def draw(curve: LrCurve, path: Path) -> None:
     axes.semilogx(curve.rates, curve.smoothed, label="averaged")
     if curve.suggestion is not None:
         axes.axvline(curve.suggestion, color="0.5", linestyle=":", label=f"{curve.suggestion:.1e}")
-    low, high = curve.smoothed.min(), np.quantile(curve.smoothed, 0.9)  # not where it diverges
+    low, high = curve.smoothed.min(), np.quantile(curve.smoothed, 0.9)  # without the divergence
     margin = 0.2 * (high - low) or 1.0
     axes.set(xlabel="learning rate", ylabel="loss", ylim=(low - margin, high + margin))
     axes.legend()
@@ -140,13 +140,13 @@ def draw(curve: LrCurve, path: Path) -> None:
 
 @dataclass(frozen=True)
 class BatchRow:
-    """What a batch size takes.
+    """Throughput and memory of a batch size.
 
     Attributes:
-      batch_size: examples a step, over all devices.
-      items_per_second: examples trained on.
+      batch_size: examples per step, over all devices.
+      items_per_second: examples per second.
       seconds: of a step, the median over blocks of steps.
-      memory: peak bytes of a device; of the process where the devices are the host's.
+      memory: peak bytes of the fullest device; on CPU, of the process.
     """
 
     batch_size: int
@@ -157,7 +157,7 @@ class BatchRow:
 
 @dataclass(frozen=True)
 class BatchSearch:
-    """What each batch size took, smallest first, and why there is no larger one."""
+    """Batch sizes tried, smallest first, and why the search ended."""
 
     rows: tuple[BatchRow, ...]
     ended: str
@@ -175,18 +175,18 @@ def find_batch(
     largest: int = 4096,
     report: Callable[[BatchRow], Any] = lambda row: None,
 ) -> BatchSearch:
-    """Trains a few steps with ever larger batches, from the smallest that the devices can share.
+    """Trains a few steps with batch sizes that double, from one row per device and micro-batch.
 
-    It ends where memory runs out, or would on a host; at the size of the training split; or at
-    the largest that is asked for.
+    It ends when memory runs out, or on a CPU would run out; at the size of the training split; or
+    at `largest`.
 
     Args:
-      experiment: what is to be trained; its own batch size does not matter.
+      experiment: to train; its own batch size is ignored.
       largest: batch size to try.
-      report: is given each row as soon as it is there.
+      report: called with each row as soon as it is measured.
 
     Raises:
-      UserError: not even the smallest batch can be tried.
+      UserError: even the smallest batch cannot be tried.
     """
     configure_allocator(experiment.runtime.malloc_arenas)
     data = Splits(experiment.data)
@@ -208,13 +208,13 @@ def find_batch(
 
 
 def _obstacle(rows: list[BatchRow], size: int, largest: int, examples: int) -> str:
-    """Why a batch of this size is not tried; empty where it is."""
+    """Why a batch of this size is not tried; empty if it can be."""
     if size > largest:
         return f"the largest batch size asked for is {largest}"
     if size > examples:
         return f"the training split has {examples} examples"
     if len(rows) > 1 and jax.default_backend() == "cpu":
-        # What a host lacks, it takes from other programs, or kills this one.
+        # On a host the kernel swaps, or kills this process, instead of raising an error.
         more, left = 2 * (rows[-1].memory - rows[-2].memory), available_memory()
         if more > left:
             return (
@@ -225,7 +225,7 @@ def _obstacle(rows: list[BatchRow], size: int, largest: int, examples: int) -> s
 
 
 def _measured(experiment: Experiment, size: int, data: Splits) -> BatchRow:
-    """Trains a little: to compile, to warm up, and to take the time."""
+    """Compiles, warms up and times training steps."""
     run = _trial(experiment, data, batch_size=size)
     count = experiment.runtime.steps_per_execution
     step_inputs = run.step_inputs(0)
@@ -251,7 +251,7 @@ def _measured(experiment: Experiment, size: int, data: Splits) -> BatchRow:
 
 
 def _trial(experiment: Experiment, data: Splits | None = None, **changes: Any) -> Run:
-    """A run with a fresh state, whose directory is never written."""
+    """A run with an initial state, whose directory is never written."""
     changed = dataclasses.replace(experiment, hooks=(), **changes)
     run = Run(changed, "trial", Path(), data)
     run.state = run.compiled.init(jax.random.key(experiment.seed))
@@ -259,18 +259,18 @@ def _trial(experiment: Experiment, data: Splits | None = None, **changes: Any) -
 
 
 def _losses(run: Run) -> Iterator[float]:
-    """The loss of each step, up to one that is not finite."""
+    """Yields the loss of each step until one is not finite."""
     step_inputs = run.step_inputs(0)
     while True:
         (metrics,) = run.update([next(step_inputs)]).unpack()
-        loss = compute(metrics).get("loss", math.nan)  # of a skipped step nothing counts
+        loss = compute(metrics).get("loss", math.nan)  # a skipped step has none
         if not math.isfinite(loss):
             return
         yield loss
 
 
 def available_memory() -> int:
-    """Bytes that this host can still give; on Linux that includes what caches files."""
+    """Available bytes of host memory; on Linux including the page cache."""
     meminfo = Path("/proc/meminfo")
     for line in meminfo.read_text().splitlines() if meminfo.exists() else ():
         if line.startswith("MemAvailable:"):

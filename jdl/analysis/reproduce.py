@@ -1,4 +1,4 @@
-"""Running a recorded experiment again, and saying what came out differently."""
+"""Repeats recorded runs and compares the results."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ from jdl.trainer.record import read_run
 
 @dataclass(frozen=True)
 class Comparison:
-    """A run beside the record of an earlier one.
+    """A repeated run compared with the recorded one.
 
     Attributes:
-      workdir: where it was run again.
+      workdir: of the repeated run.
       equal: whether the parameters are equal bit for bit.
       metrics: recorded and new value of each metric, by `split name`.
-      surroundings: what else differs, as `path: old -> new`.
+      surroundings: differing versions, devices, flags and data, as `path: old -> new`.
     """
 
     workdir: Path
@@ -32,9 +32,9 @@ class Comparison:
     surroundings: list[str]
 
     def within(self, tolerance: float) -> bool:
-        """Whether this counts as reproduced.
+        """Whether the run counts as reproduced.
 
-        All metrics must be this close; and the parameters equal bit for bit, unless versions,
+        All metrics must agree within `tolerance`, and the parameters bit for bit unless versions,
         devices or flags differ.
         """
         close = all(abs(new - old) <= tolerance for old, new in self.metrics.values())
@@ -42,19 +42,19 @@ class Comparison:
 
 
 def reproduce(workdir: Path, target: Path, path: Path | None = None) -> Comparison:
-    """Runs a finished run again in another directory and compares the results.
+    """Repeats a finished run in another directory and compares the results.
 
     Raises:
-      UserError: the run never finished, or its data is not there.
+      UserError: the run never finished, or its data is missing.
     """
     recorded = read_run(workdir, path)
     old = RunDirectory(workdir).read_result()
     if old is None:
         raise UserError(f"{workdir} holds no result.json: the run never finished")
-    kept_away = set() if "test" in old["metrics"] else {"test"}  # as trials of a search are
+    unread = set() if "test" in old["metrics"] else {"test"}  # a trial of a search never reads it
     new = train(
         recorded.experiment, target, file=recorded.file, overrides=recorded.overrides,
-        data=Splits(recorded.experiment.data, without=kept_away),
+        data=Splits(recorded.experiment.data, without=unread),
     ).result  # fmt: skip
     parts = ("versions", "devices", "flags", "data")
     before, after = (read_json(RunDirectory(each).environment) for each in (workdir, target))
@@ -75,20 +75,20 @@ def reproduce(workdir: Path, target: Path, path: Path | None = None) -> Comparis
 
 @dataclass(frozen=True)
 class Check:
-    """An experiment beside the promise in its docstring; `note` says why it was not run."""
+    """An experiment's metric and its `Expect:` line; `note` is the reason it was not run."""
 
     name: str
     metric: str = ""
-    promised: float = 0.0
+    expected: float = 0.0
     reached: float = 0.0
     note: str = ""
 
 
 def reproduce_all(target: Path) -> Iterator[Check]:
-    """Runs every experiment that has an `Expect:` line with as many seeds as that names."""
+    """Runs every experiment that has an `Expect:` line, with the number of seeds in that line."""
     for name, path in available().items():
-        promise = expectation(path)
-        if promise is None:
+        expected = expectation(path)
+        if expected is None:
             yield Check(name, note="its docstring has no Expect: line")
             continue
         file = load(path)
@@ -97,10 +97,10 @@ def reproduce_all(target: Path) -> Iterator[Check]:
         except UserError as error:
             yield Check(name, note=str(error))
             continue
-        summary = train_seeds(file.experiment, promise.seeds, target / name, file=file)
-        split, metric = promise.metric.split()
+        summary = train_seeds(file.experiment, expected.seeds, target / name, file=file)
+        split, metric = expected.metric.split()
         reached = _find(summary["metrics"], split, metric)
-        yield Check(name, promise.metric, promise.mean, reached)
+        yield Check(name, expected.metric, expected.mean, reached)
 
 
 def _find(metrics: Mapping[str, Any], split: str, name: str) -> float:

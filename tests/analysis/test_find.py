@@ -164,13 +164,13 @@ def test_batches_double_until_the_split_ends(tmp_path, monkeypatch):
 @pytest.mark.usefixtures("quick")
 def test_the_smallest_batch_is_what_devices_and_micro_batches_can_share(monkeypatch):
     counts = []
-    dispatch = Run.dispatch
+    update = Run.update
 
-    def spy(self, step_inputs, count):
-        counts.append((self.experiment.batch_size, count))
-        return dispatch(self, step_inputs, count)
+    def spy(self, step_inputs):
+        counts.append((self.experiment.batch_size, len(step_inputs)))
+        return update(self, step_inputs)
 
-    monkeypatch.setattr(Run, "dispatch", spy)
+    monkeypatch.setattr(Run, "update", spy)
     experiment = make_experiment(num_microbatches=3, strategy=DataParallel(), batch_size=12)
     search = find_batch(
         dataclasses.replace(experiment, runtime=jdl.Runtime(steps_per_execution=2)), largest=12
@@ -184,14 +184,14 @@ def test_the_smallest_batch_is_what_devices_and_micro_batches_can_share(monkeypa
 
 @pytest.mark.usefixtures("quick")
 def test_memory_that_runs_out_is_said_and_a_size_is_still_suggested(monkeypatch):
-    dispatch, message = Run.dispatch, "RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes."
+    update, message = Run.update, "RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes."
 
-    def failing(self, step_inputs, count):
+    def failing(self, step_inputs):
         if self.experiment.batch_size >= 8:
             raise jax.errors.JaxRuntimeError(message)
-        return dispatch(self, step_inputs, count)
+        return update(self, step_inputs)
 
-    monkeypatch.setattr(Run, "dispatch", failing)
+    monkeypatch.setattr(Run, "update", failing)
     search = find_batch(make_experiment())
     assert [row.batch_size for row in search.rows] == [1, 2, 4]
     assert search.ended == "memory runs out at a batch size of 8"

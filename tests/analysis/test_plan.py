@@ -221,7 +221,7 @@ def test_the_command_prints_a_plan_as_text_and_as_json(command, clouds):
     assert "at 100 %, the bound" in out
     assert "fully_sharded" in out
     code, out, err = command(*words, "--batch-size", "12")
-    assert "12 examples cannot be shared out evenly over 8 parts" in out
+    assert "12 examples cannot be divided evenly over 8 parts" in out
     code, out, err = command(*words, "--batch-size", "64", "--json")
     assert (code, err) == (0, "")
     found = json.loads(out)

@@ -1,6 +1,6 @@
-"""What a run will need, predicted from shapes: nothing is compiled."""
+"""Estimates memory and time of a run from traced shapes, without compiling."""
 
-from jdl.analysis.plan.predict import FILLED, Choice, Plan, plan
+from jdl.analysis.plan.estimate import FILLED, Choice, Plan, plan
 from jdl.analysis.plan.text import lines, parse_bytes
 from jdl.analysis.plan.trial import Bytes, Trial
 

@@ -1,4 +1,4 @@
-"""A plan as text, and amounts of memory from text."""
+"""Formats a plan as text, and parses amounts of memory."""
 
 import dataclasses
 import itertools
@@ -8,18 +8,18 @@ from collections.abc import Iterator
 
 import jax
 
-from jdl.analysis.plan.predict import FILLED, Plan
+from jdl.analysis.plan.estimate import FILLED, Plan
 from jdl.errors import UserError
 
-UTILISATION = 0.4
-"""Share of a device's peak that large, well tuned models reach (Chowdhery et al., 2022)."""
+UTILIZATION = 0.4
+"""Fraction of peak FLOP/s that large, well-tuned models reach (Chowdhery et al., 2022)."""
 
 
 def parse_bytes(text: str) -> int:
-    """`80GB`, `16GiB` or a plain number as bytes.
+    """Parses `80GB`, `16GiB` or a plain number as bytes.
 
     Raises:
-      UserError: it is none of these.
+      UserError: the text is none of these.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([kmgt]?)(i?)b?)", text.strip().lower())
     if found is None or not float(found[1]):
@@ -28,22 +28,22 @@ def parse_bytes(text: str) -> int:
 
 
 def lines(found: Plan) -> Iterator[str]:
-    """A plan as text."""
+    """Formats a plan as lines of text."""
     yield "parameters"
     for name, count in _grouped(found.modules):
         yield f"  {name:<24} {count:>15,}"
-    yield f"  {'in all':<24} {found.parameters:>15,}"
+    yield f"  {'total':<24} {found.parameters:>15,}"
     yield ""
     batch = f"{found.batch_size} examples"
     yield f"on each of {found.devices} devices, at the peak of a step on {batch}"
     for field in dataclasses.fields(found.bytes):
         yield f"  {field.name:<24} {_amount(getattr(found.bytes, field.name)):>15}"
-    yield f"  {'in all':<24} {_amount(found.bytes.total):>15} of {_amount(found.memory)}"
+    yield f"  {'total':<24} {_amount(found.bytes.total):>15} of {_amount(found.memory)}"
     yield ""
     yield from _times(found)
     yield ""
     share = f"{FILLED:.0%}".replace("%", " %")
-    yield f"largest batch that fits in {share} of the memory (and what {batch} take)"
+    yield f"largest batch that fits in {share} of the memory (and the memory of {batch})"
     settings = list(dict.fromkeys((c.precision, c.remat) for c in found.choices))
     heads = [precision + (", remat" if remat else "") for precision, remat in settings]
     yield f"  {'':<20}" + "".join(f"{head:>22}" for head in heads)
@@ -57,25 +57,25 @@ def lines(found: Plan) -> Iterator[str]:
     for note in found.notes:
         yield f"  {note}"
     if jax.default_backend() == "cpu" and any(choice.remat for choice in found.choices):
-        yield "XLA undoes remat on CPUs: what it saves is predicted for accelerators"
+        yield "XLA undoes remat on CPUs: its savings are estimated for accelerators"
 
 
 def _times(found: Plan) -> Iterator[str]:
-    """What a step and a run take at least."""
+    """Lower bounds and likely times of a step and a run."""
     if found.flops is None or found.seconds is None:
         return
     whole = found.seconds * found.steps
-    yield f"a step has {found.flops:.4g} operations, and a device does {found.rate:.3g} a second"
+    yield f"a step has {found.flops:.4g} FLOPs; a device does {found.rate:.3g} FLOP/s"
     yield f"  {'at 100 %, the bound':<24} {found.seconds:.3g} s a step, {whole:.4g} s a run"
-    likely = f"at {UTILISATION:.0%} of it".replace("%", " %")
+    likely = f"at {UTILIZATION:.0%} of it".replace("%", " %")
     yield (
-        f"  {likely:<24} {found.seconds / UTILISATION:.3g} s a step, "
-        f"{whole / UTILISATION:.4g} s a run of {found.steps:,} steps"
+        f"  {likely:<24} {found.seconds / UTILIZATION:.3g} s a step, "
+        f"{whole / UTILIZATION:.4g} s a run of {found.steps:,} steps"
     )
 
 
 def _grouped(modules: dict[str, int]) -> Iterator[tuple[str, int]]:
-    """Neighbours of one kind and size, such as blocks, as one line."""
+    """Merges neighbors of one kind and size, such as blocks, to one line."""
 
     def kind(item: tuple[str, int]) -> tuple[str, int]:
         return re.sub(r"\d+$", "", item[0]), item[1]
@@ -88,6 +88,6 @@ def _grouped(modules: dict[str, int]) -> Iterator[tuple[str, int]]:
 
 
 def _amount(count: int) -> str:
-    """Bytes in the unit that suits them."""
+    """Formats bytes in a suitable unit."""
     power = min(max(int(math.log2(count or 1)) // 10, 0), 4)
     return f"{count / 1024**power:.4g} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"

@@ -1,4 +1,4 @@
-"""A training step traced under several settings, and what then lies on a device."""
+"""A training step traced under several settings, and the memory it needs on a device."""
 
 import dataclasses
 import functools
@@ -24,25 +24,25 @@ from jdl.typing import PyTree
 
 @dataclass(frozen=True, kw_only=True)
 class Bytes:
-    """What lies on one device at the peak of a step, in bytes."""
+    """Bytes on one device at the peak of a step."""
 
     parameters: int
-    optimizer: int  # moments, averages, and the model's further collections
+    optimizer: int  # moments, averages, and the model's other collections
     gradients: int
-    activations: int  # all else that a step holds, saved for the backward pass or in passing
-    data: int  # the batch, and the training split where it is resident
+    activations: int  # saved for the backward pass, and temporaries
+    data: int  # the batch, and the training split if it is in memory
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """Sum of all parts."""
         return sum(dataclasses.astuple(self))
 
 
 class Trial:
-    """An experiment whose step is traced under several settings, under each once.
+    """Traces an experiment's step under several settings, each once.
 
     Raises:
-      UserError: its data is not at hand, or has tokens that the model does not know.
+      UserError: its data is missing, or has tokens outside of the model's vocabulary.
     """
 
     def __init__(self, experiment: Experiment) -> None:
@@ -60,7 +60,7 @@ class Trial:
     def traced(
         self, rows: int, precision: str | None = None, remat: bool | None = None
     ) -> tuple[TrainState, Any]:
-        """The shapes of a state, and a step on so many rows as a jaxpr."""
+        """The abstract state, and the jaxpr of a step on this number of rows."""
         own = self.experiment
         remat = getattr(own.model, "remat", None) if remat is None else remat
         key = rows, precision or own.precision, remat
@@ -89,7 +89,7 @@ class Trial:
             return state, jax.make_jaxpr(functools.partial(step.update, program))(state, batch)
 
     def rows(self, strategy: Strategy, devices: int, batch_size: int) -> int:
-        """Rows of a batch that a device computes, rounded up to whole micro-batches."""
+        """Rows of a batch on one device, rounded up to whole micro-batches."""
         data, fsdp, _ = strategy.mesh_shape(devices)
         each = self.experiment.num_microbatches
         return math.ceil(batch_size / (data * fsdp * each)) * each
@@ -102,7 +102,7 @@ class Trial:
         precision: str | None = None,
         remat: bool | None = None,
     ) -> Bytes:
-        """What lies on one device; where nothing else is said, as the experiment is.
+        """The memory of one device; defaults are the experiment's own settings.
 
         Raises:
           UserError: the strategy cannot run it.
@@ -112,20 +112,20 @@ class Trial:
         state, jaxpr = self.traced(rows, precision, remat)
         shardings = strategy.shardings(state, AbstractMesh(sizes, AXES))
         dims = [_dimension(where.spec, "tensor") for where in jax.tree.leaves(shardings)]
-        # Products need parameters and make gradients that are split over `tensor` alone: what is
-        # spread over `fsdp` is gathered before them, and scattered after.
+        # Matrix products read parameters and write gradients that are split over `tensor` alone:
+        # shards over `fsdp` are gathered before a product and reduce-scattered after it.
         products = sum(
             nbytes(leaf) // (1 if _dimension(where.spec, "tensor") is None else sizes[2])
             for leaf, where in zip(
                 *map(jax.tree.leaves, (state.params, shardings.params)), strict=True
             )
         )
-        parameters = _lying(state.params, shardings.params)
+        parameters = _device_bytes(state.params, shardings.params)
         gathered = 2 * (products - parameters)
         return Bytes(
             parameters=parameters,
-            optimizer=_lying(state.opt_state, shardings.opt_state)
-            + _lying(state.collections, shardings.collections),
+            optimizer=_device_bytes(state.opt_state, shardings.opt_state)
+            + _device_bytes(state.collections, shardings.collections),
             gradients=parameters,
             activations=max(peak(jaxpr, dims, sizes[2]) - products, 0) + gathered,
             data=rows * self.row + self.in_memory,
@@ -137,7 +137,7 @@ def _dimension(spec: Any, axis: str) -> int | None:
     return list(spec).index(axis) if axis in spec else None
 
 
-def _lying(tree: PyTree, shardings: PyTree) -> int:
+def _device_bytes(tree: PyTree, shardings: PyTree) -> int:
     """Bytes of a tree's leaves on one device."""
     pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(shardings), strict=True)
     return sum(

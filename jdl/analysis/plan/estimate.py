@@ -1,4 +1,4 @@
-"""Parameters, operations, memory and time of a run, and what would fit."""
+"""Estimates parameters, FLOPs, memory and time of a run, and the batch sizes that fit."""
 
 import itertools
 import math
@@ -20,41 +20,41 @@ from jdl.parallel import DataParallel, FullySharded, Single, Strategy, TensorPar
 from jdl.typing import PyTree
 
 FILLED = 0.8
-"""Share of a device's memory that a prediction may fill to count as fitting."""
+"""Fraction of a device's memory that an estimate may use to count as fitting."""
 
 ROWS = (16, 32)
-"""Rows of a micro-batch at which steps are traced; what they hold at others lies on a line."""
+"""Rows of a micro-batch at which steps are traced; memory is linear in the rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """A way of running an experiment."""
+    """A strategy, precision and remat for an experiment, and the memory they need."""
 
     strategy: str
     precision: str
     remat: bool
     bytes: int  # on one device, at the experiment's batch size
-    largest: int  # batch size that fits, doubled from the least possible one; 0: none
+    largest: int  # batch size that fits, doubled from the smallest possible one; 0: none
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a run needs.
+    """Parameters, FLOPs, memory and time of a run.
 
     Attributes:
-      modules: parameters of each part of the model, by name.
-      parameters: of all parts.
-      flops: operations of the products and convolutions of a step, on all devices together; None
-        where they cannot be counted.
-      batch_size: examples a step, over all devices.
+      modules: number of parameters of each module of the model.
+      parameters: of all modules.
+      flops: of the matrix products and convolutions of a step, on all devices together; None
+        if they cannot be counted.
+      batch_size: examples per step, over all devices.
       steps: of the run.
-      devices: how many.
-      memory: bytes of each.
-      rate: operations a second that each can do.
-      seconds: of a step at that rate: no step takes less.
-      bytes: what lies on a device, as the experiment is.
-      choices: other ways to run it.
-      notes: why there are not more of them.
+      devices: number of devices.
+      memory: bytes of each device.
+      rate: FLOP/s of each device.
+      seconds: of a step at that rate, a lower bound.
+      bytes: memory of a device under the experiment's own settings.
+      choices: other settings.
+      notes: why some settings are missing.
     """
 
     modules: dict[str, int]
@@ -78,34 +78,34 @@ def plan(
     memory: int | None = None,
     rate: float | None = None,
 ) -> Plan:
-    """Predicts parameters, operations, memory and time of a run.
+    """Estimates parameters, FLOPs, memory and time of a run.
 
-    Steps are traced for the platform at hand; attention and convolutions of another may hold more
-    or less.
+    Steps are traced for the local platform; attention and convolutions of another platform may
+    need more or less memory.
 
     Args:
-      experiment: what is to be trained.
-      devices: how many there will be; None: as many as its strategy uses here.
-      memory: bytes of each; None: those of a device here.
-      rate: operations a second of each; None: those of a matrix product here, which is measured.
+      experiment: to train.
+      devices: number of devices; None: those that the strategy uses here.
+      memory: bytes of each device; None: those of a local device.
+      rate: FLOP/s of each device; None: measured on a local device with a matrix product.
 
     Raises:
-      UserError: the data is not at hand, or data, model, task and strategy do not fit together.
+      UserError: the data is missing, or data, model, task and strategy do not fit together.
     """
     devices = len(experiment.strategy.used()) if devices is None else devices
     if devices < 1:
         raise UserError(f"a plan is for one device or more, not for {devices}")
     memory = device_memory() if memory is None else memory
     if memory <= 0 or (rate is not None and not 0 < rate < math.inf):
-        raise UserError("memory and operations a second of a device must be positive")
+        raise UserError("memory and FLOP/s of a device must be positive")
     trial = Trial(experiment)
-    lying = trial.bytes(experiment.strategy, devices)
+    own = trial.bytes(experiment.strategy, devices)
     state, _ = trial.traced(experiment.batch_size)
     choices, notes = _choices(trial, devices, memory)
     parts = math.prod(experiment.strategy.mesh_shape(devices)[:2])
     if experiment.batch_size % (parts * experiment.num_microbatches):
         notes.append(
-            f"batch_size: {experiment.batch_size} examples cannot be shared out evenly over "
+            f"batch_size: {experiment.batch_size} examples cannot be divided evenly over "
             f"{parts} parts in {experiment.num_microbatches} micro-batches: it would not run"
         )
     try:
@@ -123,14 +123,14 @@ def plan(
         memory=memory,
         rate=rate,
         seconds=None if count is None else count / devices / rate,
-        bytes=lying,
+        bytes=own,
         choices=tuple(choices),
         notes=tuple(notes),
     )
 
 
 def _choices(trial: Trial, devices: int, memory: int) -> tuple[list[Choice], list[str]]:
-    """What each strategy, precision and remat takes, and why some strategies cannot be taken."""
+    """The memory of each strategy, precision and remat, and why some strategies are impossible."""
     model, found, notes = trial.experiment.model, [], []
     precisions = ("fp32", "bf16") if hasattr(model, "dtype") else ("fp32",)
     remats = (False, True) if hasattr(model, "remat") else (None,)
@@ -144,7 +144,7 @@ def _choices(trial: Trial, devices: int, memory: int) -> tuple[list[Choice], lis
 
 
 def _strategies(devices: int) -> dict[str, Strategy]:
-    """Those of so many devices, by name; kernels are split among any power of two of them."""
+    """Strategies for this number of devices, by name; tensor parallelism over powers of two."""
     if devices == 1:
         return {"single": Single()}
     found: dict[str, Strategy] = {}
@@ -183,7 +183,7 @@ def _choice(
 
 
 def _modules(params: PyTree) -> dict[str, int]:
-    """Parameters of each part of a model, in the order of their numbers."""
+    """Number of parameters of each module; block_10 comes after block_9."""
     counts = {
         name: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(part))
         for name, part in params.items()
@@ -196,14 +196,14 @@ def _modules(params: PyTree) -> dict[str, int]:
 
 
 def device_memory() -> int:
-    """Bytes of a device here; devices that are the host's share its memory."""
+    """Bytes of a local device; virtual CPU devices share the host's memory."""
     stats = jax.local_devices()[0].memory_stats() or {}
     host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return stats.get("bytes_limit") or host // jax.local_device_count()
 
 
 def measured_rate(precision: str) -> float:
-    """Operations a second of a large matrix product on a device here, the best of a few."""
+    """FLOP/s of a large matrix product on a local device, the best of five."""
     side = 1024 if jax.default_backend() == "cpu" else 8192
     dtype = jnp.bfloat16 if precision == "bf16" else jnp.float32
     a = jnp.ones((side, side), dtype)
