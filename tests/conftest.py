@@ -1,6 +1,7 @@
 """Two virtual devices and checked types for every test; set before JAX starts its backend."""
 
 import atexit
+import gc
 import os
 import tempfile
 
@@ -10,6 +11,9 @@ from beartype.claw import beartype_package
 
 from tests.flags import devices
 
+# The garbage collector's default thresholds cost a tenth of the tests' time: tracing makes many
+# objects and few cycles.
+gc.set_threshold(100_000, 20, 50)
 os.environ["XLA_FLAGS"] = devices(2)
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 os.environ.pop("TFDS_DATA_DIR", None)
