@@ -37,7 +37,7 @@ def search(
         metric=metric,
         mode="min",
         workdir=workdir,
-        say=lambda line: None,
+        notify=lambda line: None,
     )
     values = [trial.value for trial in study.trials if trial.value is not None]
     return np.minimum.accumulate(values).tolist()

@@ -26,8 +26,8 @@ def tune(
     storage: str | None = None,
     study: str | None = None,
     vectorize: Literal["auto", "always", "never"] = "never",
-    together: int = 8,
-    final: bool = False,
+    vectorized_trials: int = 8,
+    refit: bool = False,
     *,
     overrides: Overrides = None,
 ) -> None:
@@ -51,8 +51,8 @@ def tune(
         storage: URL of a database (default: a journal file in the directory).
         study: name in the storage (default: the experiment's).
         vectorize: train points that differ only in numbers together in one vmapped step.
-        together: number of points that a worker then trains at once.
-        final: at the end train the best point on training and validation data, in DIR/final, and
+        vectorized_trials: number of points that a worker then trains at once.
+        refit: at the end train the best point on training and validation data, in DIR/refit, and
             evaluate it on the test split once.
     """
     if importlib.util.find_spec("optuna") is None:
@@ -62,9 +62,10 @@ def tune(
     from jdl.config.experiment_file import load
     from jdl.config.overrides import override
     from jdl.sweeps.search import tuning
-    from jdl.sweeps.search.local_workers import spawn
-    from jdl.sweeps.search.parsing import parse
-    from jdl.sweeps.search.refit import joined, train_final
+    from jdl.sweeps.search.local_workers import run_workers
+    from jdl.sweeps.search.parsing import parse_space
+    from jdl.sweeps.search.refit import merge_validation
+    from jdl.sweeps.search.refit import refit as refit_best
 
     if workers < 1:
         raise UserError(f"workers must be at least 1, not {workers}")
@@ -73,27 +74,28 @@ def tune(
     workdir = workdir or Path("runs") / f"{file.name}-tune"
     options = {
         "sampler": sampler, "trials": trials, "pruner": pruner, "metric": metric, "mode": mode,
-        "storage": storage, "study": study, "vectorize": vectorize, "together": together,
+        "storage": storage, "study": study, "vectorize": vectorize,
+        "vectorized_trials": vectorized_trials,
     }  # fmt: skip
     command = _worker_command(experiment, workdir, space, options, overrides or {})
     changed = override(file.experiment, overrides or {})
-    if final:
-        joined(changed)  # reports now what would prevent it after the search
+    if refit:
+        merge_validation(changed)  # reports now what would prevent it after the search
     with _interruptible():
         found = tuning.tune(
             changed,
-            {**file.space, **parse(space)},
+            {**file.space, **parse_space(space)},
             constraints=file.constraints,
             workdir=workdir,
             file=file,
             overrides=overrides,
-            run=None if workers == 1 else lambda show: spawn(command, workers, show),
+            run=None if workers == 1 else lambda show: run_workers(command, workers, show),
             notify=lambda line: print(line, flush=True),
             **options,
         )
         _print_best(found)
-    if final:
-        run = train_final(found, changed, file=file, overrides=overrides)
+    if refit:
+        run = refit_best(found, changed, file=file, overrides=overrides)
         print_result(run, run.workdir)
 
 
@@ -109,7 +111,7 @@ def _interruptible() -> Iterator[None]:
 
 
 def _print_best(study: Any) -> None:
-    """Prints the best trial of a `jdl.sweeps.search.tuning.Study`."""
+    """Prints the best trial of a `jdl.sweeps.search.tuning.SearchResult`."""
     assert study.best is not None
     name = f"trials/{study.best.number:04d}"
     where = f"{name} on the machine that ran it"
@@ -133,7 +135,7 @@ def _worker_command(
         command += ["--space", *space]
     for name, value in options.items():
         if value is not None:
-            command += [f"--{name}", str(value)]
+            command += [f"--{name.replace('_', '-')}", str(value)]
     for path, value in overrides.items():
         command += [f"--{path}", *([value] if isinstance(value, str) else map(str, value))]
     return command

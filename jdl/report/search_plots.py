@@ -155,9 +155,9 @@ def parallel_coordinates(study: Any, name: str) -> Any:
     import matplotlib.pyplot as plt
     from optuna.visualization.matplotlib import plot_parallel_coordinate
 
-    from jdl.sweeps.search.samplers import quiet
+    from jdl.sweeps.search.samplers import quiet_optuna
 
-    with quiet(), plt.rc_context():  # Optuna sets a style for the whole process
+    with quiet_optuna(), plt.rc_context():  # Optuna sets a style for the whole process
         axes = plot_parallel_coordinate(study, target_name=plain(name))
         axes.set_title("")
         figure: Any = axes.get_figure()

@@ -87,14 +87,14 @@ def optuna_study(space: Sequence[Mapping[str, Any]], trials: Trials, objective: 
     """
     import optuna
 
-    from jdl.sweeps.search.samplers import quiet
+    from jdl.sweeps.search.samplers import quiet_optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     distributions = {
         axis.path: _distribution(axis, [row for row in space if row["path"] == axis.path])
         for axis in search_plots.axes_of(space)
     }
-    with quiet():
+    with quiet_optuna():
         study = optuna.create_study(direction="minimize" if objective.minimize else "maximize")
         for trial in trials:
             if has_value(trial, "complete"):
@@ -193,7 +193,7 @@ def _best_trial(directory: Path, study: Mapping[str, Any], best: Mapping[str, An
 
 def _refit(directory: Path) -> list[Html]:
     """Metrics of the run on training and validation data together."""
-    result = RunDirectory(directory / "final").read_result()
+    result = RunDirectory(directory / "refit").read_result()
     if result is None:
         return []
     about = paragraph("The best point, trained on training and validation data together.")

@@ -37,7 +37,7 @@ def test_help(command):
         assert "trusted like a script" in out
     options = {
         "train": ["EXPERIMENT", "--workdir", "--seeds"],
-        "tune": ["EXPERIMENT", "--space", "--sampler", "--trials", "--workers", "--final"],
+        "tune": ["EXPERIMENT", "--space", "--sampler", "--trials", "--workers", "--refit"],
         "evaluate": ["RUN", "--split", "--experiment", "trust"],
         "predict": ["RUN", "FILE", "--experiment", "trust"],
         "translate": ["RUN", "--text", "--experiment", "trust"],

@@ -1,4 +1,4 @@
-"""Several workers of a study on this machine, each a process with its share of the devices."""
+"""Workers of a study on this machine: processes that share its CPU cores and GPUs."""
 
 import contextlib
 import os
@@ -15,47 +15,47 @@ from jdl.trainer.interrupt import EXIT_CODE, Interrupted, Interruption
 
 T = TypeVar("T")
 
-POLL = 0.5
-"""Seconds between two looks at the workers."""
+POLL_INTERVAL = 0.5
+"""Seconds between two polls of the workers."""
 
 
-def spawn(words: Sequence[str], count: int, show: Callable[[], None]) -> None:
-    """Runs a command of `jdl` in `count` processes at once, until all have ended.
+def run_workers(arguments: Sequence[str], count: int, show: Callable[[], None]) -> None:
+    """Runs a `jdl` command in `count` processes and waits for them.
 
-    One that dies is not replaced: the others take up what it was at.
+    A process that dies is not replaced: the others take over its trials.
 
     Args:
-      words: of the command.
-      count: how many.
-      show: called now and then.
+      arguments: of the command.
+      count: of processes.
+      show: called while waiting.
 
     Raises:
-      UserError: all of them failed; says how the first did.
-      Interrupted: they were asked to end, and have saved.
+      UserError: all workers failed; the message is the first one's.
+      Interrupted: the workers were terminated and have saved.
     """
-    command = [sys.executable, "-m", "jdl", *words]
+    command = [sys.executable, "-m", "jdl", *arguments]
     with contextlib.ExitStack() as stack:
         stack.enter_context(Interruption())
-        # Files, since nobody empties the pipes of workers that complain much.
-        said = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(count)]
+        # Files, as a full pipe that nobody reads would block a worker.
+        errors = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(count)]
         started: list[subprocess.Popen[str]] = []
-        stack.callback(_end, started)
-        for index, file in enumerate(said):
+        stack.callback(_terminate, started)
+        for index, file in enumerate(errors):
             started.append(_start(command, index, count, file))
         while any(process.poll() is None for process in started):
-            time.sleep(POLL)
+            time.sleep(POLL_INTERVAL)
             show()
         codes = [process.returncode for process in started]
         if all(codes):
             if EXIT_CODE in codes:
                 raise Interrupted
-            said[0].seek(0)
-            complaint = said[0].read().strip().rpartition("\n")[2].removeprefix("jdl: ")
-            raise UserError(complaint or f"every worker was killed (exit code {codes[0]})")
+            errors[0].seek(0)
+            message = errors[0].read().strip().rpartition("\n")[2].removeprefix("jdl: ")
+            raise UserError(message or f"every worker was killed (exit code {codes[0]})")
 
 
-def _end(started: Sequence[subprocess.Popen[str]]) -> None:
-    """Has workers that still run save and end, and waits for it."""
+def _terminate(started: Sequence[subprocess.Popen[str]]) -> None:
+    """Terminates workers gracefully and waits for them."""
     for process in started:
         if process.poll() is None:
             process.terminate()
@@ -63,24 +63,26 @@ def _end(started: Sequence[subprocess.Popen[str]]) -> None:
         process.wait()
 
 
-def _start(command: Sequence[str], index: int, count: int, said: TextIO) -> "subprocess.Popen[str]":
+def _start(
+    command: Sequence[str], index: int, count: int, errors: TextIO
+) -> "subprocess.Popen[str]":
     gpus = _gpus()
     environment = dict(os.environ)
     if gpus:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(share(gpus, index, count))
         if count > len(gpus):
-            together = -(-count // len(gpus))
-            environment["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{0.9 / together:.2f}"
+            workers_per_gpu = -(-count // len(gpus))
+            environment["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{0.9 / workers_per_gpu:.2f}"
     process = subprocess.Popen(
         command,
         env=environment,
-        start_new_session=True,  # Ctrl-C reaches this process alone, which then ends each once
+        start_new_session=True,  # Ctrl-C reaches this process alone, which terminates each once
         stdout=subprocess.DEVNULL,
-        stderr=said,
+        stderr=errors,
         text=True,
     )
-    # From here, before it has threads: code between fork and exec may deadlock beside JAX's own.
-    # Not every system lets a process be bound to cores.
+    # Set from here, before it has threads: a preexec_fn may deadlock beside JAX's own threads.
+    # macOS and Windows have no CPU affinity.
     if hasattr(os, "sched_setaffinity"):
         with contextlib.suppress(ProcessLookupError):
             os.sched_setaffinity(process.pid, share(sorted(os.sched_getaffinity(0)), index, count))
@@ -88,12 +90,12 @@ def _start(command: Sequence[str], index: int, count: int, said: TextIO) -> "sub
 
 
 def share(devices: Sequence[T], index: int, count: int) -> list[T]:
-    """What one of `count` workers gets of some devices; where they are too few, one with others."""
+    """The devices of one of `count` workers; if there are fewer devices, one that is shared."""
     return list(devices[index::count]) or [devices[index % len(devices)]]
 
 
 def _gpus() -> list[str]:
-    """The GPUs that may be used, as `CUDA_VISIBLE_DEVICES` names them; found without JAX."""
+    """The visible GPUs as in `CUDA_VISIBLE_DEVICES`, found without starting JAX."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return [name for name in named.split(",") if name]

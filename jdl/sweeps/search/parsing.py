@@ -1,4 +1,4 @@
-"""Dimensions from words of the command line."""
+"""Parses dimensions from `--space PATH=KIND:...`."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,62 +6,53 @@ from typing import Any
 from jdl.errors import UserError, nearest
 from jdl.sweeps.search.dimensions import Choice, Dimension, Int, LogUniform, Uniform
 
+KINDS: dict[str, tuple[Any, Any, str]] = {
+    "int": (Int, int, "LOW:HIGH[:STEP]"),
+    "uniform": (Uniform, float, "LOW:HIGH[:STEP]"),
+    "log": (LogUniform, float, "LOW:HIGH"),
+}
 
-def parse(words: Sequence[str]) -> dict[str, Dimension]:
-    """A space from words such as `optimizer.learning-rate=log:1e-4:1e-1`.
+
+def parse_space(flags: Sequence[str]) -> dict[str, Dimension]:
+    """Parses flags such as `optimizer.learning-rate=log:1e-4:1e-1` to dimensions by path.
 
     Kinds are `int:LOW:HIGH[:STEP]`, `uniform:LOW:HIGH[:STEP]`, `log:LOW:HIGH` and
     `choice:A,B,...`.
 
     Raises:
-      UserError: a word has another form.
+      UserError: a flag has another form.
     """
-    return {
-        path.replace("-", "_"): _dimension(path, kind, text)
-        for path, kind, text in map(_split, words)
-    }
+    return dict(map(_parse, flags))
 
 
-def _split(word: str) -> tuple[str, str, str]:
-    path, equals, rest = word.partition("=")
+def _parse(flag: str) -> tuple[str, Dimension]:
+    path, _, rest = flag.partition("=")
     kind, colon, text = rest.partition(":")
-    if not (path and equals and colon):
+    if not (path and colon):
         raise UserError(
-            f"--space {word}: write PATH=KIND:..., as optimizer.learning-rate=log:1e-4:1e-1"
+            f"--space {flag}: write PATH=KIND:..., as optimizer.learning-rate=log:1e-4:1e-1"
         )
-    return path, kind, text
-
-
-def _dimension(path: str, kind: str, text: str) -> Dimension:
-    kinds: dict[str, tuple[Any, Any, tuple[int, ...]]] = {
-        "int": (Int, int, (2, 3)),
-        "uniform": (Uniform, float, (2, 3)),
-        "log": (LogUniform, float, (2,)),
-    }
+    field = path.replace("-", "_")
     if kind == "choice":
-        return Choice(*(_literal(part) for part in text.split(",")))
-    if kind not in kinds:
-        known = ", ".join([*kinds, "choice"])
-        hint = nearest(kind, [*kinds, "choice"])
-        raise UserError(f"--space {path}: there is no kind {kind!r} (there are {known}){hint}")
-    build, read, counts = kinds[kind]
-    parts = text.split(":")
-    try:
-        numbers = [read(part) for part in parts]
-    except ValueError:
-        raise UserError(f"--space {path}: {text!r} are not numbers for {kind!r}") from None
-    if len(parts) not in counts:
+        return field, Choice(*map(_literal, text.split(",")))
+    if kind not in KINDS:
+        known = [*KINDS, "choice"]
         raise UserError(
-            f"--space {path}: {kind} takes {' or '.join(map(str, counts))} numbers, not {text!r}"
+            f"--space {path}: there is no kind {kind!r} (there are {', '.join(known)})"
+            f"{nearest(kind, known)}"
         )
-    return build(*numbers)
+    dimension, number, form = KINDS[kind]
+    try:
+        return field, dimension(*map(number, text.split(":")))
+    except (ValueError, TypeError):  # not numbers, or not that many
+        raise UserError(f"--space {path}: {kind} takes numbers {form}, not {text!r}") from None
 
 
 def _literal(text: str) -> Any:
-    """A number where the text is one, else the text, as `override` takes it."""
-    for read in (int, float):
+    """A number if the text is one, else the text, as `override` reads it."""
+    for number in (int, float):
         try:
-            return read(text)
+            return number(text)
         except ValueError:
             pass
     return text

@@ -1,4 +1,4 @@
-"""The hook that tells a study how a trial goes, and stops it where that is hopeless."""
+"""The hook that reports a trial's metric to Optuna and stops it when it is pruned."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -11,23 +11,23 @@ from jdl.hooks import Hook, Listener
 from jdl.typing import Event, RunContext
 
 PRUNED = "pruned"
-"""The attribute of a trial that was stopped early."""
+"""Trial attribute: whether the pruner stopped it."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report(Hook):
-    """Reports a score to a study whenever it is logged, and stops where the pruner says so."""
+class Pruning(Hook):
+    """Reports a metric to Optuna whenever it is logged, and stops the run if the pruner says so."""
 
-    metric: str  # SPLIT.NAME of the score
-    trial: optuna.Trial = dataclasses.field(repr=False)  # to which it is reported
+    metric: str  # SPLIT.NAME
+    trial: optuna.Trial = dataclasses.field(repr=False)
 
     def build(self, run: RunContext) -> Listener:
         """See `Hook.build`."""
-        return _Report(run, self)
+        return _Pruning(run, self)
 
 
-class _Report(Listener):
-    def __init__(self, run: RunContext, config: Report) -> None:
+class _Pruning(Listener):
+    def __init__(self, run: RunContext, config: Pruning) -> None:
         self._run, self._trial = run, config.trial
         self._split, _, self._name = config.metric.partition(".")
         study, number = config.trial.study, config.trial.number
@@ -48,4 +48,6 @@ class _Report(Listener):
             self._trial.report(fresh, event.step)
         if event.step < self._run.steps and self._trial.should_prune():
             self._trial.set_user_attr(PRUNED, True)
-            self._run.stop(f"pruned: others had a better {self._split}.{self._name} by then")
+            self._run.stop(
+                f"pruned: other trials had a better {self._split}.{self._name} at this step"
+            )

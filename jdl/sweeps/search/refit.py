@@ -1,4 +1,4 @@
-"""The best point of a search, trained on all there is to learn from and scored on test."""
+"""Refits the best point of a search on training and validation data, and scores it on test."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -12,69 +12,68 @@ from jdl.errors import UserError
 from jdl.experiment import Experiment
 from jdl.files import RunDirectory, json_value, read_json
 from jdl.hooks import Checkpoint, Hook
-from jdl.sweeps.search.tuning import Study
+from jdl.sweeps.search.tuning import SearchResult
 from jdl.trainer.api import train
 from jdl.trainer.run import Run
 from jdl.typing import Json
 
 
-def train_final(
-    study: Study,
+def refit(
+    result: SearchResult,
     experiment: Experiment,
     *,
     file: ExperimentFile | None = None,
     overrides: Mapping[str, Json] | None = None,
 ) -> Run:
-    """Trains the best point of a study on training and validation data together, in `final`.
+    """Trains the best point on training and validation data together, in the folder `refit`.
 
-    It takes as many passes over them as the best trial took over its training data, up to the
-    weights that it ended with (Goodfellow et al., 2016, algorithm 7.2). Hooks that need a
-    validation split are left out. At the end the test split is read, once: a run that has ended is
-    returned as it is, one that was broken off goes on.
+    It makes as many passes over the data as the best trial made up to its final weights
+    (Goodfellow et al., 2016, algorithm 7.2). Hooks that need a validation split are left out. The
+    test split is read once, at the end. A finished run is returned, an interrupted one resumed.
 
     Args:
-      study: what `tune` gave.
-      experiment: what it was given.
-      file: where the experiment comes from.
-      overrides: what was changed in the experiment of that file, by path.
+      result: of `tune`.
+      experiment: as given to `tune`.
+      file: the experiment's file.
+      overrides: of the experiment, by path.
 
     Returns:
-      The run, an ordinary one.
+      The run.
 
     Raises:
-      UserError: the validation split cannot be joined to training; the best trial lies in another
-        directory; or `final` holds the point of another trial.
+      UserError: the validation split cannot be merged into training, the best trial's run is in
+        another directory, or `refit` holds another point.
     """
-    assert study.best is not None
-    best, workdir = study.workdir / "best", study.workdir / "final"
-    number = f"{study.best.number:04d}"
+    assert result.best is not None
+    best, workdir = result.workdir / "best", result.workdir / "refit"
+    number = f"{result.best.number:04d}"
     if not RunDirectory(best).result.exists() or best.resolve().name != number:
         raise UserError(
-            f"the best trial, {number}, does not lie in {study.workdir} but where it was run: ask "
-            f"there for --final"
+            f"the run of the best trial, {number}, is not in {result.workdir}: use --refit in the "
+            f"directory that trained it"
         )
-    point = override(experiment, study.best.point)
-    changes = {**joined(point), **without_validation(point.hooks)}
+    point = override(experiment, result.best.point)
+    changes = {**merge_validation(point), **without_validation(point.hooks)}
     changes["steps"] = _steps(best, override(point, changes))
-    final = override(point, changes)
-    known = {**(overrides or {}), **study.best.point}
-    if "hooks" in changes:  # which say all of them
+    experiment = override(point, changes)
+    known = {**(overrides or {}), **result.best.point}
+    if "hooks" in changes:  # they list every hook, with its fields
         known = {path: value for path, value in known.items() if path.split(".")[0] != "hooks"}
     wanted = {**known, **changes}
     found = read_json(RunDirectory(workdir).overrides)
     if found is not None and found != json_value(wanted):
         raise UserError(
-            f"{workdir} holds the point of another trial than the best, {number}: move it away to "
-            f"train this one too, and to read the test split again"
+            f"{workdir} holds another point than the best trial's, {number}: move it away to train "
+            f"this one too, and to read the test split again"
         )
-    return train(final, workdir, file=file, overrides=wanted)
+    return train(experiment, workdir, file=file, overrides=wanted)
 
 
-def joined(experiment: Experiment) -> dict[str, Json]:
-    """The overrides by which the validation examples become training examples.
+def merge_validation(experiment: Experiment) -> dict[str, Json]:
+    """The overrides that turn validation examples into training examples.
 
     Raises:
-      UserError: there are none that do.
+      UserError: no override of a `validation_fraction` does.
     """
     before = Splits(experiment.data)
     if "validation" not in before.names:
@@ -90,14 +89,14 @@ def joined(experiment: Experiment) -> dict[str, Json]:
         counts = {}
     if counts != wanted:
         raise UserError(
-            f"the validation split of {experiment.data.describe()} cannot be joined to training, "
-            f"as --final asks: it is not one that data.validation_fraction holds out"
+            f"the validation split of {experiment.data.describe()} cannot be merged into "
+            f"training for --refit: data.validation_fraction did not hold it out"
         )
     return changes
 
 
 def without_validation(hooks: Sequence[Hook]) -> dict[str, Json]:
-    """The overrides that leave out hooks which act on scores of validation."""
+    """The overrides that remove hooks which monitor a validation metric."""
     kept: list[Hook] = []
     for hook in hooks:
         if not str(getattr(hook, "metric", "")).startswith("validation."):
@@ -116,7 +115,7 @@ def without_validation(hooks: Sequence[Hook]) -> dict[str, Json]:
 
 
 def _steps(best: Path, experiment: Experiment) -> int:
-    """Steps that make as many passes as a trial's did, over the training split there is now."""
+    """The steps for as many passes over the new training split as the trial made over its own."""
     directory = RunDirectory(best)
     store = CheckpointStore(directory.checkpoints)
     try:

@@ -1,4 +1,4 @@
-"""Optuna's samplers and pruners by name, each draw a function of the seed and the trial alone."""
+"""Optuna's samplers and pruners by name; a draw depends on the seed and on earlier trials only."""
 
 import contextlib
 import importlib.util
@@ -19,17 +19,17 @@ SamplerName = Literal["grid", "random", "tpe", "gp", "cmaes"]
 PrunerName = Literal["none", "median", "hyperband"]
 
 EXTRAS = {"gp": "torch", "cmaes": "cmaes"}
-"""Packages that Optuna needs for some of its samplers."""
+"""Packages that some of Optuna's samplers need."""
 
 
-class PerTrial(BaseSampler):
-    """A sampler that is made anew for each trial.
+class PerTrialSampler(BaseSampler):
+    """A sampler that is created anew for each trial, seeded by its number.
 
-    So what is drawn depends on the seed, the trial's number and the trials before: a study that was
-    broken goes on as if it never had been, and workers that begin at once draw different points.
+    A resumed study so draws what an uninterrupted one would, and workers that start together draw
+    different points.
 
     Args:
-      build: makes the sampler of a trial, given its number.
+      build: creates the sampler of a trial, given its number.
     """
 
     def __init__(self, build: Callable[[int], BaseSampler]) -> None:
@@ -73,16 +73,16 @@ class PerTrial(BaseSampler):
 def make_sampler(
     name: SamplerName, seed: int, grid: Sequence[Mapping[str, Any]] = ()
 ) -> BaseSampler:
-    """The sampler of a study.
+    """Creates the sampler of a study.
 
     Args:
       name: of the sampler.
-      seed: of all that it draws.
-      grid: for `grid` the values of each point by the names that trials ask for: the trial of
-        number n takes the n-th, so that no two take the same.
+      seed: of all draws.
+      grid: for `grid` the values of each point, as `grid_points` lists them; trial n takes the
+        n-th, so that no point is taken twice.
 
     Raises:
-      UserError: a package that it needs is missing.
+      UserError: a package is missing.
     """
     needed = EXTRAS.get(name)
     if needed and importlib.util.find_spec(needed) is None:
@@ -104,12 +104,12 @@ def make_sampler(
             return optuna.samplers.GPSampler(seed=state, deterministic_objective=False)
         return optuna.samplers.CmaEsSampler(seed=state)
 
-    with quiet():
-        return PerTrial(build)
+    with quiet_optuna():
+        return PerTrialSampler(build)
 
 
 def make_pruner(name: PrunerName) -> optuna.pruners.BasePruner:
-    """The pruner of a study."""
+    """Creates the pruner of a study."""
     if name == "median":
         return optuna.pruners.MedianPruner()
     if name == "hyperband":
@@ -118,8 +118,8 @@ def make_pruner(name: PrunerName) -> optuna.pruners.BasePruner:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keeps from the user what Optuna warns of, such as that a sampler is experimental."""
+def quiet_optuna() -> Iterator[None]:
+    """Suppresses Optuna's warnings, such as that a sampler is experimental."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         warnings.simplefilter("ignore", UserWarning)

@@ -1,20 +1,15 @@
-"""What may vary: dimensions over the dotted paths of `override`."""
+"""Search spaces: points, grids, constraints and validation against an experiment."""
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+from optuna.trial import BaseTrial, FixedTrial
 
 from jdl.config.overrides import flatten, override, snake
 from jdl.errors import UserError
 from jdl.experiment import Experiment
-from jdl.sweeps.search.dimensions import (
-    Choice,
-    Dimension,
-    Space,
-    Trial,
-    When,
-)
+from jdl.sweeps.search.dimensions import Choice, Dimension, Space, When
 from jdl.typing import Json
 
 Point = Mapping[str, Any]
@@ -24,67 +19,43 @@ Constraint = Callable[[Point], bool]
 """Whether a point may be trained."""
 
 
-def suggest(space: Space, trial: Trial, where: str = "") -> dict[str, Any]:
-    """A point, value by value; what belongs to a `When` only where that is taken.
+def suggest(space: Space, trial: BaseTrial, suffix: str = "") -> dict[str, Any]:
+    """The point of a trial, with the conditional space of every `When` chosen.
 
     Args:
-      space: what may vary.
-      trial: gives each value, by its path and, inside a `When`, the choice that led there.
-      where: that choice, as names end.
+      space: the dimensions.
+      trial: suggests each value by a name: the path, followed inside a `When` by its condition.
+      suffix: that condition.
     """
     point: dict[str, Any] = {}
     for path, dimension in space.items():
-        found = dimension.suggest(trial, path + where)
+        found = dimension.suggest(trial, path + suffix)
         if isinstance(found, When):
             point[path] = found.value
-            point |= suggest(found.space, trial, _inside(path, found))
+            point |= suggest(found.space, trial, _condition(path, found))
         else:
             point[path] = found
     return point
 
 
-@dataclass(frozen=True)
-class Fixed:
-    """A trial whose values are known, by the names that `suggest` asks for."""
-
-    values: Mapping[str, Any]
-
-    def suggest_int(self, name: str, low: int, high: int, *, step: int) -> int:
-        """The value of that name."""
-        del low, high, step
-        return self.values[name]
-
-    def suggest_float(
-        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
-    ) -> float:
-        """The value of that name."""
-        del low, high, step, log
-        return self.values[name]
-
-    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        """The value of that name."""
-        del choices
-        return self.values[name]
-
-
-def grid(space: Space, constraints: Sequence[Constraint] = ()) -> list[dict[str, Any]]:
-    """Every point that the constraints let through, by the names that `suggest` asks for.
+def grid_points(space: Space, constraints: Sequence[Constraint] = ()) -> list[dict[str, Any]]:
+    """Values, by the names of `suggest`, of all points that satisfy the constraints.
 
     Raises:
       UserError: a dimension has infinitely many values, or no point is left.
     """
-    listed = _combined(space, lambda dimension: dimension.values(), "")
-    left = [values for values in listed if allowed(suggest(space, Fixed(values)), constraints)]
+    every = _combinations(space, lambda dimension: dimension.values(), "")
+    left = [v for v in every if is_allowed(suggest(space, FixedTrial(v)), constraints)]
     if not left:
-        raise UserError("the constraints let no point of the grid through")
+        raise UserError("no point of the grid satisfies the constraints")
     return left
 
 
-def allowed(point: Point, constraints: Sequence[Constraint]) -> bool:
-    """Whether every constraint lets a point through.
+def is_allowed(point: Point, constraints: Sequence[Constraint]) -> bool:
+    """Whether a point satisfies every constraint.
 
     Raises:
-      UserError: one of them fails.
+      UserError: a constraint raises an exception.
     """
     for constraint in constraints:
         try:
@@ -96,42 +67,43 @@ def allowed(point: Point, constraints: Sequence[Constraint]) -> bool:
     return True
 
 
-def named(space: Mapping[str, Any], where: str = "") -> dict[str, Any]:
-    """Every dimension by the name that `suggest` asks for, those inside a `When` too."""
+def by_name(space: Mapping[str, Any], suffix: str = "") -> dict[str, Any]:
+    """All dimensions, conditional ones included, by the names of `suggest`."""
     found: dict[str, Any] = {}
     for path, dimension in space.items():
-        found[path + where] = dimension
+        found[path + suffix] = dimension
         options = dimension.options if isinstance(dimension, Choice) else (dimension,)
         for option in options:
             if isinstance(option, When):
-                found |= named(option.space, _inside(path, option))
+                found |= by_name(option.space, _condition(path, option))
     return found
 
 
 def describe(space: Space) -> dict[str, str]:
-    """Dimensions in words, by name: two spaces are alike where these are."""
-    return {name: _words(dimension) for name, dimension in named(space).items()}
+    """Dimensions as text, by name; equal for equal spaces, also of other processes."""
+    return {name: _describe(dimension) for name, dimension in by_name(space).items()}
 
 
-def listed(space: Space) -> list[dict[str, Json]]:
+def space_as_json(space: Space) -> list[dict[str, Json]]:
     """Dimensions as JSON: `name`, `path`, `kind`, and the fields of that kind."""
     return [
         {"name": name, "path": name.partition(" (")[0], **_fields(dimension)}
-        for name, dimension in named(space).items()
+        for name, dimension in by_name(space).items()
     ]
 
 
-def check(space: Mapping[str, Any], experiment: Experiment) -> None:
-    """Overrides the experiment by the ends of every dimension.
+def validate(space: Mapping[str, Any], experiment: Experiment) -> None:
+    """Overrides the experiment with the bounds of every dimension.
 
     Raises:
-      UserError: there is no such path, or a value is of the wrong type or out of range.
+      UserError: a path does not exist, or a value has the wrong type or is out of range.
     """
     if not space:
         raise UserError(
-            "nothing may vary: give dimensions by --space, or as `space` beside the experiment"
+            "the search space is empty: add dimensions by --space, or as `space` in the "
+            "experiment file"
         )
-    for name, dimension in named(space).items():
+    for name, dimension in by_name(space).items():
         if not isinstance(dimension, Dimension):
             raise UserError(
                 f"{name}: {dimension!r} is no dimension: write it as Int, Uniform, LogUniform, "
@@ -140,13 +112,13 @@ def check(space: Mapping[str, Any], experiment: Experiment) -> None:
         for option in getattr(dimension, "options", ()):
             if "" not in flatten(option.value if isinstance(option, When) else option):
                 raise UserError(
-                    f"{name}: an option is a number, a text or a tuple of such, not {option}: name "
-                    f"the class and say what varies in it, as When('sgd', {{...}})"
+                    f"{name}: an option is a number, a string or a tuple of such, not {option}: "
+                    f"name the class and vary its fields, as When('sgd', {{...}})"
                 )
     for path, dimension in space.items():
         one = {p: d if p == path else _first(d) for p, d in space.items()}
-        for values in _combined(one, lambda dimension: dimension.ends(), ""):
-            override(experiment, suggest(one, Fixed(values)))
+        for values in _combinations(one, lambda dimension: dimension.bounds(), ""):
+            override(experiment, suggest(one, FixedTrial(values)))
 
 
 def _fields(dimension: Dimension) -> dict[str, Json]:
@@ -157,41 +129,41 @@ def _fields(dimension: Dimension) -> dict[str, Json]:
     return {"kind": snake(type(dimension).__name__), **vars(dimension)}
 
 
-def _words(dimension: Dimension) -> str:
-    """As `str`, but without what differs between processes, such as the address of a function."""
+def _describe(dimension: Dimension) -> str:
+    # Not `str` of a Choice: the address of a function in it differs between processes.
     if isinstance(dimension, (Choice, When)):
         return f"Choice({', '.join(map(repr, _fields(dimension)['options']))})"
     return str(dimension)
 
 
 def _first(dimension: Dimension) -> Dimension:
-    """A dimension of one value alone."""
-    end = dimension.ends()[0]
-    if not isinstance(end, When):
-        return Choice(end)
-    return When(end.value, {path: _first(below) for path, below in end.space.items()})
+    """A dimension that has only the first of its bounds."""
+    first = dimension.bounds()[0]
+    if not isinstance(first, When):
+        return Choice(first)
+    return When(first.value, {path: _first(below) for path, below in first.space.items()})
 
 
-def _combined(
-    space: Space, values: Callable[[Dimension], list[Any]], where: str
+def _combinations(
+    space: Space, values: Callable[[Dimension], list[Any]], suffix: str
 ) -> list[dict[str, Any]]:
-    """Every combination of some values of each dimension, by the names that `suggest` asks for."""
+    """Every combination of some values of each dimension, by the names of `suggest`."""
     found: list[dict[str, Any]] = [{}]
     for path, dimension in space.items():
         try:
             options = values(dimension)
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
-        ways: list[dict[str, Any]] = []
+        here: list[dict[str, Any]] = []
         for option in options:
             (label,) = Choice(option).labels
             inner = option.space if isinstance(option, When) else {}
-            below = _combined(inner, values, _inside(path, option))
-            ways += [{path + where: label, **way} for way in below]
-        found = [{**point, **way} for point, way in itertools.product(found, ways)]
+            below = _combinations(inner, values, _condition(path, option))
+            here += [{path + suffix: label, **values_below} for values_below in below]
+        found = [{**point, **more} for point, more in itertools.product(found, here)]
     return found
 
 
-def _inside(path: str, option: Any) -> str:
-    """How the names of what belongs to an option end."""
+def _condition(path: str, option: Any) -> str:
+    """The suffix of the names inside an option."""
     return f" ({path}={Choice(option).labels[0]})"

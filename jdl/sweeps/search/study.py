@@ -1,4 +1,4 @@
-"""A study in its storage: what it is of, what was found."""
+"""Optuna studies and storages: opening them, and reading their trials."""
 
 import dataclasses
 import time
@@ -15,28 +15,27 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 
 from jdl.errors import UserError, first_line
 from jdl.files import RunDirectory, json_value, to_json, write_atomically
-from jdl.sweeps.search.leases import BEAT, GRACE
-from jdl.sweeps.search.samplers import quiet
+from jdl.sweeps.search.samplers import quiet_optuna
 from jdl.trainer.record import differences
 from jdl.typing import Json
 
 JOURNAL = "study.journal"
-"""The storage of a directory that names no other."""
+"""The default storage: a file in the study's directory."""
 
 IDENTITY = "jdl"
-"""The attribute of a study that says what it is of."""
+"""Study attribute: experiment, space, metric and sampler, which a resumed search must match."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Trial:
-    """A point that was tried.
+class TrialRecord:
+    """A trial as `study.jsonl` records it.
 
     Attributes:
       number: of the trial, and of its directory.
       state: `complete`, `pruned`, `failed` or `running`.
-      value: the metric; of a pruned trial the last that was reported, None where there is none.
+      value: the metric; of a pruned trial the last one reported, None if there is none.
       point: values by path.
-      seconds: from the first step to the last.
+      seconds: of training.
       error: why it failed.
     """
 
@@ -49,18 +48,18 @@ class Trial:
 
 
 def open_storage(url: str | None, workdir: Path) -> BaseStorage:
-    """The storage of a study: the journal of its directory, or what a URL names.
+    """Opens the storage of a study.
 
     Args:
-      url: of a database (`sqlite:///FILE`, `postgresql://...`) or of Optuna's proxy (`grpc://HOST:
-        PORT`); None for a journal file in the directory.
-      workdir: the study's directory, made where the journal lies in it.
+      url: of a database (`sqlite:///FILE`, `postgresql://...`) or of Optuna's gRPC proxy
+        (`grpc://HOST:PORT`); None for a journal file in the directory.
+      workdir: the study's directory, created for a journal.
 
     Raises:
-      UserError: it cannot be reached, or needs a package that is missing.
+      UserError: the storage cannot be reached, or a package is missing.
     """
     try:
-        with quiet():
+        with quiet_optuna():
             if url is None:
                 workdir.mkdir(parents=True, exist_ok=True)
                 backend = JournalFileBackend(str(workdir / JOURNAL))
@@ -74,12 +73,10 @@ def open_storage(url: str | None, workdir: Path) -> BaseStorage:
 
 
 def _database(url: str) -> BaseStorage:
-    """Opens a database; of workers that find it empty at once, all but one fail and try again."""
+    """Opens a database; if several workers create its tables at once, all but one have to retry."""
     for left in reversed(range(3)):
         try:
-            return optuna.storages.RDBStorage(
-                url, heartbeat_interval=round(BEAT), grace_period=round(GRACE)
-            )
+            return optuna.storages.RDBStorage(url)
         except (IntegrityError, OperationalError):
             if not left:
                 raise
@@ -104,10 +101,10 @@ def open_study(
     sampler: Any,
     pruner: Any,
 ) -> OptunaStudy:
-    """The study of that name, made where there is none.
+    """Loads the study of that name, or creates it.
 
     Raises:
-      UserError: it is of another experiment, space, metric or sampler.
+      UserError: the stored one has another experiment, space, metric or sampler.
     """
     study = optuna.create_study(
         storage=storage, study_name=name, direction=direction, sampler=sampler, pruner=pruner,
@@ -119,46 +116,48 @@ def open_study(
         study.set_user_attr(IDENTITY, wanted)
     elif changed := differences(found, wanted):
         raise UserError(
-            f"the storage holds a study {name!r} of something else ({'; '.join(changed)}): choose "
+            f"the storage holds another study {name!r} ({'; '.join(changed)}): choose "
             f"another --workdir or --study"
         )
     return study
 
 
-def trials(study: OptunaStudy) -> list[Trial]:
-    """What was tried so far, without points that were turned down before training."""
+def trial_records(study: OptunaStudy) -> list[TrialRecord]:
+    """The trials of a study, without points that violated a constraint."""
     found = study.get_trials(deepcopy=False)
     return [_trial(each) for each in found if POINT in each.user_attrs]
 
 
 def write_trials(study: OptunaStudy, workdir: Path) -> None:
-    """Writes `study.jsonl`, a line for each trial; to be called while `deciding`."""
-    lines = [to_json(dataclasses.asdict(each)) + "\n" for each in trials(study)]
+    """Writes `study.jsonl`, one line per trial; call it while `exclusive`."""
+    lines = [to_json(dataclasses.asdict(each)) + "\n" for each in trial_records(study)]
     write_atomically(RunDirectory(workdir).trials, "".join(lines))
 
 
-def best(study: OptunaStudy) -> Trial | None:
+def best_record(study: OptunaStudy) -> TrialRecord | None:
     """The complete trial with the best value, the first of equals."""
-    done = [each for each in trials(study) if each.state == "complete" and each.value is not None]
+    done = [
+        each for each in trial_records(study) if each.state == "complete" and each.value is not None
+    ]
     sign = 1 if study.direction == optuna.study.StudyDirection.MINIMIZE else -1
     return min(done, key=lambda each: (sign * (each.value or 0.0), each.number), default=None)
 
 
 POINT = "point"
-"""The attribute of a trial that holds its values by path."""
+"""Trial attribute: values by path."""
 ERROR = "error"
-"""The attribute of a trial that says why it failed."""
+"""Trial attribute: why it failed."""
 SECONDS = "seconds"
-"""The attribute of a trial that holds its training's seconds."""
+"""Trial attribute: seconds of training."""
 
 
-def _trial(found: FrozenTrial) -> Trial:
+def _trial(found: FrozenTrial) -> TrialRecord:
     states: dict[TrialState, Any] = {
         TrialState.COMPLETE: "complete",
         TrialState.PRUNED: "pruned",
         TrialState.FAIL: "failed",
     }
-    return Trial(
+    return TrialRecord(
         number=found.number,
         state=states.get(found.state, "running"),
         value=found.value if found.state.is_finished() else None,

@@ -1,4 +1,4 @@
-"""One worker of a study: takes points up, trains them, and tells what came of them."""
+"""The worker of a study: asks for points, trains them and tells Optuna the results."""
 
 import contextlib
 import dataclasses
@@ -19,49 +19,50 @@ from jdl.data.splits import Splits
 from jdl.errors import UserError, first_line
 from jdl.experiment import Experiment
 from jdl.sweeps.jobs import Job, Outcome, Vectorize, train_jobs
-from jdl.sweeps.search.leases import Claim, Claims
-from jdl.sweeps.search.pruning import PRUNED, Report
-from jdl.sweeps.search.samplers import quiet
-from jdl.sweeps.search.space import Constraint, Space, allowed, suggest
+from jdl.sweeps.search.dimensions import Space
+from jdl.sweeps.search.leases import Lease, TrialLeases
+from jdl.sweeps.search.pruning import PRUNED, Pruning
+from jdl.sweeps.search.samplers import quiet_optuna
+from jdl.sweeps.search.space import Constraint, is_allowed, suggest
 from jdl.sweeps.search.study import ERROR, POINT, SECONDS
 from jdl.typing import Json
 
-REJECTIONS = 1000
-"""Points in a row that constraints may turn down."""
+MAX_REJECTIONS = 1000
+"""Consecutive points that may violate a constraint."""
 
-PAUSE = 0.5
-"""Seconds between two looks at a study whose last points others run."""
+POLL_INTERVAL = 0.5
+"""Seconds between two polls of a study whose last trials other workers run."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Search:
-    """What is searched for, and where.
+class StudyConfig:
+    """What a study searches, and where.
 
     Attributes:
-      experiment: what every trial begins from.
-      space: what varies.
-      constraints: functions of a point, all of which must be true of it.
-      grid: all points, by the names that `suggest` asks for, where they are listed.
-      trials: complete and pruned ones that the study is to have.
-      metric: SPLIT.NAME that is made large or small.
-      workdir: holds `trials`, each the directory of a run.
-      file: that the experiment comes from.
-      overrides: what was changed in it.
-      vectorize: whether points that differ in numbers alone are trained together.
-      together: how many points a worker then takes up at once.
+      experiment: that the points override.
+      space: the dimensions.
+      constraints: predicates that every point must satisfy.
+      grid: all points, as `grid_points` lists them; None for other samplers.
+      num_trials: complete and pruned trials to reach.
+      metric: SPLIT.NAME to optimize.
+      workdir: its folder `trials` holds a run directory per trial.
+      file: the experiment's file.
+      overrides: of the experiment, by path.
+      vectorize: whether points of equal shapes train in one vmapped step.
+      vectorized_trials: how many of them a worker takes at once.
     """
 
     experiment: Experiment
     space: Space
     constraints: tuple[Constraint, ...] = ()
     grid: Sequence[Mapping[str, Any]] | None = None
-    trials: int
+    num_trials: int
     metric: str
     workdir: Path
     file: ExperimentFile | None = None
     overrides: Mapping[str, Json] = dataclasses.field(default_factory=dict)
     vectorize: Vectorize = "never"
-    together: int = 1
+    vectorized_trials: int = 1
 
     def directory(self, number: int) -> Path:
         """The run directory of a trial."""
@@ -69,189 +70,195 @@ class Search:
 
 
 @dataclass(frozen=True)
-class Task:
-    """A trial that this worker has claimed."""
+class LeasedTrial:
+    """A trial that this worker runs."""
 
     trial: optuna.Trial
     point: Mapping[str, Any]
-    claim: Claim
+    lease: Lease
 
 
 def work(
-    search: Search,
+    config: StudyConfig,
     study: Study,
-    claims: Claims,
+    leases: TrialLeases,
     data: Splits,
     show: Callable[[], None],
     notify: Callable[[str], None] = print,
 ) -> None:
-    """Runs trials until the study has as many as it is to have, or can get no more.
+    """Runs trials until the study has enough, or the grid or the failures are exhausted.
 
     Args:
-      search: what to run.
-      study: that is told of it.
-      claims: keep other workers from the same trials.
+      config: of the study.
+      study: to ask and to tell.
+      leases: keep other workers from the same trials.
       data: the experiment's, without its test split.
       show: called after each trial.
-      notify: called whether points are trained together.
+      notify: prints whether points are vectorized.
 
     Raises:
-      UserError: the constraints let hardly any point through.
+      UserError: nearly every point violates a constraint.
     """
-    size = 1 if search.vectorize == "never" else search.together
+    size = 1 if config.vectorize == "never" else config.vectorized_trials
     while True:
-        with claims.deciding(), quiet():
-            tasks = _taken(search, study, claims, size)
-        if tasks:
+        with leases.exclusive(), quiet_optuna():
+            batch = _next_trials(config, study, leases, size)
+        if batch:
             try:
-                together = _run(search, study, tasks, data, show, notify)
+                vectorized = _run(config, study, batch, data, show, notify)
             finally:
-                for task in tasks:
-                    task.claim.release()
-            if search.vectorize == "auto" and not together:
-                size = 1  # so that each point is chosen in the light of all before
+                for leased in batch:
+                    leased.lease.release()
+            if config.vectorize == "auto" and not vectorized:
+                size = 1  # each point is then sampled with all earlier results known
         elif _running(study):
-            time.sleep(PAUSE)  # others may yet fail or die
+            time.sleep(POLL_INTERVAL)  # their workers may still fail or die
         else:
             return
 
 
-def _taken(search: Search, study: Study, claims: Claims, size: int) -> list[Task]:
-    """Trials to run now, up to so many: first those that somebody began and nobody runs."""
-    tasks: list[Task] = []
-    while len(tasks) < size:
-        task = _abandoned(search, study, claims) or _asked(search, study, claims)
-        if task is None:
+def _next_trials(
+    config: StudyConfig, study: Study, leases: TrialLeases, size: int
+) -> list[LeasedTrial]:
+    """At most `size` trials to run now: those of dead workers first, then new ones."""
+    batch: list[LeasedTrial] = []
+    while len(batch) < size:
+        leased = _take_over(config, study, leases) or _ask(config, study, leases)
+        if leased is None:
             break
-        tasks.append(task)
-    return tasks
+        batch.append(leased)
+    return batch
 
 
 def _running(study: Study) -> list[Any]:
     return study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
 
 
-def _abandoned(search: Search, study: Study, claims: Claims) -> Task | None:
-    """A trial that somebody began and nobody runs."""
+def _take_over(config: StudyConfig, study: Study, leases: TrialLeases) -> LeasedTrial | None:
+    """A trial whose worker died."""
     for found in _running(study):
-        claim = claims.claim(found)
-        if claim is not None:
-            trial = optuna.Trial(study, found._trial_id)
-            task = _drawn(search, study, trial, claim)
-            if task is not None:
-                return task
+        lease = leases.take_over(found)
+        if lease is not None:
+            leased = _suggest(config, study, optuna.Trial(study, found._trial_id), lease)
+            if leased is not None:
+                return leased
     return None
 
 
-def _asked(search: Search, study: Study, claims: Claims) -> Task | None:
-    """A new trial, if the study wants one."""
-    for _ in range(REJECTIONS):
-        if not _wanted(search, study):
+def _ask(config: StudyConfig, study: Study, leases: TrialLeases) -> LeasedTrial | None:
+    """A new trial, if the study needs one."""
+    for _ in range(MAX_REJECTIONS):
+        if not _needs_more(config, study):
             return None
         trial = study.ask()
-        claim = claims.hold(trial.number, trial._trial_id)
-        if claim is None:
-            continue  # who asked held up for so long that another took the trial over
-        if not _within(search, study, trial.number):
-            claim.release()
+        lease = leases.acquire(trial.number, trial._trial_id)
+        if lease is None:
+            continue  # this process was suspended for so long that another worker took it over
+        if not _is_within(config, study, trial.number):
+            lease.release()
             study.tell(trial, state=TrialState.FAIL)
             return None
-        task = _drawn(search, study, trial, claim)
-        if task is not None:
-            return task
-    raise UserError(f"the constraints turned {REJECTIONS} points down, one after the other")
+        leased = _suggest(config, study, trial, lease)
+        if leased is not None:
+            return leased
+    raise UserError(
+        f"{MAX_REJECTIONS} consecutive points violated a constraint: relax the constraints or "
+        f"narrow the space"
+    )
 
 
-def _drawn(search: Search, study: Study, trial: optuna.Trial, claim: Claim) -> Task | None:
-    """The trial with its point; None where the constraints turn that down."""
-    point = suggest(search.space, trial)
-    if not allowed(point, search.constraints):
-        claim.release()
+def _suggest(
+    config: StudyConfig, study: Study, trial: optuna.Trial, lease: Lease
+) -> LeasedTrial | None:
+    """The trial with its point; None, and failed, if that violates a constraint."""
+    point = suggest(config.space, trial)
+    if not is_allowed(point, config.constraints):
+        lease.release()
         study.tell(trial, state=TrialState.FAIL)
         return None
     trial.set_user_attr(POINT, as_json(point))
-    return Task(trial, point, claim)
+    return LeasedTrial(trial, point, lease)
 
 
-def _wanted(search: Search, study: Study) -> bool:
-    """Whether the study is to have more trials than are complete, pruned or running."""
+def _needs_more(config: StudyConfig, study: Study) -> bool:
+    """Whether fewer trials are complete, pruned or running than the study is to reach."""
     found = study.get_trials(deepcopy=False)
-    if search.grid is not None and len(found) >= len(search.grid):
+    if config.grid is not None and len(found) >= len(config.grid):
         return False
     failed = sum(ERROR in each.user_attrs for each in found)
     kept = sum(each.state != TrialState.FAIL for each in found)
-    return kept < search.trials and failed < search.trials
+    return kept < config.num_trials and failed < config.num_trials
 
 
-def _within(search: Search, study: Study, number: int) -> bool:
-    """Whether a trial still belongs to the study, of those that workers may have begun at once."""
-    if search.grid is not None and number >= len(search.grid):
+def _is_within(config: StudyConfig, study: Study, number: int) -> bool:
+    """Whether a new trial is within the study's limit; several workers may have asked at once."""
+    if config.grid is not None and number >= len(config.grid):
         return False
-    before = [each for each in study.get_trials(deepcopy=False) if each.number < number]
-    return sum(each.state != TrialState.FAIL for each in before) < search.trials
+    earlier = [each for each in study.get_trials(deepcopy=False) if each.number < number]
+    return sum(each.state != TrialState.FAIL for each in earlier) < config.num_trials
 
 
 def as_json(point: Mapping[str, Any]) -> dict[str, Json]:
-    """A point as `overrides.json` has it."""
+    """A point as overrides in JSON."""
     return {path: flatten(value)[""] for path, value in point.items()}
 
 
 def _run(
-    search: Search,
+    config: StudyConfig,
     study: Study,
-    tasks: Sequence[Task],
+    batch: Sequence[LeasedTrial],
     data: Splits,
     show: Callable[[], None],
     notify: Callable[[str], None],
 ) -> bool:
-    """Trains points in their directories and tells the study; whether any went together."""
+    """Trains points in their run directories and tells the study; whether any were vectorized."""
     with contextlib.ExitStack() as stack:
         jobs: list[Job] = []
-        ready: list[Task] = []
-        for task in tasks:
+        ready: list[LeasedTrial] = []
+        for leased in batch:
             try:
-                jobs.append(_job(search, task, data, stack))
-                ready.append(task)
+                jobs.append(_job(config, leased, data, stack))
+                ready.append(leased)
             except Exception as error:
-                _tell(search, study, task, error)
+                _tell(config, study, leased.trial, error)
 
-        def tell(place: int, outcome: Outcome) -> bool:
-            _tell(search, study, ready[place], outcome)
-            ready[place].claim.release()
+        def tell(index: int, outcome: Outcome) -> bool:
+            _tell(config, study, ready[index].trial, outcome)
+            ready[index].lease.release()
             show()
             return True
 
-        return train_jobs(jobs, search.vectorize, tell, file=search.file, notify=notify)
+        return train_jobs(jobs, config.vectorize, tell, file=config.file, notify=notify)
 
 
-def _job(search: Search, task: Task, data: Splits, stack: contextlib.ExitStack) -> Job:
-    """How a trial's point is trained: the test split is never read."""
-    number = task.trial.number
-    experiment = override(search.experiment, task.point)
-    if experiment.data is not search.experiment.data:
+def _job(
+    config: StudyConfig, leased: LeasedTrial, data: Splits, stack: contextlib.ExitStack
+) -> Job:
+    number = leased.trial.number
+    experiment = override(config.experiment, leased.point)
+    if experiment.data is not config.experiment.data:
         data = Splits(experiment.data, without=("test",))
-    log = search.workdir / "logs" / f"{number:04d}.txt"
+    log = config.workdir / "logs" / f"{number:04d}.txt"
     log.parent.mkdir(exist_ok=True)
     return Job(
         experiment=experiment,
-        workdir=search.directory(number),
-        overrides={**search.overrides, **as_json(task.point)},
+        workdir=config.directory(number),
+        overrides={**config.overrides, **as_json(leased.point)},
         data=data,
-        hooks=(Report(metric=search.metric, trial=task.trial),),
+        hooks=(Pruning(metric=config.metric, trial=leased.trial),),
         output=stack.enter_context(log.open("a")),
     )
 
 
-def _tell(search: Search, study: Study, task: Task, outcome: Outcome) -> None:
-    """Tells the study what came of a trial."""
-    trial = task.trial
+def _tell(config: StudyConfig, study: Study, trial: optuna.Trial, outcome: Outcome) -> None:
+    """Tells the study the value of a trial, or that it was pruned or failed."""
     try:
         if isinstance(outcome, Exception):
             raise outcome
-        split, _, name = search.metric.partition(".")
+        split, _, name = config.metric.partition(".")
         value = outcome.result["metrics"][split][name]
         if value is None or math.isnan(value):
-            raise UserError(f"{search.metric} is not a number")
+            raise UserError(f"{config.metric} is not a number")
     except Exception as error:
         trial.set_user_attr(ERROR, f"{type(error).__name__}: {first_line(error)}")
         study.tell(trial, state=TrialState.FAIL)

@@ -116,11 +116,11 @@ def faults(folder: Path, points: int, storage: str | None) -> list[str]:
     """What is wrong with a search that has ended, in words."""
     import optuna
 
-    from jdl.sweeps.search.samplers import quiet
+    from jdl.sweeps.search.samplers import quiet_optuna
     from jdl.sweeps.search.study import open_storage
 
     study_folder, found = folder / "study", []
-    with quiet():
+    with quiet_optuna():
         study = optuna.load_study(study_name="clouds", storage=open_storage(storage, study_folder))
     trials = study.get_trials()
     seeds = sorted(trial.params["seed"] for trial in trials if trial.state.name == "COMPLETE")

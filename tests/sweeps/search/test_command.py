@@ -51,7 +51,7 @@ def searched(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         (folder / "mine.py").write_text(FILE)
-        assert main([*WORDS, "--final"]) == 0
+        assert main([*WORDS, "--refit"]) == 0
     return folder
 
 
@@ -84,7 +84,7 @@ def test_the_best_is_used_as_any_run(command, folder):
     assert "jdl evaluate found/best" in text
     assert "Digits, searched." in text
     assert "--batch-size 16" in text
-    test = read(folder / "found/final/result.json")["metrics"]["test"]
+    test = read(folder / "found/refit/result.json")["metrics"]["test"]
     assert f"{test['loss']:.4f}" in text
     code, _, err = command("evaluate", "found")
     assert (code, err.count("\n")) == (2, 1)
@@ -92,7 +92,7 @@ def test_the_best_is_used_as_any_run(command, folder):
 
 
 def test_the_final_run_learns_from_validation_too_for_as_long_as_the_best(folder):
-    best, final = folder / "found/best", folder / "found/final"
+    best, final = folder / "found/best", folder / "found/refit"
     before, after = (read(run / "environment.json")["data"] for run in (best, final))
     held_out = before["validation"]["count"]
     assert set(after) == {"train", "test"}
@@ -115,23 +115,23 @@ def test_the_final_run_learns_from_validation_too_for_as_long_as_the_best(folder
 
 
 def test_a_final_run_is_not_trained_twice(command, folder, monkeypatch):
-    result = folder / "found/final/result.json"
+    result = folder / "found/refit/result.json"
     before = read(result)
     result.unlink()  # as if it had been killed just before
-    code, out, err = command(*WORDS, "--final")
+    code, out, err = command(*WORDS, "--refit")
     assert (code, err) == (0, "")
     assert "resuming from step" in out
     assert read(result)["params_sha256"] == before["params_sha256"]
     monkeypatch.setattr("jdl.trainer.api.Loop", None)
-    code, out, err = command(*WORDS, "--final")
+    code, out, err = command(*WORDS, "--refit")
     assert (code, err) == (0, "")
     assert f"loss {before['metrics']['test']['loss']:.4f}" in out
     assert read(result)["metrics"] == before["metrics"]
-    overrides = folder / "found/final/overrides.json"
+    overrides = folder / "found/refit/overrides.json"
     overrides.write_text(json.dumps({**read(overrides), "optimizer.learning_rate": 0.5}))
-    code, _, err = command(*WORDS, "--final")
+    code, _, err = command(*WORDS, "--refit")
     assert (code, err.count("\n")) == (2, 1)
-    assert "found/final holds the point of another trial than the best" in err
+    assert "found/refit holds another point than the best trial's" in err
 
 
 def test_a_validation_split_of_the_set_itself_is_not_joined(command, tmp_path):
@@ -141,9 +141,9 @@ def test_a_validation_split_of_the_set_itself_is_not_joined(command, tmp_path):
         '"validation": Digits().load()["train"].arrays})',
     )
     (tmp_path / "own.py").write_text(text)
-    code, out, err = command("tune", "own.py", "--final")
+    code, out, err = command("tune", "own.py", "--refit")
     assert (code, out, err.count("\n")) == (2, "", 1)
-    assert "the validation split of arrays cannot be joined to training, as --final asks" in err
+    assert "the validation split of arrays cannot be merged into training for --refit" in err
     assert not (tmp_path / "runs").exists()
 
 
@@ -153,11 +153,11 @@ RATE = "--space optimizer.learning-rate=log:1e-4:1e-1"
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        ("", "nothing may vary: give dimensions by --space"),
+        ("", "the search space is empty: add dimensions by --space"),
         ("--space optimizer.learning-rat=log:1e-4:1", "did you mean 'learning_rate'"),
         ("--space optimizer.learning-rate", "--space optimizer.learning-rate: write PATH=KIND"),
         ("--space optimizer.learning-rate=lgo:1:2", "did you mean 'log'"),
-        ("--space optimizer.learning-rate=log:1e-4", "log takes 2 numbers"),
+        ("--space optimizer.learning-rate=log:1e-4", "log takes numbers LOW:HIGH"),
         ("--space optimizer.learning-rate=log:2:1", "the range is empty"),
         (f"{RATE} --sampler tpee", "tpee"),
         (f"{RATE} --pruner mediann", "mediann"),

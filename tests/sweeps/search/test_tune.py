@@ -24,7 +24,7 @@ from jdl.tasks import Classification
 optuna = pytest.importorskip("optuna", reason="optuna is not installed")
 
 from jdl.sweeps.search import leases, worker  # noqa: E402 - they need it
-from jdl.sweeps.search.samplers import quiet  # noqa: E402
+from jdl.sweeps.search.samplers import quiet_optuna  # noqa: E402
 from jdl.sweeps.search.study import open_storage  # noqa: E402
 
 RNG = np.random.default_rng(0)
@@ -118,7 +118,7 @@ def test_a_broken_search_ends_as_one_that_never_was(sampler, tmp_path, monkeypat
             tuned(tmp_path / "broken", sampler=sampler, trials=4)
     broken, said = tuned(tmp_path / "broken", sampler=sampler, trials=4)
     assert values(broken) == values(whole)
-    assert said[0] == "going on with a study of 2 trials"
+    assert said[0] == "resuming a study of 2 trials"
     assert len(calls) == 5  # the one that had come to its end is not called up again
     again, _ = tuned(tmp_path / "broken", sampler=sampler, trials=4)
     assert (values(again), len(calls)) == (values(whole), 5)
@@ -147,12 +147,12 @@ def test_points_that_constraints_turn_down_are_not_trained(tmp_path, monkeypatch
     study, _ = tuned(tmp_path, constraints=constraints, trials=4)
     assert len(study.trials) == 4
     assert all(each.point["model.widths.0"] < 4 for each in study.trials)
-    monkeypatch.setattr(worker, "REJECTIONS", 20)
-    with pytest.raises(UserError, match="turned 20 points down"):
+    monkeypatch.setattr(worker, "MAX_REJECTIONS", 20)
+    with pytest.raises(UserError, match="20 consecutive points violated a constraint"):
         tuned(tmp_path / "none", constraints=[lambda point: False])
 
 
-@pytest.mark.parametrize("options", [{}, {"vectorize": "always", "together": 6}])
+@pytest.mark.parametrize("options", [{}, {"vectorize": "always", "vectorized_trials": 6}])
 def test_a_hopeless_trial_is_pruned(options, tmp_path):
     space = {"optimizer.learning_rate": Choice(0.3, 1e-9)}
     options = {"pruner": "median", "trials": 12, "metric": "validation.loss", **options}
@@ -171,7 +171,7 @@ def test_a_hopeless_trial_is_pruned(options, tmp_path):
 def test_points_trained_together_have_the_scores_that_they_have_alone(tmp_path):
     space = {**SPACE, "optimizer.momentum": Choice(0.5, 0.9), "model.widths.0": Int(2, 3)}
     options = {"trials": 6, "metric": "validation.loss"}
-    study, said = tuned(tmp_path / "a", space, vectorize="always", together=4, **options)
+    study, said = tuned(tmp_path / "a", space, vectorize="always", vectorized_trials=4, **options)
     alone, _ = tuned(tmp_path / "b", space, **options)
     assert [each.point for each in study.trials] == [each.point for each in alone.trials]
     assert [e.value for e in study.trials] == pytest.approx([e.value for e in alone.trials])
@@ -217,7 +217,7 @@ def test_a_failure_is_kept_and_the_search_goes_on(tmp_path):
 
 
 def test_where_all_fail_the_first_failure_is_said_and_the_rest_counted(tmp_path):
-    with pytest.raises(UserError, match=r"came to its end; the first failure: .*\(2 more failed\)"):
+    with pytest.raises(UserError, match=r"completed; the first failure: .*\(2 more failed\)"):
         tuned(tmp_path, {"optimizer.learning_rate": Choice(1e30)})
     assert len((tmp_path / "study.jsonl").read_text().splitlines()) == 3
 
@@ -288,7 +288,7 @@ def test_a_metric_without_a_direction_needs_a_mode(tmp_path):
 def test_a_study_of_something_else_is_refused(options, message, tmp_path, monkeypatch):
     space = {"model.widths.0": Int(2, 6)}
     study, _ = tuned(tmp_path, space, trials=1)
-    with pytest.raises(UserError, match=f"holds a study 'study' of something else .*{message}"):
+    with pytest.raises(UserError, match=f"holds another study 'study' .*{message}"):
         tuned(tmp_path, **{"space": space, "trials": 1, **options})
     again, _ = tuned(tmp_path, space, trials=1)
     assert values(again) == values(study)
@@ -296,13 +296,13 @@ def test_a_study_of_something_else_is_refused(options, message, tmp_path, monkey
 
 def test_a_trial_is_held_by_one_worker_and_freed_by_its_end(tmp_path):
     study = optuna.create_study(storage=open_storage(None, tmp_path))
-    one, other = (leases.Claims(study, study._storage, tmp_path) for _ in range(2))
+    one, other = (leases.TrialLeases(study, study._storage, tmp_path) for _ in range(2))
     trial = study.ask()
-    held = one.hold(trial.number, trial._trial_id)
+    held = one.acquire(trial.number, trial._trial_id)
     (found,) = study.trials
-    assert other.claim(found) is None
+    assert other.take_over(found) is None
     held.release()
-    taken = other.claim(found)
+    taken = other.take_over(found)
     assert taken is not None
     taken.release()
 
@@ -312,25 +312,17 @@ def test_of_several_that_see_a_stopped_heart_one_takes_the_trial_over(url, tmp_p
     storage = open_storage(url and url.format(tmp_path), tmp_path)
     study = optuna.create_study(storage=storage)
     places = [tmp_path / name for name in "abc"]
-    dead, *others = (leases.Claims(study, storage, place) for place in places)
-    with quiet():
+    dead, *others = (leases.TrialLeases(study, storage, place) for place in places)
+    with quiet_optuna():
         trial = study.ask()
-    held = dead.hold(trial.number, trial._trial_id)
+    held = dead.acquire(trial.number, trial._trial_id)
     held.release()  # its beats end, its trial does not
     (found,) = study.trials
-    assert [each.claim(found) for each in others] == [None, None]
-    # An hour passes, for the storage or for the workers, whichever looks at a clock.
-    if url:
-        import sqlalchemy
-
-        assert isinstance(storage, optuna.storages.RDBStorage)
-        with storage.engine.begin() as connection:
-            older = "UPDATE trial_heartbeats SET heartbeat = datetime(heartbeat, '-1 hour')"
-            connection.execute(sqlalchemy.text(older))
+    assert [each.take_over(found) for each in others] == [None, None]
     clock = SimpleNamespace(time=time.time, monotonic=lambda: time.monotonic() + 3600)
-    monkeypatch.setattr(leases, "time", clock)
-    taken = [each.claim(found) for each in others]
-    assert sum(claim is not None for claim in taken) == 1
-    for claim in taken:
-        if claim:
-            claim.release()
+    monkeypatch.setattr(leases, "time", clock)  # an hour passes
+    taken = [each.take_over(found) for each in others]
+    assert sum(lease is not None for lease in taken) == 1
+    for lease in taken:
+        if lease:
+            lease.release()
