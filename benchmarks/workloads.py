@@ -155,7 +155,7 @@ def lstm_lm(
     Every window begins at zero, in all implementations: to carry the state would cost nothing.
     """
     shape = {"num_layers": num_layers, "hidden_size": hidden_size, "vocab_size": vocab_size}
-    changes = {**{f"model.{k}": v for k, v in shape.items()}, "data.streams": batch}
+    changes = {**{f"model.{k}": v for k, v in shape.items()}, "data.num_streams": batch}
     return Workload(
         name="lstm_lm",
         size=f"{num_layers}x{hidden_size}, T={length}",

@@ -24,7 +24,7 @@ experiment = Experiment(
         TFDS("imdb_reviews"),
         encoding=BPE(8192, lowercase=True),
         length=128,
-        keep="end",
+        truncation_side="left",
         device_transforms=(MaskTokens(vocab_size=8192),),
     ),
     optimizer=AdamW(

@@ -28,7 +28,7 @@ experiment = Experiment(
         vocab_size=8192, num_layers=4, num_heads=4, embed_dim=128, mlp_dim=256, dropout_rate=0.3
     ),
     task=Translation(label_smoothing=0.1),
-    data=Pairs(TFDS("multi30k"), source_length=32, target_length=32),
+    data=Pairs(TFDS("multi30k"), max_source_length=32, max_target_length=32),
     optimizer=Adam(2e-3, schedule=Cosine(warmup=0.1), b2=0.98, clip_norm=1.0),
     hooks=(Progress(), TensorBoard(), Evaluate(), Checkpoint()),
     epochs=30,

@@ -16,7 +16,7 @@ from jdl.tasks import LanguageModeling
 experiment = Experiment(
     model=RecurrentLM(vocab_size=65, hidden_size=256, num_layers=2, dropout_rate=0.2),
     task=LanguageModeling(),
-    data=Streams(TFDS("tiny_shakespeare"), length=64, streams=32),
+    data=Streams(TFDS("tiny_shakespeare"), length=64, num_streams=32),
     optimizer=Adam(2e-3, schedule=Cosine(warmup=0.02, end=0.01), clip_norm=1.0),
     epochs=8,
     batch_size=32,

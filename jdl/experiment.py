@@ -89,10 +89,10 @@ class Experiment:
                 f"batch_size {self.batch_size} cannot be split into {self.num_microbatches} equal "
                 f"micro-batches (num_microbatches)"
             )
-        if self.data.batch_size not in (None, self.batch_size):
+        if self.data.required_batch_size not in (None, self.batch_size):
             raise UserError(
-                f"the order of the data fits batches of {self.data.batch_size}, not of "
-                f"{self.batch_size}: set batch_size, or data.streams"
+                f"the order of the data fits batches of {self.data.required_batch_size}, not of "
+                f"{self.batch_size}: set batch_size, or data.num_streams"
             )
         if not 0 <= self.seed < 2**63:
             raise UserError(f"seed must lie between 0 and 2^63 - 1, but is {self.seed}")

@@ -99,8 +99,8 @@ class Few(Data):
         splits = self.whole.splits()
         return {name: Subset(s, np.arange(min(12, len(s)))) for name, s in splits.items()}
 
-    def describe(self):
-        return self.whole.describe()
+    def full_name(self):
+        return self.whole.full_name()
 
 
 @pytest.fixture(scope="module")

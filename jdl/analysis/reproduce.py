@@ -54,7 +54,7 @@ def reproduce(workdir: Path, target: Path, path: Path | None = None) -> Comparis
     unread = set() if "test" in old["metrics"] else {"test"}  # a trial of a search never reads it
     new = train(
         recorded.experiment, target, file=recorded.file, overrides=recorded.overrides,
-        data=Splits(recorded.experiment.data, without=unread),
+        data=Splits(recorded.experiment.data, exclude=unread),
     ).result  # fmt: skip
     parts = ("versions", "devices", "flags", "data")
     before, after = (read_json(RunDirectory(each).environment) for each in (workdir, target))

@@ -10,7 +10,7 @@ def list_experiments() -> None:
     rows = []
     for name, path in available().items():
         try:
-            data = load(path).experiment.data.describe()
+            data = load(path).experiment.data.full_name()
         except UserError as error:
             data = f"({error})"
         expected = expectation(path)

@@ -30,7 +30,7 @@ DAMAGE = (
 )
 
 
-def files(raw: Path, names: Sequence[str]) -> dict[str, Path]:
+def find_files(raw: Path, names: Sequence[str]) -> dict[str, Path]:
     """Returns where each of `names` lies in the directory `raw`, plain or as `.gz`."""
     found = {
         name: path for name in names for path in (raw / f"{name}.gz", raw / name) if path.is_file()
@@ -42,7 +42,7 @@ def files(raw: Path, names: Sequence[str]) -> dict[str, Path]:
     return found
 
 
-def locate(raw: Path, archive: str, folder: str, *, inside: str) -> Path:
+def find_archive(raw: Path, archive: str, folder: str, *, inside: str) -> Path:
     """Returns the archive, or the extracted folder (known by what is `inside`), at or in `raw`."""
     if raw.is_file():
         return raw
@@ -55,7 +55,7 @@ def locate(raw: Path, archive: str, folder: str, *, inside: str) -> Path:
     raise UserError(f"{raw} {what} {archive} {'nor' if raw.is_dir() else 'or'} a folder {folder}")
 
 
-def members(
+def read_members(
     source: Path, folder: str, pattern: re.Pattern[str]
 ) -> Iterator[tuple[re.Match[str], bytes]]:
     """Yields the names that match fully, and the contents, from an archive or an extracted folder.
@@ -69,15 +69,17 @@ def members(
       UserError: the archive is damaged.
     """
     try:
-        for name, stream in streams(source, folder, pattern):
+        for name, stream in open_members(source, folder, pattern):
             match = pattern.fullmatch(name)
             if match:
-                yield match, bounded(stream, source)
+                yield match, read_bounded(stream, source)
     except DAMAGE as error:
-        raise damaged(source, error) from error
+        raise damage_error(source, error) from error
 
 
-def streams(source: Path, folder: str, pattern: re.Pattern[str]) -> Iterator[tuple[str, IO[bytes]]]:
+def open_members(
+    source: Path, folder: str, pattern: re.Pattern[str]
+) -> Iterator[tuple[str, IO[bytes]]]:
     """Yields the names that match `pattern`, and an open stream for each."""
     if source.is_dir():
         for path in sorted(source.rglob("*")):
@@ -110,11 +112,11 @@ def read_whole(path: Path) -> bytes:
     try:
         with path.open("rb") as stream:
             if stream.peek(2)[:2] != b"\x1f\x8b":
-                return bounded(stream, path)
+                return read_bounded(stream, path)
             with gzip.open(stream) as unzipped:
-                return bounded(unzipped, path)
+                return read_bounded(unzipped, path)
     except DAMAGE as error:
-        raise damaged(path, error) from error
+        raise damage_error(path, error) from error
 
 
 def read_text(path: Path) -> str:
@@ -122,10 +124,10 @@ def read_text(path: Path) -> str:
     try:
         return read_whole(path).decode()
     except UnicodeDecodeError as error:
-        raise damaged(path, error) from error
+        raise damage_error(path, error) from error
 
 
-def bounded(stream: Any, path: Path) -> bytes:
+def read_bounded(stream: Any, path: Path) -> bytes:
     """The rest of a stream, unless it is longer than any original."""
     data = stream.read(LARGEST_BYTES + 1)
     if len(data) > LARGEST_BYTES:
@@ -133,7 +135,7 @@ def bounded(stream: Any, path: Path) -> bytes:
     return data
 
 
-def damaged(path: Path, error: BaseException) -> UserError:
+def damage_error(path: Path, error: BaseException) -> UserError:
     """What to say of a file that cannot be read."""
     reason = first_line(error).rstrip(":")
     return UserError(f"{path} is truncated, damaged or unreadable ({reason})")

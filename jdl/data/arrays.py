@@ -63,7 +63,7 @@ class Arrays(Data):
             for split, arrays in self.arrays.items()
         }
 
-    def describe(self) -> str:
+    def full_name(self) -> str:
         """`arrays`."""
         return "arrays"
 
@@ -93,6 +93,6 @@ class Digits(Data):
         images, labels = table[:, :-1].reshape(-1, 8, 8, 1), table[:, -1].astype(np.int32)
         return {"train": ArraySource({"image": images, "label": labels})}
 
-    def describe(self) -> str:
+    def full_name(self) -> str:
         """`digits`."""
         return "digits"

@@ -191,9 +191,9 @@ class ColorJitter:
         def one(key: Array, image: Array) -> Array:
             x, factors = image.astype(jnp.float32), jax.random.uniform(key, (3,), minval=-1.0)
             x = self._clip(x * (1 + self.brightness * factors[0]))
-            mean = grey(x).mean()
+            mean = grayscale(x).mean()
             x = self._clip(mean + (x - mean) * (1 + self.contrast * factors[1]))
-            luma = grey(x)
+            luma = grayscale(x)
             return self._clip(luma + (x - luma) * (1 + self.saturation * factors[2]))
 
         return {**batch, self.name: jax.vmap(one)(keys, batch[self.name])}
@@ -202,7 +202,7 @@ class ColorJitter:
         return jnp.clip(x, 0, self.white)
 
 
-def grey(image: Array) -> Array:
+def grayscale(image: Array) -> Array:
     """The luma of an image (height, width, 1 or 3) by ITU-R BT.601, (height, width, 1)."""
     if image.shape[-1] == 1:
         return image
@@ -244,7 +244,7 @@ class Mixup:
     Labels (batch,) become shares of the classes (batch, classes) float32, images float32.
     """
 
-    classes: int = 10  # that there are
+    num_classes: int = 10  # that there are
     alpha: float = 0.2  # shares are drawn from the beta distribution of (alpha, alpha)
     name: str = "image"  # of the array (batch, ...)
     label: str = "label"  # of the array (batch,)
@@ -257,7 +257,11 @@ class Mixup:
         images = batch[self.name].astype(jnp.float32)
         each = share.reshape(-1, *[1] * (images.ndim - 1))
         mixed = each * images + (1 - each) * jnp.roll(images, 1, axis=0)
-        return {**batch, self.name: mixed, self.label: _mix(batch[self.label], share, self.classes)}
+        return {
+            **batch,
+            self.name: mixed,
+            self.label: _mix(batch[self.label], share, self.num_classes),
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,7 +271,7 @@ class CutMix:
     Labels (batch,) become shares of the classes (batch, classes) float32: those of the areas.
     """
 
-    classes: int = 10  # that there are
+    num_classes: int = 10  # that there are
     alpha: float = 1.0  # areas that stay are drawn from the beta distribution of (alpha, alpha)
     name: str = "image"  # of the array (batch, height, width, channels)
     label: str = "label"  # of the array (batch,)
@@ -288,7 +292,11 @@ class CutMix:
         inside = _box(centres, sides * height, sides * width, height, width)
         mixed = jnp.where(inside[..., None], jnp.roll(images, 1, axis=0), images)
         share = 1 - inside.astype(jnp.float32).mean((1, 2))
-        return {**batch, self.name: mixed, self.label: _mix(batch[self.label], share, self.classes)}
+        return {
+            **batch,
+            self.name: mixed,
+            self.label: _mix(batch[self.label], share, self.num_classes),
+        }
 
 
 def _mix(labels: Array, share: Array, classes: int) -> Array:

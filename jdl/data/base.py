@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
-from jdl.data.files import MODES, decode, read_texts
+from jdl.data.files import MODES, decode_image, read_texts
 from jdl.data.tokenizers import Encoding, Tokenizer
 from jdl.data.transforms import Resize
 from jdl.errors import UserError, nearest
@@ -60,10 +60,10 @@ class Subset:
 
     def __getitems__(self, indices: Sequence[int]) -> list[Example]:
         """Several examples at once, which many sources read faster."""
-        return read_many(self.source, [int(self.indices[i]) for i in indices])
+        return read_examples(self.source, [int(self.indices[i]) for i in indices])
 
 
-def read_many(source: Source, indices: Sequence[int]) -> list[Example]:
+def read_examples(source: Source, indices: Sequence[int]) -> list[Example]:
     """The examples at `indices`, in one call where the source offers one."""
     many = getattr(source, "__getitems__", None)
     return list(many(indices)) if many else [source[i] for i in indices]
@@ -94,7 +94,7 @@ class Data:
                 raise UserError(f"data.{name} is a share in [0, 1), not {getattr(self, name)}")
 
     @property
-    def batch_size(self) -> int | None:
+    def required_batch_size(self) -> int | None:
         """The one that the order of the training examples is made for; None: any."""
         return None
 
@@ -102,7 +102,7 @@ class Data:
         """The splits that the set itself has, `train` among them."""
         raise NotImplementedError
 
-    def describe(self) -> str:
+    def full_name(self) -> str:
         """The set as `NAME` or `NAME:VERSION`."""
         raise NotImplementedError
 
@@ -121,7 +121,7 @@ class Data:
                 splits["train"], splits[name] = self._hold_out(splits["train"], fraction)
         for name, source in splits.items():
             if not len(source):
-                raise UserError(f"split {name!r} of {self.describe()} is empty")
+                raise UserError(f"split {name!r} of {self.full_name()} is empty")
         return splits
 
     def reader(self) -> Reader:
@@ -147,7 +147,7 @@ class Data:
         images = [np.asarray(example.get("image")) for example in examples]
         if any(i.dtype != np.uint8 or i.ndim != 3 or i.shape[2] not in MODES for i in images):
             raise UserError(
-                f"{self.describe()} does not say how a file becomes an example: define "
+                f"{self.full_name()} does not say how a file becomes an example: define "
                 f"{type(self).__name__}.reader"
             )
         resized = any(isinstance(transform, Resize) for transform in self.transforms)
@@ -180,7 +180,7 @@ class Data:
             digest.update(np.ascontiguousarray(source.indices).tobytes())
             source = source.source
         digest.update(self.digest(source).encode())
-        name, _, version = self.describe().partition(":")
+        name, _, version = self.full_name().partition(":")
         return {"source": name, "version": version, "sha256": digest.hexdigest()}
 
     def digest(self, source: Source) -> str:
@@ -200,7 +200,9 @@ class Data:
         return self._make_tokenizer()
 
     def _make_tokenizer(self) -> Tokenizer:
-        raise UserError(f"{self.describe()} has no tokenizer: its examples are not texts as tokens")
+        raise UserError(
+            f"{self.full_name()} has no tokenizer: its examples are not texts as tokens"
+        )
 
     def _hold_out(self, source: Source, fraction: float) -> tuple[Source, Source]:
         count = len(source)
@@ -223,7 +225,7 @@ def _image_reader(shapes: set[tuple[int, ...]], resized: bool) -> Reader:
     height, width, channels = min(shapes)
 
     def read(path: Path) -> dict[str, np.ndarray]:
-        example = {"image": decode(path, MODES[channels])}
+        example = {"image": decode_image(path, MODES[channels])}
         if len(shapes) == 1 and not resized:
             example = Resize(height=height, width=width)(example)
         return {"image": example["image"][None]}
@@ -241,7 +243,7 @@ def location_paths(data: Data, path: str = "data") -> list[str]:
     return found
 
 
-def pick(splits: Mapping[str, Any], name: str) -> Any:
+def get_split(splits: Mapping[str, Any], name: str) -> Any:
     """The split called `name`.
 
     Raises:

@@ -8,15 +8,15 @@ from typing import Any, Literal
 
 import numpy as np
 
-from jdl.data.base import Data, Example, Reader, Source, read_many
+from jdl.data.base import Data, Example, Reader, Source, read_examples
 from jdl.data.language import no_reader
 from jdl.data.text import as_text, read_texts
-from jdl.data.tokenizers import BOS, BPE, EOS, PAD, SPECIALS, Encoding, Tokenizer
+from jdl.data.tokenizers import BOS, BPE, EOS, PAD, SPECIAL_TOKENS, Encoding, Tokenizer
 from jdl.errors import UserError
 
 
 @dataclass(frozen=True)
-class Packed:
+class PackedDocuments:
     """Documents one after the other, in windows of `length + 1` tokens that begin `length` apart.
 
     Every token but those that begin a document is predicted exactly once, from what its window
@@ -73,28 +73,28 @@ class Documents(Data):
         """Raises a UserError: there is no one prediction for a file."""
         return no_reader(self)
 
-    def describe(self) -> str:
+    def full_name(self) -> str:
         """That of the texts."""
-        return self.text.describe()
+        return self.text.full_name()
 
     def _make_tokenizer(self) -> Tokenizer:
         return _with_specials(self.encoding, self.text)
 
-    def _packed(self, source: Source) -> Packed:
-        encode, sizes = self.tokenizer().encode, self.tokenizer().sizes()
+    def _packed(self, source: Source) -> PackedDocuments:
+        encode, sizes = self.tokenizer().encode, self.tokenizer().token_bytes()
         rows = [np.array([BOS, *encode(t), EOS], np.int32) for t, _ in read_texts(source)]
         numbers = np.repeat(np.arange(len(rows), dtype=np.int32), [len(row) for row in rows])
-        return Packed(np.concatenate(rows), numbers, sizes, self.length)
+        return PackedDocuments(np.concatenate(rows), numbers, sizes, self.length)
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedTexts:
     """Texts as tokens of a fixed number, encoded when they are read."""
 
     source: Source
     tokenizer: Tokenizer
     length: int
-    keep: Literal["start", "end"]
+    truncation_side: Literal["right", "left"]
 
     def __len__(self) -> int:
         """Number of texts."""
@@ -106,13 +106,15 @@ class Encoded:
 
     def __getitems__(self, indices: Sequence[int]) -> list[Example]:
         """Several at once."""
-        return [self._encoded(example) for example in read_many(self.source, indices)]
+        return [self._encoded(example) for example in read_examples(self.source, indices)]
 
     def tokens(self, text: Any) -> np.ndarray:
         """`<bos>` and the text, (length,) int32; padded behind, and cut where it is too long."""
         found = self.tokenizer.encode(as_text(text))
         room = self.length - 1
-        found = found[:room] if self.keep == "start" else found[max(len(found) - room, 0) :]
+        found = (
+            found[:room] if self.truncation_side == "right" else found[max(len(found) - room, 0) :]
+        )
         return np.array([BOS, *found] + [PAD] * (room - len(found)), np.int32)
 
     def _encoded(self, example: Example) -> Example:
@@ -131,7 +133,7 @@ class Texts(Data):
     text: Data = field(kw_only=False)  # the set; its examples have `text`
     encoding: Encoding = BPE()  # how text becomes tokens
     length: int = 128  # tokens of a text, `<bos>` included
-    keep: Literal["start", "end"] = "start"  # of a text that is too long
+    truncation_side: Literal["right", "left"] = "right"  # of a text that is too long
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -153,24 +155,24 @@ class Texts(Data):
 
     def fingerprint(self, source: Source) -> dict[str, Any]:
         """That of the texts, with the tokenizer and how they are cut."""
-        assert isinstance(source, Encoded)
+        assert isinstance(source, EncodedTexts)
         found = self.text.fingerprint(source.source)
-        cut = f"{found['sha256']} {self.length} {self.keep} {self.tokenizer().to_json()}"
+        cut = f"{found['sha256']} {self.length} {self.truncation_side} {self.tokenizer().to_json()}"
         return {**found, "sha256": hashlib.sha256(cut.encode()).hexdigest()}
 
     def output_names(self) -> tuple[str, ...]:
         """Those of the text."""
         return self.text.output_names()
 
-    def describe(self) -> str:
+    def full_name(self) -> str:
         """That of the text."""
-        return self.text.describe()
+        return self.text.full_name()
 
     def _make_tokenizer(self) -> Tokenizer:
         return _with_specials(self.encoding, self.text)
 
-    def _encoded(self, source: Source) -> Encoded:
-        return Encoded(source, self.tokenizer(), self.length, self.keep)
+    def _encoded(self, source: Source) -> EncodedTexts:
+        return EncodedTexts(source, self.tokenizer(), self.length, self.truncation_side)
 
 
 def _with_specials(encoding: Encoding, data: Data) -> Tokenizer:
@@ -180,9 +182,9 @@ def _with_specials(encoding: Encoding, data: Data) -> Tokenizer:
       UserError: it has no tokens for that.
     """
     tokenizer = encoding.build(text for text, _ in read_texts(data.splits()["train"]))
-    if tokenizer.sizes()[: len(SPECIALS)].any():
+    if tokenizer.token_bytes()[: len(SPECIAL_TOKENS)].any():
         raise UserError(
-            f"the texts of {data.describe()} need tokens that begin, end and pad them, which bytes "
-            f"and characters have not: set data.encoding to bpe"
+            f"the texts of {data.full_name()} need <bos>, <eos> and <pad> tokens, which bytes "
+            f"and characters lack: set data.encoding to bpe"
         )
     return tokenizer

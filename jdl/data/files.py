@@ -47,7 +47,7 @@ def read_columns(path: str | Path) -> dict[str, tuple[str, ...]]:
     return dict(zip(header, zip(*rows, strict=True), strict=True))
 
 
-def pick_column(path: str | Path, header: Sequence[str], name: str) -> int:
+def column_index(path: str | Path, header: Sequence[str], name: str) -> int:
     """The place of a column.
 
     Raises:
@@ -59,7 +59,7 @@ def pick_column(path: str | Path, header: Sequence[str], name: str) -> int:
     return header.index(name)
 
 
-def numbers(path: str | Path, name: str, texts: Sequence[str]) -> np.ndarray:
+def parse_numbers(path: str | Path, name: str, texts: Sequence[str]) -> np.ndarray:
     """A column as float64.
 
     Raises:
@@ -76,7 +76,7 @@ def numbers(path: str | Path, name: str, texts: Sequence[str]) -> np.ndarray:
     return values
 
 
-def matrix(
+def parse_matrix(
     path: str | Path, columns: Mapping[str, Sequence[str]], names: Sequence[str]
 ) -> np.ndarray:
     """Some columns side by side, (rows, names) float64.
@@ -85,11 +85,11 @@ def matrix(
       UserError: a column is missing, or holds a field that is no finite number.
     """
     for name in names:
-        pick_column(path, list(columns), name)
-    return np.stack([numbers(path, name, columns[name]) for name in names], axis=1)
+        column_index(path, list(columns), name)
+    return np.stack([parse_numbers(path, name, columns[name]) for name in names], axis=1)
 
 
-def are_numbers(texts: Sequence[str]) -> bool:
+def is_numeric(texts: Sequence[str]) -> bool:
     """Whether the first of a column's fields is a number."""
     try:
         float(texts[0])
@@ -120,11 +120,11 @@ def read_texts(path: Path, column: str) -> list[str]:
     if path.suffix.lower() != ".csv":
         return [read_text(path)]
     columns = read_columns(path)
-    pick_column(path, list(columns), column)
+    column_index(path, list(columns), column)
     return list(columns[column])
 
 
-def decode(path: Path, mode: str) -> np.ndarray:
+def decode_image(path: Path, mode: str) -> np.ndarray:
     """An image file as (height, width, channels) uint8.
 
     Args:

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from jdl.data.base import Data, Example, Source
-from jdl.data.files import decode, pick_column, read_csv
+from jdl.data.files import column_index, decode_image, read_csv
 from jdl.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -37,7 +37,7 @@ class ImageFiles:
 
     def __getitem__(self, index: int) -> Example:
         """`image` (height, width, channels) uint8 and `label`."""
-        image = decode(self.paths[index], self.mode)
+        image = decode_image(self.paths[index], self.mode)
         return {"image": image, "label": np.int32(self.labels[index])}
 
     def digest(self) -> str:
@@ -51,19 +51,19 @@ class ImageFiles:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFolder(Data):
-    """Images of the user: `image` (height, width, channels) uint8 and `label` int32.
+    """Image files: `image` (height, width, channels) uint8 and `label` () int32.
 
-    Below `path` lies one folder a class, or such folders below `train`, `validation` and `test`.
-    With `labels`, a CSV file, they lie anywhere below `path` and the file says what each shows.
-    Classes are numbered in the order of their names. Images of different sizes need `Resize`.
+    `path` has one folder per class, or `train`, `validation` and `test` folders that each do. With
+    `labels_file`, images may be anywhere below `path`. Labels number the sorted class names. Images
+    of different sizes need a `Resize` transform.
     """
 
     path: str = field(kw_only=False)  # of the folder
-    labels: str | None = None  # a CSV file with a row for each image
+    labels_file: str | None = None  # a CSV file with a row for each image
     file_column: str = "file"  # in it, of paths below `path`
     label_column: str = "label"  # in it, of classes
     mode: Literal["RGB", "L"] = "RGB"  # colours, or greys of one channel
-    skip: int = 10  # unreadable images that are named and left out; one more is an error
+    max_unreadable: int = 10  # unreadable images that are named and left out; one more is an error
 
     locations = ("path", "labels")
 
@@ -89,7 +89,7 @@ class ImageFolder(Data):
         """The classes."""
         return tuple(_classes(self._found()))
 
-    def describe(self) -> str:
+    def full_name(self) -> str:
         """The folder's name."""
         return Path(self.path).expanduser().name
 
@@ -98,7 +98,7 @@ class ImageFolder(Data):
         root = Path(self.path).expanduser()
         if not root.is_dir():
             raise UserError(f"{root} is no folder")
-        found = {"train": self._listed(root)} if self.labels else self._split(root)
+        found = {"train": self._listed(root)} if self.labels_file else self._split(root)
         classes = _classes(found)
         if len(classes) < 2:
             raise UserError(
@@ -116,24 +116,26 @@ class ImageFolder(Data):
 
     def _listed(self, root: Path) -> list[tuple[Path, str]]:
         """Image files with the label that the CSV file gives them."""
-        header, rows = read_csv(str(self.labels))
+        header, rows = read_csv(str(self.labels_file))
         file, label = (
-            pick_column(str(self.labels), header, name)
+            column_index(str(self.labels_file), header, name)
             for name in (self.file_column, self.label_column)
         )
         for number, row in enumerate(rows, start=1):
             if not row[label]:
-                raise UserError(f"{self.labels}: row {number} has no label ({row[file]})")
+                raise UserError(f"{self.labels_file}: row {number} has no label ({row[file]})")
             if not (root / row[file]).is_file():
-                raise UserError(f"{self.labels}: row {number} names {row[file]}, not in {root}")
+                raise UserError(
+                    f"{self.labels_file}: row {number} names {row[file]}, not in {root}"
+                )
         return [(root / row[file], row[label]) for row in rows]
 
     def _unreadable(self, paths: Sequence[Path]) -> frozenset[Path]:
         found = unreadable(tuple(paths), self.mode)
-        if len(found) > self.skip:
+        if len(found) > self.max_unreadable:
             raise UserError(
-                f"{len(found)} of {len(paths)} images cannot be read, more than data.skip = "
-                f"{self.skip}: {next(iter(found.values()))}"
+                f"{len(found)} of {len(paths)} images cannot be read, more than "
+                f"data.max_unreadable = {self.max_unreadable}: {next(iter(found.values()))}"
             )
         for said in found.values():
             _log.warning("left out: %s", said)
@@ -146,7 +148,7 @@ def unreadable(paths: tuple[Path, ...], mode: str) -> Mapping[Path, str]:
 
     def look(path: Path) -> str:
         try:
-            decode(path, mode)
+            decode_image(path, mode)
         except UserError as error:
             return str(error)
         return ""

@@ -21,7 +21,7 @@ class Windows:
     sizes: np.ndarray  # bytes that each id stands for
     length: int
     stride: int
-    begins: bool = False  # say of each that it `begins` a stream, as in `SideBySide`
+    begins: bool = False  # say of each that it `begins` a stream, as in `StreamWindows`
 
     def __len__(self) -> int:
         """Number of windows."""
@@ -62,7 +62,7 @@ class Tokens(Data):
         Raises:
           UserError: the text has one split only, or next to nothing in one.
         """
-        tokens, sizes = _encoded(self.text, self.tokenizer()), self.tokenizer().sizes()
+        tokens, sizes = _encoded(self.text, self.tokenizer()), self.tokenizer().token_bytes()
         return {
             "train": Windows(tokens["train"], sizes, self.length, self.stride),
             "validation": Windows(tokens["validation"], sizes, self.length, self.length),
@@ -72,16 +72,16 @@ class Tokens(Data):
         """Raises a UserError: there is no one prediction for a file."""
         return no_reader(self)
 
-    def describe(self) -> str:
+    def full_name(self) -> str:
         """That of the text."""
-        return self.text.describe()
+        return self.text.full_name()
 
     def _make_tokenizer(self) -> Tokenizer:
         return _built(self.text, self.encoding)
 
 
 @dataclass(frozen=True)
-class SideBySide:
+class StreamWindows:
     """A text cut into streams, of which each row of a batch reads one, window after window.
 
     Example `t * streams + i` is window t of stream i; the text's last few tokens are left over.
@@ -118,22 +118,22 @@ class Streams(Data):
     text: Data = field(kw_only=False)  # the set; its examples have `text`
     encoding: Encoding = Chars()  # how text becomes tokens
     length: int = 64  # tokens from one cut of the gradient to the next
-    streams: int = 32  # that lie side by side: the experiment's batch size
+    num_streams: int = 32  # that lie side by side: the experiment's batch size
     validation_length: int = 1024  # tokens that are predicted in a window of validation
     shuffle: bool = False  # streams are read in order
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("length", "streams", "validation_length"):
+        for name in ("length", "num_streams", "validation_length"):
             if getattr(self, name) < 1:
                 raise UserError(f"data.{name} must be at least 1, not {getattr(self, name)}")
         if self.shuffle:
             raise UserError("streams are read in order: data.shuffle must stay false")
 
     @property
-    def batch_size(self) -> int:
+    def required_batch_size(self) -> int:
         """A row for each stream."""
-        return self.streams
+        return self.num_streams
 
     def splits(self) -> dict[str, Source]:
         """`train` and `validation`.
@@ -141,12 +141,12 @@ class Streams(Data):
         Raises:
           UserError: the text has one split only, or is too short for a window in each stream.
         """
-        tokens, sizes = _encoded(self.text, self.tokenizer()), self.tokenizer().sizes()
-        train = SideBySide(tokens["train"], sizes, self.length, self.streams)
+        tokens, sizes = _encoded(self.text, self.tokenizer()), self.tokenizer().token_bytes()
+        train = StreamWindows(tokens["train"], sizes, self.length, self.num_streams)
         if not len(train):
             raise UserError(
-                f"{self.describe()} has {len(tokens['train'])} tokens, too few for "
-                f"{self.streams} streams of windows of {self.length}"
+                f"{self.full_name()} has {len(tokens['train'])} tokens, too few for "
+                f"{self.num_streams} streams of windows of {self.length}"
             )
         length = self.validation_length
         return {
@@ -158,9 +158,9 @@ class Streams(Data):
         """Raises a UserError: there is no one prediction for a file."""
         return no_reader(self)
 
-    def describe(self) -> str:
+    def full_name(self) -> str:
         """That of the text."""
-        return self.text.describe()
+        return self.text.full_name()
 
     def _make_tokenizer(self) -> Tokenizer:
         return _built(self.text, self.encoding)
@@ -173,7 +173,7 @@ def no_reader(data: Data) -> Reader:
       UserError: always.
     """
     raise UserError(
-        f"{data.describe()} is a text for language models: predict gives one prediction for each "
+        f"{data.full_name()} is a text for language models: predict gives one prediction for each "
         f"example of a file, and does not continue texts: `jdl generate` does"
     )
 
@@ -190,7 +190,7 @@ def _encoded(data: Data, tokenizer: Tokenizer) -> dict[str, np.ndarray]:
         found[name] = np.concatenate([np.zeros(0, np.int32), *parts])
         if len(found[name]) < 2:
             raise UserError(
-                f"the text of split {name!r} of {data.describe()} has {len(found[name])} tokens: "
+                f"the text of split {name!r} of {data.full_name()} has {len(found[name])} tokens: "
                 f"of fewer than 2 none is predicted"
             )
     return found
@@ -208,5 +208,5 @@ def _parts(data: Data) -> dict[str, list[str]]:
     texts = {name: [text for text, _ in read_texts(source)] for name, source in data.load().items()}
     held_out = [texts[name] for name in ("validation", "test") if name in texts]
     if not held_out:
-        raise UserError(f"{data.describe()} has no validation text beside {', '.join(texts)}")
+        raise UserError(f"{data.full_name()} has no validation text beside {', '.join(texts)}")
     return {"train": texts["train"], "validation": [text for each in held_out for text in each]}

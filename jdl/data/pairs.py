@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from jdl.data.arrays import ArraySource
-from jdl.data.base import Data, Reader, Source, read_many
+from jdl.data.base import Data, Reader, Source, read_examples
 from jdl.data.files import read_columns
 from jdl.data.text import as_text
-from jdl.data.tokenizers import BOS, BPE, EOS, PAD, Encoding, Pieces, Tokenizer
+from jdl.data.tokenizers import BOS, BPE, EOS, PAD, BPETokenizer, Encoding, Tokenizer
 from jdl.errors import UserError, nearest
 
 _log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class PairTable(Data):
         texts = {name: np.array(column, object) for name, column in columns.items()}
         return {"train": ArraySource(texts)}
 
-    def describe(self) -> str:
+    def full_name(self) -> str:
         """The file's name."""
         return Path(self.path).name
 
@@ -45,22 +45,22 @@ class PairTable(Data):
 class Pairs(Data):
     """Pairs of texts as token ids, for translation: `source` and `target`.
 
-    `source` (source_length,) int32 ends with `<eos>`; `target` (target_length + 1,) int32 begins
-    with `<bos>` and ends with `<eos>`; both are padded with 0 behind. Pieces are learned from both
-    sides of the training split together. Training texts that are longer lose their end; how many
-    is logged. The other splits are scored whole: where need be, their arrays are longer.
+    `source` (max_source_length,) int32 ends with `<eos>`; `target` (max_target_length + 1,) int32
+    begins with `<bos>` and ends with `<eos>`; both are padded with 0 at the end. One BPE is learned
+    from both sides of the training split together. Longer training texts are truncated, and a
+    warning counts them. Other splits are never truncated: their arrays may be longer.
     """
 
     text: Data = field(kw_only=False)  # the set, whose splits are taken; its examples hold texts
-    source: str = "en"  # feature or column that is translated
-    target: str = "de"  # what it is translated to
+    source_lang: str = "en"  # feature or column that is translated
+    target_lang: str = "de"  # what it is translated to
     encoding: Encoding = BPE(vocab_size=8192)  # pieces of both languages together
-    source_length: int = 48  # tokens of a training source, `<eos>` included
-    target_length: int = 48  # tokens of a training target, `<eos>` included
+    max_source_length: int = 48  # tokens of a training source, `<eos>` included
+    max_target_length: int = 48  # tokens of a training target, `<eos>` included
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("source_length", "target_length"):
+        for name in ("max_source_length", "max_target_length"):
             if getattr(self, name) < 2:
                 raise UserError(f"data.{name} must be at least 2, not {getattr(self, name)}")
         if isinstance(self.encoding, BPE) and self.encoding.lowercase:
@@ -78,19 +78,19 @@ class Pairs(Data):
         return dict(self._arrays_of_splits)
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """Texts to translate, (texts, length) int32: `source_length`, or longer rather than cut."""
-        return _padded(self._pieces().encode_batch(texts), self.source_length)
+        """Token ids (texts, at least `max_source_length`) int32, padded and never truncated."""
+        return _padded(self._pieces().encode_batch(texts), self.max_source_length)
 
     def reader(self) -> Reader:
         """Raises a UserError: what a file says is translated by `jdl translate`."""
         raise UserError(
-            f"{self.describe()} holds pairs of texts: `jdl translate` translates the lines that it "
-            f"is given, and predict does not"
+            f"{self.full_name()} holds pairs of texts: `jdl translate` translates lines of text, "
+            f"and predict does not"
         )
 
-    def describe(self) -> str:
+    def full_name(self) -> str:
         """That of the text."""
-        return self.text.describe()
+        return self.text.full_name()
 
     @functools.cached_property
     def _texts(self) -> dict[str, tuple[list[str], list[str]]]:
@@ -105,58 +105,62 @@ class Pairs(Data):
     def _make_tokenizer(self) -> Tokenizer:
         return self.encoding.build(text for side in self._texts["train"] for text in side)
 
-    def _pieces(self) -> Pieces:
+    def _pieces(self) -> BPETokenizer:
         """The tokenizer, which has tokens that begin, end and pad a text."""
         pieces = self.tokenizer()
-        if not isinstance(pieces, Pieces):
+        if not isinstance(pieces, BPETokenizer):
             raise UserError(
-                f"the texts of {self.describe()} need tokens that begin, end and pad them, which "
+                f"the texts of {self.full_name()} need tokens that begin, end and pad them, which "
                 f"bytes and characters have not: set data.encoding to bpe"
             )
         return pieces
 
     def _read(self, split: str, source: Source) -> tuple[list[str], list[str]]:
         """The sources and the targets of a split."""
-        examples = read_many(source, range(len(source)))
-        for name in (self.source, self.target):
+        examples = read_examples(source, range(len(source)))
+        for name in (self.source_lang, self.target_lang):
             known = [key for key, value in examples[0].items() if isinstance(value, (str, bytes))]
             if name not in known:
                 raise UserError(
-                    f"{self.describe()} has no text {name!r} (it has "
-                    f"{', '.join(map(repr, known)) or 'none'}): name both with data.source "
-                    f"and data.target{nearest(name, known)}"
+                    f"{self.full_name()} has no text {name!r} (it has "
+                    f"{', '.join(map(repr, known)) or 'none'}): name both with data.source_lang "
+                    f"and data.target_lang{nearest(name, known)}"
                 )
-        sides = [[as_text(e[name]) for e in examples] for name in (self.source, self.target)]
-        for name, side in zip((self.source, self.target), sides, strict=True):
+        sides = [
+            [as_text(e[name]) for e in examples] for name in (self.source_lang, self.target_lang)
+        ]
+        for name, side in zip((self.source_lang, self.target_lang), sides, strict=True):
             empty = [row for row, text in enumerate(side, start=1) if not text.strip()]
             if empty:
                 raise UserError(
-                    f"{self.describe()}: the text {name!r} of example {empty[0]} in split "
+                    f"{self.full_name()}: the text {name!r} of example {empty[0]} in split "
                     f"{split!r} is empty"
                 )
         return sides[0], sides[1]
 
-    def _arrays(self, split: str, texts: tuple[list[str], list[str]], pieces: Pieces) -> Source:
+    def _arrays(
+        self, split: str, texts: tuple[list[str], list[str]], pieces: BPETokenizer
+    ) -> Source:
         sources, targets = map(pieces.encode_batch, texts)
         cut = split == "train"
         if cut:
             self._count_cut(sources, targets)
         return ArraySource(
             {
-                "source": _padded(sources, self.source_length, (), cut),
-                "target": _padded(targets, self.target_length + 1, (BOS,), cut),
+                "source": _padded(sources, self.max_source_length, (), cut),
+                "target": _padded(targets, self.max_target_length + 1, (BOS,), cut),
             }
         )
 
     def _count_cut(self, sources: list[list[int]], targets: list[list[int]]) -> None:
         cut = sum(
-            len(s) >= self.source_length or len(t) >= self.target_length
+            len(s) >= self.max_source_length or len(t) >= self.max_target_length
             for s, t in zip(sources, targets, strict=True)
         )
         if cut:
             _log.warning(
                 "%d of %d training pairs of %s are longer than %d and %d tokens and lose their end",
-                cut, len(sources), self.describe(), self.source_length, self.target_length,
+                cut, len(sources), self.full_name(), self.max_source_length, self.max_target_length,
             )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jdl.data.base import Data, Source, read_many
+from jdl.data.base import Data, Source, read_examples
 from jdl.errors import UserError
 from jdl.typing import FILE_MODULE
 
@@ -36,7 +36,9 @@ def permutation(seed: int, epoch: int, size: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(size)
 
 
-def order(positions: np.ndarray, size: int, seed: int, shuffle: bool = True) -> np.ndarray:
+def example_indices(
+    positions: np.ndarray, size: int, seed: int, shuffle: bool = True
+) -> np.ndarray:
     """The examples at the given positions of training, int32."""
     if not shuffle:
         return (positions % size).astype(np.int32)
@@ -58,7 +60,7 @@ class Shard:
     index: int = 0
     count: int = 1
 
-    def rows(self, step: int, batch_size: int) -> np.ndarray:
+    def positions(self, step: int, batch_size: int) -> np.ndarray:
         """This process's positions in the batch of `step`."""
         local = batch_size // self.count
         return step * batch_size + self.index * local + np.arange(local)
@@ -75,13 +77,13 @@ class InMemory:
         """Number of examples."""
         return len(next(iter(self.arrays.values())))
 
-    def rows(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+    def examples(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """The examples at `indices` as a batch."""
         return {name: array[indices] for name, array in self.arrays.items()}
 
     def step_input(self, step: int, batch_size: int, seed: int, shard: Shard) -> np.ndarray:
         """Indices of the examples in the batch of `step`, (rows,) int32."""
-        return order(shard.rows(step, batch_size), len(self), seed, self.shuffle)
+        return example_indices(shard.positions(step, batch_size), len(self), seed, self.shuffle)
 
     def step_inputs(
         self, start: int, batch_size: int, seed: int, shard: Shard, workers: int = 0
@@ -111,17 +113,19 @@ class Streamed:
         """Number of examples."""
         return len(self.source)
 
-    def rows(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+    def examples(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """The examples at `indices` as a batch."""
-        examples = read_many(self.source, indices.tolist())
-        return stack([transformed(self.data, example) for example in examples], indices)
+        examples = read_examples(self.source, indices.tolist())
+        return stack_examples(
+            [apply_transforms(self.data, example) for example in examples], indices
+        )
 
     def step_input(
         self, step: int, batch_size: int, seed: int, shard: Shard
     ) -> dict[str, np.ndarray]:
         """The batch of `step` itself."""
-        rows = shard.rows(step, batch_size)
-        batch = self.rows(order(rows, len(self), seed, self.data.shuffle))
+        rows = shard.positions(step, batch_size)
+        batch = self.examples(example_indices(rows, len(self), seed, self.data.shuffle))
         return {**batch, "mask": np.ones(len(rows), bool)}
 
     def step_inputs(
@@ -163,7 +167,7 @@ class Streamed:
 Pipeline = InMemory | Streamed
 
 
-def read(in_memory: Mapping[str, jax.Array], step_input: Any) -> dict[str, Any]:
+def to_batch(in_memory: Mapping[str, jax.Array], step_input: Any) -> dict[str, Any]:
     """The batch that a feed stands for; pure, for use inside the compiled step."""
     if isinstance(step_input, Mapping):
         return dict(step_input)
@@ -179,9 +183,9 @@ def evaluation_batch(
     Rows past the end repeat the first example under a `mask` of False, so that every process gives
     as many batches, each of `batch_size / shard.count` rows.
     """
-    positions = shard.rows(step, batch_size)
+    positions = shard.positions(step, batch_size)
     mask = positions < len(pipeline)
-    return {**pipeline.rows(np.where(mask, positions, 0)), "mask": mask}
+    return {**pipeline.examples(np.where(mask, positions, 0)), "mask": mask}
 
 
 def open_pipeline(data: Data, source: Source, name: str) -> Pipeline:
@@ -190,20 +194,20 @@ def open_pipeline(data: Data, source: Source, name: str) -> Pipeline:
     Raises:
       UserError: examples differ in shape, or hold nothing that a model can read.
     """
-    first = transformed(data, source[0])
+    first = apply_transforms(data, source[0])
     if not first:
         raise UserError(f"split {name!r} holds no numbers after the transforms, only text")
     size = sum(value.nbytes for value in first.values()) * len(source)
     probe = np.unique(np.linspace(0, len(source) - 1, 8).astype(int))
-    stack([transformed(data, source[int(i)]) for i in probe], probe, name)
+    stack_examples([apply_transforms(data, source[int(i)]) for i in probe], probe, name)
     if not fits_in_memory(data, size):
         return Streamed(source, data)
     arrays = {k: np.empty((len(source), *v.shape), v.dtype) for k, v in first.items()}
     chunk = 1024
     for begin in range(0, len(source), chunk):
         indices = np.arange(begin, min(begin + chunk, len(source)))
-        examples = [transformed(data, e) for e in read_many(source, indices.tolist())]
-        for key, values in stack(examples, indices, name).items():
+        examples = [apply_transforms(data, e) for e in read_examples(source, indices.tolist())]
+        for key, values in stack_examples(examples, indices, name).items():
             arrays[key][indices] = values
     return InMemory(arrays, data.shuffle)
 
@@ -213,7 +217,7 @@ def fits_in_memory(data: Data, size: int) -> bool:
     return data.pipeline == "in_memory" or (data.pipeline == "auto" and size <= IN_MEMORY_BYTES)
 
 
-def transformed(data: Data, example: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def apply_transforms(data: Data, example: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """An example after the host transforms, numbers only; 64-bit values narrow to 32."""
     for transform in data.transforms:
         example = transform(example)
@@ -229,7 +233,7 @@ def transformed(data: Data, example: Mapping[str, Any]) -> dict[str, np.ndarray]
     return arrays
 
 
-def stack(
+def stack_examples(
     examples: list[dict[str, np.ndarray]], indices: np.ndarray, split: str = "train"
 ) -> dict[str, np.ndarray]:
     """Joins examples along a new axis 0.

@@ -5,34 +5,34 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from jdl.data.augment import grey, resample
+from jdl.data.augment import grayscale, resample
 from jdl.errors import UserError
 from jdl.typing import Batch, Keys
 
 Array = jax.Array
 
-MOST = 30
+MAX_MAGNITUDE = 30
 """The largest magnitude; the ranges below are those at it, as in torchvision."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RandAugment:
-    """Applies `layers` operations to each image, drawn anew for it (Cubuk et al., 2020).
+    """Applies `num_ops` operations to each image, drawn anew for it (Cubuk et al., 2020).
 
     The operations: nothing, shear and shift along each side, rotation, brightness, colour,
     contrast, sharpness, posterising, solarising, automatic contrast, equalisation. Images are of
     bytes 0 to 255; training images become float32 with whole numbers in that range.
     """
 
-    layers: int = 2  # operations on each image
+    num_ops: int = 2  # operations on each image
     magnitude: int = 9  # of them all, 0 to 30
     name: str = "image"  # of the array (batch, height, width, 1 or 3)
 
     def __post_init__(self) -> None:
-        if self.layers < 1 or not 0 <= self.magnitude <= MOST:
+        if self.num_ops < 1 or not 0 <= self.magnitude <= MAX_MAGNITUDE:
             raise UserError(
-                f"RandAugment needs layers >= 1 and a magnitude in 0..{MOST}, not {self.layers} "
-                f"and {self.magnitude}"
+                f"RandAugment needs num_ops >= 1 and a magnitude in 0..{MAX_MAGNITUDE}, not "
+                f"{self.num_ops} and {self.magnitude}"
             )
 
     def __call__(self, batch: Batch, keys: Keys | None) -> Batch:
@@ -42,7 +42,7 @@ class RandAugment:
 
         def one(key: Array, image: Array) -> Array:
             image = image.astype(jnp.float32)
-            for index in range(self.layers):
+            for index in range(self.num_ops):
                 image = self._apply(jax.random.fold_in(key, index), image)
             return image
 
@@ -50,15 +50,15 @@ class RandAugment:
 
     def _apply(self, key: Array, image: Array) -> Array:
         which, sign = jax.random.split(key)
-        level = self.magnitude / MOST
+        level = self.magnitude / MAX_MAGNITUDE
         signed = jnp.where(jax.random.bernoulli(sign), level, -level)
-        drawn = jax.random.randint(which, (), 0, len(SHAPES) + len(COLOURS) + 1)
+        drawn = jax.random.randint(which, (), 0, len(GEOMETRIC_OPS) + len(COLOR_OPS) + 1)
         # What moves pixels is one resampling, whichever it is; batched, every branch is computed.
-        matrices = jnp.stack([shape(signed, *image.shape[:2]) for shape in SHAPES])
-        moved = resample(image, matrices[jnp.minimum(drawn, len(SHAPES) - 1)], "constant")
-        colours = [lambda x, f=f: f(x, signed, level) for f in COLOURS]
+        matrices = jnp.stack([shape(signed, *image.shape[:2]) for shape in GEOMETRIC_OPS])
+        moved = resample(image, matrices[jnp.minimum(drawn, len(GEOMETRIC_OPS) - 1)], "constant")
+        colours = [lambda x, f=f: f(x, signed, level) for f in COLOR_OPS]
         options = [lambda _: moved, *colours, lambda x: x]
-        found = jax.lax.switch(jnp.maximum(drawn - len(SHAPES) + 1, 0), options, image)
+        found = jax.lax.switch(jnp.maximum(drawn - len(GEOMETRIC_OPS) + 1, 0), options, image)
         return jnp.clip(jnp.round(found), 0, 255)
 
 
@@ -97,12 +97,12 @@ def brightness(x: Array, m: Array, level: float) -> Array:
 
 def colour(x: Array, m: Array, level: float) -> Array:
     """Scales the distance to the grey of each pixel."""
-    return _blend(jnp.round(grey(x)), x, m)
+    return _blend(jnp.round(grayscale(x)), x, m)
 
 
 def contrast(x: Array, m: Array, level: float) -> Array:
     """Scales the distance to the mean grey."""
-    return _blend(jnp.floor(jnp.round(grey(x)).mean() + 0.5), x, m)
+    return _blend(jnp.floor(jnp.round(grayscale(x)).mean() + 0.5), x, m)
 
 
 def sharpness(x: Array, m: Array, level: float) -> Array:
@@ -153,8 +153,8 @@ def _blend(other: Array, x: Array, m: Array) -> Array:
     return other + (x - other) * (1 + 0.9 * m)
 
 
-SHAPES = (shear_rows, shear_columns, shift_rows, shift_columns, rotate)
-COLOURS = (
+GEOMETRIC_OPS = (shear_rows, shear_columns, shift_rows, shift_columns, rotate)
+COLOR_OPS = (
     brightness,
     colour,
     contrast,

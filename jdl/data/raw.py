@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from jdl.data.archives import files, locate, members, read_text, read_whole
+from jdl.data.archives import find_archive, find_files, read_members, read_text, read_whole
 from jdl.errors import UserError
 
 Example = dict[str, Any]
@@ -42,7 +42,7 @@ def read_mnist(raw: Path) -> Splits:
     parts = {"train": "train", "test": "t10k"}
     kinds = ("images-idx3-ubyte", "labels-idx1-ubyte")
     names = [f"{part}-{kind}" for part in parts.values() for kind in kinds]
-    paths = files(raw, names)
+    paths = find_files(raw, names)
     return {
         split: _idx_examples(*(paths[f"{part}-{kind}"] for kind in kinds))
         for split, part in parts.items()
@@ -98,13 +98,13 @@ def read_cifar10(raw: Path) -> Splits:
             f"{raw} holds the pickled Python version of CIFAR-10, and nothing is ever unpickled "
             "here; give the binary version, cifar-10-binary.tar.gz"
         )
-    source = locate(raw, "cifar-10-binary.tar.gz", folder, inside="test_batch.bin")
+    source = find_archive(raw, "cifar-10-binary.tar.gz", folder, inside="test_batch.bin")
     names = {
         "train": [f"data_batch_{number}.bin" for number in range(1, 6)],
         "test": ["test_batch.bin"],
     }
     pattern = re.compile(rf"{folder}/(\w+\.bin)")
-    batches = {match[1]: data for match, data in members(source, folder, pattern)}
+    batches = {match[1]: data for match, data in read_members(source, folder, pattern)}
     missing = [name for name in itertools.chain(*names.values()) if name not in batches]
     if missing:
         raise UserError(f"{source} lacks {', '.join(f'{folder}/{name}' for name in missing)}")
@@ -141,7 +141,7 @@ def read_imdb(raw: Path) -> Splits:
     Raises:
       UserError: neither is there, or the archive is damaged.
     """
-    source = locate(raw, "aclImdb_v1.tar.gz", "aclImdb", inside="train")
+    source = find_archive(raw, "aclImdb_v1.tar.gz", "aclImdb", inside="train")
     return {
         "train": _reviews(source, r"aclImdb/train/(neg|pos)/[^/]+\.txt"),
         "test": _reviews(source, r"aclImdb/test/(neg|pos)/[^/]+\.txt"),
@@ -150,7 +150,7 @@ def read_imdb(raw: Path) -> Splits:
 
 
 def _reviews(source: Path, pattern: str) -> Iterator[tuple[str, Example]]:
-    for match, data in members(source, "aclImdb", re.compile(pattern)):
+    for match, data in read_members(source, "aclImdb", re.compile(pattern)):
         yield match[0], {"text": data.strip(), "label": -1 if match[1] == "unsup" else match[1]}
 
 
@@ -166,13 +166,13 @@ def read_cats_vs_dogs(raw: Path) -> Splits:
     Raises:
       UserError: neither is there, or the archive is damaged.
     """
-    source = locate(raw, "kagglecatsanddogs_5340.zip", "PetImages", inside="Cat")
+    source = find_archive(raw, "kagglecatsanddogs_5340.zip", "PetImages", inside="Cat")
     return {"train": _pets(source)}
 
 
 def _pets(source: Path) -> Iterator[tuple[str, Example | None]]:
     pattern = re.compile(r"PetImages/(Cat|Dog)/\d+\.jpg")
-    for match, data in members(source, "PetImages", pattern):
+    for match, data in read_members(source, "PetImages", pattern):
         # The catalogue peeks into the zip member, which shows 512 bytes: so it drops 1,738.
         image = _checked(data) if b"JFIF" in data[:512] else None
         example = {"image": image, "image/filename": match[0], "label": match[1].lower()}
@@ -205,7 +205,7 @@ def read_tiny_shakespeare(raw: Path) -> Splits:
     Raises:
       UserError: the file is missing or not UTF-8.
     """
-    path = raw if raw.is_file() else files(raw, ["input.txt"])["input.txt"]
+    path = raw if raw.is_file() else find_files(raw, ["input.txt"])["input.txt"]
     text = read_text(path)
     first = int(len(text) * 0.9)
     second = first + int((len(text) - first) * 0.5)
@@ -226,7 +226,7 @@ def read_multi30k(raw: Path) -> Splits:
       UserError: a file is missing or damaged, or two that belong together differ in length.
     """
     parts = {"train": "train", "validation": "val", "test": "test_2016_flickr"}
-    paths = files(raw, [f"{part}.{code}" for part in parts.values() for code in ("en", "de")])
+    paths = find_files(raw, [f"{part}.{code}" for part in parts.values() for code in ("en", "de")])
     return {
         split: _pairs(paths[f"{part}.en"], paths[f"{part}.de"]) for split, part in parts.items()
     }

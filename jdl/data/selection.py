@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from jdl.data.base import Data, Example, Reader, Source, Subset, read_many
+from jdl.data.base import Data, Example, Reader, Source, Subset, read_examples
 from jdl.errors import UserError
 
 
@@ -19,7 +19,7 @@ class Selection(Data):
 
     data: Data = field(kw_only=False)  # the set; its examples have `label`
     classes: tuple[int, ...]  # labels that are kept, in the order of their new numbers
-    examples: int | None = None  # of the training split; none given: all
+    num_examples: int | None = None  # of the training split; none given: all
 
     def splits(self) -> dict[str, Source]:
         """The splits of the set, reduced.
@@ -28,8 +28,8 @@ class Selection(Data):
           UserError: a class has too few training examples.
         """
         kept = {name: self._of_classes(source) for name, source in self.data.splits().items()}
-        if self.examples is not None:
-            kept["train"] = self._few(kept["train"], self.examples)
+        if self.num_examples is not None:
+            kept["train"] = self._few(kept["train"], self.num_examples)
         return dict(kept)
 
     def reader(self) -> Reader:
@@ -41,17 +41,17 @@ class Selection(Data):
         names = self.data.output_names()
         return tuple(names[label] for label in self.classes) if names else ()
 
-    def describe(self) -> str:
+    def full_name(self) -> str:
         """That of the set."""
-        return self.data.describe()
+        return self.data.full_name()
 
-    def _of_classes(self, source: Source) -> "Relabelled":
-        labels = np.array([int(x["label"]) for x in read_many(source, range(len(source)))])
+    def _of_classes(self, source: Source) -> "Relabeled":
+        labels = np.array([int(x["label"]) for x in read_examples(source, range(len(source)))])
         number = {label: index for index, label in enumerate(self.classes)}
         kept = np.flatnonzero(np.isin(labels, self.classes))
-        return Relabelled(Subset(source, kept), np.array([number[labels[i]] for i in kept]))
+        return Relabeled(Subset(source, kept), np.array([number[labels[i]] for i in kept]))
 
-    def _few(self, source: "Relabelled", count: int) -> "Relabelled":
+    def _few(self, source: "Relabeled", count: int) -> "Relabeled":
         """As many examples of each class as of any other."""
         each, rest = divmod(count, len(self.classes))
         rng, kept = np.random.default_rng(self.split_seed), []
@@ -59,16 +59,16 @@ class Selection(Data):
             found = np.flatnonzero(source.labels == label)
             if rest or len(found) < each or not each:
                 raise UserError(
-                    f"data.examples: {count} are not the same number for each of "
+                    f"data.num_examples: {count} are not the same number for each of "
                     f"{len(self.classes)} classes, of which the smallest has {len(found)}"
                 )
             kept.append(rng.choice(found, each, replace=False))
         indices = np.sort(np.concatenate(kept))
-        return Relabelled(Subset(source.source, indices), source.labels[indices])
+        return Relabeled(Subset(source.source, indices), source.labels[indices])
 
 
 @dataclass(frozen=True)
-class Relabelled:
+class Relabeled:
     """A source with other labels."""
 
     source: Source
@@ -84,5 +84,5 @@ class Relabelled:
 
     def __getitems__(self, indices: Sequence[int]) -> list[Example]:
         """Several examples at once."""
-        examples = zip(read_many(self.source, indices), indices, strict=True)
+        examples = zip(read_examples(self.source, indices), indices, strict=True)
         return [{**example, "label": np.int32(self.labels[i])} for example, i in examples]

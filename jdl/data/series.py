@@ -7,7 +7,7 @@ import numpy as np
 
 from jdl.data.arrays import ArraySource
 from jdl.data.base import Data, Reader, Source
-from jdl.data.files import are_numbers, matrix, pick_column, read_columns
+from jdl.data.files import column_index, is_numeric, parse_matrix, read_columns
 from jdl.errors import UserError
 
 
@@ -88,7 +88,7 @@ class Series(Data):
         mean, spread = self._fitted(self._changes(self.path, values)[1], train)
 
         def read(path: Path) -> dict[str, np.ndarray]:
-            known = matrix(path, read_columns(path), names)
+            known = parse_matrix(path, read_columns(path), names)
             if len(known) < lag + self.length:
                 raise UserError(
                     f"{path} has {len(known)} values, where a forecast needs {lag + self.length}"
@@ -112,18 +112,18 @@ class Series(Data):
     def read(self) -> tuple[list[str], np.ndarray]:
         """Names of the columns, and their values (points, columns) float64 in their own units."""
         texts = read_columns(self.path)
-        names = list(self.columns) or [name for name in texts if are_numbers(texts[name])]
+        names = list(self.columns) or [name for name in texts if is_numeric(texts[name])]
         if not names:
             raise UserError(f"{self.path} has no column of numbers (it has {', '.join(texts)})")
-        return names, matrix(self.path, texts, names)
+        return names, parse_matrix(self.path, texts, names)
 
-    def describe(self) -> str:
+    def full_name(self) -> str:
         """The file's name."""
         return Path(self.path).name
 
     def _targets(self, names: list[str]) -> list[int]:
         """The places of the targets among the columns."""
-        return [pick_column(self.path, names, name) for name in self.targets or names]
+        return [column_index(self.path, names, name) for name in self.targets or names]
 
     def _parts(self, points: int) -> dict[str, np.ndarray]:
         """The first indices of the windows of each split."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 
-from jdl.data.base import Data, pick
+from jdl.data.base import Data, get_split
 from jdl.data.pipeline import Pipeline, open_pipeline
 from jdl.typing import Json
 
@@ -12,21 +12,21 @@ class Splits:
 
     Args:
       data: the data set.
-      without: splits that are left out, as if there were none of these names.
+      exclude: splits that are left out, as if there were none of these names.
 
     Raises:
       UserError: the set is missing, or a split is empty.
     """
 
-    def __init__(self, data: Data, without: Collection[str] = ()) -> None:
-        self._data, self._without = data, without
+    def __init__(self, data: Data, exclude: Collection[str] = ()) -> None:
+        self._data, self._exclude = data, exclude
         found = data.splits()
-        self._sources = {name: source for name, source in found.items() if name not in without}
+        self._sources = {name: source for name, source in found.items() if name not in exclude}
         self._pipelines: dict[str, Pipeline] = {}
 
-    def of(self, data: Data) -> "Splits":
+    def with_data(self, data: Data) -> "Splits":
         """Those of another data set, without the same."""
-        return Splits(data, self._without)
+        return Splits(data, self._exclude)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -35,7 +35,7 @@ class Splits:
 
     def count(self, name: str) -> int:
         """Examples of a split."""
-        return len(pick(self._sources, name))
+        return len(get_split(self._sources, name))
 
     def pipeline(self, name: str) -> Pipeline:
         """How a split is read.
@@ -43,7 +43,7 @@ class Splits:
         Raises:
           UserError: there is no such split, or its examples cannot be batched.
         """
-        source = pick(self._sources, name)
+        source = get_split(self._sources, name)
         if name not in self._pipelines:
             self._pipelines[name] = open_pipeline(self._data, source, name)
         return self._pipelines[name]

@@ -35,7 +35,7 @@ class StandardLibrary(Data):
         train, validation = self._hold_out(train, self.validation_fraction)
         return {"train": train, "validation": validation}
 
-    def describe(self) -> str:
+    def full_name(self) -> str:
         """`stdlib` and the version of Python."""
         return f"stdlib:{platform.python_version()}"
 

@@ -9,10 +9,10 @@ import numpy as np
 from jdl.data.arrays import ArraySource
 from jdl.data.base import Data, Reader, Source
 from jdl.data.files import (
-    are_numbers,
-    matrix,
-    numbers,
-    pick_column,
+    column_index,
+    is_numeric,
+    parse_matrix,
+    parse_numbers,
     read_columns,
     read_text,
     read_texts,
@@ -31,7 +31,7 @@ class Table(Data):
     path: str = field(kw_only=False)  # of the file, whose first row names its columns
     target: str = field(kw_only=False)  # column to predict
     columns: tuple[str, ...] = ()  # inputs; none given: all others that hold numbers
-    classes: bool | None = None  # the target is a class; None: where it holds words
+    categorical: bool | None = None  # the target is a class; None: where it holds words
 
     locations = ("path",)
 
@@ -42,8 +42,8 @@ class Table(Data):
           UserError: the file cannot be read, a column is missing, or a field is no number.
         """
         texts = read_columns(self.path)
-        pick_column(self.path, list(texts), self.target)
-        inputs = matrix(self.path, texts, self._inputs(texts))
+        column_index(self.path, list(texts), self.target)
+        inputs = parse_matrix(self.path, texts, self._inputs(texts))
         return {"train": ArraySource({"x": inputs, "y": self._targets(texts[self.target])})}
 
     def splits(self) -> dict[str, Source]:
@@ -61,7 +61,7 @@ class Table(Data):
         mean, spread = _fitted(_columns(super().splits()["train"])["x"])
 
         def read(path: Path) -> dict[str, np.ndarray]:
-            inputs = matrix(path, read_columns(path), names)
+            inputs = parse_matrix(path, read_columns(path), names)
             return {"x": ((inputs - mean) / spread).astype("f4")}
 
         return read
@@ -71,13 +71,13 @@ class Table(Data):
         texts = read_columns(self.path)[self.target]
         return tuple(sorted(set(texts))) if self._words(texts) else ()
 
-    def describe(self) -> str:
+    def full_name(self) -> str:
         """The file's name."""
         return Path(self.path).name
 
     def _inputs(self, texts: dict[str, tuple[str, ...]]) -> list[str]:
         others = [name for name in texts if name != self.target]
-        names = list(self.columns) or [name for name in others if are_numbers(texts[name])]
+        names = list(self.columns) or [name for name in others if is_numeric(texts[name])]
         if not names:
             raise UserError(f"{self.path} has no column of numbers beside {self.target!r}")
         return names
@@ -87,11 +87,11 @@ class Table(Data):
             if not text:
                 raise UserError(f"{self.path}: column {self.target!r} has no label in row {row}")
         if not self._words(texts):
-            return numbers(self.path, self.target, texts).astype(np.float32)
+            return parse_numbers(self.path, self.target, texts).astype(np.float32)
         return np.unique(texts, return_inverse=True)[1].astype(np.int32)
 
     def _words(self, texts: Sequence[str]) -> bool:
-        return not are_numbers(texts) if self.classes is None else self.classes
+        return not is_numeric(texts) if self.categorical is None else self.categorical
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,8 +102,8 @@ class TextTable(Data):
     """
 
     path: str = field(kw_only=False)  # of the file, whose first row names its columns
-    text: str = "text"  # column of texts
-    label: str = "label"  # column of labels
+    text_column: str = "text"  # column of texts
+    label_column: str = "label"  # column of labels
 
     locations = ("path",)
 
@@ -114,24 +114,26 @@ class TextTable(Data):
           UserError: the file cannot be read, a column is missing, or a label.
         """
         columns = read_columns(self.path)
-        for name in (self.text, self.label):
-            pick_column(self.path, list(columns), name)
-        for number, label in enumerate(columns[self.label], start=1):
+        for name in (self.text_column, self.label_column):
+            column_index(self.path, list(columns), name)
+        for number, label in enumerate(columns[self.label_column], start=1):
             if not label:
-                raise UserError(f"{self.path}: column {self.label!r} has no label in row {number}")
-        labels = np.unique(columns[self.label], return_inverse=True)[1]
-        texts = np.array(columns[self.text], object)
+                raise UserError(
+                    f"{self.path}: column {self.label_column!r} has no label in row {number}"
+                )
+        labels = np.unique(columns[self.label_column], return_inverse=True)[1]
+        texts = np.array(columns[self.text_column], object)
         return {"train": ArraySource({"text": texts, "label": labels.astype(np.int32)})}
 
     def reader(self) -> Reader:
         """Of CSV files with the column of texts, and of text files."""
-        return lambda path: {"text": np.array(read_texts(path, self.text), object)}
+        return lambda path: {"text": np.array(read_texts(path, self.text_column), object)}
 
     def output_names(self) -> tuple[str, ...]:
         """The labels."""
-        return tuple(sorted(set(read_columns(self.path)[self.label])))
+        return tuple(sorted(set(read_columns(self.path)[self.label_column])))
 
-    def describe(self) -> str:
+    def full_name(self) -> str:
         """The file's name."""
         return Path(self.path).name
 
@@ -162,7 +164,7 @@ class TextFile(Data):
             if part
         }
 
-    def describe(self) -> str:
+    def full_name(self) -> str:
         """The file's name."""
         return Path(self.path).name
 

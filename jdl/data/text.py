@@ -19,24 +19,24 @@ PADDING, START, UNKNOWN = 0, 1, 2
 """Ids before those of words."""
 
 
-def words(text: str) -> list[str]:
+def split_words(text: str) -> list[str]:
     """A text's words: lower case, without `FILTERS`, split at spaces and no other character."""
     spaced = text.lower().translate(str.maketrans(FILTERS, " " * len(FILTERS)))
     return [word for word in spaced.split(" ") if word]
 
 
-def rank(texts: Iterable[str], size: int) -> dict[str, int]:
+def build_vocabulary(texts: Iterable[str], size: int) -> dict[str, int]:
     """Ids of the most frequent words, from 3 to `size - 1`; ties by first appearance."""
     counts: collections.Counter[str] = collections.Counter()
     for text in texts:
-        counts.update(words(text))
+        counts.update(split_words(text))
     kept = counts.most_common(max(size - UNKNOWN - 1, 0))
     return {word: UNKNOWN + 1 + index for index, (word, _) in enumerate(kept)}
 
 
-def encode(text: str, ids: Mapping[str, int], length: int) -> np.ndarray:
+def encode_words(text: str, ids: Mapping[str, int], length: int) -> np.ndarray:
     """Ids (length,) int32 with `START` in front; what is too long loses its beginning."""
-    found = [START, *(ids.get(word, UNKNOWN) for word in words(text))][-length:]
+    found = [START, *(ids.get(word, UNKNOWN) for word in split_words(text))][-length:]
     return np.array([PADDING] * (length - len(found)) + found, np.int32)
 
 
@@ -54,13 +54,15 @@ class Words(Data):
     def splits(self) -> dict[str, Source]:
         """The splits of the text, encoded."""
         texts = {name: list(read_texts(source)) for name, source in self.text.splits().items()}
-        ids = rank((text for text, _ in texts["train"]), self.vocab_size)
+        ids = build_vocabulary((text for text, _ in texts["train"]), self.vocab_size)
         if any(label is None for _, label in texts["train"]):
-            raise UserError(f"the texts of {self.describe()} have no 'label'")
+            raise UserError(f"the texts of {self.full_name()} have no 'label'")
         return {
             name: ArraySource(
                 {
-                    "tokens": np.stack([encode(text, ids, self.length) for text, _ in examples]),
+                    "tokens": np.stack(
+                        [encode_words(text, ids, self.length) for text, _ in examples]
+                    ),
                     "label": np.array([label for _, label in examples], np.int32),
                 }
             )
@@ -77,7 +79,7 @@ class Words(Data):
 
         def encoded(path: Path) -> dict[str, np.ndarray]:
             texts = map(as_text, read(path)["text"])
-            return {"tokens": np.stack([encode(text, ids, self.length) for text in texts])}
+            return {"tokens": np.stack([encode_words(text, ids, self.length) for text in texts])}
 
         return encoded
 
@@ -85,13 +87,13 @@ class Words(Data):
         """Those of the text."""
         return self.text.output_names()
 
-    def describe(self) -> str:
+    def full_name(self) -> str:
         """That of the text."""
-        return self.text.describe()
+        return self.text.full_name()
 
     def _ids(self) -> dict[str, int]:
         texts = (text for text, _ in read_texts(self.text.splits()["train"]))
-        return rank(texts, self.vocab_size)
+        return build_vocabulary(texts, self.vocab_size)
 
 
 def read_texts(source: Source) -> Iterable[tuple[str, Any]]:

@@ -84,7 +84,7 @@ class TFDS(Data):
         kept = [name for name in names if name in ("train", "validation", "test")]
         return {name: TFDSSource(directory, name) for name in kept}
 
-    def describe(self) -> str:
+    def full_name(self) -> str:
         """Name and version, such as `mnist:3.0.1`."""
         try:
             return f"{self._stem()}:{self.directory().name}"

@@ -12,7 +12,7 @@ import numpy as np
 from jdl.errors import UserError, first_line
 from jdl.files import RunDirectory
 
-SPECIALS = ("<pad>", "<bos>", "<eos>", "<mask>")
+SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<mask>")
 """What the first ids of `BPE` stand for: padding, begin and end of a text, a hidden token."""
 
 PAD, BOS, EOS, MASK = range(4)
@@ -23,12 +23,12 @@ class Tokenizer(Protocol):
     """Texts as ids and back."""
 
     @property
-    def size(self) -> int:
+    def vocab_size(self) -> int:
         """How many ids there are."""
         ...
 
-    def sizes(self) -> np.ndarray:
-        """How many bytes of UTF-8 each id stands for, (size,) int32; 0 for special tokens."""
+    def token_bytes(self) -> np.ndarray:
+        """How many bytes of UTF-8 each id stands for, (vocab_size,) int32; 0 for special tokens."""
         ...
 
     def encode(self, text: str) -> list[int]:
@@ -61,15 +61,15 @@ class Encoding:
 class Bytes(Encoding):
     """The bytes of UTF-8: 256 ids, and nothing to learn. It is its own `Tokenizer`."""
 
-    size = 256
+    vocab_size = 256
 
     def build(self, texts: Iterable[str]) -> Tokenizer:
         """Itself, whatever the texts."""
         del texts
         return self
 
-    def sizes(self) -> np.ndarray:
-        """See `Tokenizer.sizes`."""
+    def token_bytes(self) -> np.ndarray:
+        """See `Tokenizer.token_bytes`."""
         return np.ones(256, np.int32)
 
     def encode(self, text: str) -> list[int]:
@@ -91,11 +91,11 @@ class Chars(Encoding):
 
     def build(self, texts: Iterable[str]) -> Tokenizer:
         """The tokenizer of the characters in these texts."""
-        return Alphabet("".join(sorted(set().union(*texts))))
+        return CharTokenizer("".join(sorted(set().union(*texts))))
 
 
 @dataclass(frozen=True)
-class Alphabet:
+class CharTokenizer:
     """Characters by their place."""
 
     characters: str
@@ -105,12 +105,12 @@ class Alphabet:
         return {character: index for index, character in enumerate(self.characters)}
 
     @property
-    def size(self) -> int:
-        """See `Tokenizer.size`."""
+    def vocab_size(self) -> int:
+        """See `Tokenizer.vocab_size`."""
         return len(self.characters)
 
-    def sizes(self) -> np.ndarray:
-        """See `Tokenizer.sizes`."""
+    def token_bytes(self) -> np.ndarray:
+        """See `Tokenizer.token_bytes`."""
         return np.array([len(character.encode()) for character in self.characters], np.int32)
 
     def encode(self, text: str) -> list[int]:
@@ -135,21 +135,21 @@ class Alphabet:
 
 @dataclass(frozen=True)
 class BPE(Encoding):
-    """Pieces that pairs of bytes, frequent in the training text, were merged to.
+    """BPETokenizer that pairs of bytes, frequent in the training text, were merged to.
 
     Sennrich et al. (2016), on bytes (Radford et al., 2019), by the library `tokenizers` (the extra
-    `text`). Ids 0 to 3 are `SPECIALS`; every text has an encoding.
+    `text`). Ids 0 to 3 are `SPECIAL_TOKENS`; every text has an encoding.
     """
 
     vocab_size: int = 8192  # ids, the special ones and 256 bytes included
     lowercase: bool = False  # read capitals as small letters
 
     def __post_init__(self) -> None:
-        least = 256 + len(SPECIALS)
+        least = 256 + len(SPECIAL_TOKENS)
         if self.vocab_size < least:
             raise UserError(f"BPE.vocab_size must be at least {least}, not {self.vocab_size}")
 
-    def build(self, texts: Iterable[str]) -> "Pieces":
+    def build(self, texts: Iterable[str]) -> "BPETokenizer":
         """Learns from texts.
 
         Raises:
@@ -163,23 +163,23 @@ class BPE(Encoding):
         pieces.decoder = library.decoders.ByteLevel()
         trainer = library.trainers.BpeTrainer(
             vocab_size=self.vocab_size,
-            special_tokens=list(SPECIALS),
+            special_tokens=list(SPECIAL_TOKENS),
             initial_alphabet=sorted(library.pre_tokenizers.ByteLevel.alphabet()),
             show_progress=False,
         )
         pieces.train_from_iterator(texts, trainer)
-        return Pieces(pieces.to_str())
+        return BPETokenizer(pieces.to_str())
 
 
 @dataclass(frozen=True)
-class Pieces:
+class BPETokenizer:
     """A tokenizer of the library `tokenizers`, as JSON."""
 
     text: str
 
     def __reduce__(self) -> Any:
         # Without what is cached: a pickled tokenizer of the library forgets how it was set.
-        return Pieces, (self.text,)
+        return BPETokenizer, (self.text,)
 
     @functools.cached_property
     def _pieces(self) -> Any:
@@ -188,15 +188,17 @@ class Pieces:
         return pieces
 
     @property
-    def size(self) -> int:
-        """See `Tokenizer.size`."""
+    def vocab_size(self) -> int:
+        """See `Tokenizer.vocab_size`."""
         return self._pieces.get_vocab_size()
 
-    def sizes(self) -> np.ndarray:
-        """See `Tokenizer.sizes`; where capitals are lost, of the text in small letters."""
-        found = np.zeros(self.size, np.int32)
+    def token_bytes(self) -> np.ndarray:
+        """See `Tokenizer.token_bytes`; where capitals are lost, of the text in small letters."""
+        found = np.zeros(self.vocab_size, np.int32)
         for piece, token in self._pieces.get_vocab().items():
-            found[token] = 0 if piece in SPECIALS else len(piece)  # a letter stands for a byte
+            found[token] = (
+                0 if piece in SPECIAL_TOKENS else len(piece)
+            )  # a letter stands for a byte
         return found
 
     def encode(self, text: str) -> list[int]:
@@ -248,8 +250,8 @@ def read_tokenizer(text: str) -> Tokenizer:
     try:
         known = json.loads(text)
         if "jdl" not in known:
-            pieces = Pieces(text)
-            assert pieces.size
+            pieces = BPETokenizer(text)
+            assert pieces.vocab_size
             return pieces
         if known == {"jdl": "bytes"}:
             return Bytes()
@@ -257,7 +259,7 @@ def read_tokenizer(text: str) -> Tokenizer:
         assert known["jdl"] == "characters"
         assert isinstance(characters, str)
         assert len(set(characters)) == len(characters)
-        return Alphabet(characters)
+        return CharTokenizer(characters)
     except UserError:
         raise
     except Exception as error:  # of the library's own kind, which is Exception itself

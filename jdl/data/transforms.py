@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jdl.data.tokenizers import MASK, SPECIALS
+from jdl.data.tokenizers import MASK, SPECIAL_TOKENS
 from jdl.errors import UserError
 from jdl.typing import Batch, Keys
 
@@ -54,13 +54,13 @@ class Scale:
 
 @dataclass(frozen=True, kw_only=True)
 class MaskTokens:
-    """Device: hides some tokens of each text, for a model to tell (Devlin et al., 2019, A.1).
+    """Device: masks tokens for masked language modeling (Devlin et al., 2019, appendix A.1).
 
-    Of a text's tokens, special ones aside, the fraction `mlm_probability` is hidden, one at least:
-    80 % of them are replaced by `<mask>`, 10 % by any token, and 10 % stay. Adds `mlm_positions`
-    and `targets` (batch, n) int32, the tokens as they were, and `weights` (batch, n) float32, 0
-    where a text has fewer than n. In training each text draws by its own key, anew in every epoch;
-    otherwise by what it says, so that a text is scored alike in any batch of any run.
+    Selects a fraction `mlm_probability` of each text's tokens, special ones excluded and at least
+    one: 80 % become `<mask>`, 10 % a random token, 10 % stay. Adds `mlm_positions` and `targets`
+    (batch, n) int32, the original tokens there, and `weights` (batch, n) float32, 0 where a text
+    has fewer than n. Training draws a new mask each time from the example's key; evaluation derives
+    it from the text's tokens, so that a text scores the same in any batch of any run.
     """
 
     vocab_size: int = 8192  # tokens that there are: the model's
@@ -72,8 +72,10 @@ class MaskTokens:
             raise UserError(
                 f"MaskTokens.mlm_probability must be in (0, 1], not {self.mlm_probability}"
             )
-        if self.vocab_size <= len(SPECIALS):
-            raise UserError(f"MaskTokens.vocab_size must exceed the special tokens {SPECIALS}")
+        if self.vocab_size <= len(SPECIAL_TOKENS):
+            raise UserError(
+                f"MaskTokens.vocab_size must exceed the special tokens {SPECIAL_TOKENS}"
+            )
 
     def __call__(self, batch: Batch, keys: Keys | None) -> Batch:
         """The batch with tokens hidden."""
@@ -84,7 +86,7 @@ class MaskTokens:
     def _hide(self, tokens: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
         """What becomes of one text, (length,) int32."""
         where, how, what = jax.random.split(key, 3)
-        may = tokens >= len(SPECIALS)
+        may = tokens >= len(SPECIAL_TOKENS)
         count = math.ceil(self.mlm_probability * len(tokens))
         ranked = jnp.where(may, jax.random.uniform(where, tokens.shape), -1.0)
         positions = jax.lax.top_k(ranked, count)[1].astype(jnp.int32)
@@ -92,7 +94,7 @@ class MaskTokens:
         hidden = (jnp.arange(count) < wanted) & may[positions]
         targets = tokens[positions]
         draw = jax.random.uniform(how, (count,))
-        other = jax.random.randint(what, (count,), len(SPECIALS), self.vocab_size)
+        other = jax.random.randint(what, (count,), len(SPECIAL_TOKENS), self.vocab_size)
         shown = jnp.where(draw < 0.8, MASK, jnp.where(draw < 0.9, other, targets))
         return {
             self.name: tokens.at[positions].set(jnp.where(hidden, shown, targets)),

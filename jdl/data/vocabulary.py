@@ -32,10 +32,10 @@ def check_token_ids(
 
 def check_vocab_size(data: Data, vocab_size: int) -> None:
     """Raises a UserError if the tokenizer or a transform has more tokens than the model."""
-    size = data.tokenizer().size if data.has_tokenizer else 0
+    size = data.tokenizer().vocab_size if data.has_tokenizer else 0
     if size > vocab_size:
         raise UserError(
-            f"the tokenizer of {data.describe()} has {size} tokens, the model knows {vocab_size}: "
+            f"the tokenizer of {data.full_name()} has {size} tokens, the model knows {vocab_size}: "
             f"set model.vocab_size to {size}"
         )
     for index, transform in enumerate(data.device_transforms):

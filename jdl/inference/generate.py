@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from jdl.data.text import as_text
-from jdl.data.tokenizers import EOS, Pieces, Tokenizer
+from jdl.data.tokenizers import EOS, BPETokenizer, Tokenizer
 from jdl.data.vocabulary import check_vocab_size
 from jdl.decoding import Sampling, stream
 from jdl.decoding.sampling import PLAIN
@@ -73,7 +73,7 @@ def write(
     if not 0 <= seed < 2**63:
         raise UserError(f"the seed must lie between 0 and 2^63 - 1, but is {seed}")
     known = _known(tokenizer, prompt)
-    end = EOS if isinstance(tokenizer, Pieces) else None
+    end = EOS if isinstance(tokenizer, BPETokenizer) else None
     state, model = run.compiled.gather(run.evaluation_state(run.state)), run.program.model
     context = getattr(model, "max_position_embeddings", None)
     if context is None and not takes_argument(model, "decode"):
@@ -81,7 +81,7 @@ def write(
         context = run.batch[run.experiment.task.inputs].shape[1] - 1
     chunks = stream(
         model, state.params, known, tokens, sampling, jax.random.key(seed), samples=samples,
-        eos_token_id=end, vocab_size=tokenizer.size, context_length=context,
+        eos_token_id=end, vocab_size=tokenizer.vocab_size, context_length=context,
         collections=state.collections,
     )  # fmt: skip
     return _decoded(tokenizer, known, chunks, samples, end)

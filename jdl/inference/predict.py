@@ -11,7 +11,7 @@ import jax
 
 from jdl.data import Pairs, Series
 from jdl.data.base import Example, Reader
-from jdl.data.pipeline import transformed
+from jdl.data.pipeline import apply_transforms
 from jdl.data.text import as_text
 from jdl.data.tokenizers import PAD
 from jdl.errors import UserError
@@ -131,7 +131,7 @@ def _examples(run: Run, read: Reader, path: Path) -> list[Example]:
         dict(zip(arrays, row, strict=True)) for row in zip(*arrays.values(), strict=True)
     ]
     try:
-        first = transformed(run.experiment.data, examples[0])
+        first = apply_transforms(run.experiment.data, examples[0])
     except KeyError as error:
         raise UserError(f"{path} gives no {error}, which a transform of the data needs") from error
     if task.inputs not in first:

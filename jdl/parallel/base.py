@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jdl.data.pipeline import read
+from jdl.data.pipeline import to_batch
 from jdl.errors import UserError, first_line
 from jdl.metrics import Metrics, Packed
 from jdl.paths import path_name
@@ -87,7 +87,7 @@ class Functions:
         """Returns the functions of a program; `axis_name` is the mapped axis under `pmap`."""
 
         def one(state: TrainState, data: Any, step_input: Any) -> tuple[TrainState, Packed]:
-            state, metrics = update(program, state, read(data, step_input), axis_name)
+            state, metrics = update(program, state, to_batch(data, step_input), axis_name)
             return state, Packed.of(metrics)  # a single array: one transfer to the host per step
 
         def many(state: TrainState, data: Any, step_inputs: Any) -> tuple[TrainState, Packed]:
@@ -276,7 +276,7 @@ def batch_shapes(in_memory: Mapping[str, np.ndarray], step_input: Any) -> dict[s
     count = jax.process_count()
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((count * x.shape[0], *x.shape[1:]), x.dtype),
-        jax.eval_shape(read, dict(in_memory), step_input),
+        jax.eval_shape(to_batch, dict(in_memory), step_input),
     )
 
 

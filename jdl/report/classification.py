@@ -47,7 +47,7 @@ def judge(run: Run) -> Judged:
     indices = evenly(len(pipeline), SCORED)
     chances, labels = [], []
     for chunk in chunks(indices):
-        rows = pipeline.rows(chunk)
+        rows = pipeline.examples(chunk)
         chances.append(class_chances(run, rows))
         labels.append(rows[run.experiment.task.targets])
     note = f"the {split} split"
@@ -92,7 +92,7 @@ def influences(run: Run, judged: Judged, words: tuple[str, ...]) -> Html:
     picked = [*right[firsts], *mistakes(judged, 2)]
     pipeline, parts = run.data.pipeline(judged.split), []
     for place in picked:
-        row = pipeline.rows(judged.indices[[place]])
+        row = pipeline.examples(judged.indices[[place]])
         tokens = row[run.experiment.task.inputs][0]
         changes, chances = influence(run, tokens)
         said = f"Said {chances.argmax()} ({chances.max():.2f}), is {judged.labels[place]}:"
@@ -108,7 +108,7 @@ def influences(run: Run, judged: Judged, words: tuple[str, ...]) -> Html:
 def _shown(
     run: Run, judged: Judged, worst: np.ndarray, folder: Folder, words: tuple[str, ...]
 ) -> Html:
-    rows = run.data.pipeline(judged.split).rows(judged.indices[worst])
+    rows = run.data.pipeline(judged.split).examples(judged.indices[worst])
     inputs = rows[run.experiment.task.inputs]
     named = [(judged.said[i], judged.chances[i].max(), judged.labels[i]) for i in worst]
     if _are_images(inputs):

@@ -61,11 +61,11 @@ def sample(run: Run, split: str, limit: int) -> tuple[np.ndarray, np.ndarray, li
     numbers are averaged over squares.
     """
     pipeline, task = run.data.pipeline(split), run.experiment.task
-    first = pipeline.rows(np.zeros(1, int))[task.inputs]
+    first = pipeline.examples(np.zeros(1, int))[task.inputs]
     indices = baselines.evenly(len(pipeline), min(limit, 1 + NUMBERS // averaged(first).size))
     parts = []
     for chunk in chunks(indices):
-        rows = pipeline.rows(chunk)
+        rows = pipeline.examples(chunk)
         parts.append((averaged(rows[task.inputs]), rows[task.targets]))
     inputs, targets = (np.concatenate(each) for each in zip(*parts, strict=True))
     said = []

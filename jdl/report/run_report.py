@@ -128,7 +128,7 @@ def _writing(run: Run) -> list[Html]:
 def _forecasts(run: Run, data: Series, folder: Folder) -> Html:
     split = held_out(run)
     pipeline = run.data.pipeline(split)
-    rows = pipeline.rows(np.arange(len(pipeline)))
+    rows = pipeline.examples(np.arange(len(pipeline)))
     names = data.targets or tuple(data.read()[0])
     figure = plots.forecasts(rows["value"], run.predict_rows(rows), names)
     about = f"On the {split} split, in the unit of the series, {data.horizon} ahead."

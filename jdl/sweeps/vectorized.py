@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jdl.data.pipeline import read
+from jdl.data.pipeline import to_batch
 from jdl.metrics import Packed
 from jdl.parallel.base import (
     BATCH,
@@ -101,7 +101,7 @@ class VectorizedSteps:
         )
         mapped = jax.vmap(self._call("update"), in_axes=(0, 0, None, 0))
         jax.eval_shape(mapped, numbers, states, self._in_memory, step_inputs)
-        batch = jax.eval_shape(read, self._in_memory, self._step_input)
+        batch = jax.eval_shape(to_batch, self._in_memory, self._step_input)
         for name in ("evaluate", "predict"):
             jax.eval_shape(self._call(name), self._numbers[0], self._shapes, batch)
 

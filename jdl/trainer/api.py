@@ -105,7 +105,7 @@ def open_for_training(
     with _directory(workdir):
         watched = dataclasses.replace(known, hooks=(*known.hooks, *hooks))
         if data is not None and known is not experiment:
-            data = data.of(known.data)
+            data = data.with_data(known.data)
         yield Run(watched, _name(file), workdir, data, compile)
 
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from jdl import metrics as metrics_lib
-from jdl.data.pipeline import InMemory, Pipeline, Shard, stack, transformed
+from jdl.data.pipeline import InMemory, Pipeline, Shard, apply_transforms, stack_examples
 from jdl.data.splits import Splits
 from jdl.data.vocabulary import check_token_ids, check_vocab_size
 from jdl.errors import UserError
@@ -163,8 +163,8 @@ class Run:
         if not count:
             raise UserError("there is nothing to predict: the input has no examples")
         data, indices = self.experiment.data, np.arange(count)
-        rows = [transformed(data, {k: v[i] for k, v in arrays.items()}) for i in indices]
-        return self.predict_rows(stack(rows, indices, "input"))
+        rows = [apply_transforms(data, {k: v[i] for k, v in arrays.items()}) for i in indices]
+        return self.predict_rows(stack_examples(rows, indices, "input"))
 
     def predict_rows(self, inputs: Mapping[str, np.ndarray]) -> Any:
         """Predicts as `predict`, from examples to which the host transforms were applied."""
@@ -307,7 +307,7 @@ class Run:
         self.program = experiment.program(self.steps)
         self._host_metric_splits = self._splits_with_host_metrics()
         pipeline = self.pipeline("train")
-        self.prediction = self.outputs(pipeline.rows(np.zeros(1, int)))
+        self.prediction = self.outputs(pipeline.examples(np.zeros(1, int)))
         in_memory = pipeline.arrays if isinstance(pipeline, InMemory) else {}
         step_input = pipeline.step_input(0, experiment.batch_size, experiment.seed, self.shard)
         self._validate(pipeline, step_input, "train")

@@ -24,7 +24,7 @@ EVERY = [
     ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4),
     Cutout(size=3),
 ]
-MIXING = [Mixup(classes=4), CutMix(classes=4)]
+MIXING = [Mixup(num_classes=4), CutMix(num_classes=4)]
 
 
 def keys(count, seed=0):

@@ -55,7 +55,7 @@ def test_folders_of_splits_are_the_splits(tmp_path):
 def test_labels_may_come_from_a_file(folder):
     table = folder / "labels.csv"
     table.write_text("file,label\ndark/3.png,night\nlight/more/0.jpg,day\n")
-    source = ImageFolder(str(folder), labels=str(table)).load()["train"]
+    source = ImageFolder(str(folder), labels_file=str(table)).load()["train"]
     assert [int(source[i]["label"]) for i in range(2)] == [1, 0]
 
 
@@ -87,7 +87,11 @@ def test_one_unreadable_image_is_named_and_the_rest_trains(folder, caplog, tmp_p
     [
         ("nothing", {"path": "no/such"}, "no/such is no folder"),
         ("one class", {}, "1 classes, where two are needed"),
-        ("many broken", {"skip": 2}, "3 of 24 images cannot be read, more than data.skip = 2"),
+        (
+            "many broken",
+            {"max_unreadable": 2},
+            "3 of 24 images cannot be read, more than data.max_unreadable = 2",
+        ),
         ("labels", {"label_column": "lable"}, r"no column 'lable' .*did you mean 'label'\?"),
         ("labels", {"labels_text": "file,label\nx.png,a\n"}, "row 1 names x.png, not in"),
         ("labels", {"labels_text": "file,label\ndark/0.png,\n"}, "row 1 has no label"),
@@ -99,10 +103,10 @@ def test_a_mistake_is_one_sentence(folder, change, options, message):
     if change == "many broken":
         for index in range(3):
             (folder / "dark" / f"{index}.png").write_bytes(b"x")
-    if change == "labels":
+    if change == "labels_file":
         table = folder / "labels.csv"
         table.write_text(options.pop("labels_text", "file,label\ndark/0.png,a\n"))
-        options = {"labels": str(table), **options}
+        options = {"labels_file": str(table), **options}
     with pytest.raises(UserError, match=message) as said:
         ImageFolder(options.pop("path", str(folder)), **options).load()
     assert len(str(said.value).splitlines()) == 1

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import jdl
 from jdl import UserError
 from jdl.data import BPE, Arrays, Bytes, Documents, Saved, StandardLibrary, Streams, Texts, Tokens
-from jdl.data.pipeline import stack
+from jdl.data.pipeline import stack_examples
 from jdl.data.tokenizers import BOS, EOS, PAD
 from jdl.models import GPT, MLP, RecurrentLM
 from jdl.optimizers import SGD
@@ -33,7 +33,7 @@ def arrays(parts=PARTS, **options):
 
 
 def every(source):
-    return stack([dict(source[i]) for i in range(len(source))], np.arange(len(source)))
+    return stack_examples([dict(source[i]) for i in range(len(source))], np.arange(len(source)))
 
 
 @pytest.mark.parametrize("encoding", [Bytes(), BPE(290)], ids=["bytes", "pieces"])
@@ -51,7 +51,7 @@ def test_windows_and_streams_of_any_tokens_hold_the_whole_text_and_its_bytes(enc
         assert tokenizer.decode(tokens) == text
         first = len(tokenizer.decode(tokens[:1]).encode())
         assert found["bytes"].sum() == len(text.encode()) - first
-    streams = Streams(arrays(), encoding=encoding, length=4, streams=2, validation_length=50)
+    streams = Streams(arrays(), encoding=encoding, length=4, num_streams=2, validation_length=50)
     found = every(streams.splits()["train"])
     for row in range(2):
         tokens = found["tokens"][row::2, 1:].ravel().tolist()
@@ -168,7 +168,7 @@ def test_texts_begin_with_bos_are_padded_behind_and_cut_where_asked(tmp_path):
     labelled = {"text": np.array(["abc", b"defghijk"], object), "label": np.array([1, 0])}
     text = Arrays({"train": labelled}, **WHOLE)
     start = Texts(text, encoding=BPE(260), length=6)
-    end = dataclasses.replace(start, keep="end")
+    end = dataclasses.replace(start, truncation_side="left")
     encode = start.tokenizer().encode
     for data, cut in ((start, "defgh"), (end, "ghijk")):
         first, second = (data.splits()["train"][i] for i in range(2))

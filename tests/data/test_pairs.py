@@ -32,7 +32,7 @@ def said(data, tokens):
 
 
 def test_both_sides_are_tokens_between_begin_and_end():
-    data = pairs(source_length=40, target_length=40)
+    data = pairs(max_source_length=40, max_target_length=40)
     train, tokenizer = data.splits()["train"], data.tokenizer()
     assert len(train) == 3
     for row in range(3):
@@ -62,7 +62,7 @@ def test_pieces_are_the_same_in_another_process():
 
 
 def test_long_pairs_lose_their_end_in_training_and_never_in_scoring(caplog):
-    data = pairs(split(0, 1, 2), split(1), source_length=6, target_length=30)
+    data = pairs(split(0, 1, 2), split(1), max_source_length=6, max_target_length=30)
     splits, tokenizer = data.splits(), data.tokenizer()
     assert splits["train"][1]["source"].tolist() == tokenizer.encode(EN[1])[:6]
     assert "of 3 training pairs of arrays are longer than 6 and 30 tokens" in caplog.text
@@ -92,8 +92,10 @@ def test_a_prepared_set_is_read(tmp_path):
     }  # fmt: skip
     found = {said(data, splits["train"][i]["target"]) for i in range(3)}
     assert found == {pair["de"].decode() for pair in written}
-    assert data.describe() == "multi30k:1.0.0"
-    back = Pairs(TFDS("multi30k", data_dir=str(tmp_path)), source="de", target="en", encoding=SMALL)
+    assert data.full_name() == "multi30k:1.0.0"
+    back = Pairs(
+        TFDS("multi30k", data_dir=str(tmp_path)), source_lang="de", target_lang="en", encoding=SMALL
+    )
     assert said(data, splits["test"][0]["source"]) == said(back, back.splits()["test"][0]["target"])
 
 
@@ -131,8 +133,8 @@ def test_what_cannot_be_translated_is_named(tmp_path):
     empty["de"][1] = " "
     with pytest.raises(UserError, match="the text 'de' of example 2 in split 'train' is empty"):
         pairs(empty).splits()
-    with pytest.raises(UserError, match="target_length must be at least 2, not 1"):
-        pairs(target_length=1)
+    with pytest.raises(UserError, match="max_target_length must be at least 2, not 1"):
+        pairs(max_target_length=1)
     with pytest.raises(UserError, match="lowercase must stay false"):
         pairs(encoding=BPE(lowercase=True))
     with pytest.raises(UserError, match="jdl translate"):

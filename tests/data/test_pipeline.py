@@ -13,7 +13,7 @@ import pytest
 import jdl
 from jdl.data import Arrays, RandomFlip, Source
 from jdl.data.base import Data
-from jdl.data.pipeline import InMemory, Shard, Streamed, open_pipeline, read
+from jdl.data.pipeline import InMemory, Shard, Streamed, open_pipeline, to_batch
 from jdl.errors import UserError
 from jdl.models import MLP
 from jdl.optimizers import SGD
@@ -37,7 +37,7 @@ def take(pipeline, steps, start=0, size=SIZE, seed=0, shard=ALONE, workers=0):
     if isinstance(pipeline, InMemory):
         in_memory = {name: jnp.asarray(array) for name, array in pipeline.arrays.items()}
     return [
-        {name: np.asarray(array) for name, array in read(in_memory, step_input).items()}
+        {name: np.asarray(array) for name, array in to_batch(in_memory, step_input).items()}
         for step_input in islice(step_inputs, steps)
     ]
 
@@ -218,7 +218,7 @@ class Counting(Data):
     def load(self) -> dict[str, Source]:
         return {"train": self}
 
-    def describe(self):
+    def full_name(self):
         return "counting"
 
     def __len__(self):

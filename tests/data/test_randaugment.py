@@ -65,7 +65,7 @@ def test_rotation_equals_scipy_s():
     np.testing.assert_allclose(turned, expected, atol=1e-2)
 
 
-@pytest.mark.parametrize("shape", randaugment.SHAPES)
+@pytest.mark.parametrize("shape", randaugment.GEOMETRIC_OPS)
 def test_what_moves_pixels_moves_both_ways_about_the_middle(shape):
     still = np.asarray(shape(jnp.float32(0.0), 20, 30))
     np.testing.assert_allclose(still, [[1, 0, 0], [0, 1, 0]], atol=1e-6)
@@ -78,7 +78,7 @@ def test_what_moves_pixels_moves_both_ways_about_the_middle(shape):
 def test_each_image_by_its_own_key_and_evaluation_alone():
     images = jnp.asarray(np.stack([PIXELS] * 64))
     keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(jnp.arange(64))
-    augment = RandAugment(layers=1, magnitude=15)
+    augment = RandAugment(num_ops=1, magnitude=15)
     assert augment({"image": images}, None)["image"] is images
     compiled = jax.jit(augment)
     found = np.asarray(compiled({"image": images}, keys)["image"])
@@ -89,7 +89,7 @@ def test_each_image_by_its_own_key_and_evaluation_alone():
     np.testing.assert_array_equal(found, np.clip(np.round(found), 0, 255))
 
 
-@pytest.mark.parametrize("settings", [{"layers": 0}, {"magnitude": 31}, {"magnitude": -1}])
+@pytest.mark.parametrize("settings", [{"num_ops": 0}, {"magnitude": 31}, {"magnitude": -1}])
 def test_settings_that_mean_nothing(settings):
-    with pytest.raises(UserError, match=r"layers >= 1 and a magnitude in 0\.\.30"):
+    with pytest.raises(UserError, match=r"num_ops >= 1 and a magnitude in 0\.\.30"):
         RandAugment(**settings)

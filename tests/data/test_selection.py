@@ -33,14 +33,14 @@ def test_only_the_chosen_classes_remain_numbered_anew_in_the_set_s_own_splits():
 
 def test_few_training_examples_each_class_alike_and_the_others_whole():
     all_of_them = arrays(Selection(WHOLE, classes=(0, 3)))
-    few = Selection(WHOLE, classes=(0, 3), examples=20)
+    few = Selection(WHOLE, classes=(0, 3), num_examples=20)
     found = arrays(few)
     assert np.bincount([x["label"] for x in found["train"]]).tolist() == [10, 10]
     assert len(found["test"]) == len(all_of_them["test"])
     known = {x["image"].tobytes() for x in all_of_them["train"]}
     assert {x["image"].tobytes() for x in found["train"]} <= known
     again = arrays(few)
-    other = arrays(Selection(WHOLE, classes=(0, 3), examples=20, split_seed=1))
+    other = arrays(Selection(WHOLE, classes=(0, 3), num_examples=20, split_seed=1))
     first, second, third = (
         [x["image"][0] for x in part["train"]] for part in (found, again, other)
     )
@@ -50,11 +50,11 @@ def test_few_training_examples_each_class_alike_and_the_others_whole():
 @pytest.mark.parametrize("examples", [21, 1000, 0])
 def test_examples_that_cannot_be_shared_out(examples):
     with pytest.raises(UserError, match="not the same number for each of 2 classes"):
-        Selection(WHOLE, classes=(0, 3), examples=examples).splits()
+        Selection(WHOLE, classes=(0, 3), num_examples=examples).splits()
 
 
 def test_a_selection_is_trained_on(tmp_path):
-    data = Selection(WHOLE, classes=(4, 0), examples=40)
+    data = Selection(WHOLE, classes=(4, 0), num_examples=40)
     assert Splits(data).fingerprints()["train"]["count"] == 40
     experiment = jdl.Experiment(model=MLP(features=2), data=data, epochs=10, batch_size=8)
     assert jdl.train(experiment, tmp_path / "run").result["metrics"]["test"]["accuracy"] == 1

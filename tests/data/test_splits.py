@@ -153,7 +153,7 @@ class Listed(Data):
         rows = [{name: a[i] for name, a in self.arrays.items()} for i in range(count)]
         return {"train": rows}
 
-    def describe(self):
+    def full_name(self):
         return "listed:1"
 
 

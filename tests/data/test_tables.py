@@ -33,7 +33,7 @@ def test_inputs_are_scaled_by_training_alone_and_words_are_classes(tmp_path):
     number = Table(path, "width", columns=("length",)).splits()["train"]
     assert stack(number)["x"].shape[1] == 1
     assert stack(number)["y"].dtype == np.float32
-    classes = Table(path, "width", classes=True).splits()["train"]
+    classes = Table(path, "width", categorical=True).splits()["train"]
     assert set(stack(classes)["y"]) == {0, 1, 2, 3, 4}
 
 

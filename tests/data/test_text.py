@@ -14,7 +14,7 @@ import jdl
 from jdl import UserError
 from jdl.data import Arrays, Tokens, Words
 from jdl.data.language import Windows
-from jdl.data.text import PADDING, START, UNKNOWN, encode, rank, words
+from jdl.data.text import PADDING, START, UNKNOWN, build_vocabulary, encode_words, split_words
 from jdl.models import GPT, RNN
 from jdl.optimizers import Adam
 from jdl.state import TrainState
@@ -28,23 +28,23 @@ def texts(*values, **more):
 
 
 def test_words_are_lower_case_without_signs_but_with_apostrophes():
-    assert words(TEXTS[1]) == ["it's", "a", "cat", "a", "cat"]
-    assert words(TEXTS[2]) == ["dog", "dog", "bird"]
+    assert split_words(TEXTS[1]) == ["it's", "a", "cat", "a", "cat"]
+    assert split_words(TEXTS[2]) == ["dog", "dog", "bird"]
 
 
 def test_words_are_ranked_by_frequency_and_ties_by_first_appearance():
-    ids = rank(TEXTS, 100)
+    ids = build_vocabulary(TEXTS, 100)
     assert list(ids) == ["cat", "dog", "the", "a", "it's", "bird"]
     assert list(ids.values()) == [3, 4, 5, 6, 7, 8]
-    assert list(rank(TEXTS, 5)) == ["cat", "dog"]
+    assert list(build_vocabulary(TEXTS, 5)) == ["cat", "dog"]
 
 
 def test_texts_are_padded_and_cut_at_the_front():
     ids = {"cat": 3, "dog": 4}
     np.testing.assert_array_equal(
-        encode("cat bird dog", ids, 6), [PADDING, PADDING, START, 3, UNKNOWN, 4]
+        encode_words("cat bird dog", ids, 6), [PADDING, PADDING, START, 3, UNKNOWN, 4]
     )
-    np.testing.assert_array_equal(encode("cat bird dog", ids, 2), [UNKNOWN, 4])
+    np.testing.assert_array_equal(encode_words("cat bird dog", ids, 2), [UNKNOWN, 4])
 
 
 def test_the_vocabulary_comes_from_the_training_text_alone():
@@ -83,8 +83,8 @@ def with_keras(texts, known, size, length):
 
 
 def vectorized(size, length):
-    ids = rank(REVIEWS[:3], size)
-    return [encode(text, ids, length).tolist() for text in REVIEWS]
+    ids = build_vocabulary(REVIEWS[:3], size)
+    return [encode_words(text, ids, length).tolist() for text in REVIEWS]
 
 
 def test_texts_become_the_numbers_that_keras_makes_of_them():

@@ -299,11 +299,11 @@ def test_versions(root, tmp_path, digits):
         shutil.copytree(root / "mnist/3.0.1", tmp_path / "mnist" / version)
     (tmp_path / "mnist/11.0.0").mkdir()  # prepared by halves
     options = {"data_dir": str(tmp_path), "validation_fraction": 0.0}
-    assert TFDS("mnist", **options).describe() == "mnist:10.0.0"
+    assert TFDS("mnist", **options).full_name() == "mnist:10.0.0"
     for version in ("1.0.0", "3.0.1"):
         data = TFDS(f"mnist:{version}", **options)
         assert data.directory() == tmp_path / "mnist" / version
-        assert data.describe() == f"mnist:{version}"
+        assert data.full_name() == f"mnist:{version}"
         assert {p["version"] for p in Splits(data).fingerprints().values()} == {version}
         assert same_examples(data.splits()["train"], digits["train"])
     with pytest.raises(UserError, match=r"'mnist:2\.0\.0' is not in"):

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from jdl.data.tokenizers import (
     BPE,
-    SPECIALS,
-    Alphabet,
+    SPECIAL_TOKENS,
+    BPETokenizer,
     Bytes,
     Chars,
-    Pieces,
+    CharTokenizer,
     Saved,
     Tokenizer,
     read_tokenizer,
@@ -29,18 +29,18 @@ PIECES = BPE(300).build(TEXTS)
 
 @pytest.mark.parametrize("tokenizer", [Bytes(), PIECES], ids=["bytes", "pieces"])
 def test_any_text_comes_back_and_every_byte_is_counted(tokenizer):
-    sizes = tokenizer.sizes()
+    sizes = tokenizer.token_bytes()
 
     @settings(max_examples=60, deadline=None)
     @given(st.text() | st.sampled_from(["", *TEXTS, "<eos>", "a<mask><pad> <bos>"]))
     def check(text):
         tokens = tokenizer.encode(text)
         assert tokenizer.decode(tokens) == text
-        assert all(0 <= token < tokenizer.size for token in tokens)
+        assert all(0 <= token < tokenizer.vocab_size for token in tokens)
         assert sizes[tokens].sum() == len(text.encode())
 
     check()
-    assert sizes.shape == (tokenizer.size,)
+    assert sizes.shape == (tokenizer.vocab_size,)
 
 
 @settings(max_examples=40, deadline=None)
@@ -50,7 +50,7 @@ def test_characters_are_numbered_in_unicode_order(text):
     tokens = tokenizer.encode(text)
     assert tokens == [sorted(set(text)).index(character) for character in text]
     assert tokenizer.decode(tokens) == text
-    assert tokenizer.sizes()[tokens].sum() == len(text.encode())
+    assert tokenizer.token_bytes()[tokens].sum() == len(text.encode())
 
 
 def test_a_character_without_a_token_is_named():
@@ -60,10 +60,10 @@ def test_a_character_without_a_token_is_named():
 
 def test_frequent_pairs_become_pieces():
     """Sennrich's algorithm by hand: "ab" is merged first, then "ab" and "c"."""
-    pieces = BPE(256 + len(SPECIALS) + 2).build(["abc"] * 4 + ["abd"] * 3)
-    assert pieces.size == 262
+    pieces = BPE(256 + len(SPECIAL_TOKENS) + 2).build(["abc"] * 4 + ["abd"] * 3)
+    assert pieces.vocab_size == 262
     assert [pieces.decode([token]) for token in pieces.encode("abcab")] == ["abc", "ab"]
-    assert BPE(8192).build(["abc"]).size < 300  # no more than the text has to give
+    assert BPE(8192).build(["abc"]).vocab_size < 300  # no more than the text has to give
 
 
 def test_learning_again_gives_the_same_pieces_and_other_texts_give_others():
@@ -74,12 +74,12 @@ def test_learning_again_gives_the_same_pieces_and_other_texts_give_others():
 def test_special_tokens_in_a_text_are_plain_text():
     learned = BPE(320).build(["<eos> <eos> <pad><mask>"] * 50)
     for tokenizer in (PIECES, learned, pickle.loads(pickle.dumps(PIECES))):
-        for special in SPECIALS:
+        for special in SPECIAL_TOKENS:
             tokens = tokenizer.encode(special)
-            assert min(tokens) >= len(SPECIALS)
+            assert min(tokens) >= len(SPECIAL_TOKENS)
             assert tokenizer.decode(tokens) == special
     assert PIECES.decode([1, *PIECES.encode("cat"), 2, 0, 3]) == "cat"
-    assert not PIECES.sizes()[: len(SPECIALS)].any()
+    assert not PIECES.token_bytes()[: len(SPECIAL_TOKENS)].any()
 
 
 def test_capitals_may_be_lost():
@@ -94,7 +94,7 @@ def test_broken_characters_show_as_replaced():
         assert tokenizer.decode([first]) == "\ufffd"
 
 
-@pytest.mark.parametrize("tokenizer", [Bytes(), Alphabet("ab\nñ"), PIECES], ids=repr)
+@pytest.mark.parametrize("tokenizer", [Bytes(), CharTokenizer("ab\nñ"), PIECES], ids=repr)
 def test_what_is_saved_is_read_again(tokenizer, tmp_path):
     assert isinstance(tokenizer, Tokenizer)
     assert read_tokenizer(tokenizer.to_json()) == tokenizer
@@ -102,7 +102,7 @@ def test_what_is_saved_is_read_again(tokenizer, tmp_path):
     (RunDirectory(tmp_path).tokenizer).write_text(text)
     again = Saved(str(tmp_path)).build([])
     assert again.encode("ab\nñ" * 2) == tokenizer.encode("ab\nñ" * 2)
-    assert again.size == tokenizer.size
+    assert again.vocab_size == tokenizer.vocab_size
 
 
 GARBAGE = {
@@ -143,7 +143,7 @@ def test_a_missing_package_is_named(monkeypatch):
     with pytest.raises(UserError, match=r"pip install 'jdl-research\[text\]'"):
         BPE().build(TEXTS)
     with pytest.raises(UserError, match=r"pip install 'jdl-research\[text\]'"):
-        read_tokenizer(Pieces(PIECES.text).to_json())
+        read_tokenizer(BPETokenizer(PIECES.text).to_json())
 
 
 def test_a_vocabulary_needs_room_for_every_byte():

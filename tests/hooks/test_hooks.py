@@ -310,7 +310,7 @@ class RaggedData(Data):
     def load(self) -> dict[str, Source]:
         return {"train": Ragged(self.odd)}
 
-    def describe(self):
+    def full_name(self):
         return "ragged"
 
 

@@ -14,7 +14,7 @@ import pytest
 
 import jdl
 from jdl.data import Arrays, Streams, Tokens
-from jdl.data.tokenizers import Alphabet, Bytes
+from jdl.data.tokenizers import Bytes, CharTokenizer
 from jdl.decoding import Sampling
 from jdl.inference import generate as generation
 from jdl.inference.generate import open_to_write, write
@@ -196,7 +196,7 @@ def test_a_tokenizer_that_does_not_fit_the_model_is_refused(tmp_path, monkeypatc
 def test_tokens_that_the_tokenizer_does_not_know_are_not_drawn(tmp_path):
     model = GPT(vocab_size=40, max_position_embeddings=8, num_layers=1, num_heads=1, embed_dim=8)
     run, tokenizer = opened(tmp_path / "run", model=model)
-    assert (tokenizer.size, run.prediction.shape[-1]) == (5, 40)
+    assert (tokenizer.vocab_size, run.prediction.shape[-1]) == (5, 40)
     text = "".join(piece[0] for piece in write(run, tokenizer, "ab", 60, seed=1))
     assert (len(text), set(text)) == (60, set("abcd\n"))
 
@@ -206,7 +206,7 @@ def test_tokens_that_the_tokenizer_does_not_know_are_not_drawn(tmp_path):
 )
 def test_a_recurrent_model_writes_on_data_in_streams(tmp_path, strategy, carry):
     data = characters("abcd\n" * 40)
-    data = Streams(data.text, length=8, streams=4, validation_length=16)
+    data = Streams(data.text, length=8, num_streams=4, validation_length=16)
     model = RecurrentLM(vocab_size=5, hidden_size=8, num_layers=1, carry=carry)
     run, tokenizer = opened(tmp_path / "run", model=model, data=data, strategy=strategy)
     greedy = Sampling(temperature=0.0)
@@ -260,7 +260,7 @@ def test_a_character_of_several_bytes_is_held_back_until_it_is_whole():
 
 
 def test_of_a_text_that_has_ended_nothing_more_is_shown():
-    letters = Alphabet("ab.d")
+    letters = CharTokenizer("ab.d")
     chunks = iter([np.array([[0, 1], [2, 2]]), np.array([[2, 2], [2, 2]])])
     pieces = list(generation._decoded(letters, [3], chunks, 2, end=2))
     assert pieces == [["ab", "."], [".", ""], ["", ""]]

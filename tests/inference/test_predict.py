@@ -160,7 +160,8 @@ def test_texts_are_encoded_as_in_training(trained, predicted, tmp_path):
     run = trained(
         "RNN(vocab_size=7, embed_dim=4, hidden_size=4)",
         "BinaryClassification(inputs='tokens')",
-        f"Words(TextTable({str(path)!r}, text='review', label='mark'), vocab_size=7, length=5)",
+        f"Words(TextTable({str(path)!r}, text_column='review', label_column='mark'), "
+        "vocab_size=7, length=5)",
     )
     words = run.experiment.data
     texts = [example["text"] for example in map(words.text.splits()["test"].__getitem__, range(8))]

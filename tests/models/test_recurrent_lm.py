@@ -15,8 +15,8 @@ import pytest
 import jdl
 from jdl import UserError
 from jdl.data import Arrays, Streams, Tokens
-from jdl.data.language import SideBySide
-from jdl.data.pipeline import InMemory, Shard, open_pipeline, read
+from jdl.data.language import StreamWindows
+from jdl.data.pipeline import InMemory, Shard, open_pipeline, to_batch
 from jdl.hooks import Checkpoint, Evaluate
 from jdl.models import GPT, RecurrentLM
 from jdl.models.rnn import CELLS
@@ -53,7 +53,9 @@ def train(model, variables, tokens, begins, **options):
 def set_of(text, **options):
     parts = {"train": text, "validation": text}
     arrays = {name: {"text": np.array([part], object)} for name, part in parts.items()}
-    return Streams(Arrays(arrays), **{"length": 5, "streams": 4, "validation_length": 20} | options)
+    return Streams(
+        Arrays(arrays), **{"length": 5, "num_streams": 4, "validation_length": 20} | options
+    )
 
 
 def experiment(**changes):
@@ -215,7 +217,7 @@ def test_parameter_counts_are_the_closed_forms():
 
 
 def test_streams_lie_side_by_side_and_predict_each_token_once():
-    source = SideBySide(np.arange(101, dtype=np.int32), np.ones(101, int), length=4, streams=3)
+    source = StreamWindows(np.arange(101, dtype=np.int32), np.ones(101, int), length=4, streams=3)
     assert len(source) == 8 * 3
     examples = [source[i] for i in range(len(source))]
     for row in range(3):
@@ -238,7 +240,7 @@ def test_epochs_are_read_in_order_and_begin_anew(kind):
     if isinstance(pipeline, InMemory):
         in_memory = {name: jnp.asarray(array) for name, array in pipeline.arrays.items()}
     step_inputs = pipeline.step_inputs(0, 4, 7, Shard())
-    batches = [read(in_memory, next(step_inputs)) for _ in range(7)]
+    batches = [to_batch(in_memory, next(step_inputs)) for _ in range(7)]
     assert [batch["begins"].tolist() for batch in batches] == [
         [step % 3 == 0] * 4 for step in range(7)
     ]
@@ -247,7 +249,7 @@ def test_epochs_are_read_in_order_and_begin_anew(kind):
             np.testing.assert_array_equal(after["tokens"][:, 0], before["tokens"][:, -1])
     np.testing.assert_array_equal(batches[1]["tokens"], batches[4]["tokens"])
     later = next(pipeline.step_inputs(4, 4, 7, Shard()))
-    np.testing.assert_array_equal(read(in_memory, later)["tokens"], batches[4]["tokens"])
+    np.testing.assert_array_equal(to_batch(in_memory, later)["tokens"], batches[4]["tokens"])
     validation = [splits["validation"][i] for i in range(len(splits["validation"]))]
     assert all(each["begins"] and each["tokens"].shape == (21,) for each in validation)
 

@@ -14,7 +14,7 @@ from sklearn.metrics import confusion_matrix
 import jdl
 from jdl.cli.arguments import overrides, split
 from jdl.data import Arrays, Words
-from jdl.data.text import START, UNKNOWN, encode, rank
+from jdl.data.text import START, UNKNOWN, build_vocabulary, encode_words
 from jdl.report import classification, occlusion, page, run_details
 from jdl.report.baselines import Baseline
 from jdl.report.classification import Judged
@@ -140,10 +140,10 @@ def test_ids_are_turned_back_into_words():
     known = {"text": np.array(["The cat, the dog", "a cat"], object), "label": np.array([0, 1])}
     data = Words(Arrays({"train": known}, test_fraction=0.0, validation_fraction=0.0))
     words = data.vocabulary_words()
-    ids = rank(known["text"], data.vocab_size)
+    ids = build_vocabulary(known["text"], data.vocab_size)
     assert all(words[index] == word for word, index in ids.items())
     assert len(words) == 3 + len(ids)
-    found = encode("the bird, a cat", ids, 7)
+    found = encode_words("the bird, a cat", ids, 7)
     assert occlusion.text_of(found, words) == "the [?] a cat"
 
 

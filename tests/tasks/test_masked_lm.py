@@ -36,8 +36,8 @@ def keys(count, seed=0):
     return jax.random.split(jax.random.key(seed), count)
 
 
-def hidden(tokens, key=None, share=0.15):
-    found = jax.jit(MaskTokens(vocab_size=SIZE, mlm_probability=share))(
+def hidden(tokens, key=None, mlm_probability=0.15):
+    found = jax.jit(MaskTokens(vocab_size=SIZE, mlm_probability=mlm_probability))(
         {"tokens": jnp.asarray(tokens)}, key
     )
     return {name: np.asarray(array) for name, array in found.items()}

@@ -239,7 +239,7 @@ def pairs():
     sides = {name: np.array([t[i] for t in TEXTS], object) for i, name in enumerate(("en", "de"))}
     return Pairs(
         Arrays({"train": sides, "test": sides}, validation_fraction=0.0),
-        encoding=BPE(vocab_size=320), source_length=24, target_length=48,
+        encoding=BPE(vocab_size=320), max_source_length=24, max_target_length=48,
     )  # fmt: skip
 
 
@@ -379,7 +379,7 @@ table = PairTable("pairs.tsv", validation_fraction=0.0, test_fraction=0.25)
 experiment = Experiment(
     model=LSTMEncoderDecoder(vocab_size=300, num_layers=1, hidden_size=8),
     task=Translation(max_extra_tokens=3),
-    data=Pairs(table, encoding=BPE(vocab_size=300), source_length=40, target_length=60),
+    data=Pairs(table, encoding=BPE(vocab_size=300), max_source_length=40, max_target_length=60),
     steps=2, batch_size=2, hooks=(),
 )
 '''

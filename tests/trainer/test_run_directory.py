@@ -109,7 +109,7 @@ class Stored(Data):
         with np.load(self.path) as arrays:
             return {"train": ArraySource(dict(arrays))}
 
-    def describe(self):
+    def full_name(self):
         return "stored:1.0"
 
 

@@ -11,7 +11,7 @@ from jax.sharding import AbstractMesh
 
 from jdl import step
 from jdl.analysis.memory import nbytes, peak
-from jdl.data.pipeline import fits_in_memory, transformed
+from jdl.data.pipeline import apply_transforms, fits_in_memory
 from jdl.experiment import Experiment
 from jdl.parallel import Strategy
 from jdl.parallel.base import AXES
@@ -51,7 +51,7 @@ class Trial:
         source = experiment.data.splits()["train"]
         self.examples = len(source)
         self.steps = experiment.total_steps(self.examples)
-        self.example = transformed(experiment.data, source[0])
+        self.example = apply_transforms(experiment.data, source[0])
         self.row = sum(array.nbytes for array in self.example.values())
         whole = self.row * self.examples
         self.in_memory = whole if fits_in_memory(experiment.data, whole) else 0

@@ -89,7 +89,7 @@ def merge_validation(experiment: Experiment) -> dict[str, Json]:
         counts = {}
     if counts != wanted:
         raise UserError(
-            f"the validation split of {experiment.data.describe()} cannot be merged into "
+            f"the validation split of {experiment.data.full_name()} cannot be merged into "
             f"training for --refit: data.validation_fraction did not hold it out"
         )
     return changes

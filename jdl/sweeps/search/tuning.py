@@ -129,7 +129,7 @@ def tune(
     if RunDirectory(config.workdir).experiment.exists():
         raise UserError(f"{workdir} holds a run, not a search: choose another --workdir")
     sampler = make_sampler(tune_config.sampler, experiment.seed, points or ())
-    data = Splits(experiment.data, without=("test",))
+    data = Splits(experiment.data, exclude=("test",))
     direction = _direction(config, data, tune_config.mode)
     storage = open_storage(tune_config.storage, config.workdir)
     study = open_study(

@@ -237,7 +237,7 @@ def _job(
     number = leased.trial.number
     experiment = override(config.experiment, leased.point)
     if experiment.data is not config.experiment.data:
-        data = Splits(experiment.data, without=("test",))
+        data = Splits(experiment.data, exclude=("test",))
     log = config.workdir / "logs" / f"{number:04d}.txt"
     log.parent.mkdir(exist_ok=True)
     return Job(
