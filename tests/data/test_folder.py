@@ -103,7 +103,7 @@ def test_a_mistake_is_one_sentence(folder, change, options, message):
     if change == "many broken":
         for index in range(3):
             (folder / "dark" / f"{index}.png").write_bytes(b"x")
-    if change == "labels_file":
+    if change == "labels":
         table = folder / "labels.csv"
         table.write_text(options.pop("labels_text", "file,label\ndark/0.png,a\n"))
         options = {"labels_file": str(table), **options}
