@@ -106,12 +106,12 @@ class Pairs(Data):
         return self.encoding.build(text for side in self._texts["train"] for text in side)
 
     def _pieces(self) -> BPETokenizer:
-        """The tokenizer, which has tokens that begin, end and pad a text."""
+        """The tokenizer, which needs `<bos>`, `<eos>` and `<pad>` tokens."""
         pieces = self.tokenizer()
         if not isinstance(pieces, BPETokenizer):
             raise UserError(
-                f"the texts of {self.full_name()} need tokens that begin, end and pad them, which "
-                f"bytes and characters have not: set data.encoding to bpe"
+                f"the texts of {self.full_name()} need <bos>, <eos> and <pad> tokens, which bytes "
+                f"and characters lack: set data.encoding to bpe"
             )
         return pieces
 

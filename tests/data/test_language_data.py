@@ -259,7 +259,7 @@ REFUSED = {
     ),
     "documents of bytes": (
         lambda: experiment(data=Documents(arrays(), encoding=Bytes(), length=8)),
-        "the texts of arrays need tokens that begin, end and pad them, .* data.encoding to bpe",
+        "the texts of arrays need <bos>, <eos> and <pad> tokens, .* data.encoding to bpe",
     ),
     "a small vocabulary": (
         lambda: experiment(model=small(200)),

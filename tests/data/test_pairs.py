@@ -122,8 +122,8 @@ def test_a_table_of_pairs_is_read(tmp_path, kind):
 
 def test_what_cannot_be_translated_is_named(tmp_path):
     cases = [
-        (lambda: pairs(source="fr"), "arrays has no text 'fr' .it has 'en', 'de'."),
-        (lambda: pairs(target="dee"), "no text 'dee' .*; did you mean 'de'"),
+        (lambda: pairs(source_lang="fr"), "arrays has no text 'fr' .it has 'en', 'de'."),
+        (lambda: pairs(target_lang="dee"), "no text 'dee' .*; did you mean 'de'"),
         (lambda: pairs({"en": np.array([1]), "de": np.array([2])}), "no text 'en' .it has none."),
     ]
     for make, message in cases:
