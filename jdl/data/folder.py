@@ -65,7 +65,7 @@ class ImageFolder(Data):
     mode: Literal["RGB", "L"] = "RGB"  # colours, or greys of one channel
     max_unreadable: int = 10  # unreadable images that are named and left out; one more is an error
 
-    locations = ("path", "labels")
+    locations = ("path", "labels_file")
 
     def load(self) -> dict[str, Source]:
         """The splits that are there, else `train`.
