@@ -110,18 +110,28 @@ class Data:
         """`train`, `validation` and `test`, held out where the set lacks them.
 
         Raises:
-          UserError: a split is empty.
+          UserError: a split is empty, or a fraction leaves it without examples.
         """
         splits = dict(self.load())
+        for name, source in splits.items():
+            if not len(source):
+                raise UserError(
+                    f"split {name!r} of {self.full_name()} is empty: give it examples or remove it"
+                )
         for name, fraction in (
             ("test", self.test_fraction),
             ("validation", self.validation_fraction),
         ):
             if name not in splits and fraction:
+                count = len(splits["train"])
                 splits["train"], splits[name] = self._hold_out(splits["train"], fraction)
-        for name, source in splits.items():
-            if not len(source):
-                raise UserError(f"split {name!r} of {self.full_name()} is empty")
+                for split, change in (("train", "lower"), (name, "raise")):
+                    if not len(splits[split]):
+                        kind = "training" if split == "train" else split
+                        raise UserError(
+                            f"data.{name}_fraction={fraction} leaves no {kind} examples (train has "
+                            f"{count}): {change} it, or set it to 0"
+                        )
         return splits
 
     def reader(self) -> Reader:

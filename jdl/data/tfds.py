@@ -112,8 +112,9 @@ class TFDS(Data):
             prepared = self._download(root)
             found = self._find(root)
             if found is None:
+                _, _, version = self.name.partition(":")
                 raise UserError(
-                    f"{self.name!r} cannot be had: what can be prepared is {prepared.name}"
+                    f"{self.name!r}: version {version} is not available; available: {prepared.name}"
                 )
         if found is None:
             raise UserError(self._missing(root))

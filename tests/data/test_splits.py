@@ -91,18 +91,28 @@ def test_a_fraction_of_zero_holds_nothing_out():
 
 
 @pytest.mark.parametrize(
-    ("arrays", "split"),
+    ("arrays", "options", "message"),
     [
-        ({"train": numbered(0)}, "train"),
-        ({"train": numbered(2)}, "test"),  # a fifth of two is none
-        ({"train": numbered(4)}, "validation"),
-        ({"train": numbered(10), "test": numbered(0)}, "test"),
-        ({"train": numbered(10), "validation": numbered(0)}, "validation"),
+        ({"train": numbered(0)}, {}, "split 'train' of arrays is empty"),
+        # A fifth of two is none.
+        (
+            {"train": numbered(2)},
+            {},
+            r"data.test_fraction=0.2 leaves no test .* \(train has 2\): raise",
+        ),
+        ({"train": numbered(4)}, {}, "data.validation_fraction=0.1 leaves no validation examples"),
+        (
+            {"train": numbered(1)},
+            {"test_fraction": 0.0, "validation_fraction": 0.6},
+            r"data.validation_fraction=0.6 leaves no training examples \(train has 1\): lower it",
+        ),
+        ({"train": numbered(10), "test": numbered(0)}, {}, "split 'test' of arrays is empty"),
+        ({"train": numbered(10), "validation": numbered(0)}, {}, "'validation' of arrays is empty"),
     ],
 )
-def test_an_empty_split_is_refused(arrays, split):
-    with pytest.raises(UserError, match=f"split '{split}' of arrays is empty") as caught:
-        Splits(Arrays(arrays))
+def test_an_empty_split_is_refused(arrays, options, message):
+    with pytest.raises(UserError, match=message) as caught:
+        Splits(Arrays(arrays, **options))
     assert "\n" not in str(caught.value)
 
 

@@ -220,13 +220,13 @@ def test_nothing_is_downloaded_unless_asked_for(tmp_path, no_network, monkeypatc
     assert asked == [("mnist", tmp_path)]
 
 
-def test_a_version_that_cannot_be_had_is_not_silently_another(root, tmp_path, monkeypatch):
+def test_a_version_that_is_not_available_is_not_silently_another(root, tmp_path, monkeypatch):
     def other(name, **options):
         shutil.copytree(root / name, options["data_dir"] / name)
         return options["data_dir"] / name / "3.0.1"
 
     monkeypatch.setattr("jdl.data.prepare.prepare", other)
-    with pytest.raises(UserError, match=r"'mnist:2\.0\.0' cannot be had.* 3\.0\.1"):
+    with pytest.raises(UserError, match=r"version 2\.0\.0 is not available; available: 3\.0\.1"):
         TFDS("mnist:2.0.0", data_dir=str(tmp_path), download=True).splits()
 
 
