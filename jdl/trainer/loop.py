@@ -213,7 +213,7 @@ class TrainingLoop:
         run, context, clock = self.run, self.context, self.clock
         event = Event(
             step=step,
-            epoch=round(step * run.experiment.batch_size / run.data.count("train"), 6),
+            epoch=round(step * run.experiment.batch_size / run.examples, 6),
             metrics=metrics,
             state=state,
             timing={

@@ -37,14 +37,14 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def environment(
-    data: Mapping[str, Json], origin: Path | None, together: int = 1
+    data: Mapping[str, Json], origin: Path | None, vectorized: int = 1
 ) -> dict[str, Json]:
     """Everything outside the experiment that a result depends on.
 
     Args:
       data: fingerprints of the splits, by name.
       origin: the experiment's file, whose git commit is recorded.
-      together: runs that are compiled and stepped as one on the devices.
+      vectorized: number of runs that are stepped together.
     """
     devices = jax.devices()
     return {
@@ -55,7 +55,7 @@ def environment(
             "platform": devices[0].platform,
             "count": len(devices),
             "processes": jax.process_count(),
-            **({"runs_together": together} if together > 1 else {}),
+            **({"vectorized_runs": vectorized} if vectorized > 1 else {}),
             "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} CPU cores",
         },
         "flags": {

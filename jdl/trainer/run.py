@@ -33,6 +33,7 @@ class Run:
       experiment: what is trained, with overrides.
       name: of the experiment.
       workdir: the run directory.
+      examples: number of training examples.
       steps: total number of steps.
       steps_per_epoch: steps per pass over the training split, rounded up.
       batch: shapes and dtypes of a training batch before the device transforms.
@@ -301,9 +302,9 @@ class Run:
             raise UserError(
                 f"batch_size: {rows} examples{micro} cannot be divided evenly over {count} {kind}"
             )
-        examples = self.data.count("train")
-        self.steps = experiment.total_steps(examples)
-        self.steps_per_epoch = max(1, -(-examples // experiment.batch_size))
+        self.examples = self.data.count("train")
+        self.steps = experiment.total_steps(self.examples)
+        self.steps_per_epoch = max(1, -(-self.examples // experiment.batch_size))
         self.program = experiment.program(self.steps)
         self._host_metric_splits = self._splits_with_host_metrics()
         pipeline = self.pipeline("train")

@@ -133,7 +133,7 @@ def test_a_member_has_the_directory_of_a_run_alone_and_goes_on_alone(alone, plai
     assert ours == theirs
     shutil.copytree(plain[0] / "1", tmp_path / "1")
     environment = json.loads((tmp_path / "1/environment.json").read_text())
-    assert environment["devices"]["runs_together"] == 3
+    assert environment["devices"]["vectorized_runs"] == 3
     jdl.train(jdl.override(experiment(steps=40), POINTS[1]), tmp_path / "1")
     np.testing.assert_allclose(losses(tmp_path / "1"), losses(alone[0] / "1")[:40], atol=1e-5)
 
@@ -217,7 +217,7 @@ def test_runs_of_other_architectures_are_trained_apart(tmp_path):
         json.loads((tmp_path / str(place) / "environment.json").read_text())["devices"]
         for place in range(4)
     ]
-    assert [each.get("runs_together") for each in traced] == [2, None, None, 2]
+    assert [each.get("vectorized_runs") for each in traced] == [2, None, None, 2]
     assert all(run.result["step"] == 2 for run in runs)
 
 
@@ -260,7 +260,7 @@ def test_auto_takes_the_faster_way_and_says_so(rates, way, tmp_path, monkeypatch
     _, (said,) = trained(tmp_path, [{"seed": 0}, {"seed": 1}], "auto", steps=2)
     assert f"2 runs are trained {way}" in said
     environment = json.loads((tmp_path / "0/environment.json").read_text())
-    assert ("runs_together" in environment["devices"]) == (way == "vectorized")
+    assert ("vectorized_runs" in environment["devices"]) == (way == "vectorized")
     assert len(measured) == 1
 
 

@@ -180,7 +180,7 @@ def test_points_trained_together_have_the_scores_that_they_have_alone(tmp_path):
         json.loads((tmp_path / f"a/trials/{number:04d}/environment.json").read_text())["devices"]
         for number in range(6)
     ]
-    assert sum(each.get("runs_together", 1) > 1 for each in shared) >= 4
+    assert sum(each.get("vectorized_runs", 1) > 1 for each in shared) >= 4
     assert len([line for line in said if line.startswith("trial")]) == 6
 
 
