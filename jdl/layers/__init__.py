@@ -11,7 +11,7 @@ from jdl.layers.transformer import (
     FeedForward,
     check_sizes,
     exact_gelu,
-    normalisation,
+    normalization,
     stack,
 )
 
@@ -30,7 +30,7 @@ __all__ = [
     "check_length",
     "check_sizes",
     "exact_gelu",
-    "normalisation",
+    "normalization",
     "rotary",
     "segment_positions",
     "sinusoidal",

@@ -14,24 +14,24 @@ from jdl.state import CACHE
 
 
 class Attention(nn.Module):
-    """Attention of a sequence (batch, time, width) to itself, or to a `memory` of another width.
+    """Multi-head self-attention, or cross-attention to a `memory`.
 
-    In `decode` the keys and values of earlier calls are seen too: the collection `cache` holds
-    them, (batch, length, num_kv_heads, depth), and a call writes its own at its positions. Its
-    length is the time of the call that makes it. Of a memory, keys and values are computed by that
-    call.
+    With `decode`, queries also attend to the keys and values of earlier calls. The collection
+    `cache` holds those, (batch, length, num_kv_heads, depth); its length is the time of the call
+    that creates it, and later calls write at their positions. Keys and values of a memory are
+    computed by the creating call only.
 
-    The joint kernel holds, for each group of heads that share a key and a value, its queries, its
-    key and its value, so that a strategy may split it among devices by groups.
+    The joint kernel is ordered by groups of heads that share a key and a value: the queries of a
+    group, its key, its value. A strategy can therefore shard it by groups.
     """
 
-    num_heads: int  # the width is shared out among them
-    num_kv_heads: int | None = None  # that heads share (Ainslie et al., 2023); None: one each
-    causal: bool = False  # a position sees none after it
-    rotary_base: float | None = None  # turn queries and keys by their positions (Su et al., 2021)
+    num_heads: int  # query heads; a divisor of the input's size
+    num_kv_heads: int | None = None  # grouped queries (Ainslie et al., 2023); None: num_heads
+    causal: bool = False  # mask later positions
+    rotary_base: float | None = None  # rotary position embedding (Su et al., 2021)
     use_bias: bool = True  # in the projections
-    dropout_rate: float = 0.0  # share of the output dropped in training
-    output_stddev: float = 0.02  # of the initial output kernel
+    dropout_rate: float = 0.0  # of the output
+    output_stddev: float = 0.02  # standard deviation of the initial output kernel
     dtype: Any = jnp.float32  # of the computation; parameters are float32
 
     @nn.compact
@@ -45,19 +45,22 @@ class Attention(nn.Module):
         train: bool = False,
         decode: bool = False,
     ) -> jax.Array:
-        """(batch, time, width).
+        """Applies attention and the output projection.
 
         Args:
-          x: (batch, time, width).
-          memory: (batch, keys, width of the memory); none: `x` itself.
-          mask: True where attention may go, broadcast to (batch, heads, time, keys).
-          positions: (batch or 1, time) int32, for rotary embeddings; in `decode` they are needed,
-            and follow one another from the first, which all rows share.
-          train: whether dropout is on.
-          decode: go on from the collection `cache`, or make it.
+          x: (batch, time, embed).
+          memory: (batch, keys, memory_embed); None: `x` itself.
+          mask: bool, True where a query attends to a key, broadcast to (batch, heads, time, keys).
+          positions: (batch or 1, time) int32, for rotary embeddings. Required with `decode`, where
+            they are consecutive and equal in all rows.
+          train: whether dropout is active.
+          decode: read and write the collection `cache`, or create it.
+
+        Returns:
+          (batch, time, embed).
 
         Raises:
-          UserError: the width cannot be shared out among the heads as they are to be.
+          UserError: `num_heads` does not divide `embed`, or `num_kv_heads` `num_heads`.
         """
         batch, time, width = x.shape
         self._check(width)
@@ -76,14 +79,14 @@ class Attention(nn.Module):
         return Dropout(self.dropout_rate, deterministic=not train)(x)
 
     def _check(self, width: int) -> None:
-        """Raises a UserError for heads that do not go into the width, or groups into the heads."""
+        """Raises a UserError unless the heads divide the width, and the groups the heads."""
         heads, groups = (
             self.num_heads,
             self.num_heads if self.num_kv_heads is None else self.num_kv_heads,
         )
         if heads < 1 or width % heads:
             raise UserError(
-                f"a width of {width} cannot be shared out among {heads} heads: set "
+                f"a width of {width} cannot be split into {heads} heads: set "
                 f"model.num_heads to a divisor of model.embed_dim"
             )
         if groups < 1 or heads % groups:
@@ -93,8 +96,8 @@ class Attention(nn.Module):
             )
         if self.rotary_base is not None and width // heads % 2:
             raise UserError(
-                f"rotary positions turn pairs of components, and {width // heads} in a head are an "
-                f"odd number: set model.num_heads or model.embed_dim"
+                f"rotary positions need an even head size, not {width // heads}: "
+                f"set model.num_heads or model.embed_dim"
             )
 
     def _project(
@@ -105,6 +108,7 @@ class Attention(nn.Module):
         repeats = self.num_heads // groups
         if memory is None:
             joint = self._dense((self.num_heads + 2 * groups) * depth, "qkv")(x)
+            # (batch, time, groups, queries + key + value, depth)
             joint = joint.reshape(*x.shape[:2], groups, repeats + 2, depth)
             query = joint[..., :repeats, :].reshape(*x.shape[:2], self.num_heads, depth)
             return query, joint[..., repeats, :], joint[..., repeats + 1, :]
@@ -123,7 +127,7 @@ class Attention(nn.Module):
     def _remember(
         self, key: jax.Array, value: jax.Array, positions: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """All keys and values so far, and which of them each query sees, (1, 1, time, keys)."""
+        """Updates the cache; returns its keys, its values and the mask (1, 1, time, keys)."""
         if self.has_variable(CACHE, "key"):
             at = (0, positions[0, 0], 0, 0)
             key, value = (

@@ -10,15 +10,15 @@ from jdl.tracing import is_number
 class Dropout(nn.Module):
     """Zeroes elements at random and scales the others up (Srivastava et al., 2014).
 
-    Equal to `flax.linen.Dropout` bit for bit, in whose place it stands so that runs with different
-    rates can be trained together: their rates are then arrays.
+    Bitwise equal to `flax.linen.Dropout`, except that `rate` may be a traced array: runs with
+    different rates can then be trained in one vmapped step.
     """
 
-    rate: float  # probability of being dropped, from 0 to 1
-    deterministic: bool | None = None  # change nothing, as outside of training
+    rate: float  # probability of zeroing an element, from 0 to 1
+    deterministic: bool | None = None  # return the input unchanged, as in evaluation
 
     def __call__(self, x: jax.Array, deterministic: bool | None = None) -> jax.Array:
-        """Applies a random mask to x (...); `deterministic` is told here or as a field."""
+        """Applies a random mask to x (...); set `deterministic` here or as a field, not both."""
         if nn.merge_param("deterministic", self.deterministic, deterministic):
             return x
         known = is_number(self.rate)

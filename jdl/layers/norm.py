@@ -1,4 +1,4 @@
-"""Normalisation layers."""
+"""Normalization layers."""
 
 from typing import Any
 
@@ -17,20 +17,20 @@ def bound_axis(name: str = "data") -> str | None:
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation over all axes but the last (Ioffe and Szegedy, 2015).
+    """Batch normalization over all axes but the last (Ioffe and Szegedy, 2015).
 
-    Statistics are those of the global batch under every strategy: a global `jit` sees the whole
-    batch, and under `pmap` they are averaged over the devices. They are computed in float32.
+    Uses the statistics of the global batch under every strategy: `jit` sees the whole batch, and
+    `pmap` averages them over the devices. They are computed in float32.
     """
 
-    momentum: float = 0.9  # share of the running statistics that is kept at a step
+    momentum: float = 0.9  # decay of the running statistics
     epsilon: float = 1e-5  # added to the variance
     dtype: Any = jnp.float32  # of the result; statistics are float32
     scale_init: Any = nn.initializers.ones  # of the scale
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """Normalises `x` (batch, ..., features)."""
+        """Normalizes `x` (batch, ..., features)."""
         return nn.BatchNorm(
             use_running_average=not train,
             momentum=self.momentum,

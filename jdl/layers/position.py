@@ -1,4 +1,4 @@
-"""Where in a sequence a vector stands."""
+"""Position embeddings."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ def sinusoidal(positions: Array, width: int) -> Array:
 
     Args:
       positions: (...) int32.
-      width: of the result, even; sines fill the even places, cosines the odd.
+      width: even size of the embedding; sines at even indices, cosines at odd ones.
 
     Returns:
       (..., width) float32.
@@ -31,15 +31,15 @@ def sinusoidal(positions: Array, width: int) -> Array:
 
 
 def rotary(x: Array, positions: Array, base: float = 10_000.0) -> Array:
-    """Turns pairs of components by angles that grow with the position (Su et al., 2021, eq. 34).
+    """Rotary position embedding: rotates pairs of components (Su et al., 2021, equation 34).
 
-    The product of a turned query and a turned key depends on the distance of their positions alone.
-    A component's partner lies half the depth away, as in GPT-NeoX and Llama.
+    The product of a rotated query and key depends only on the distance of their positions. The two
+    components of a pair are half the depth apart, as in GPT-NeoX and Llama.
 
     Args:
       x: queries or keys (batch, time, heads, depth); the depth is even.
       positions: (batch or 1, time) int32.
-      base: angles are positions times powers of it between 1 and 1 / base.
+      base: the angle of pair i is position * base ** (-2 i / depth).
 
     Returns:
       The same shape and dtype; angles are float32.
@@ -53,18 +53,19 @@ def rotary(x: Array, positions: Array, base: float = 10_000.0) -> Array:
 
 
 def segment_positions(segments: Array) -> Array:
-    """Positions (batch, time) int32 that begin at 0 with each segment of a packed sequence.
+    """Positions (batch, time) int32 that restart at 0 with each segment of a packed sequence.
 
     Args:
-      segments: (batch, time) int32, of which neighbours in one document are equal.
+      segments: (batch, time) int32, equal for adjacent tokens of one document.
     """
     index = jnp.arange(segments.shape[1])[None]
     begins = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+    # The running maximum is the start of the current segment.
     return index - jax.lax.cummax(jnp.where(begins, index, 0), axis=1)
 
 
 def check_length(tokens: Array, max_position_embeddings: int) -> None:
-    """Raises a UserError where tokens (batch, time) are longer than a model's context."""
+    """Raises a UserError if tokens (batch, time) exceed `max_position_embeddings`."""
     if tokens.shape[1] > max_position_embeddings:
         raise UserError(
             f"sequences of {tokens.shape[1]} tokens do not fit the model's context of "

@@ -1,4 +1,4 @@
-"""Recurrent layers: over a sequence from a state of zeros, or on from one that is given."""
+"""Recurrent layers over sequences, from a zero state or from a given one."""
 
 from typing import Any
 
@@ -10,29 +10,29 @@ from jdl import ops
 from jdl.typing import Size
 
 State = tuple[jax.Array, ...]
-"""What a layer remembers, each (batch, units): the hidden state, of an LSTM also the cell's."""
+"""Recurrent state, (batch, hidden_size) each: the hidden state, in an LSTM also the cell state."""
 
 
 class SimpleRNN(nn.Module):
-    """tanh of the input's and the last state's products, (batch, time, features) to (..., units).
+    """Elman network (Elman, 1990), (batch, time, features) to (batch, time, hidden_size).
 
-    Elman (1990), initialised as in Keras: Glorot uniform and orthogonal.
+    Initialized as in Keras: Glorot uniform and orthogonal.
     """
 
     hidden_size: int = 128  # of the hidden state
     dtype: Any = jnp.float32  # of the computation; parameters are float32
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """The hidden state after each step; it begins as zero."""
+        """Hidden states after each step, from a zero state."""
         return self.resume(x, self.zero(x.shape[0]))[0]
 
     def zero(self, batch: Size) -> State:
-        """The state that sequences begin with."""
+        """The zero state of a batch."""
         return (jnp.zeros((batch, self.hidden_size), self.dtype),)
 
     @nn.compact
     def resume(self, x: jax.Array, state: State) -> tuple[jax.Array, State]:
-        """The hidden state after each step from `state` on, and the last state."""
+        """Hidden states (batch, time, hidden_size) from `state` on, and the last state."""
         shape = (x.shape[-1], self.hidden_size)
         inner = self.param("kernel", nn.initializers.glorot_uniform(), shape)
         outer = self.param(
@@ -52,33 +52,33 @@ class SimpleRNN(nn.Module):
 
 
 class LSTM(nn.Module):
-    """A long short-term memory over (batch, time, features), giving (batch, time, units).
+    """Long short-term memory, (batch, time, features) to (batch, time, hidden_size).
 
-    One kernel holds the gates for input, forgetting and output, then the candidate. Initialised
-    as in Keras: Glorot uniform, orthogonal, and a bias of 1 for forgetting.
+    One kernel holds the input, forget and output gates, then the candidate. Initialized as in
+    Keras: Glorot uniform, orthogonal, and a forget bias of 1.
     """
 
     hidden_size: int = 128  # of the hidden and of the cell state
     dtype: Any = jnp.float32  # of the computation; parameters are float32
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """The hidden state after each step; it begins as zero."""
+        """Hidden states after each step, from a zero state."""
         return self.resume(x, self.zero(x.shape[0]))[0]
 
     def zero(self, batch: Size) -> State:
-        """The state that sequences begin with."""
+        """The zero state of a batch."""
         shape = (batch, self.hidden_size)
         return jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype)
 
     @nn.compact
     def resume(self, x: jax.Array, state: State) -> tuple[jax.Array, State]:
-        """The hidden state after each step from `state` on, and the last state."""
+        """Hidden states (batch, time, hidden_size) from `state` on, and the last state."""
         units = self.hidden_size
         features = x.shape[-1]
         inner = self.param("kernel", nn.initializers.glorot_uniform(), (features, 4 * units))
         outer = self.param("recurrent", nn.initializers.orthogonal(), (units, 4 * units))
         bias = self.param("bias", _forget_bias, (4 * units,))
-        # Time first: each step then reads one stretch of memory.
+        # Time first: each step of the scan then reads contiguous memory.
         x = jnp.swapaxes(x, 0, 1).astype(self.dtype)
         projected = x @ inner.astype(self.dtype) + bias.astype(self.dtype)
         hidden, cell = ops.lstm(projected, *state, outer.astype(self.dtype))
@@ -86,25 +86,25 @@ class LSTM(nn.Module):
 
 
 class GRU(nn.Module):
-    """A gated recurrent unit over (batch, time, features), giving (batch, time, units).
+    """Gated recurrent unit, (batch, time, features) to (batch, time, hidden_size).
 
-    One kernel holds the gates for reset and update, then the candidate.
+    One kernel holds the reset and update gates, then the candidate.
     """
 
     hidden_size: int = 128  # of the hidden state
     dtype: Any = jnp.float32  # of the computation; parameters are float32
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """The hidden state after each step; it begins as zero."""
+        """Hidden states after each step, from a zero state."""
         return self.resume(x, self.zero(x.shape[0]))[0]
 
     def zero(self, batch: Size) -> State:
-        """The state that sequences begin with."""
+        """The zero state of a batch."""
         return (jnp.zeros((batch, self.hidden_size), self.dtype),)
 
     @nn.compact
     def resume(self, x: jax.Array, state: State) -> tuple[jax.Array, State]:
-        """The hidden state after each step from `state` on, and the last state."""
+        """Hidden states (batch, time, hidden_size) from `state` on, and the last state."""
         units = self.hidden_size
         features = x.shape[-1]
         inner = self.param("kernel", nn.initializers.glorot_uniform(), (features, 3 * units))
@@ -120,10 +120,9 @@ class GRU(nn.Module):
 
 
 class Bidirectional(nn.Module):
-    """Two recurrent layers, of which one reads backwards (Schuster and Paliwal, 1997).
+    """Runs one layer forward and one backward in time (Schuster and Paliwal, 1997).
 
-    Gives the states of both side by side, (batch, time, 2 units); those of each step stand where
-    its input stood.
+    Concatenates their outputs step by step, (batch, time, 2 * hidden_size).
     """
 
     forward: nn.Module

@@ -1,4 +1,4 @@
-"""What residual networks are made of (He et al., 2016)."""
+"""Building blocks of residual networks (He et al., 2016)."""
 
 from typing import Any, Literal
 
@@ -11,10 +11,10 @@ from jdl.layers.norm import BatchNorm
 
 
 class Residual(nn.Module):
-    """Convolutions whose result is added to their input (He et al., 2016, figures 2 and 5)."""
+    """A residual block, plain or bottleneck (He et al., 2016, figures 2 and 5)."""
 
-    channels: int  # inside; at the end of a bottleneck four times as many
-    strides: int = 1  # by which height and width shrink
+    channels: int  # of the inner convolutions; a bottleneck outputs four times as many
+    strides: int = 1  # along height and width
     bottleneck: bool = True  # 1x1, 3x3, 1x1; else 3x3, 3x3
     shortcut: Literal["projection", "padding"] = "projection"  # the paper's options B and A
     dtype: Any = jnp.float32  # of the computation
@@ -47,9 +47,9 @@ class NormedConv(nn.Module):
 
     channels: int  # of the output
     size: int  # of the kernel's sides
-    strides: int = 1  # by which height and width shrink
+    strides: int = 1  # along height and width
     dtype: Any = jnp.float32  # of the computation
-    zero: bool = False  # begin with a scale of zero; a block is then its shortcut (Goyal, 2017)
+    zero: bool = False  # initialize the scale with 0: a block starts as its shortcut (Goyal, 2017)
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:

@@ -1,4 +1,4 @@
-"""The transformer's body: attention and a position-wise network, block upon block."""
+"""Transformer blocks: attention and position-wise feed-forward networks."""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -15,22 +15,22 @@ from jdl.state import CACHE
 
 
 def exact_gelu(x: jax.Array) -> jax.Array:
-    """x times the normal distribution's share below x (Hendrycks and Gimpel, 2016)."""
+    """GELU by the error function, without the tanh approximation (Hendrycks and Gimpel, 2016)."""
     return nn.gelu(x, approximate=False)
 
 
 class FeedForward(nn.Module):
     """Two dense layers with an activation between (Vaswani et al., 2017, section 3.3).
 
-    `gated`, the activation multiplies a third layer's output: SwiGLU with `flax.linen.silu`
-    (Shazeer, 2020).
+    With `gated`, the activation multiplies the output of a third layer: SwiGLU with
+    `flax.linen.silu` (Shazeer, 2020).
     """
 
     mlp_dim: int  # units between
     activation: Callable[[jax.Array], jax.Array] = nn.gelu  # of the hidden units
     gated: bool = False  # multiply by the activation rather than apply it
     use_bias: bool = True  # in the layers
-    dropout_rate: float = 0.0  # share of the output dropped in training
+    dropout_rate: float = 0.0  # of the output
     output_stddev: float = 0.02  # of the initial output kernel
     dtype: Any = jnp.float32  # of the computation; parameters are float32
 
@@ -55,22 +55,22 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, in a decoder also to a memory, and a network at each position.
+    """Self-attention, in a decoder also cross-attention, and a feed-forward network.
 
-    Each part is normed before and added after (Radford et al., 2019, section 2.3), or with
-    `pre_norm` false added and then normed, as Vaswani et al. (2017) have it.
+    Each sublayer is residual and normalizes its input (Radford et al., 2019, section 2.3), or with
+    `pre_norm=False` its sum (Vaswani et al., 2017).
     """
 
     num_heads: int  # of the attention
     num_kv_heads: int | None = None  # keys and values that heads share; None: one each
     causal: bool = False  # a position sees none after it
     cross: bool = False  # attend to a memory too
-    mlp_dim: int | None = None  # units of the feed-forward network; None: four times the width
+    mlp_dim: int | None = None  # hidden units of the feed-forward network; None: 4 * embed_dim
     activation: Callable[[jax.Array], jax.Array] = nn.gelu  # of the hidden units
     gated: bool = False  # multiply by the activation: SwiGLU with silu
-    norm: Literal["layer", "rms"] = "layer"  # kind of normalisation
+    norm: Literal["layer", "rms"] = "layer"  # kind of normalization
     pre_norm: bool = True  # norm before each part, not after it
-    epsilon: float = 1e-5  # of the norms
+    epsilon: float = 1e-5  # of the normalization layers
     rotary_base: float | None = None  # turn queries and keys by their positions
     use_bias: bool = True  # in dense layers
     dropout_rate: float = 0.0  # share of each part's output dropped in training
@@ -89,7 +89,7 @@ class Block(nn.Module):
         train: bool = False,
         decode: bool = False,
     ) -> jax.Array:
-        """(batch, time, width) to the same; for the arguments see `Attention`."""
+        """(batch, time, embed) to the same; for the arguments see `Attention`."""
         modes: Any = {"train": train, "decode": decode}
         attention = self._attention("attention", self.causal, self.rotary_base)
         x = self._add(x, "norm1", lambda y: attention(y, mask=mask, positions=positions, **modes))
@@ -105,7 +105,7 @@ class Block(nn.Module):
         return self._add(x, "norm2", lambda y: network(y, train))
 
     def _add(self, x: jax.Array, name: str, part: Callable[[jax.Array], jax.Array]) -> jax.Array:
-        norm = normalisation(self.norm, self.dtype, name, self.epsilon)
+        norm = normalization(self.norm, self.dtype, name, self.epsilon)
         return x + part(norm(x)) if self.pre_norm else norm(x + part(x))
 
     def _attention(self, name: str, causal: bool, rotary_base: float | None) -> Attention:
@@ -124,18 +124,18 @@ def stack(
     scan: bool = False,
     **inputs: Any,
 ) -> jax.Array:
-    """Applies blocks one after the other, inside a module's `__call__`.
+    """Applies a stack of blocks; call it inside a module's compact `__call__`.
 
     Args:
-      block: makes one, given its `name`, such as `functools.partial(Block, num_heads=4)`.
-      num_layers: how many; they are called `block_0`, `block_1`, ...
-      x: (batch, time, width).
-      remat: compute activations again in the backward pass, to save memory.
-      scan: compile one block, called `blocks`, and loop over its weights: compiles faster.
-      **inputs: given to each block, by name.
+      block: builds a block given its `name`, such as `functools.partial(Block, num_heads=4)`.
+      num_layers: number of blocks, named `block_0`, `block_1`, ...
+      x: (batch, time, embed).
+      remat: recompute activations in the backward pass, to save memory.
+      scan: compile one block, named `blocks`, and scan over its stacked weights.
+      **inputs: keyword arguments of each block; booleans are static.
 
     Returns:
-      (batch, time, width).
+      (batch, time, embed).
     """
 
     def apply(module: nn.Module, x: jax.Array, arrays: dict[str, Any]) -> jax.Array:
@@ -153,21 +153,21 @@ def stack(
         variable_axes={"params": 0, CACHE: 0},
         split_rngs={"params": True, "dropout": True},
         length=num_layers,
-        # Rolled loops are slow on CPUs.
+        # XLA:CPU runs products inside a rolled loop far slower.
         unroll=num_layers if jax.default_backend() == "cpu" else 1,
     )
     return looped(block(name="blocks"), x, None)[0]
 
 
 def check_sizes(model: nn.Module, *names: str) -> None:
-    """Raises a UserError where one of a model's fields is less than 1; None is left alone."""
+    """Raises a UserError if one of these fields of a model is less than 1; None is allowed."""
     for name in names:
         size = getattr(model, name)
         if size is not None and size < 1:
             raise UserError(f"model.{name} must be at least 1, not {size}")
 
 
-def normalisation(
+def normalization(
     kind: Literal["layer", "rms"], dtype: Any, name: str, epsilon: float = 1e-5
 ) -> nn.Module:
     """Layer norm (Ba et al., 2016) or root mean square norm (Zhang and Sennrich, 2019).

@@ -13,17 +13,17 @@ from jdl.layers import Dropout
 class AlexNet(nn.Module):
     """Five convolutions, three of them in two groups, and three dense layers.
 
-    Takes (batch, 227, 227, 3) and gives (batch, outputs) float32; 60,965,224 parameters. The groups
-    are what the paper spread over two cards (section 3.2).
+    Maps images (batch, 227, 227, 3) to logits (batch, num_classes) float32; 60,965,224 parameters.
+    The groups are those that the paper placed on two GPUs (section 3.2).
     """
 
-    num_classes: int = 1000  # units of the last layer
-    dropout_rate: float = 0.5  # share of each hidden dense layer dropped in training
+    num_classes: int = 1000  # logits of the last layer
+    dropout_rate: float = 0.5  # after each hidden dense layer
     dtype: Any = jnp.float32  # of the computation; parameters are float32
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """Applies the layers."""
+        """Applies the model."""
         x = local_response_norm(self._convolve(x, 96, 11, strides=4, padding="VALID"))
         x = ops.max_pool(x, (3, 3), (2, 2))
         x = local_response_norm(self._convolve(x, 256, 5, groups=2))
@@ -62,14 +62,14 @@ class AlexNet(nn.Module):
 def local_response_norm(
     x: jax.Array, size: int = 5, bias: float = 2.0, alpha: float = 1e-4, beta: float = 0.75
 ) -> jax.Array:
-    """Divides each channel by a power of the squares of its neighbours (section 3.3 of the paper).
+    """Divides each channel by a power of the squares of its neighbors (section 3.3 of the paper).
 
     Args:
       x: (..., channels).
       size: neighbouring channels that count, the channel itself in their middle.
       bias: the paper's k, added to the scaled sum of squares.
-      alpha: what the sum of squares is multiplied by.
-      beta: the power.
+      alpha: factor of the sum of squares.
+      beta: exponent of the divisor.
 
     Returns:
       The same shape and dtype.

@@ -1,4 +1,4 @@
-"""Texts by their words alone."""
+"""Text classification without word order."""
 
 from typing import Any
 
@@ -12,19 +12,18 @@ from jdl.layers import Dropout
 class BagOfWords(nn.Module):
     """The mean embedding of a text's words, then a dense layer: fastText (Joulin et al., 2017).
 
-    Takes tokens (batch, time) int32, 0 where a text is padded, and gives (batch, outputs) float32.
-    The order of the words is lost.
+    Maps tokens (batch, time) int32, padded with 0, to logits (batch, num_classes) float32.
     """
 
-    vocab_size: int = 10_000  # tokens that have an embedding
-    embed_dim: int = 16  # of an embedding
-    num_classes: int = 1  # units of the last layer
-    dropout_rate: float = 0.0  # share of the mean dropped in training
+    vocab_size: int = 10_000  # rows of the embedding
+    embed_dim: int = 16  # size of an embedding
+    num_classes: int = 1  # logits of the last layer
+    dropout_rate: float = 0.0  # of the mean embedding
     dtype: Any = jnp.float32  # of the computation; parameters are float32
 
     @nn.compact
     def __call__(self, tokens: jax.Array, train: bool = False) -> jax.Array:
-        """Applies the layers."""
+        """Applies the model."""
         init = nn.initializers.normal(0.05)
         embed = nn.Embed(self.vocab_size, self.embed_dim, embedding_init=init, dtype=self.dtype)
         known = (tokens > 0)[..., None]

@@ -1,4 +1,4 @@
-"""BERT: a transformer that reads in both directions (Devlin et al., 2019)."""
+"""BERT: a bidirectional transformer encoder (Devlin et al., 2019)."""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,36 +9,34 @@ import jax
 import jax.numpy as jnp
 
 from jdl import ops
-from jdl.layers import Block, Dropout, check_length, check_sizes, exact_gelu, normalisation, stack
+from jdl.layers import Block, Dropout, check_length, check_sizes, exact_gelu, normalization, stack
 
 
 class BERT(nn.Module):
-    """Embeddings of tokens, places and kinds, blocks normed after, and a head.
+    """Token, position and segment embeddings, post-norm blocks, and a head.
 
-    Takes tokens (batch, time) int32, time up to `context`, of which `padding` is seen by none.
-    With `outputs`, the head classifies texts: logits (batch, outputs) float32 from the first place;
-    with 0 of them it gives the vector (batch, width) float32 that logits are made of. Without, it
-    tells masked tokens: logits (batch, time, vocabulary) float32, or (batch, n, vocabulary) at the
-    `places` (batch, n) int32 that are given; given also `targets` and `weights` of that shape, the
-    weighted sum of their cross-entropies in nats, a float32 scalar.
+    Takes tokens (batch, time) int32 with time up to `max_position_embeddings`; `pad_token_id` is
+    masked. With `num_classes` the head classifies the first position: logits (batch, num_classes)
+    float32, or with 0 classes the pooled vector (batch, embed_dim) float32. Without, it predicts
+    masked tokens: logits (batch, time, vocab) float32, or (batch, n, vocab) at `mlm_positions`
+    (batch, n) int32. With `targets` and `weights` of that shape, it returns the weighted sum of
+    their cross-entropies in nats, a float32 scalar.
     """
 
-    vocab_size: int = 8192  # tokens that there are
-    max_position_embeddings: int = 128  # longest sequence
+    vocab_size: int = 8192  # number of tokens
+    max_position_embeddings: int = 128  # maximum sequence length
     num_layers: int = 4  # blocks
-    num_heads: int = 4  # of each attention
-    embed_dim: int = 128  # of the sequence
-    mlp_dim: int | None = None  # units of the feed-forward networks; None: four times the width
-    type_vocab_size: int = 2  # of tokens, such as those of a first and of a second sentence
-    pad_token_id: int = 0  # the token that fills sequences up
-    num_classes: int | None = (
-        None  # classes of texts; 0: a vector of each; None: tell masked tokens
-    )
+    num_heads: int = 4  # heads of each attention
+    embed_dim: int = 128  # size of token embeddings and of each position's state
+    mlp_dim: int | None = None  # hidden units of the feed-forward networks; None: 4 * embed_dim
+    type_vocab_size: int = 2  # segments, such as first and second sentence
+    pad_token_id: int = 0  # the token that pads sequences; it is masked
+    num_classes: int | None = None  # 0: pooled vectors; None: masked language model
     activation: Callable[[jax.Array], jax.Array] = exact_gelu  # of the feed-forward networks
-    epsilon: float = 1e-12  # of the norms
-    dropout_rate: float = 0.1  # share dropped of the embeddings and of each part of a block
-    remat: bool = False  # compute activations again in the backward pass, to save memory
-    scan: bool = False  # compile one block and loop over its weights: compiles faster
+    epsilon: float = 1e-12  # of the normalization layers
+    dropout_rate: float = 0.1  # for embeddings and the output of each sublayer
+    remat: bool = False  # recompute activations in the backward pass, to save memory
+    scan: bool = False  # stack the blocks' weights and scan over them, to compile faster
     dtype: Any = jnp.float32  # of the computation; parameters are float32
 
     @nn.compact
@@ -51,7 +49,7 @@ class BERT(nn.Module):
         token_type_ids: jax.Array | None = None,
         train: bool = False,
     ) -> jax.Array:
-        """Logits, or with targets the sum of cross-entropies."""
+        """Logits, pooled vectors, or with targets the sum of cross-entropies; see the class."""
         check_sizes(
             self,
             "vocab_size",
@@ -76,12 +74,12 @@ class BERT(nn.Module):
         if mlm_positions is not None:
             x = jnp.take_along_axis(x, mlm_positions[..., None], axis=1)
         x = self.activation(self._dense(self.embed_dim, "transform")(x))
-        x = normalisation("layer", self.dtype, "transform_norm", self.epsilon)(x)
+        x = normalization("layer", self.dtype, "transform_norm", self.epsilon)(x)
         bias = self.param("bias", nn.initializers.zeros, (self.vocab_size,))
         if targets is None:
             return (x @ embed.embedding.astype(self.dtype).T).astype(jnp.float32) + bias
         weights = jnp.ones(targets.shape) if weights is None else weights
-        # The bias as one more weight of an input that is always one.
+        # The bias is a kernel column whose input is always 1: the op takes a kernel alone.
         x = jnp.concatenate([x, jnp.ones_like(x[..., :1])], -1)
         kernel = jnp.concatenate([embed.embedding, bias[:, None]], -1)
         return ops.linear_cross_entropy(
@@ -91,12 +89,12 @@ class BERT(nn.Module):
     def _encode(
         self, embed: nn.Embed, tokens: jax.Array, token_type_ids: jax.Array | None, train: bool
     ) -> jax.Array:
-        """The sequence after the last block, (batch, time, width)."""
+        """The sequence after the last block, (batch, time, embed)."""
         places = self.param("positions", INIT, (self.max_position_embeddings, self.embed_dim))
         table = self.param("kinds", INIT, (self.type_vocab_size, self.embed_dim))
         kind = table[0] if token_type_ids is None else table[token_type_ids]
         x = embed(tokens) + (places[: tokens.shape[1]] + kind).astype(self.dtype)
-        x = normalisation("layer", self.dtype, "norm", self.epsilon)(x)
+        x = normalization("layer", self.dtype, "norm", self.epsilon)(x)
         x = Dropout(self.dropout_rate, deterministic=not train)(x)
         block = partial(
             Block, num_heads=self.num_heads, mlp_dim=self.mlp_dim, activation=self.activation,

@@ -1,4 +1,4 @@
-"""Plain convolutional networks."""
+"""Plain convolutional networks and VGG."""
 
 from functools import partial
 from typing import Any
@@ -14,26 +14,26 @@ from jdl.layers import BatchNorm, Dropout
 class CNN(nn.Module):
     """Blocks of 3x3 convolutions, optional batch norm, relu, and 2x2 max-pool; then dense layers.
 
-    Takes (batch, height, width, channels) and gives (batch, outputs) float32.
+    Maps images (batch, height, width, channels) to logits (batch, num_classes) float32.
     """
 
-    channels: tuple[int, ...] = (32, 64)  # of the convolutions of each block
+    channels: tuple[int, ...] = (32, 64)  # of the convolutions in each block
     dense: tuple[int, ...] = (128,)  # units of each hidden dense layer
-    num_classes: int = 10  # units of the last layer
+    num_classes: int = 10  # logits of the last layer
     padding: str = "SAME"  # of the convolutions: SAME or VALID
-    batch_norm: bool = False  # normalise before each activation
-    dropout_rate: float = 0.0  # share of each hidden dense layer dropped in training
-    repeats: tuple[int, ...] = ()  # convolutions of each block; none given: one each
+    batch_norm: bool = False  # before each activation
+    dropout_rate: float = 0.0  # after each hidden dense layer
+    repeats: tuple[int, ...] = ()  # convolutions per block; empty: one each
     dtype: Any = jnp.float32  # of the computation; parameters are float32
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """Applies the layers."""
+        """Applies the model."""
         repeats = self.repeats or (1,) * len(self.channels)
         for channels, count in zip(self.channels, repeats, strict=True):
             for _ in range(count - 1):
                 x = nn.relu(self._convolve(x, channels, train))
-            # The larger of two numbers first, then relu: the same, on a quarter of the pixels.
+            # relu and max commute; after the pool relu works on a quarter of the pixels.
             x = nn.relu(ops.max_pool(self._convolve(x, channels, train), (2, 2), (2, 2)))
         x = x.reshape(x.shape[0], -1)
         for width in self.dense:
@@ -46,7 +46,7 @@ class CNN(nn.Module):
             channels,
             (3, 3),
             padding=self.padding,
-            use_bias=not self.batch_norm,  # the norm subtracts it again
+            use_bias=not self.batch_norm,  # batch norm subtracts it again
             dtype=self.dtype,
             conv_general_dilated=ops.conv_general_dilated,
         )

@@ -1,4 +1,4 @@
-"""GPT: a decoder-only transformer for language modelling (Radford et al., 2019)."""
+"""GPT: a decoder-only transformer for language modeling (Radford et al., 2019)."""
 
 from collections.abc import Callable
 from functools import partial
@@ -14,7 +14,7 @@ from jdl.layers import (
     Dropout,
     check_length,
     check_sizes,
-    normalisation,
+    normalization,
     segment_positions,
     sinusoidal,
     stack,
@@ -22,37 +22,37 @@ from jdl.layers import (
 
 
 class GPT(nn.Module):
-    """Token and position embeddings, blocks, a last norm, and logits by the token embedding.
+    """Token and position embeddings, pre-norm blocks, a final norm, and logits.
 
-    Takes tokens (batch, time) int32, time up to `context`, and gives logits (batch, time,
-    vocabulary) float32; given also `targets` and `weights` (batch, time), the weighted sum of
+    Maps tokens (batch, time) int32, time up to `max_position_embeddings`, to logits (batch, time,
+    vocab) float32. With `targets` and `weights` (batch, time), it returns the weighted sum of
     their cross-entropies in nats, a float32 scalar.
 
-    With `segments` (batch, time) int32, several documents lie in a row, one after the other, and
-    none sees another. With `decode` the call goes on from the collection `cache`, which a first
-    such call makes, as long as its tokens; `positions` (batch or 1, time) then say where.
+    `segments` (batch, time) int32 mark the documents packed into a row, which do not attend to
+    each other. With `decode`, keys and values are read from and written to the collection `cache`
+    at `positions` (batch or 1, time); the first such call creates it, as long as its tokens.
     """
 
-    vocab_size: int = 65  # tokens that there are
-    max_position_embeddings: int = 64  # longest sequence
+    vocab_size: int = 65  # number of tokens
+    max_position_embeddings: int = 64  # maximum sequence length
     num_layers: int = 4  # blocks
-    num_heads: int = 4  # of each attention
-    embed_dim: int = 128  # of the sequence
-    num_kv_heads: int | None = None  # keys and values that heads share; None: one each
-    mlp_dim: int | None = None  # units of the feed-forward networks; None: four times the width
+    num_heads: int = 4  # heads of each attention
+    embed_dim: int = 128  # size of token embeddings and of each position's state
+    num_kv_heads: int | None = None  # grouped queries; None: num_heads
+    mlp_dim: int | None = None  # hidden units of the feed-forward networks; None: 4 * embed_dim
     position_embedding: Literal["learned", "sinusoidal", "rotary"] = (
         "learned"  # how places are told
     )
-    rotary_base: float = 10_000.0  # periods of rotary positions grow up to 2 pi times this
-    norm: Literal["layer", "rms"] = "layer"  # kind of normalisation
-    epsilon: float = 1e-5  # of the norms
+    rotary_base: float = 10_000.0  # the longest period is about 2 pi times this
+    norm: Literal["layer", "rms"] = "layer"  # layer or RMS normalization
+    epsilon: float = 1e-5  # of the normalization layers
     activation: Callable[[jax.Array], jax.Array] = nn.gelu  # of the feed-forward networks
-    gated: bool = False  # multiply by the activation: SwiGLU with silu
+    gated: bool = False  # gated feed-forward networks: SwiGLU with silu
     use_bias: bool = True  # in dense layers
     tie_word_embeddings: bool = True  # logits by the token embedding (Press and Wolf, 2017)
-    dropout_rate: float = 0.0  # share dropped of the embeddings and of each part of a block
-    remat: bool = False  # compute activations again in the backward pass, to save memory
-    scan: bool = False  # compile one block and loop over its weights: compiles faster
+    dropout_rate: float = 0.0  # for embeddings and the output of each sublayer
+    remat: bool = False  # recompute activations in the backward pass, to save memory
+    scan: bool = False  # stack the blocks' weights and scan over them, to compile faster
     dtype: Any = jnp.float32  # of the computation; parameters are float32
 
     @nn.compact
@@ -95,7 +95,7 @@ class GPT(nn.Module):
             self._block(), self.num_layers, x, remat=self.remat, scan=self.scan,
             mask=mask, positions=positions, train=train, decode=decode,
         )  # fmt: skip
-        x = normalisation(self.norm, self.dtype, "norm", self.epsilon)(x)
+        x = normalization(self.norm, self.dtype, "norm", self.epsilon)(x)
         if targets is None:
             return (x @ kernel.astype(self.dtype).T).astype(jnp.float32)
         weights = jnp.ones(targets.shape) if weights is None else weights
@@ -104,7 +104,7 @@ class GPT(nn.Module):
         )
 
     def _place(self, x: jax.Array, positions: jax.Array | None) -> jax.Array:
-        """Adds an embedding of the positions; rotary ones act in attention."""
+        """Adds position embeddings to x (batch, time, embed); rotary ones act in attention."""
         if self.position_embedding == "rotary":
             return x
         if self.position_embedding == "learned":
@@ -129,7 +129,7 @@ class GPT(nn.Module):
             rotary_base=self.rotary_base if self.position_embedding == "rotary" else None,
             use_bias=self.use_bias,
             dropout_rate=self.dropout_rate,
-            # Kernels that write to the sequence begin smaller the more of them there are.
+            # GPT-2: residual projections start smaller the more of them add up.
             output_stddev=0.02 * (2 * self.num_layers) ** -0.5,
             dtype=self.dtype,
         )

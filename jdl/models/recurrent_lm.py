@@ -1,4 +1,4 @@
-"""A recurrent language model whose state goes on from one batch to the next."""
+"""A recurrent language model with truncated backpropagation through time."""
 
 from typing import Any, Literal
 
@@ -13,27 +13,27 @@ from jdl.state import CACHE, CARRY
 
 
 class RecurrentLM(nn.Module):
-    """Embedding, recurrent layers one upon the other, and logits (Zaremba et al., 2014).
+    """Embedding, stacked recurrent layers, and logits (Zaremba et al., 2014).
 
-    Takes tokens (batch, time) int32 and gives logits (batch, time, vocabulary) float32; given also
-    `targets` and `weights` (batch, time), the weighted sum of their cross-entropies in nats, a
-    float32 scalar.
+    Maps tokens (batch, time) int32 to logits (batch, time, vocab) float32. With `targets` and
+    `weights` (batch, time), it returns the weighted sum of their cross-entropies in nats, a float32
+    scalar.
 
-    With `carry`, each row of a training batch goes on from the state that the same row of the batch
-    before ended in, and no gradient flows back over the cut: truncated back-propagation through
-    time (Williams and Peng, 1990). Rows whose `begins` (batch,) is True start from zero. The data
-    must come in that order, as `jdl.data.Streams` gives it. The states are the collection `carry`,
-    (batch, units) for each layer. In evaluation and prediction every window starts from zero. With
-    `decode` the call goes on from the states in the collection `cache`, which are zero at first.
+    With `carry`, each row of a training batch starts from the final state of the same row in the
+    previous batch, without a gradient through it: truncated backpropagation through time (Williams
+    and Peng, 1990). Rows whose `begins` (batch,) is True start from zero. The data must be in that
+    order, as from `jdl.data.Streams`. The collection `carry` holds the states, (batch, hidden_size)
+    per layer. Evaluation and prediction start every window from zero. With `decode`, the states are
+    read from and written to the collection `cache`, initially zero.
     """
 
-    vocab_size: int = 65  # tokens that there are
+    vocab_size: int = 65  # number of tokens
     hidden_size: int = 256  # of the embedding and of each recurrent layer
     num_layers: int = 2  # recurrent layers
     cell: Literal["simple", "lstm", "gru"] = "lstm"  # of the recurrent layers
-    dropout_rate: float = 0.0  # share dropped of the embedding and of what each layer hands upwards
+    dropout_rate: float = 0.0  # of the embedding and of each layer's output
     tie_word_embeddings: bool = False  # logits by the token embedding (Press and Wolf, 2017)
-    carry: bool = True  # go on from the last batch's state in training
+    carry: bool = True  # start from the previous batch's state in training
     dtype: Any = jnp.float32  # of the computation; parameters are float32
 
     @nn.compact
@@ -47,7 +47,7 @@ class RecurrentLM(nn.Module):
         train: bool = False,
         decode: bool = False,
     ) -> jax.Array:
-        """Logits, or with targets the sum of cross-entropies; `positions` change nothing."""
+        """Logits, or with targets the sum of cross-entropies; `positions` is unused."""
         del positions
         init = nn.initializers.normal(0.05)
         embed = nn.Embed(
@@ -56,7 +56,7 @@ class RecurrentLM(nn.Module):
         kernel = embed.embedding
         if not self.tie_word_embeddings:
             kernel = self.param("logits", init, (self.vocab_size, self.hidden_size))
-        # None on the way from one step to the next (Zaremba et al., 2014, section 3.2).
+        # Not applied to recurrent connections (Zaremba et al., 2014, section 3.2).
         drop = Dropout(self.dropout_rate, deterministic=not train)
         x = drop(embed(tokens))
         for index in range(self.num_layers):
@@ -71,7 +71,7 @@ class RecurrentLM(nn.Module):
     def _layer(
         self, index: int, x: jax.Array, begins: jax.Array | None, train: bool, decode: bool
     ) -> jax.Array:
-        """A recurrent layer; in training it takes up its carried state and leaves its last."""
+        """Applies a recurrent layer, reading and writing its carried or cached state."""
         layer = CELLS[self.cell](self.hidden_size, dtype=self.dtype)
         zero, name = layer.zero(x.shape[0]), f"layer_{index}"
         if decode:

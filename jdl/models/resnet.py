@@ -1,4 +1,4 @@
-"""Residual networks (He et al., 2016), for photographs and for small images."""
+"""Residual networks for ImageNet and CIFAR (He et al., 2016)."""
 
 from functools import partial
 from typing import Any, Literal
@@ -12,24 +12,24 @@ from jdl.layers import NormedConv, Residual
 
 
 class ResNet(nn.Module):
-    """A first convolution, stages of residual blocks, a mean over pixels, and a dense layer.
+    """A stem, stages of residual blocks, global average pooling, and a dense layer.
 
-    Takes (batch, height, width, channels) and gives (batch, outputs) float32. From the second stage
-    on, the first block of each halves height and width and doubles the channels; in a bottleneck
-    its 3x3 convolution does so ("v1.5").
+    Maps images (batch, height, width, channels) to logits (batch, num_classes) float32. The first
+    block of each stage but the first halves height and width and doubles the channels; in a
+    bottleneck its 3x3 convolution has the stride ("v1.5").
     """
 
     stage_sizes: tuple[int, ...] = (3, 4, 6, 3)  # residual blocks of each stage
     num_filters: int = 64  # channels of the first stage
     bottleneck: bool = True  # blocks of 1x1, 3x3, 1x1 with four times the channels at their end
-    stem: Literal["photograph", "small"] = "photograph"  # 7x7 by 2 and a pool by 2; or just 3x3
+    stem: Literal["photograph", "small"] = "photograph"  # 7x7 with stride 2 and a pool; or 3x3
     shortcut: Literal["projection", "padding"] = "projection"  # where a block changes the shape
-    num_classes: int = 1000  # units of the last layer
+    num_classes: int = 1000  # logits of the last layer
     dtype: Any = jnp.float32  # of the computation; parameters and statistics are float32
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """Applies the layers."""
+        """Applies the model."""
         if self.stem == "photograph":
             x = NormedConv(self.num_filters, 7, 2, self.dtype, name="stem")(x, train)
             x = ops.max_pool(nn.relu(x), (3, 3), (2, 2), ((1, 1), (1, 1)))

@@ -1,4 +1,4 @@
-"""Recurrent networks that read a sequence and give one output."""
+"""Recurrent networks from a sequence to one output."""
 
 from typing import Any, Literal
 
@@ -12,25 +12,25 @@ CELLS = {"simple": SimpleRNN, "lstm": LSTM, "gru": GRU}
 
 
 class RNN(nn.Module):
-    """Embedding, recurrent layers one upon the other, and a dense layer on the last state.
+    """Embedding, stacked recurrent layers, and a dense layer on the last state.
 
-    Takes tokens (batch, time) int32, or without a vocabulary numbers (batch, time, features), and
-    gives (batch, outputs) float32. Of two directions, the last states of both count.
+    Maps tokens (batch, time) int32, or with `vocab_size=0` values (batch, time, channels), to
+    (batch, features) float32. A bidirectional network uses the last states of both directions.
     """
 
-    vocab_size: int = 10_000  # tokens that have an embedding; 0: the inputs are numbers
-    embed_dim: int = 128  # of an embedding
+    vocab_size: int = 10_000  # rows of the embedding; 0: real inputs, without one
+    embed_dim: int = 128  # size of an embedding
     hidden_size: int = 128  # of each recurrent layer, in each direction
     num_layers: int = 1  # recurrent layers
     cell: Literal["simple", "lstm", "gru"] = "lstm"  # of the recurrent layers
-    bidirectional: bool = False  # read backwards too
-    features: int = 1  # units of the last layer
-    dropout_rate: float = 0.0  # share dropped in training after each recurrent layer
+    bidirectional: bool = False  # add a backward layer to each
+    features: int = 1  # outputs of the last layer: classes, or values to regress
+    dropout_rate: float = 0.0  # after each recurrent layer
     dtype: Any = jnp.float32  # of the computation; parameters are float32
 
     @nn.compact
     def __call__(self, inputs: jax.Array, train: bool = False) -> jax.Array:
-        """Applies the layers."""
+        """Applies the model."""
         x = inputs
         if self.vocab_size:
             init = nn.initializers.normal(0.05)
@@ -47,7 +47,7 @@ class RNN(nn.Module):
         return nn.Dense(self.features, dtype=self.dtype, name="logits")(x).astype(jnp.float32)
 
     def _last(self, x: jax.Array) -> jax.Array:
-        """The state that has read everything: at the end, and backwards at the beginning."""
+        """The final states: the forward one is at the end, the backward one at the start."""
         if not self.bidirectional:
             return x[:, -1]
         return jnp.concatenate([x[:, -1, : self.hidden_size], x[:, 0, self.hidden_size :]], axis=-1)

@@ -1,4 +1,4 @@
-"""The transformer with an encoder and a decoder (Vaswani et al., 2017)."""
+"""The encoder-decoder transformer (Vaswani et al., 2017)."""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,30 +9,30 @@ import jax
 import jax.numpy as jnp
 
 from jdl import ops
-from jdl.layers import Block, Dropout, check_length, check_sizes, normalisation, sinusoidal, stack
+from jdl.layers import Block, Dropout, check_length, check_sizes, normalization, sinusoidal, stack
 
 
 class EncoderDecoder(nn.Module):
-    """An encoder reads a sequence in both directions, a decoder writes another from left to right.
+    """A bidirectional encoder and an autoregressive decoder with cross-attention.
 
-    Takes a source (batch, keys) and tokens (batch, time), both int32 and up to `context` long, and
-    gives logits (batch, time, vocabulary) float32; given also `targets` and `weights` (batch,
-    time), the weighted sum of their cross-entropies in nats, a float32 scalar. Places of the source
-    that hold `padding` are seen by none. Both sides and the logits share one embedding, scaled by
-    the root of the width where it is read; places are told by sinusoids.
+    Maps a source (batch, keys) and tokens (batch, time), int32 and up to `max_position_embeddings`
+    long, to logits (batch, time, vocab) float32. With `targets` and `weights` (batch, time), it
+    returns the weighted sum of their cross-entropies in nats, a float32 scalar. `pad_token_id` is
+    masked in the source. Both sides and the logits share one embedding, multiplied by
+    sqrt(embed_dim) at the input, with sinusoidal positions.
     """
 
-    vocab_size: int = 8192  # tokens that there are, of both languages
-    max_position_embeddings: int = 256  # longest sequence
+    vocab_size: int = 8192  # shared by source and target
+    max_position_embeddings: int = 256  # maximum sequence length
     num_layers: int = 3  # blocks of the encoder, and of the decoder
-    num_heads: int = 4  # of each attention
-    embed_dim: int = 256  # of the sequences
-    mlp_dim: int | None = None  # units of the feed-forward networks; None: four times the width
-    pad_token_id: int = 0  # the token that fills sequences up
-    pre_norm: bool = True  # norm before each part of a block, not after it as in the paper
-    dropout_rate: float = 0.1  # share dropped of the embeddings and of each part of a block
-    remat: bool = False  # compute activations again in the backward pass, to save memory
-    scan: bool = False  # compile one block and loop over its weights: compiles faster
+    num_heads: int = 4  # heads of each attention
+    embed_dim: int = 256  # size of token embeddings and of each position's state
+    mlp_dim: int | None = None  # hidden units of the feed-forward networks; None: 4 * embed_dim
+    pad_token_id: int = 0  # the token that pads sequences; it is masked
+    pre_norm: bool = True  # normalize before each sublayer, not after it as in the paper
+    dropout_rate: float = 0.1  # for embeddings and the output of each sublayer
+    remat: bool = False  # recompute activations in the backward pass, to save memory
+    scan: bool = False  # stack the blocks' weights and scan over them, to compile faster
     dtype: Any = jnp.float32  # of the computation; parameters are float32
 
     def setup(self) -> None:
@@ -71,7 +71,7 @@ class EncoderDecoder(nn.Module):
         )  # fmt: skip
 
     def encode(self, source: jax.Array, train: bool = False) -> jax.Array:
-        """The source (batch, keys) as a memory (batch, keys, width)."""
+        """Encodes a source (batch, keys) as a memory (batch, keys, embed)."""
         x = self._embed(source, None)
         return self.encoder(x, mask=self._seen(source), train=train)
 
@@ -83,10 +83,10 @@ class EncoderDecoder(nn.Module):
         positions: jax.Array | None = None,
         decode: bool = False,
     ) -> jax.Array:
-        """Logits (batch, time, vocabulary) of tokens, given what `encode` made of the source.
+        """Logits (batch, time, vocab) of tokens, given the encoded source.
 
-        With `decode` the call goes on from the collection `cache`, which a first such call makes,
-        as long as its tokens; `positions` (batch or 1, time) then say where.
+        With `decode`, keys and values are read from and written to the collection `cache` at
+        `positions` (batch or 1, time); the first such call creates it, as long as its tokens.
         """
         return self._logits(self._decoded(tokens, memory, source, positions, decode=decode))
 
@@ -139,7 +139,7 @@ class EncoderDecoder(nn.Module):
 
 
 class _Side(nn.Module):
-    """Dropout, blocks, and a last norm where blocks norm before."""
+    """Dropout, blocks, and a final norm if the blocks are pre-norm."""
 
     block: Callable[..., Block]  # makes a block
     num_layers: int  # how many of them
@@ -155,7 +155,7 @@ class _Side(nn.Module):
         x = stack(
             self.block, self.num_layers, x, remat=self.remat, scan=self.scan, train=train, **inputs
         )
-        return normalisation("layer", self.dtype, "norm")(x) if self.last_norm else x
+        return normalization("layer", self.dtype, "norm")(x) if self.last_norm else x
 
 
 TransformerBase = partial(

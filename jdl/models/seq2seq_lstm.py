@@ -1,4 +1,4 @@
-"""Recurrent networks that translate with attention (Bahdanau et al., 2015; Luong et al., 2015)."""
+"""LSTM encoder-decoder with attention (Bahdanau et al., 2015; Luong et al., 2015)."""
 
 from typing import Any
 
@@ -13,21 +13,21 @@ from jdl.state import CACHE
 
 
 class LSTMEncoderDecoder(nn.Module):
-    """LSTMs read a source in both directions; others write from left to right and attend to it.
+    """A bidirectional LSTM encoder and an LSTM decoder with attention.
 
-    Takes and gives what `EncoderDecoder` does, and has its methods. The decoder begins with a
-    projection of the mean of what the encoder gives (Sennrich et al., 2017); its last layer attends
-    to that, and context and state together give the logits (Luong et al., 2015, section 3.1, the
-    score `general`). A context is not fed to the next step, so that all steps attend at once. Both
-    sides and the logits share one embedding.
+    Has the inputs, outputs and methods of `EncoderDecoder`. The decoder's initial state is a
+    projection of the mean encoder state (Sennrich et al., 2017). Its last layer attends to the
+    encoder, and context and state together give the logits (Luong et al., 2015, section 3.1, score
+    `general`). There is no input feeding, so that all steps attend at once. Both sides and the
+    logits share one embedding.
     """
 
-    vocab_size: int = 8192  # tokens that there are, of both languages
+    vocab_size: int = 8192  # shared by source and target
     num_layers: int = 2  # recurrent layers of the encoder, and of the decoder
     hidden_size: int = (
         256  # of the embedding and of each layer, half of them for each way of reading
     )
-    pad_token_id: int = 0  # the token that fills sequences up
+    pad_token_id: int = 0  # the token that pads sequences; it is masked
     dropout_rate: float = (
         0.2  # share dropped of the embeddings and of what each layer hands upwards
     )
@@ -82,10 +82,10 @@ class LSTMEncoderDecoder(nn.Module):
         positions: jax.Array | None = None,
         decode: bool = False,
     ) -> jax.Array:
-        """Logits (batch, time, vocabulary) of tokens, given what `encode` made of the source.
+        """Logits (batch, time, vocab) of tokens, given the encoded source.
 
-        With `decode` the call goes on from the states in the collection `cache`; the first such
-        call makes it, as it is before any token. `positions` change nothing.
+        With `decode`, the states are read from and written to the collection `cache`; the first
+        such call creates it with the initial states. `positions` is unused.
         """
         del positions
         return self._logits(self._decoded(tokens, memory, source, decode=decode))
@@ -111,7 +111,7 @@ class LSTMEncoderDecoder(nn.Module):
     def _resumed(
         self, index: int, layer: LSTM, x: jax.Array, state: State, decode: bool
     ) -> jax.Array:
-        """What a layer gives, in `decode` from the state that it was left in."""
+        """Applies a layer, with `decode` from its cached state."""
         name = f"decoder_{index}"
         made = decode and self.has_variable(CACHE, name)
         x, last = layer.resume(x, self.get_variable(CACHE, name) if made else state)
@@ -120,7 +120,7 @@ class LSTMEncoderDecoder(nn.Module):
         return x
 
     def _turned(self, source: jax.Array) -> jax.Array:
-        """Where the tokens of each row stand from the last to the first, padding behind them."""
+        """Indices (batch, keys) that reverse each row and leave its padding at the end."""
         places, count = jnp.arange(source.shape[1]), (source != self.pad_token_id).sum(1)[:, None]
         return jnp.where(places < count, count - 1 - places, places)
 

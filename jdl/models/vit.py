@@ -10,33 +10,33 @@ import jax.numpy as jnp
 
 from jdl import ops
 from jdl.errors import UserError
-from jdl.layers import Block, Dropout, check_sizes, exact_gelu, normalisation, stack
+from jdl.layers import Block, Dropout, check_sizes, exact_gelu, normalization, stack
 
 
 class ViT(nn.Module):
-    """Patches laid flat and projected, learned places, blocks, and logits.
+    """Projected patches, learned position embeddings, pre-norm blocks, and logits.
 
-    Takes images (batch, height, width, channels), whose sides the patch divides, and gives logits
-    (batch, outputs) float32, from a learned first vector or from the mean over patches.
+    Maps images (batch, height, width, channels), sides divisible by `patch_size`, to logits (batch,
+    num_classes) float32, from a class token or from the mean over patches.
     """
 
     patch_size: int = 16  # side of a patch in pixels
     num_layers: int = 12  # blocks
-    num_heads: int = 6  # of each attention
-    embed_dim: int = 384  # of the sequence
-    mlp_dim: int | None = None  # units of the feed-forward networks; None: four times the width
-    num_classes: int = 10  # classes
-    pool: Literal["first", "mean"] = "first"  # what is classified
+    num_heads: int = 6  # heads of each attention
+    embed_dim: int = 384  # size of token embeddings and of each position's state
+    mlp_dim: int | None = None  # hidden units of the feed-forward networks; None: 4 * embed_dim
+    num_classes: int = 10  # number of logits
+    pool: Literal["first", "mean"] = "first"  # class token, or mean over patches
     activation: Callable[[jax.Array], jax.Array] = exact_gelu  # of the feed-forward networks
-    epsilon: float = 1e-6  # of the norms
-    dropout_rate: float = 0.0  # share dropped of the embeddings and of each part of a block
-    remat: bool = False  # compute activations again in the backward pass, to save memory
-    scan: bool = False  # compile one block and loop over its weights: compiles faster
+    epsilon: float = 1e-6  # of the normalization layers
+    dropout_rate: float = 0.0  # for embeddings and the output of each sublayer
+    remat: bool = False  # recompute activations in the backward pass, to save memory
+    scan: bool = False  # stack the blocks' weights and scan over them, to compile faster
     dtype: Any = jnp.float32  # of the computation; parameters are float32
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """Logits."""
+        """Logits (batch, num_classes)."""
         check_sizes(self, "patch_size", "num_layers", "num_heads", "embed_dim", "mlp_dim")
         x = self._patches(images)
         init = nn.initializers.normal(0.02)
@@ -51,13 +51,13 @@ class ViT(nn.Module):
             epsilon=self.epsilon, dropout_rate=self.dropout_rate, dtype=self.dtype,
         )  # fmt: skip
         x = stack(block, self.num_layers, x, remat=self.remat, scan=self.scan, train=train)
-        x = normalisation("layer", self.dtype, "norm", self.epsilon)(x)
+        x = normalization("layer", self.dtype, "norm", self.epsilon)(x)
         x = x[:, 0] if self.pool == "first" else x.mean(1)
         logits = nn.Dense(self.num_classes, kernel_init=init, dtype=self.dtype, name="logits")
         return logits(x).astype(jnp.float32)
 
     def _patches(self, images: jax.Array) -> jax.Array:
-        """(batch, patches, width): a convolution that steps by its own size is one product."""
+        """(batch, patches, embed): a convolution with stride equal to its size is one product."""
         batch, height, width, channels = images.shape
         side = self.patch_size
         if height % side or width % side:

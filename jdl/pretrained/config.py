@@ -58,7 +58,7 @@ def read_model(layout: Layout, config: Mapping[str, Json], path: Path) -> nn.Mod
         fields.setdefault(entry.field, _value(entry, config[entry.key], path))
     if fields["embed_dim"] % fields["num_heads"]:
         raise UserError(
-            f"{path}: a width of {fields['embed_dim']} cannot be shared out among "
+            f"{path}: a width of {fields['embed_dim']} cannot be split into "
             f"{fields['num_heads']} heads"
         )
     if fields["mlp_dim"] == 4 * fields["embed_dim"]:

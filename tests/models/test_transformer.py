@@ -299,14 +299,14 @@ def test_an_image_that_patches_do_not_divide_is_refused():
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (gpt(num_heads=5), "a width of 16 cannot be shared out among 5 heads: set model.num_heads"),
+        (gpt(num_heads=5), "a width of 16 cannot be split into 5 heads: set model.num_heads"),
         (
             gpt(num_kv_heads=3),
             "heads cannot share 3 keys and values evenly: set model.num_kv_heads",
         ),
         (
             gpt(position_embedding="rotary", embed_dim=6),
-            "pairs of components, and 3 in a head are an odd num",
+            "need an even head size, not 3",
         ),
         (
             gpt(position_embedding="sinusoidal", embed_dim=5, num_heads=1),

@@ -200,7 +200,7 @@ def test_old_names_and_tensors_that_repeat_others_are_known(saved, tmp_path):
         ({"hidden_act": "gelu_nw"}, "hidden_act is 'gelu_nw', where .*; did you mean 'gelu_new'"),
         ({"is_decoder": True}, "BERT cannot be .* is_decoder is True, where it has False"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type is 'relative_key'"),
-        ({"num_attention_heads": 3}, "a width of 8 cannot be shared out among 3 heads"),
+        ({"num_attention_heads": 3}, "a width of 8 cannot be split into 3 heads"),
         ({"hidden_size": "8"}, "hidden_size is '8', where a size belongs"),
         ({"num_hidden_layers": 10**9}, r"it has 1000000000 blocks, and they are \d+ in all"),
         ({"vocab_size": 10**30}, "vocab_size is 10{30}, where a size belongs"),
