@@ -1,4 +1,4 @@
-"""Texts that a language model goes on with, token by token."""
+"""Autoregressive generation with a language model."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -30,34 +30,34 @@ def generate(
     use_cache: bool | None = None,
     collections: Mapping[str, PyTree] | None = None,
 ) -> np.ndarray:
-    """Goes on with prompts, all at once.
+    """Generates continuations of several prompts in one batch.
 
-    A row's tokens depend on its prompt, its number and the key alone, not on the other rows. It is
-    compiled once for each number of prompts, length of the shortest and longest, and setting.
+    The tokens of a row depend only on its prompt, its index and the key, not on other rows. It
+    compiles once per number of prompts, shortest and longest length, and settings.
 
     Args:
-      model: takes tokens (rows, time) int32 and gives logits (rows, time, vocabulary), of which
-        none depends on later tokens. One that takes `decode`, as `jdl.models.GPT` does, reads each
-        token once; another reads all of them again for each that is drawn.
+      model: maps tokens (rows, time) int32 to causal logits (rows, time, vocab). With an argument
+        `decode`, as in `jdl.models.GPT`, it reads each token once; otherwise it reads the whole
+        text again for each new token.
       params: its parameters.
-      prompts: tokens of each, in one row after the other; they need not be equally long.
-      max_new_tokens: how many tokens are drawn for each.
-      sampling: how they are drawn.
-      key: what they are drawn with; None: `jax.random.key(0)`.
-      eos_token_id: the token that ends a text; what follows it is filled up with it.
-      use_cache: whether to read each token once; None: if the model can.
+      prompts: token ids, of any lengths.
+      max_new_tokens: number of tokens per prompt.
+      sampling: temperature, top-k and top-p.
+      key: typed PRNG key; None: `jax.random.key(0)`.
+      eos_token_id: token that ends a text; the rest of the row is padded with it.
+      use_cache: whether to read each token once; None: if the model supports it.
       collections: the model's other variables.
 
     Returns:
       (rows, max_new_tokens) int32.
 
     Raises:
-      UserError: a prompt is empty or holds a token that the model does not know, `max_new_tokens`
+      UserError: a prompt is empty or holds a token beyond the model's vocabulary, `max_new_tokens`
         is less than 1, or prompt and new tokens are beyond the model's context.
     """
     known = [np.asarray(list(prompt), np.int32) for prompt in prompts]
     if not known:
-        raise UserError("there is no prompt to go on with")
+        raise UserError("there is no prompt to continue")
     form = _form(model, sampling, use_cache, eos_token_id)
     variables = {"params": params, **(collections or {})}
     _check(form, variables, known, max_new_tokens)
@@ -93,22 +93,22 @@ def stream(
     context_length: int | None = None,
     collections: Mapping[str, PyTree] | None = None,
 ) -> Iterator[np.ndarray]:
-    """As `generate`, of one prompt, giving tokens as they are drawn, however many they are.
+    """Generates continuations of one prompt and yields tokens as they are sampled.
 
-    Where the context is full, the model reads the last half of it anew, as if the text began there,
-    and goes on.
+    When the context is full, the model reads its last half again as a new text and continues. There
+    is no limit on the number of tokens.
 
     Args:
       model: see `generate`.
       params: its parameters.
       prompt: tokens.
-      max_new_tokens: how many tokens are drawn for each sample.
-      sampling: how they are drawn.
-      key: what they are drawn with; None: `jax.random.key(0)`.
-      samples: how often the prompt is gone on with.
-      chunk: tokens that are drawn in one call to the device.
-      eos_token_id: the token that ends a text; what follows it is filled up with it.
-      vocab_size: draw among the first so many tokens; None: among all.
+      max_new_tokens: maximum number of tokens per sample.
+      sampling: temperature, top-k and top-p.
+      key: typed PRNG key; None: `jax.random.key(0)`.
+      samples: number of continuations.
+      chunk: tokens sampled per call to the device.
+      eos_token_id: token that ends a text; the rest of the row is padded with it.
+      vocab_size: sample among the first `vocab_size` tokens; None: all.
       context_length: tokens that the model can read; None: its `max_position_embeddings`,
         or any number.
       collections: the model's other variables.
@@ -134,13 +134,13 @@ def stream(
 
 @dataclass(frozen=True)
 class _Form:
-    """What is fixed when a program is compiled."""
+    """Static arguments of the compiled functions."""
 
     model: nn.Module
     sampling: Sampling
     use_cache: bool
     eos_token_id: int | None
-    vocab_size: int | None  # draw among the first so many tokens
+    vocab_size: int | None  # sample among the first `vocab_size` tokens
 
     @property
     def filler(self) -> int:
@@ -166,7 +166,7 @@ def _form(
 
 
 def _check(form: _Form, variables: PyTree, prompts: list[np.ndarray], max_new_tokens: int) -> None:
-    """Refuses prompts and lengths that nothing can be made of."""
+    """Raises a UserError for empty prompts, unknown tokens and a length below 1."""
     if max_new_tokens < 1:
         raise UserError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
     one = jax.ShapeDtypeStruct((1, 1), jnp.int32)
@@ -215,7 +215,7 @@ def _stream(
 
 @partial(jax.jit, static_argnames=("form", "prefix"))
 def _begin(form: _Form, variables: PyTree, tokens: Any, stopped: Any, prefix: int) -> _State:
-    """All rows know their first `prefix` tokens; what is before the last of them is read."""
+    """Creates the cache and reads all but the last of the `prefix` tokens that all rows know."""
     tokens, cache = jnp.asarray(tokens), None
     if form.use_cache:
         cache = empty(form.model, variables, tokens.shape[0], tokens.shape[1] - 1)
@@ -229,10 +229,10 @@ def _begin(form: _Form, variables: PyTree, tokens: Any, stopped: Any, prefix: in
 def _advance(
     form: _Form, variables: PyTree, state: _State, lengths: Any, keys: Any, drawn: Any, until: Any
 ) -> _State:
-    """Draws up to the position `until`, or until all rows have stopped.
+    """Samples up to the position `until`, or until all rows have stopped.
 
-    Rows whose prompt, `lengths` (rows,), is longer than the position take their token from it, so
-    that all rows share one position. `drawn` tokens were drawn before this text began.
+    All rows share one position: rows whose prompt, of `lengths` (rows,), is longer take their token
+    from it. `drawn` counts the tokens sampled before this text began.
     """
 
     def going(state: _State) -> Any:
@@ -256,7 +256,7 @@ def _advance(
 
 
 def _next(form: _Form, variables: PyTree, state: _State) -> tuple[jax.Array, PyTree]:
-    """Logits (rows, vocabulary) of the token at the position, and the cache after those before."""
+    """Logits (rows, vocab) of the token at the position, and the updated cache."""
     last = state.position - 1
     if form.use_cache:
         token = jax.lax.dynamic_slice_in_dim(state.tokens, last, 1, axis=1)

@@ -1,4 +1,4 @@
-"""The collection `cache` of a model that goes on token by token (`decode`)."""
+"""The `cache` collection of autoregressive models: creation, one step, beams."""
 
 from collections.abc import Callable, Mapping
 
@@ -10,8 +10,8 @@ from jdl.state import CACHE
 from jdl.typing import PyTree
 
 Step = Callable[[jax.Array, jax.Array, PyTree], tuple[jax.Array, PyTree]]
-"""Tokens (rows, n), the position of the first of them and a cache, to logits (rows, n, vocabulary)
-and the cache after them."""
+"""Maps tokens (rows, n), the position of the first and a cache to logits (rows, n, vocab) and the
+updated cache."""
 
 
 def read(
@@ -21,7 +21,7 @@ def read(
     position: jax.Array,
     cache: PyTree,
 ) -> tuple[jax.Array, PyTree]:
-    """Lets a language model, such as `jdl.models.GPT`, read on: a `Step` once it is given."""
+    """Applies a language model with its cache; with model and variables bound, a `Step`."""
     positions = position + jnp.arange(tokens.shape[1])[None]
     logits, changed = model.apply(
         {**variables, CACHE: cache}, tokens, positions=positions, decode=True, mutable=CACHE
@@ -30,7 +30,7 @@ def read(
 
 
 def empty(model: nn.Module, variables: Mapping[str, PyTree], rows: int, length: int) -> PyTree:
-    """The cache of a language model that has read nothing, for so many rows and tokens."""
+    """The empty cache of a language model for `rows` sequences of up to `length` tokens."""
 
     def make() -> PyTree:
         tokens = jnp.zeros((rows, length), jnp.int32)
@@ -42,10 +42,10 @@ def empty(model: nn.Module, variables: Mapping[str, PyTree], rows: int, length: 
 
 
 def batch_axes(make: Callable[[int], PyTree]) -> PyTree:
-    """The axis of each of a cache's arrays along which its rows lie; layers may lie before it.
+    """The axis of each cache array that holds the rows; scanned layers put theirs before it.
 
     Args:
-      make: a cache for a number of rows; of its result, shapes alone matter.
+      make: builds the cache of a number of rows; only its shapes are used.
     """
     one, two = (jax.eval_shape(lambda rows=rows: make(rows)) for rows in (1, 2))
 
@@ -56,10 +56,10 @@ def batch_axes(make: Callable[[int], PyTree]) -> PyTree:
 
 
 def repeat(cache: PyTree, axes: PyTree, times: int) -> PyTree:
-    """Each row several times, one after the other."""
+    """Repeats each row of a cache, copies adjacent."""
     return jax.tree.map(lambda leaf, axis: jnp.repeat(leaf, times, axis), cache, axes)
 
 
 def reorder(cache: PyTree, axes: PyTree, rows: jax.Array) -> PyTree:
-    """The rows of a cache that are named by number, in that order."""
+    """Selects rows of a cache by index."""
     return jax.tree.map(lambda leaf, axis: jnp.take(leaf, rows, axis), cache, axes)

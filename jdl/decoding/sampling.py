@@ -1,4 +1,4 @@
-"""How a token is chosen among all that could come next."""
+"""Temperature, top-k and top-p sampling."""
 
 import math
 from dataclasses import dataclass
@@ -11,16 +11,16 @@ from jdl.errors import UserError
 
 @dataclass(frozen=True)
 class Sampling:
-    """Draws from the model's probabilities, sharpened and cut off; or takes the likeliest token.
+    """Settings of sampling: temperature, then top-k, then top-p.
 
-    Logits are divided by the temperature first; then `top_k` of them are left (Fan et al., 2018),
-    and of these the fewest that together have a probability of `top_p` (Holtzman et al., 2020).
-    Where several are equal to the last that is left, all of them are.
+    Logits are divided by the temperature, then the `top_k` largest are kept (Fan et al., 2018), and
+    of these the fewest whose total probability reaches `top_p` (Holtzman et al., 2020). Ties with
+    the smallest kept logit are kept too.
     """
 
-    temperature: float = 1.0  # below 1 sharpens, above 1 flattens; 0 always takes the likeliest
-    top_k: int | None = None  # draw among so many likeliest tokens; None: among all
-    top_p: float | None = None  # draw among the likeliest with this probability; None: among all
+    temperature: float = 1.0  # below 1 sharpens, above 1 flattens; 0 is greedy
+    top_k: int | None = None  # sample among this many most likely tokens; None: all
+    top_p: float | None = None  # sample among the most likely of this total probability; None: all
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < math.inf:
@@ -32,27 +32,28 @@ class Sampling:
 
 
 COLDEST = 1e-30
-"""Logits over a lower temperature may overflow: the likeliest token is then taken."""
+"""Below this temperature logits may overflow, so the most likely token is taken."""
 
 PLAIN = Sampling()
-"""Draws from the model's probabilities as they are."""
+"""Samples from the model's probabilities unchanged."""
 
 
 def filtered(logits: jax.Array, sampling: Sampling) -> jax.Array:
-    """Logits of the distribution that is drawn from, -inf for what was cut off.
+    """Logits of the distribution to sample from, -inf for excluded tokens.
 
     Args:
-      logits: (..., vocabulary).
-      sampling: whose temperature is not below `COLDEST`.
+      logits: (..., vocab).
+      sampling: settings with a temperature of at least `COLDEST`.
 
     Returns:
-      (..., vocabulary) float32.
+      (..., vocab) float32.
     """
     logits = logits.astype(jnp.float32) / sampling.temperature
     if sampling.top_k is not None:
         least = jax.lax.top_k(logits, min(sampling.top_k, logits.shape[-1]))[0][..., -1:]
         logits = jnp.where(logits < least, -jnp.inf, logits)
     if sampling.top_p is not None and sampling.top_p < 1:
+        # A token is kept while the tokens before it have less than top_p: the first always is.
         falling = jnp.sort(logits, axis=-1, descending=True)
         chances = jax.nn.softmax(falling)
         likelier = jnp.cumsum(chances, axis=-1) - chances
@@ -63,7 +64,7 @@ def filtered(logits: jax.Array, sampling: Sampling) -> jax.Array:
 
 
 def draw(logits: jax.Array, sampling: Sampling, keys: jax.Array) -> jax.Array:
-    """A token for each row, (rows,) int32, of logits (rows, vocabulary) and typed keys (rows,)."""
+    """Samples a token per row, (rows,) int32, from logits (rows, vocab) with typed keys (rows,)."""
     if sampling.temperature < COLDEST:
         return logits.argmax(-1).astype(jnp.int32)
     return jax.vmap(jax.random.categorical)(keys, filtered(logits, sampling)).astype(jnp.int32)

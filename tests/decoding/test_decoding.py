@@ -202,7 +202,7 @@ def test_the_coldest_draw_is_the_likeliest_token():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda m, p: generate(m, p, [], 3), "no prompt to go on with"),
+        (lambda m, p: generate(m, p, [], 3), "no prompt to continue"),
         (lambda m, p: generate(m, p, [[1], []], 3), "the prompt is empty"),
         (lambda m, p: generate(m, p, [[1, 11]], 3), r"the token 11, where the model knows 0\.\.10"),
         (lambda m, p: generate(m, p, [[-1]], 3), "the token -1"),
