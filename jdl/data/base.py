@@ -1,4 +1,4 @@
-"""What every data set has in common: named splits of examples, and what is done to each."""
+"""Base class of data sets: named splits of examples with their transforms."""
 
 import functools
 import hashlib
@@ -20,14 +20,14 @@ Example = Mapping[str, Any]
 """One example: arrays, numbers or strings by name."""
 
 Transform = Callable[[Example], Example]
-"""A deterministic function of one example, run on the host, once where the set is resident."""
+"""A deterministic function of one example on the host; run once if the split is in memory."""
 
 DeviceTransform = Callable[[Batch, Keys | None], Batch]
-"""A pure function of a batch inside the compiled step; its keys are None outside training."""
+"""A pure function of a batch in the compiled step, with one key per example, None in evaluation."""
 
 
 Reader = Callable[[Path], dict[str, np.ndarray]]
-"""A file of the user as examples without targets: arrays by name, examples along axis 0."""
+"""Reads a file as examples without targets: arrays by name, examples along axis 0."""
 
 
 @runtime_checkable
@@ -103,7 +103,7 @@ class Data:
         raise NotImplementedError
 
     def full_name(self) -> str:
-        """The set as `NAME` or `NAME:VERSION`."""
+        """`NAME` or `NAME:VERSION` of the data set."""
         raise NotImplementedError
 
     def splits(self) -> dict[str, Source]:
@@ -135,18 +135,18 @@ class Data:
         return splits
 
     def reader(self) -> Reader:
-        """How files become examples to predict from, as the set holds them before transforms.
+        """Returns a function that reads a file as examples for prediction, before transforms.
 
-        Where the set has an `image` (height, width, channels) uint8, a file is one image, with as
-        many channels; of its size, too, where all have one and no `Resize` follows. Where the set
-        has a `text`, a file is one text, or a CSV file with a column `text` of several. Other sets
-        say it themselves.
+        For data sets with `image` (height, width, channels) uint8, a file is one image, converted
+        to their channels, and resized to their size if all images share one and no `Resize`
+        follows. For data sets with `text`, a file is one text, or a CSV file with a column `text`.
+        Other data sets override this method.
 
         Returns:
-          A function of a path, which raises a UserError for what it cannot read.
+          A function of a path, which raises UserError if it cannot read the file.
 
         Raises:
-          UserError: this set does not say it.
+          UserError: the data set neither has images or texts nor overrides this method.
         """
         train = self.splits()["train"]
         places = np.unique(np.linspace(0, len(train) - 1, 8).astype(int))
@@ -184,7 +184,7 @@ class Data:
         return ()
 
     def fingerprint(self, source: Source) -> dict[str, Any]:
-        """Identifies the examples of a split: source, version and SHA-256."""
+        """Source, version and SHA-256 of the examples of a split."""
         digest = hashlib.sha256()
         while isinstance(source, Subset):
             digest.update(np.ascontiguousarray(source.indices).tobytes())
@@ -194,7 +194,7 @@ class Data:
         return {"source": name, "version": version, "sha256": digest.hexdigest()}
 
     def digest(self, source: Source) -> str:
-        """SHA-256 of one of the set's own splits: the source's own, else of every example."""
+        """SHA-256 of a split: the source's own `digest`, or a hash of every example."""
         own = getattr(source, "digest", None)
         if own is not None:
             return own()
@@ -266,7 +266,7 @@ def get_split(splits: Mapping[str, Any], name: str) -> Any:
 
 
 def add_array(digest: Any, array: np.ndarray) -> None:
-    """Adds dtype, shape and contents of an array to a hash; of objects, what they hold."""
+    """Updates a hash with dtype, shape and contents of an array; object arrays item by item."""
     digest.update(f" {array.dtype.str} {array.shape}".encode())
     if array.dtype.kind != "O":
         digest.update(array.tobytes())

@@ -1,10 +1,11 @@
-"""From a split to batches: resident in memory, or streamed by Grain.
+"""Batches of a split: gathered from arrays in memory, or streamed by Grain.
 
 Both give the same examples in the same order. Position p of training is example
-`permutation(seed, p // n)[p % n]`, or `p % n` where the data says `shuffle=False`; so a batch is a
-function of the step alone: epochs follow one another without a gap, every example comes once in
-each, and a run resumes at any position without replaying the ones before. Evaluation goes through a
-split in order and pads its last batch with rows whose `mask` is False.
+`permutation(seed, p // n)[p % n]`, or `p % n` with `shuffle=False`. A batch is therefore a
+function of the step alone: a run resumes at any step without replaying earlier ones, each epoch has
+every example once, and batches span epoch boundaries. A step input is what the compiled step takes:
+the batch if streamed, the indices of its examples if in memory. Evaluation reads a split in order
+and pads its last batch with rows whose `mask` is False.
 """
 
 import functools
@@ -24,7 +25,7 @@ from jdl.errors import UserError
 from jdl.typing import FILE_MODULE
 
 IN_MEMORY_BYTES = 1 << 30
-"""A training split up to this size is kept on the device under `pipeline="auto"`."""
+"""`pipeline="auto"` keeps splits up to this size in memory, the training split on the device."""
 
 ENDLESS = 2**62
 """Batches of a training stream: more than any run takes."""
@@ -39,11 +40,11 @@ def permutation(seed: int, epoch: int, size: int) -> np.ndarray:
 def example_indices(
     positions: np.ndarray, size: int, seed: int, shuffle: bool = True
 ) -> np.ndarray:
-    """The examples at the given positions of training, int32."""
+    """Indices (n,) int32 of the examples at the given training positions (n,)."""
     if not shuffle:
         return (positions % size).astype(np.int32)
     epoch, begin = divmod(int(positions[0]), size)
-    if begin + positions[-1] - positions[0] < size:  # nearly always: all in one epoch
+    if begin + positions[-1] - positions[0] < size:  # the common case: one epoch, one lookup
         return permutation(seed, epoch, size)[positions - epoch * size].astype(np.int32)
     epochs = positions // size
     indices = np.empty(len(positions), np.int32)
@@ -55,7 +56,7 @@ def example_indices(
 
 @dataclass(frozen=True)
 class Shard:
-    """The rows of every global batch that this process reads: all, with one process."""
+    """The contiguous part of every global batch that this process reads."""
 
     index: int = 0
     count: int = 1
@@ -104,7 +105,7 @@ class InMemory:
 
 @dataclass(frozen=True)
 class Streamed:
-    """A split read example by example, ahead of the training, by Grain."""
+    """A split whose batches Grain reads ahead, in threads or worker processes."""
 
     source: Source
     data: Data
@@ -168,7 +169,7 @@ Pipeline = InMemory | Streamed
 
 
 def to_batch(in_memory: Mapping[str, jax.Array], step_input: Any) -> dict[str, Any]:
-    """The batch that a feed stands for; pure, for use inside the compiled step."""
+    """The batch of a step input; pure, for use inside the compiled step."""
     if isinstance(step_input, Mapping):
         return dict(step_input)
     batch = {name: array[step_input] for name, array in in_memory.items()}
@@ -189,10 +190,10 @@ def evaluation_batch(
 
 
 def open_pipeline(data: Data, source: Source, name: str) -> Pipeline:
-    """Chooses how a split is read, and reads it where it is to be resident.
+    """Returns the pipeline of a split; one in memory reads all examples now.
 
     Raises:
-      UserError: examples differ in shape, or hold nothing that a model can read.
+      UserError: examples differ in shape, or have no numeric arrays.
     """
     first = apply_transforms(data, source[0])
     if not first:
@@ -213,12 +214,12 @@ def open_pipeline(data: Data, source: Source, name: str) -> Pipeline:
 
 
 def fits_in_memory(data: Data, size: int) -> bool:
-    """Whether a split of so many bytes is kept in memory."""
+    """Whether a split of `size` bytes is kept in memory."""
     return data.pipeline == "in_memory" or (data.pipeline == "auto" and size <= IN_MEMORY_BYTES)
 
 
 def apply_transforms(data: Data, example: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """An example after the host transforms, numbers only; 64-bit values narrow to 32."""
+    """Applies the host transforms; keeps numeric arrays, casting 64-bit types to 32-bit."""
     for transform in data.transforms:
         example = transform(example)
     arrays = {}
@@ -236,10 +237,10 @@ def apply_transforms(data: Data, example: Mapping[str, Any]) -> dict[str, np.nda
 def stack_examples(
     examples: list[dict[str, np.ndarray]], indices: np.ndarray, split: str = "train"
 ) -> dict[str, np.ndarray]:
-    """Joins examples along a new axis 0.
+    """Stacks examples along a new axis 0.
 
     Raises:
-      UserError: they differ in shape; names two that do.
+      UserError: two examples differ in shape.
     """
     for name in examples[0]:
         for i, example in zip(indices, examples, strict=True):
@@ -260,7 +261,7 @@ def _narrow(array: np.ndarray, name: str) -> np.ndarray:
 
 
 def _send_by_value(*objects: Any) -> None:
-    """Lets worker processes have what the experiment file defines, which they cannot import."""
+    """Makes cloudpickle send code of experiment files by value: workers cannot import it."""
     import cloudpickle
     from absl import flags
 

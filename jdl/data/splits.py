@@ -1,4 +1,4 @@
-"""The splits of a data set, opened when they are first read and shared by runs on the same data."""
+"""The splits of a data set, opened lazily and shared by runs on the same data."""
 
 from collections.abc import Collection
 
@@ -8,11 +8,11 @@ from jdl.typing import Json
 
 
 class Splits:
-    """What a run reads its examples from.
+    """Pipelines of the splits of a data set.
 
     Args:
       data: the data set.
-      exclude: splits that are left out, as if there were none of these names.
+      exclude: names of splits to hide.
 
     Raises:
       UserError: the set is missing, or a split is empty.
@@ -25,20 +25,20 @@ class Splits:
         self._pipelines: dict[str, Pipeline] = {}
 
     def with_data(self, data: Data) -> "Splits":
-        """Those of another data set, without the same."""
+        """Splits of another data set, with the same ones excluded."""
         return Splits(data, self._exclude)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The splits that exist."""
+        """Names of the splits."""
         return tuple(self._sources)
 
     def count(self, name: str) -> int:
-        """Examples of a split."""
+        """Number of examples in a split."""
         return len(get_split(self._sources, name))
 
     def pipeline(self, name: str) -> Pipeline:
-        """How a split is read.
+        """The pipeline of a split, opened on first use.
 
         Raises:
           UserError: there is no such split, or its examples cannot be batched.
