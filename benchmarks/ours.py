@@ -14,7 +14,7 @@ import optax
 import jdl
 from benchmarks.trainer import Case, first_batch
 from benchmarks.workloads import Workload
-from jdl.hooks import Hook, Listener
+from jdl.hooks import Callback, Hook
 from jdl.optimizers import Optimizer
 from jdl.parallel import Steps
 from jdl.state import TrainState
@@ -157,13 +157,13 @@ class Clock(Hook):
     after: int  # the first step whose time is read
     readings: list[float] = dataclasses.field(default_factory=list)
 
-    def build(self, run: Any) -> Listener:
+    def build(self, run: Any) -> Callback:
         """See `Hook`."""
         del run
         return _Reader(self)
 
 
-class _Reader(Listener):
+class _Reader(Callback):
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
 

@@ -132,7 +132,7 @@ class CheckpointMetadata:
 
     step: int  # batches consumed
     total_steps: int = 0  # batches of the whole run when it was saved
-    hooks: dict = field(default_factory=dict)  # each listener's state, by kind and count
+    hooks: dict = field(default_factory=dict)  # each callback's state, by kind and count
     pending: dict | None = None  # [total, count] by metric, where hooks have yet to see the step
     best_step: int | None = None  # the step whose weights the run ends with; None: the last
     stop_reason: str = ""  # why a hook ended the run; empty where none did

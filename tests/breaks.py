@@ -10,7 +10,7 @@ import numpy as np
 
 from jdl import Experiment, Runtime
 from jdl.data import Arrays, Scale
-from jdl.hooks import Checkpoint, Evaluate, Hook, Listener
+from jdl.hooks import Callback, Checkpoint, Evaluate, Hook
 from jdl.optimizers import SGD
 from jdl.parallel import Single
 from tests.runs import Scored
@@ -48,7 +48,7 @@ class Break(Hook):
         return _Break(self)
 
 
-class _Break(Listener):
+class _Break(Callback):
     def __init__(self, config):
         self._config = config
 

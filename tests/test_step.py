@@ -14,7 +14,7 @@ import jdl
 from jdl import step as step_lib
 from jdl.data import Arrays
 from jdl.files import read_rows
-from jdl.hooks import Checkpoint, Evaluate, Hook, Listener
+from jdl.hooks import Callback, Checkpoint, Evaluate, Hook
 from jdl.metrics import Mean
 from jdl.models import MLP
 from jdl.optimizers import SGD, Adam
@@ -317,7 +317,7 @@ def watched(count, ahead):
             one, many = noted(steps.update, 1), noted(steps.update_many, count)
             return dataclasses.replace(steps, update=one, update_many=many)
 
-    class Watcher(Listener):
+    class Watcher(Callback):
         def __call__(self, event):
             ahead.append(dispatched[0] - event.step)
 

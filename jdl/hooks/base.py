@@ -1,4 +1,4 @@
-"""What happens between steps: a hook says what, its listener does it."""
+"""Base classes: a hook is the frozen configuration, its callback the object of one run."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,50 +7,50 @@ from typing import Any
 from jdl.typing import Event, Json, RunContext
 
 
-class Listener:
-    """The running part of a hook. Everything here may be overridden; nothing need be.
+class Callback:
+    """The part of a hook that a run calls; every method may be overridden.
 
-    What a listener remembers between steps it gives in `state`, so that a resumed run goes on as
+    `state` returns all that a callback remembers between steps: a resumed run then continues as
     if it had never stopped.
     """
 
     def begin(self) -> None:
-        """Told once, before the first step."""
+        """Called once, before the first step."""
 
     def due(self, step: int) -> bool:
-        """Whether the event of this step must carry the state; the loop then waits for it."""
+        """Whether the event of this step must carry the state, for which the loop then waits."""
         del step
         return False
 
     def __call__(self, event: Event) -> None:
-        """Told after every step, in order; where nothing is due, one step late."""
+        """Called after every step, in order; delayed by one step unless a `due` returned True."""
 
     def row(self, row: Mapping[str, Any]) -> None:
-        """Told of every row of `metrics.jsonl`, right after it was written."""
+        """Called with every row of `metrics.jsonl`, after it is written."""
 
     def state(self) -> Json:
-        """What a checkpoint keeps of this listener."""
+        """Returns what a checkpoint keeps of this callback."""
         return None
 
     def restore(self, state: Json) -> None:
-        """Takes back what `state` gave."""
+        """Restores what `state` returned."""
 
     def protected_steps(self) -> set[int]:
-        """Steps whose checkpoints must not be deleted."""
+        """Returns the steps whose checkpoints must be kept."""
         return set()
 
     def best_step(self) -> int | None:
-        """The step whose weights the run ends with; None leaves it at the last."""
+        """Returns the step whose weights the run ends with; None: the last."""
         return None
 
     def close(self) -> None:
-        """Told once, at the end, however the run ends."""
+        """Called once at the end, also after an error or an interruption."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hook:
-    """A description of what is to happen between steps."""
+    """The configuration of something that happens between steps."""
 
-    def build(self, run: RunContext) -> Listener:
-        """The listener for a run that is about to begin or to go on."""
+    def build(self, run: RunContext) -> Callback:
+        """Returns the callback for a run that starts or resumes."""
         raise NotImplementedError

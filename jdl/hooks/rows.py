@@ -5,13 +5,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from jdl.errors import UserError
-from jdl.hooks.base import Listener
+from jdl.hooks.base import Callback
 from jdl.metrics import Mean, Metrics, compute
 from jdl.typing import Event, Json, RunContext
 
 
-class Rows(Listener):
-    """Writes the mean of every `log_every` steps, and minds steps that were skipped."""
+class Rows(Callback):
+    """Writes the mean of every `log_every` steps, and stops the run after many skipped steps."""
 
     def __init__(self, run: RunContext) -> None:
         self._run = run
@@ -26,7 +26,7 @@ class Rows(Listener):
         self._last: tuple[int, float] | None = None
 
     def __call__(self, event: Event) -> None:
-        """Adds up the step's metrics and writes a row where one is due."""
+        """Adds the step's metrics to the sums, and writes a row every `log_every` steps."""
         self._mind_skipped(event)
         if self._next_epoch != self._epoch:
             self._epoch, self._epoch_sums = self._next_epoch, {}
@@ -41,7 +41,7 @@ class Rows(Listener):
             self._last = (event.step, event.timing["training_seconds"])
         log_every = self._run.experiment.runtime.log_every
         if event.step % log_every == 0 or event.step == self._run.steps:
-            missing = dict.fromkeys(name for name in event.metrics if name in self._missing)
+            missing = {name: math.nan for name in event.metrics if name in self._missing}
             scores = {**missing, **_compute(event.metrics, self._sums)}
             self._sums, self._missing = {}, set()
             self._write(event, "train", scores, self._speed(event))
@@ -57,7 +57,7 @@ class Rows(Listener):
         }
 
     def restore(self, state: Json) -> None:
-        """Takes back the sums."""
+        """Restores the sums."""
         self._sums, self._skipped = dict(state["sums"]), state["skipped"]
         self._missing = set(state["missing"])
         self._epoch, self._next_epoch, self._epoch_sums, self._restored = state["epoch"]
@@ -69,7 +69,7 @@ class Rows(Listener):
         return _compute(self._latest, self._epoch_sums) if self._latest else self._restored
 
     def _speed(self, event: Event) -> dict[str, float]:
-        """Rates since the last row, without compiling, evaluating and saving."""
+        """Rates since the last row; compilation, evaluation and saving do not count."""
         step, seconds = self._last or (0, 0.0)
         self._last = (event.step, event.timing["training_seconds"])
         spent = event.timing["training_seconds"] - seconds
@@ -100,7 +100,7 @@ class Rows(Listener):
             raise UserError(
                 f"loss or gradient was not finite for {limit} steps in a row, up to step "
                 f"{event.step}: the run stops (a smaller learning rate or clipping may help; "
-                f"what was saved is intact)"
+                f"its checkpoints are intact)"
             )
 
     def _write(self, event: Event, split: str, metrics: Json, timing: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Hooks that score the model and act on the scores."""
+"""Hooks that evaluate the model, and act on its metrics."""
 
 import math
 from collections.abc import Mapping
@@ -6,16 +6,16 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from jdl.errors import UserError, nearest
-from jdl.hooks.base import Hook, Listener
+from jdl.hooks.base import Callback, Hook
 from jdl.typing import Event, Json, RunContext
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(Hook):
-    """Scores whole splits as training goes on; a split that does not exist is left out."""
+    """Evaluates whole splits during training; `validation` may be missing, and is then left out."""
 
     every: int | None = None  # steps between evaluations; None: one epoch
-    splits: tuple[str, ...] = ("validation",)  # which to score; never test
+    splits: tuple[str, ...] = ("validation",)  # what to evaluate; never test
 
     def __post_init__(self) -> None:
         if self.every is not None and self.every < 1:
@@ -23,11 +23,11 @@ class Evaluate(Hook):
         if "test" in self.splits:
             raise UserError("Evaluate may not read the test split: it is read once, at the end")
 
-    def build(self, run: RunContext) -> Listener:
+    def build(self, run: RunContext) -> Callback:
         """See `Hook.build`.
 
         Raises:
-          UserError: there is no split of such a name, save for `validation`, which may be missing.
+          UserError: a split other than `validation` does not exist.
         """
         for split in self.splits:
             if split not in (*run.splits, "validation"):
@@ -37,7 +37,7 @@ class Evaluate(Hook):
         return _Evaluate(run, self.every or run.steps_per_epoch, self.splits)
 
 
-class _Evaluate(Listener):
+class _Evaluate(Callback):
     def __init__(self, run: RunContext, every: int, splits: tuple[str, ...]) -> None:
         self._run, self._every = run, every
         self._splits = [split for split in splits if split in run.splits]
@@ -63,12 +63,12 @@ class _Evaluate(Listener):
 
 @dataclass(frozen=True, kw_only=True)
 class EarlyStopping(Hook):
-    """Stops when a score has not improved for a while, and goes back to the best weights.
+    """Stops when a metric has not improved for a while, and restores the best weights.
 
-    Scores are those that an `Evaluate` before it in the tuple gives (Prechelt, 1998).
+    Needs an `Evaluate` of the split before it among the hooks (Prechelt, 1998).
     """
 
-    metric: str = "validation.loss"  # SPLIT.NAME of the score
+    metric: str = "validation.loss"  # SPLIT.NAME
     patience: int = 3  # evaluations without improvement that end the run
     min_delta: float = 0.0  # a smaller change is no improvement
     mode: Literal["min", "max"] | None = None  # what is better; None: as the metric defines it
@@ -77,13 +77,13 @@ class EarlyStopping(Hook):
         if self.patience < 1:
             raise UserError(f"EarlyStopping needs patience >= 1, not {self.patience}")
 
-    def build(self, run: RunContext) -> Listener:
+    def build(self, run: RunContext) -> Callback:
         """See `Hook.build`."""
         score = Score.parse(self.metric, self.mode, run, self)
         return _EarlyStopping(run, self, score)
 
 
-class _EarlyStopping(Listener):
+class _EarlyStopping(Callback):
     def __init__(self, run: RunContext, config: EarlyStopping, score: "Score") -> None:
         self._run, self._config, self._score = run, config, score
         self._best = math.inf
@@ -126,17 +126,14 @@ class _EarlyStopping(Listener):
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint(Hook):
-    """Saves the run, so that it can go on after any end and its weights can be used.
-
-    The last step is always saved.
-    """
+    """Saves checkpoints, from which the run can resume; the last step is always saved."""
 
     every: int | None = None  # steps between saves; None: one epoch
-    keep: int = 2  # of the last ones; older ones are deleted
-    best: int = 0  # of the best ones are kept as well
-    metric: str = "validation.loss"  # SPLIT.NAME of the score that says which are best
+    keep: int = 2  # number of latest checkpoints to keep; older ones are deleted
+    best: int = 0  # number of best checkpoints to keep as well
+    metric: str = "validation.loss"  # SPLIT.NAME that ranks them
     mode: Literal["min", "max"] | None = None  # what is better; None: as the metric defines it
-    asynchronous: bool | None = None  # write behind the training; None: only on accelerators
+    asynchronous: bool | None = None  # overlap writing with training; None: only on accelerators
 
     def __post_init__(self) -> None:
         if self.every is not None and self.every < 1:
@@ -146,13 +143,13 @@ class Checkpoint(Hook):
                 f"Checkpoint needs keep >= 1 and best >= 0, not {self.keep} and {self.best}"
             )
 
-    def build(self, run: RunContext) -> Listener:
+    def build(self, run: RunContext) -> Callback:
         """See `Hook.build`."""
         score = Score.parse(self.metric, self.mode, run, self) if self.best else None
         return _Checkpoint(run, self, self.every or run.steps_per_epoch, score)
 
 
-class _Checkpoint(Listener):
+class _Checkpoint(Callback):
     def __init__(
         self, run: RunContext, config: Checkpoint, every: int, score: "Score | None"
     ) -> None:
@@ -210,7 +207,7 @@ class Score:
         """
         split, _, name = metric.partition(".")
         if not name:
-            raise UserError(f"a score is written SPLIT.NAME, as validation.loss, not {metric!r}")
+            raise UserError(f"a metric is SPLIT.NAME, such as validation.loss, not {metric!r}")
         hooks = run.experiment.hooks
         before = hooks[: hooks.index(hook)] if hook in hooks else hooks
         scored = {s for each in before if isinstance(each, Evaluate) for s in each.splits}
@@ -228,11 +225,11 @@ class Score:
         return cls(split, name, -1.0 if higher else 1.0)
 
     def of(self, row: Mapping[str, Any]) -> bool:
-        """Whether a row holds this score."""
+        """Whether a row is of this split."""
         return row["split"] == self.split
 
     def read(self, row: Mapping[str, Any]) -> float:
-        """The score in a row.
+        """Returns the metric in a row, lower is better.
 
         Raises:
           UserError: the task gives no such metric.
@@ -241,6 +238,5 @@ class Score:
             known = ", ".join(row["metrics"])
             raise UserError(f"there is no metric {self.name!r} of {self.split} (there are {known})")
         score = row["metrics"][self.name]
-        if score is None or not math.isfinite(score):
-            return math.inf  # a model that diverged is never the best
-        return self.sign * score
+        # A model that diverged is never the best.
+        return self.sign * score if math.isfinite(score) else math.inf

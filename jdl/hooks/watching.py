@@ -1,7 +1,6 @@
-"""Hooks that show or record a run and change nothing in it."""
+"""Hooks that display or record a run without changing it."""
 
 import importlib.util
-import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,22 +9,22 @@ from typing import Any
 import jax
 
 from jdl.errors import UserError
-from jdl.hooks.base import Hook, Listener
+from jdl.hooks.base import Callback, Hook
 from jdl.typing import Event, RunContext
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress(Hook):
-    """Shows how far the run is: a live line in a terminal, a plain line per row elsewhere."""
+    """Shows progress: a live bar in a terminal, a line per row elsewhere."""
 
-    def build(self, run: RunContext) -> Listener:
+    def build(self, run: RunContext) -> Callback:
         """See `Hook.build`."""
         if jax.process_index() != 0:
-            return Listener()
+            return Callback()
         return _Progress(run) if sys.stdout.isatty() else _Lines(run)
 
 
-class _Lines(Listener):
+class _Lines(Callback):
     def __init__(self, run: RunContext) -> None:
         self._run = run
 
@@ -33,7 +32,7 @@ class _Lines(Listener):
         self._run.print(line(row, self._run.steps))
 
 
-class _Progress(Listener):
+class _Progress(Callback):
     def __init__(self, run: RunContext) -> None:
         from rich.progress import (
             BarColumn,
@@ -70,17 +69,15 @@ class _Progress(Listener):
 
 
 def line(row: Mapping[str, Any], steps: int) -> str:
-    """A row of `metrics.jsonl` for people: step, scores, speed, time left and compile time."""
+    """Formats a row of `metrics.jsonl`: step, metrics, speed, time left and compile time."""
     timing = row["timing"]
     metrics = dict(row["metrics"])
     if metrics.get("nll") == metrics.get("loss"):  # they differ by smoothing and class weights only
         metrics.pop("nll", None)
-    scores = " ".join(
-        f"{name} {math.nan if value is None else value:.4f}" for name, value in metrics.items()
-    )
+    scores = " ".join(f"{name} {value:.4f}" for name, value in metrics.items())
     text = f"step {row['step']}/{steps}  {row['split']} {scores}"
     if row["split"] == "train" and "steps_per_second" in timing:
-        # By the mean of all steps: those between two rows may have waited for others.
+        # From the mean over all steps: those since the last row may have waited for other programs.
         left = (steps - row["step"]) / row["step"] * timing["training_seconds"]
         text += (
             f"  {timing['steps_per_second']:.0f} steps/s {timing['items_per_second']:.0f} items/s"
@@ -93,12 +90,12 @@ def line(row: Mapping[str, Any], steps: int) -> str:
 class TensorBoard(Hook):
     """Writes every row as TensorBoard scalars into the run directory."""
 
-    def build(self, run: RunContext) -> Listener:
+    def build(self, run: RunContext) -> Callback:
         """See `Hook.build`."""
-        return _TensorBoard(run) if jax.process_index() == 0 else Listener()
+        return _TensorBoard(run) if jax.process_index() == 0 else Callback()
 
 
-class _TensorBoard(Listener):
+class _TensorBoard(Callback):
     def __init__(self, run: RunContext) -> None:
         self._run, self._writer = run, None
 
@@ -108,8 +105,7 @@ class _TensorBoard(Listener):
 
             self._writer = SummaryWriter(str(self._run.workdir), purge_step=row["step"])
         for name, value in row["metrics"].items():
-            if value is not None:
-                self._writer.add_scalar(f"{row['split']}/{name}", value, row["step"])
+            self._writer.add_scalar(f"{row['split']}/{name}", value, row["step"])
 
     def close(self) -> None:
         if self._writer is not None:
@@ -120,9 +116,9 @@ class _TensorBoard(Listener):
 class WandB(Hook):
     """Sends every row to Weights & Biases (extra `wandb`)."""
 
-    project: str = "jdl"  # on the server
+    project: str = "jdl"  # project name on the server
 
-    def build(self, run: RunContext) -> Listener:
+    def build(self, run: RunContext) -> Callback:
         """See `Hook.build`.
 
         Raises:
@@ -130,10 +126,10 @@ class WandB(Hook):
         """
         if importlib.util.find_spec("wandb") is None:
             raise UserError("the hook WandB needs its extra: pip install 'jdl-research[wandb]'")
-        return _WandB(run, self.project) if jax.process_index() == 0 else Listener()
+        return _WandB(run, self.project) if jax.process_index() == 0 else Callback()
 
 
-class _WandB(Listener):
+class _WandB(Callback):
     def __init__(self, run: RunContext, project: str) -> None:
         import wandb  # pyright: ignore[reportMissingImports]
 
@@ -152,19 +148,19 @@ class _WandB(Listener):
 class Profile(Hook):
     """Traces some steps with `jax.profiler` into `RUN/profile`, for TensorBoard or Perfetto."""
 
-    start: int = 10  # the first traced step
-    steps: int = 5  # how many are traced
+    start: int = 10  # first traced step
+    steps: int = 5  # number of traced steps
 
     def __post_init__(self) -> None:
         if self.start < 1 or self.steps < 1:
             raise UserError(f"Profile needs start, steps >= 1, not {self.start}, {self.steps}")
 
-    def build(self, run: RunContext) -> Listener:
+    def build(self, run: RunContext) -> Callback:
         """See `Hook.build`."""
         return _Profile(run, self)
 
 
-class _Profile(Listener):
+class _Profile(Callback):
     def __init__(self, run: RunContext, config: Profile) -> None:
         self._run, self._config, self._tracing = run, config, False
 
@@ -173,7 +169,7 @@ class _Profile(Listener):
             self._start()
 
     def due(self, step: int) -> bool:
-        # The state of these steps is waited for, so that the trace holds whole steps.
+        # The loop waits for the state of these steps, so that the trace holds whole steps.
         return step + 1 == self._config.start or step + 1 == self._config.start + self._config.steps
 
     def __call__(self, event: Event) -> None:
@@ -184,7 +180,7 @@ class _Profile(Listener):
 
     def _start(self) -> None:
         options = jax.profiler.ProfileOptions()
-        # Tracing Python too can keep CPython from starting the threads with which Orbax writes.
+        # Tracing Python can keep CPython from starting the threads with which Orbax writes.
         options.python_tracer_level = 0
         jax.profiler.start_trace(str(self._run.workdir / "profile"), profiler_options=options)
         self._tracing = True
@@ -197,17 +193,17 @@ class _Profile(Listener):
 
 @dataclass(frozen=True, kw_only=True)
 class RetraceWarning(Hook):
-    """Says when the training step is compiled again, which costs far more than a step.
+    """Warns when the training step is compiled again, which costs far more than a step.
 
-    The cause is nearly always that the arrays of two batches differ in shape.
+    The usual cause is two batches whose arrays differ in shape.
     """
 
-    def build(self, run: RunContext) -> Listener:
+    def build(self, run: RunContext) -> Callback:
         """See `Hook.build`."""
         return _RetraceWarning(run)
 
 
-class _RetraceWarning(Listener):
+class _RetraceWarning(Callback):
     def __init__(self, run: RunContext) -> None:
         self._run, self._seen = run, 1
 

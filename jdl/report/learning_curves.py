@@ -37,7 +37,7 @@ def points(rows: Iterable[Mapping[str, Any]], split: str, metric: str = "loss") 
         for row in rows
         if row["split"] == split and metric in row["metrics"]
     ]
-    return [(step, value) for step, value in found if value is not None and math.isfinite(value)]
+    return [(step, value) for step, value in found if math.isfinite(value)]
 
 
 def verdict(

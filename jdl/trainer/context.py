@@ -26,7 +26,7 @@ class LoopContext:
         self.evaluate, self.print, self.traces = run.evaluate, run.print, run.traces
         self.higher_is_better = run.higher_is_better
         self._log: MetricsLog | None = None
-        self._listeners: Sequence[Any] = ()
+        self._callbacks: Sequence[Any] = ()
         self.steps_submitted = 0
         self.save_requested = False
         self.stop_reason = ""
@@ -35,8 +35,8 @@ class LoopContext:
         """See `RunContext`."""
         if self._log is not None:
             self._log.append(row)
-        for listener in self._listeners:
-            listener.row(row)
+        for callback in self._callbacks:
+            callback.row(row)
 
     def save(self) -> None:
         """See `RunContext`."""
@@ -46,12 +46,12 @@ class LoopContext:
         """See `RunContext`."""
         self.stop_reason = self.stop_reason or reason
 
-    def attach(self, log: MetricsLog | None, listeners: Sequence[Any]) -> None:
-        """Sets the file and the listeners that receive rows.
+    def attach(self, log: MetricsLog | None, callbacks: Sequence[Any]) -> None:
+        """Sets the file and the callbacks that receive rows.
 
         With several processes, only the first has a file.
         """
-        self._log, self._listeners = log, listeners
+        self._log, self._callbacks = log, callbacks
 
     def sync(self) -> None:
         """Returns when all rows are on the disk."""

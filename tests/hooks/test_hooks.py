@@ -24,11 +24,11 @@ from jdl.data import Data, Source
 from jdl.data.splits import Splits
 from jdl.errors import UserError
 from jdl.hooks import (
+    Callback,
     Checkpoint,
     EarlyStopping,
     Evaluate,
     Hook,
-    Listener,
     Profile,
     Progress,
     RetraceWarning,
@@ -67,7 +67,7 @@ class Watch(Hook):
         return _Watch()
 
 
-class _Watch(Listener):
+class _Watch(Callback):
     def __call__(self, event):
         CALLS.append(("event", event.step, event))
         CALLS.append(("profiler of threads", event.step, threading.getprofile()))

@@ -19,7 +19,7 @@ import pytest
 import jdl
 from jdl.cli.main import main
 from jdl.data import Arrays
-from jdl.hooks import Checkpoint, Evaluate, Hook, Listener
+from jdl.hooks import Callback, Checkpoint, Evaluate, Hook
 from jdl.models import MLP
 from jdl.optimizers import SGD
 from jdl.parallel import Single
@@ -42,7 +42,7 @@ import numpy as np
 
 from jdl import Experiment, Runtime
 from jdl.data import Arrays
-from jdl.hooks import Checkpoint, Evaluate, Hook, Listener, Progress
+from jdl.hooks import Checkpoint, Evaluate, Hook, Callback, Progress
 from jdl.optimizers import SGD
 from jdl.parallel import Single
 from jdl.trainer import interrupt
@@ -93,7 +93,7 @@ def wait_for_go():
         time.sleep(0.01)
 
 
-class Announcing(Listener):
+class Announcing(Callback):
     def __init__(self, at):
         self.at = at
 
@@ -346,7 +346,7 @@ class Stumble(Hook):
         return Stumbling()
 
 
-class Stumbling(Listener):
+class Stumbling(Callback):
     def __call__(self, event):
         raise RuntimeError("a hook's own mistake")
 

@@ -14,7 +14,7 @@ import pytest
 import jdl
 from jdl import UserError
 from jdl.data import RandomCrop, Scale
-from jdl.hooks import Checkpoint, EarlyStopping, Evaluate, Hook, Listener
+from jdl.hooks import Callback, Checkpoint, EarlyStopping, Evaluate, Hook
 from jdl.optimizers import SGD, Adam, Cosine, ReduceOnPlateau
 from tests import kill_resume
 from tests.breaks import Break, Killed, Net, broken, make_experiment
@@ -111,7 +111,7 @@ class Seen(Hook):
         return _Seen(self.steps)
 
 
-class _Seen(Listener):
+class _Seen(Callback):
     def __init__(self, steps):
         self._steps = steps
 
@@ -128,7 +128,7 @@ class Listing(Hook):
         return _Listing()
 
 
-class _Listing(Listener):
+class _Listing(Callback):
     def __init__(self):
         self._steps = []
 
@@ -186,7 +186,7 @@ class Stop(Hook):
         return _Stop(run, self.due)
 
 
-class _Stop(Listener):
+class _Stop(Callback):
     def __init__(self, run, due):
         self._run, self._due = run, due
 
@@ -242,7 +242,7 @@ from dataclasses import dataclass
 
 from jdl import Experiment
 from jdl.data import Digits, Scale
-from jdl.hooks import Checkpoint, Evaluate, Hook, Listener, Progress, RetraceWarning, TensorBoard
+from jdl.hooks import Checkpoint, Evaluate, Hook, Callback, Progress, RetraceWarning, TensorBoard
 from jdl.models import MLP
 from jdl.optimizers import SGD
 from jdl.parallel import Single
@@ -254,7 +254,7 @@ class Hold(Hook):
         return Holding(run.workdir.parent / "hold")
 
 
-class Holding(Listener):
+class Holding(Callback):
     def __init__(self, path):
         self.path = path
 

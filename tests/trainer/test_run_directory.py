@@ -16,7 +16,7 @@ from jdl import UserError
 from jdl.data import TFDS, Data, Scale, Selection, Tokens
 from jdl.data.arrays import ArraySource
 from jdl.data.base import Source, location_paths
-from jdl.hooks import Evaluate, Hook, Listener
+from jdl.hooks import Callback, Evaluate, Hook
 from jdl.optimizers import SGD, Adam, Constant
 from jdl.parallel import DataParallel
 from tests import kill_resume
@@ -293,7 +293,7 @@ def test_a_second_writer_is_refused_and_a_dead_one_does_not_block(interrupted):
 def test_the_directory_is_locked_while_the_run_is_on(tmp_path):
     refused = []
 
-    class Try(Listener):
+    class Try(Callback):
         def __call__(self, event):
             with (tmp_path / "run" / ".lock").open("a") as file:
                 try:

@@ -7,7 +7,7 @@ from typing import Any
 
 import optuna
 
-from jdl.hooks import Hook, Listener
+from jdl.hooks import Callback, Hook
 from jdl.typing import Event, RunContext
 
 PRUNED = "pruned"
@@ -21,12 +21,12 @@ class Pruning(Hook):
     metric: str  # SPLIT.NAME
     trial: optuna.Trial = dataclasses.field(repr=False)
 
-    def build(self, run: RunContext) -> Listener:
+    def build(self, run: RunContext) -> Callback:
         """See `Hook.build`."""
         return _Pruning(run, self)
 
 
-class _Pruning(Listener):
+class _Pruning(Callback):
     def __init__(self, run: RunContext, config: Pruning) -> None:
         self._run, self._trial = run, config.trial
         self._split, _, self._name = config.metric.partition(".")

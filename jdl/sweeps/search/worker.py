@@ -257,7 +257,7 @@ def _tell(config: StudyConfig, study: Study, trial: optuna.Trial, outcome: Outco
             raise outcome
         split, _, name = config.metric.partition(".")
         value = outcome.result["metrics"][split][name]
-        if value is None or math.isnan(value):
+        if math.isnan(value):
             raise UserError(f"{config.metric} is not a number")
     except Exception as error:
         trial.set_user_attr(ERROR, f"{type(error).__name__}: {first_line(error)}")

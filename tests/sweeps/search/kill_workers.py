@@ -31,7 +31,7 @@ import numpy as np
 
 from jdl import Experiment
 from jdl.data import Arrays
-from jdl.hooks import Checkpoint, Evaluate, Hook, Listener
+from jdl.hooks import Checkpoint, Evaluate, Hook, Callback
 from jdl.models import MLP
 from jdl.optimizers import SGD
 from jdl.parallel import Single
@@ -49,7 +49,7 @@ class Slow(Hook):
         return _Slow(run)
 
 
-class _Slow(Listener):
+class _Slow(Callback):
     def __init__(self, run):
         self._path = run.workdir / "steps.txt"
         self._hold = run.workdir.parents[2] / "hold"
