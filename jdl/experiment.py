@@ -1,4 +1,4 @@
-"""The definition of a run."""
+"""Experiment and Runtime: the configuration of a training run."""
 
 import math
 from dataclasses import dataclass
@@ -51,20 +51,20 @@ class Experiment:
     """
 
     model: nn.Module  # the network
-    task: Task = Classification()  # what is learned
-    data: Data  # what it is learned from
-    optimizer: Optimizer = Adam(1e-3)  # how parameters change
-    strategy: Strategy = DataParallel()  # how the work is spread over devices
+    task: Task = Classification()  # the loss, metrics and predictions
+    data: Data  # the data set with its transforms
+    optimizer: Optimizer = Adam(1e-3)  # the update rule
+    strategy: Strategy = DataParallel()  # how arrays are sharded over devices
     hooks: tuple[Hook, ...] = (
         Progress(),
         TensorBoard(),
         Evaluate(),
         Checkpoint(),
         RetraceWarning(),
-    )  # what happens between steps, in this order
-    init_from: InitFrom = InitFrom()  # what parameters begin with
+    )  # called after every step, in this order
+    init_from: InitFrom = InitFrom()  # weights to initialize from
     epochs: float | None = None  # passes over the training split
-    steps: int | None = None  # optimizer steps; where given, they count and epochs do not
+    steps: int | None = None  # optimizer steps; overrides epochs
     batch_size: int = 32  # examples per optimizer step, over all devices
     num_microbatches: int = 1  # parts in which a batch is computed; changes memory, not results
     precision: Literal["fp32", "bf16"] = "fp32"  # of the computation; parameters are fp32
@@ -95,7 +95,7 @@ class Experiment:
                 f"{self.batch_size}: set batch_size, or data.num_streams"
             )
         if not 0 <= self.seed < 2**63:
-            raise UserError(f"seed must lie between 0 and 2^63 - 1, but is {self.seed}")
+            raise UserError(f"seed must be between 0 and 2^63 - 1, not {self.seed}")
         rate = getattr(self.model, "dropout_rate", None)
         if isinstance(rate, (int, float)) and not 0 <= rate <= 1:
             raise UserError(f"model.dropout_rate must be in [0, 1], not {rate}")
@@ -105,25 +105,28 @@ class Experiment:
         return self.steps or math.ceil((self.epochs or 0) * examples / self.batch_size)
 
     def compute_model(self) -> nn.Module:
-        """The model, computing in the chosen precision.
+        """The model with its `dtype` set to the chosen precision.
 
         Raises:
-          UserError: bf16 was asked of a model that has no field `dtype`.
+          UserError: precision is bf16 and the model has no field `dtype`.
         """
         if self.precision == "fp32":
             return self.model
         if not hasattr(self.model, "dtype"):
             raise UserError(
                 f"precision bf16 needs a model with a field dtype, which "
-                f"{type(self.model).__name__} has not"
+                f"{type(self.model).__name__} does not have"
             )
         return self.model.clone(dtype=jnp.bfloat16)
 
     def program(self, steps: int) -> Program:
-        """What a step of a run of so many steps computes.
+        """The computation of one training step.
+
+        Args:
+          steps: optimizer steps of the whole run, for the schedule.
 
         Raises:
-          UserError: bf16 was asked of a model that has no field `dtype`.
+          UserError: precision is bf16 and the model has no field `dtype`.
         """
         return Program(
             self.compute_model(),

@@ -55,8 +55,8 @@ def write(path, text=FILE, seed: int | str = 0):
         ({"epochs": float("nan")}, "epochs must be positive, not nan"),
         ({"epochs": float("inf")}, "epochs must be positive, not inf"),
         ({"epochs": None}, "needs epochs or steps"),
-        ({"seed": -1}, "seed must lie between 0 and .*, but is -1"),
-        ({"seed": 2**63}, "seed must lie between 0 and .*, but is 9223372036854775808"),
+        ({"seed": -1}, "seed must be between 0 and .*, not -1"),
+        ({"seed": 2**63}, "seed must be between 0 and .*, not 9223372036854775808"),
         ({"model": MLP(dropout_rate=1.5)}, r"model.dropout_rate must be in \[0, 1\], not 1.5"),
         ({"model": MLP(dropout_rate=-0.1)}, "model.dropout_rate must be in .*, not -0.1"),
         ({"model": MLP(dropout_rate=float("nan"))}, "model.dropout_rate must be in .*, not nan"),
@@ -105,7 +105,9 @@ def test_precision():
     class Plain(nn.Module):
         """Knows no dtype."""
 
-    with pytest.raises(UserError, match="needs a model with a field dtype, which Plain has not"):
+    with pytest.raises(
+        UserError, match="needs a model with a field dtype, which Plain does not have"
+    ):
         experiment(model=Plain(), precision="bf16").compute_model()
 
 

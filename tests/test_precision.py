@@ -136,6 +136,6 @@ class Bare(nn.Module):
 
 
 def test_a_model_without_dtype_is_refused_in_bf16_only():
-    with pytest.raises(UserError, match="field dtype, which Bare has not"):
+    with pytest.raises(UserError, match="field dtype, which Bare does not have"):
         program(Bare(), "bf16")
     assert program(Bare(), "fp32").model == Bare()

@@ -20,7 +20,7 @@ from jdl.typing import FILE_MODULE
 
 @dataclass(frozen=True)
 class ExperimentFile:
-    """An experiment with the file that it was read from."""
+    """An experiment and the file that defines it."""
 
     name: str
     experiment: Experiment
@@ -28,9 +28,9 @@ class ExperimentFile:
     siblings: tuple[Path, ...] = ()
     """Other files of the same folder that it imports."""
     space: Mapping[str, Any] = field(default_factory=dict)
-    """What `jdl tune` may vary: dimensions of `jdl.sweeps.search` by path."""
+    """Search space of `jdl tune`: dimensions of `jdl.sweeps.search` by path."""
     constraints: tuple[Callable[[Mapping[str, Any]], bool], ...] = ()
-    """Functions that must be true of what it varies, given its values by path."""
+    """Predicates on the values by path, which every point of the search must satisfy."""
 
 
 def load(name: str | Path) -> ExperimentFile:
@@ -91,7 +91,7 @@ def find(name: str | Path) -> Path:
 def available() -> dict[str, Path]:
     """Experiments by name: those of the working directory, then those of the package."""
     package = Path(__file__).parents[1]
-    # In a wheel the files lie inside the package, in a checkout beside it.
+    # A wheel holds the files inside the package, a checkout beside it.
     shipped = package / "experiments"
     shipped = shipped if shipped.is_dir() else package.parent / "experiments"
     found: dict[str, Path] = {}
@@ -103,7 +103,7 @@ def available() -> dict[str, Path]:
 
 @dataclass(frozen=True)
 class Expectation:
-    """The result that an experiment's docstring promises."""
+    """The expected result in an experiment's docstring."""
 
     metric: str
     """Split and name, such as `test accuracy`."""
@@ -130,7 +130,7 @@ def documentation(path: Path) -> str:
 
 
 def expectation(path: Path) -> Expectation | None:
-    """The promise in the `Expect:` line of an experiment file, if it has one."""
+    """Parses the `Expect:` line of an experiment file; None if it has none."""
     match = EXPECT.search(documentation(path))
     if match is None:
         return None
@@ -148,8 +148,7 @@ def expectation(path: Path) -> Expectation | None:
 def _importable(folder: Path, identity: str) -> Iterator[list[Path]]:
     """Makes a folder importable and lists what was imported from it.
 
-    Those modules are then known by names of their own, since another folder may hold files that
-    are called the same.
+    The modules are renamed afterwards, since another folder may hold files of the same names.
     """
     folder = folder.resolve()
     before, imported, done = set(sys.modules), [], False
@@ -169,7 +168,7 @@ def _importable(folder: Path, identity: str) -> Iterator[list[Path]]:
 
 
 def _rename(module: ModuleType, name: str) -> None:
-    """Registers a module and what it defines under another name."""
+    """Registers a module and its definitions under another name."""
     for value in vars(module).values():
         if getattr(value, "__module__", None) == module.__name__:
             with contextlib.suppress(AttributeError, TypeError):

@@ -1,4 +1,4 @@
-"""Changing a nest of frozen dataclasses by dotted paths, in Python as on the command line."""
+"""Overrides fields of nested frozen dataclasses by dotted paths (Python and CLI)."""
 
 import contextlib
 import dataclasses
@@ -37,7 +37,7 @@ def override(config: T, changes: Mapping[str, Any]) -> T:
 
 
 def flatten(config: Any, path: str = "") -> dict[str, Json]:
-    """Every leaf of a nest by its path, as JSON; a dataclass also gives the name of its class."""
+    """Flattens nested dataclasses to JSON by path; a dataclass's own path holds its class."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         leaves = {path: snake(type(config).__name__)} if path else {}
         for field in fields(config):
@@ -56,7 +56,7 @@ def flatten(config: Any, path: str = "") -> dict[str, Json]:
 
 
 def fields(config: Any) -> list[dataclasses.Field[Any]]:
-    """The fields of a dataclass that a user sets: of a Flax module, without `parent` and `name`."""
+    """The fields that a user sets: for a Flax module, all but `parent` and `name`."""
     hidden = ("parent", "name") if isinstance(config, nn.Module) else ()
     return [
         field for field in dataclasses.fields(config) if field.init and field.name not in hidden
@@ -64,7 +64,7 @@ def fields(config: Any) -> list[dataclasses.Field[Any]]:
 
 
 def paths(config: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
-    """Every settable path with its annotation and its present value."""
+    """Every settable path with its annotation and current value."""
     found: dict[str, tuple[Any, Any]] = {}
     if dataclasses.is_dataclass(config):
         hints = _hints(type(config))
@@ -115,7 +115,7 @@ def snake(name: str) -> str:
 
 
 def describe(annotation: Any) -> str:
-    """A type as help and errors show it."""
+    """A type as shown in help and errors."""
     if names := choices(annotation):
         return "|".join(names)
     if typing.get_origin(annotation) is typing.Literal:
@@ -126,7 +126,7 @@ def describe(annotation: Any) -> str:
 
 
 def _changed(config: Any, changes: Mapping[tuple[str, ...], Any], path: str) -> Any:
-    """A copy with all changes made at once, so that their order does not matter."""
+    """A copy with all changes applied at once, so that their order does not matter."""
     new: dict[str, Any] = {}
     for name in dict.fromkeys(parts[0] for parts in changes):
         full = f"{path}.{name}" if path else name
@@ -149,7 +149,7 @@ def _changed(config: Any, changes: Mapping[tuple[str, ...], Any], path: str) -> 
 
 
 def _child(config: Any, name: str, path: str) -> tuple[Any, Any]:
-    """Annotation and present value of a field, or of an element of a tuple."""
+    """Annotation and current value of a field or a tuple element."""
     if isinstance(config, (tuple, list)):
         index = _index(config, name, path)
         return _element(None, tuple(config), index), config[index]
@@ -179,7 +179,7 @@ def _replace(config: Any, new: Mapping[str, Any]) -> Any:
 def _convert(
     annotation: Any, old: Any, value: Any, path: str, below: Mapping[tuple[str, ...], Any]
 ) -> Any:
-    """`value`, or what its text means, as the annotation wants it."""
+    """Converts a value, or its text, to the annotated type."""
     kinds, members = choices(annotation), tuple(_members(annotation))
     element = element_kind(annotation)
     function = Callable in (typing.get_origin(annotation), annotation) or (
@@ -220,7 +220,7 @@ def _named(
     path: str,
     below: Mapping[tuple[str, ...], Any],
 ) -> Any:
-    """An instance of the class that a name stands for, with the fields it cannot do without."""
+    """An instance of the named class, its required fields filled in."""
     name = " ".join(tokens)
     wanted = {key.replace("_", ""): kind for key, kind in kinds.items()}.get(
         name.replace("_", "").replace("-", "").lower()
@@ -244,7 +244,7 @@ def _named(
 
 
 def parse_value(annotation: Any, tokens: list[str], path: str) -> Any:
-    """Text as a value of the annotated type, by tyro's rules."""
+    """Parses text as the annotated type by tyro's rules."""
     import tyro
 
     if str in _members(annotation) and len(tokens) == 1:
@@ -264,7 +264,7 @@ def parse_value(annotation: Any, tokens: list[str], path: str) -> Any:
 
 
 def _imported(tokens: list[str], path: str) -> Any:
-    """The function that a dotted name such as `flax.linen.gelu` stands for."""
+    """Imports the function of a dotted name such as `flax.linen.gelu`."""
     module, _, name = " ".join(tokens).rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name)
@@ -321,7 +321,7 @@ def _nests(value: Any) -> bool:
 
 
 def _json(value: Any) -> Json:
-    """A leaf for reading and comparing; nothing is ever built from it."""
+    """A leaf as JSON, to read and compare; nothing is rebuilt from it."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, (tuple, list)):

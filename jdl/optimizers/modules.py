@@ -1,4 +1,4 @@
-"""Modules of a network that learn at rates of their own, or not at all."""
+"""Learning rate multipliers per module, and frozen modules."""
 
 import jax
 import jax.numpy as jnp
@@ -9,16 +9,16 @@ from jdl.paths import check_modules, path_name, within
 from jdl.typing import PyTree
 
 
-def scale_modules(rates: tuple[tuple[str, float], ...]) -> optax.GradientTransformation:
-    """Scales the updates of each module by its factor; others stay.
+def scale_modules(multipliers: tuple[tuple[str, float], ...]) -> optax.GradientTransformation:
+    """Scales the updates of each listed module by its factor.
 
     Args:
-      rates: paths of modules with factors; where several hold a parameter, the longest counts.
+      multipliers: (module path, factor); the longest matching path wins.
 
     Raises:
       UserError: from `init`, there is no such module.
     """
-    factors = dict(rates)
+    factors = dict(multipliers)
 
     def init(params: PyTree) -> optax.EmptyState:
         check_modules(_paths(params), factors)
@@ -39,10 +39,10 @@ def scale_modules(rates: tuple[tuple[str, float], ...]) -> optax.GradientTransfo
 def freeze(
     method: optax.GradientTransformationExtraArgs, names: tuple[str, ...]
 ) -> optax.GradientTransformationExtraArgs:
-    """The method for all parameters but those of some modules, which stay bit for bit.
+    """Applies a method to all parameters except those of frozen modules, kept bit for bit.
 
     Raises:
-      UserError: from `init`, there is no such module, or nothing is left to train.
+      UserError: from `init`, there is no such module, or all are frozen.
     """
 
     def labels(params: PyTree) -> PyTree:

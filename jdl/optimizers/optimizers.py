@@ -17,14 +17,13 @@ from jdl.typing import PyTree
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer(abc.ABC):
-    """What all optimizers share.
+    """Base class of optimizers: builds an Optax chain around a subclass's `direction`.
 
-    In this order: penalties are added to the gradient; it is clipped, by value and then by norm;
-    the method makes a step of it, decoupled weight decay included; the step is scaled by the
-    scheduled learning rate and a factor of its module; the new parameters are averaged. Decay and
-    penalties leave alone biases, scales of normalisation layers and whatever has fewer than two
-    dimensions (`decay_mask`). What is frozen takes part in none of this. A subclass defines
-    `direction`.
+    The chain adds penalties to the gradient, clips it by value and then by norm, computes the
+    method's step with decoupled weight decay, scales it by the scheduled learning rate and the
+    module's multiplier, and averages the new parameters. Decay and penalties skip biases, scales of
+    normalization layers and all arrays of fewer than two dimensions (`decay_mask`). Frozen modules
+    are excluded from all of this.
     """
 
     learning_rate: float = field(default=1e-3, kw_only=False)
@@ -32,9 +31,9 @@ class Optimizer(abc.ABC):
     schedule: Schedule = Constant()
     """How the learning rate changes over the run."""
     clip_norm: float | None = None
-    """Largest Euclidean norm of the whole gradient (Pascanu et al., 2013); none: no limit."""
+    """Largest Euclidean norm of the whole gradient (Pascanu et al., 2013); None: no limit."""
     clip_value: float | None = None
-    """Largest absolute value of a gradient's element; none: no limit."""
+    """Largest absolute value of a gradient's element; None: no limit."""
     weight_decay: float = 0.0
     """Decoupled decay (Loshchilov and Hutter, 2019): each step subtracts rate * this * weight."""
     l1: float = 0.0
@@ -42,11 +41,11 @@ class Optimizer(abc.ABC):
     l2: float = 0.0
     """Penalty on the sum of the weights' squares, without 1/2, as in Keras."""
     ema_decay: float | None = None
-    """Decay of a moving average of the parameters, which evaluation then uses; none: no average."""
+    """Decay of a debiased moving average (EMA) of the parameters, used to evaluate; None: off."""
     frozen: tuple[str, ...] = ()
-    """Modules whose parameters stay as they are, bit for bit, by path: Conv_0, encoder.Dense_1."""
+    """Paths of modules whose parameters are not trained, such as Conv_0 or encoder.Dense_1."""
     lr_multipliers: tuple[tuple[str, float], ...] = ()
-    """Factors on the learning rate, as (module's path, factor); of several, the longest path's."""
+    """Learning rate multipliers, as (module path, factor); the longest matching path wins."""
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "weight_decay", "l1", "l2"):
@@ -63,10 +62,10 @@ class Optimizer(abc.ABC):
 
     @abc.abstractmethod
     def direction(self, add_decay: optax.GradientTransformation) -> optax.GradientTransformation:
-        """The method itself: gradients in, steps of unit learning rate out (not yet negated).
+        """The method: maps gradients to steps of unit learning rate, not yet negated.
 
         Args:
-          add_decay: adds weight_decay * weight to a step; placed where the method wants it.
+          add_decay: adds weight_decay * weight to a step; the method decides where.
         """
 
     def rate(self, steps: int) -> optax.Schedule:
@@ -303,7 +302,7 @@ class Lion(Optimizer):
 class Muon(Optimizer):
     """Muon (Jordan, 2024) for the kernels of hidden layers, Adam for all else.
 
-    Muon orthogonalises the momentum of a matrix. Its updates are scaled to the size of Adam's and
+    Muon orthogonalizes the momentum of a matrix. Its updates are scaled to the size of Adam's and
     decayed as in "Muon is scalable for LLM training" (Liu et al., 2025, equation 4), so that one
     learning rate and one weight decay, those that suit AdamW, serve both.
 

@@ -21,7 +21,7 @@ def _parts(path: jax.tree_util.KeyPath) -> list[str]:
 def decay_mask(params: PyTree) -> PyTree:
     """True for each weight that decay and penalties apply to.
 
-    Left out are leaves named `bias` or `scale` (of a normalisation layer, or of any layer that
+    Left out are leaves named `bias` or `scale` (of a normalization layer, or of any layer that
     keeps them in more than one dimension) and all leaves with fewer than two dimensions.
     """
 

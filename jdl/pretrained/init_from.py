@@ -1,4 +1,4 @@
-"""Weights that one run ended with, or transformers saved, as those that another begins with."""
+"""Initializes a run from the weights of another run or of a Hugging Face model."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -20,38 +20,37 @@ from jdl.pretrained.layouts import ACTIVATIONS, LAYOUTS
 from jdl.state import TrainState
 
 UNSEEN = ("num_heads", "norm", "epsilon", "activation", "gated", "use_bias", "pad_token_id")
-"""Fields that change what a block computes, where its arrays may have the shapes that they have."""
+"""Fields that change what a block computes without changing the shapes of its arrays."""
 LOST = ("num_layers", "position_embedding", "tie_word_embeddings")
-"""Fields by which a model may have no place for some arrays, which would be lost unnoticed."""
+"""Fields that may leave the model without some of the arrays, which would be dropped silently."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class InitFrom:
-    """What a run begins with: weights that another run ended with, or fresh ones.
+    """Initializes parameters from another run, or from a saved Hugging Face model.
 
-    They are those that the other run is scored with, or those of a model that Hugging Face
-    transformers saved (see `jdl.pretrained.load`). Modules are named by path, such as `Conv_0` or
-    `encoder.Dense_1`; what is left out begins as it would without another run. A model of
-    transformers has to compute what this one does: its `config.json` says how many heads it has,
-    which activation and the like, where shapes cannot.
+    Of a run these are the weights that it is evaluated with; of a Hugging Face model see
+    `jdl.pretrained.load`. Modules are named by path, such as `Conv_0` or `encoder.Dense_1`; skipped
+    modules are initialized at random. A Hugging Face model must compute the same function: settings
+    that shapes do not show, such as the number of heads, are compared with its `config.json`.
     """
 
-    run: str | None = None  # another run's directory, or one of transformers; none: all is fresh
-    modules: tuple[str, ...] = ()  # that are taken; none given: all
-    skip: tuple[str, ...] = ()  # modules that are not taken
+    run: str | None = None  # a run directory or a Hugging Face one; None: initialize at random
+    modules: tuple[str, ...] = ()  # modules to load; empty: all
+    skip: tuple[str, ...] = ()  # modules to initialize at random
 
     def read(self, like: TrainState, model: nn.Module) -> dict[str, np.ndarray]:
-        """The arrays that a new run takes, by their path in the state.
+        """Reads the arrays to load, by their path in the state.
 
-        Only arrays and JSON are read, and of a run verified, as on resume.
+        Reads arrays and JSON only, and verifies a run's checkpoint, as on resume.
 
         Args:
           like: shapes and dtypes of the new run's state.
-          model: of the new run.
+          model: the model of the new run.
 
         Raises:
           UserError: there is no such run or module, an array is missing or has another shape, or
-            a model of transformers computes otherwise with the same arrays.
+            a Hugging Face model computes another function of the same arrays.
         """
         if self.run is None:
             return {}
@@ -79,20 +78,20 @@ class InitFrom:
         return kept and not within(module, self.skip)
 
     def _check_same(self, theirs: nn.Module, model: nn.Module) -> None:
-        """Raises a UserError where a model computes otherwise with arrays that fit them both."""
+        """Raises a UserError if the models compute different functions of the same arrays."""
         there, here = type(theirs), type(model)
         wrong = _differences(theirs, model, () if self.modules else LOST)
         if here is not there and here in [layout.model for layout in LAYOUTS]:
             wrong = [f"model is a {there.__name__} there, not a {here.__name__}"]
         if wrong:
             raise UserError(
-                f"init_from.run: {self.run} holds a model that computes otherwise with the same "
-                f"arrays: {'; '.join(wrong)}"
+                f"init_from.run: {self.run} holds a model that computes another function of the "
+                f"same arrays: {'; '.join(wrong)}"
             )
 
 
 def replace_arrays(state: TrainState, given: Mapping[str, np.ndarray]) -> TrainState:
-    """The state with some arrays of its parameters and collections, by path, replaced."""
+    """Replaces arrays of a state's parameters and collections, given by path."""
 
     def choose(path: Any, leaf: jax.Array) -> jax.Array:
         name = path_name(path)
@@ -107,7 +106,7 @@ def _learned(state: TrainState) -> dict[str, Any]:
 
 
 def _given(run: Path, scan: bool) -> tuple[nn.Module | None, dict[str, np.ndarray]]:
-    """The weights of a run; or those of a model in transformers' layout, and the model."""
+    """The arrays in a directory by path, and the model if it is a Hugging Face one."""
     folder = RunDirectory(run).checkpoints
     if not folder.is_dir():
         if not (run / CONFIG).is_file():
@@ -123,12 +122,12 @@ def _given(run: Path, scan: bool) -> tuple[nn.Module | None, dict[str, np.ndarra
     finally:
         store.close()
     if given is None:
-        raise UserError(f"init_from.run: {run} holds no checkpoint of a run yet")
+        raise UserError(f"init_from.run: {run} has no checkpoint yet: train it first")
     return None, given
 
 
 def _differences(theirs: nn.Module, model: nn.Module, lost: tuple[str, ...]) -> list[str]:
-    """The fields of both by which one computes otherwise; those in `lost` are looked at too."""
+    """Fields, of `UNSEEN` and `lost`, in which the two models differ."""
     shared = {x.name for x in dataclasses.fields(theirs)} & {
         x.name for x in dataclasses.fields(model)
     }
@@ -141,7 +140,7 @@ def _differences(theirs: nn.Module, model: nn.Module, lost: tuple[str, ...]) -> 
 
 
 def _unnoticed(name: str, there: Any, here: Any) -> bool:
-    """Whether a field differs, and no array is asked for that is not there."""
+    """Whether a difference would go unnoticed by the comparison of shapes."""
     if name == "num_layers":
         return there > here
     if name == "tie_word_embeddings":
@@ -150,7 +149,7 @@ def _unnoticed(name: str, there: Any, here: Any) -> bool:
 
 
 def _shown(value: Any) -> Any:
-    """A field's value as a user writes it; of an activation, what transformers call it."""
+    """A field's value as a user writes it; an activation by its name in Hugging Face."""
     if not callable(value):
         return value
     called = [name for name, function in ACTIVATIONS.items() if function is value]
@@ -158,6 +157,6 @@ def _shown(value: Any) -> Any:
 
 
 def _module(path: str) -> str:
-    """A path without `params` or the name of its collection in front."""
+    """A path without its leading `params` or collection name."""
     root, _, rest = path.partition(".")
     return rest if root == "params" else rest.partition(".")[2]

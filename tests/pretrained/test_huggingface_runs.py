@@ -129,8 +129,8 @@ def test_a_model_that_computes_otherwise_with_the_same_arrays_is_refused(
     with pytest.raises(UserError) as caught:
         begun(model, tmp_path)
     assert str(caught.value) == (
-        f"init_from.run: {tmp_path} holds a model that computes otherwise with the same arrays: "
-        f"{differences}"
+        f"init_from.run: {tmp_path} holds a model that computes another function of the "
+        f"same arrays: {differences}"
     )
 
 
