@@ -32,6 +32,9 @@ import numpy as np
 STARTUP_SHARE = 0.25
 """Of the kills, how many hit a process before it trains."""
 
+SHORTEST_LIFE = 0.3
+"""Seconds that any process lives: less than importing jax takes."""
+
 POLL = 0.005
 """Seconds between two looks at a process."""
 
@@ -104,6 +107,10 @@ class Process:
         """Whether it has done a step."""
         return re.search(r"^step \d+/", self.said(), re.MULTILINE) is not None
 
+    def step(self) -> int:
+        """The last step that it has shown; 0 for none."""
+        return max(map(int, re.findall(r"^step (\d+)/", self.said(), re.MULTILINE)), default=0)
+
     def resumed(self) -> int | None:
         """The step it went on from; 0 where it began anew, None where it did not come so far."""
         found = re.search(r"resuming from step (\d+)", self.said())
@@ -170,17 +177,20 @@ def _kill(process: Process, reference: Reference, left: int, draw: random.Random
 
     With `left` kills to come, this is the first of as many moments spread evenly over what remains.
     """
-    if draw.random() < STARTUP_SHARE or process.finished:
-        moment = process.begun + draw.random() * reference.startup
+    moment, target = process.begun, 0
+    if process.finished:  # it only imports, and says that nothing is left
+        moment += draw.random() * SHORTEST_LIFE
+    elif draw.random() < STARTUP_SHARE:
+        moment += draw.random() * reference.startup
     else:
         while not (process.training() or process.ended()):
             if process.code() is not None:
                 return False
             time.sleep(POLL)
-        remaining = 1 - (process.resumed() or 0) / reference.steps
-        share = 1 - draw.random() ** (1 / left)
-        moment = time.perf_counter() + share * remaining * reference.training
-    while time.perf_counter() < moment and not process.ended():
+        # A step and not a time: a machine may be faster now than during the reference run.
+        resumed, share = process.resumed() or 0, 1 - draw.random() ** (1 / left)
+        target = resumed + share * (reference.steps - resumed)
+    while (time.perf_counter() < moment or process.step() < target) and not process.ended():
         if process.code() is not None:
             return False
         time.sleep(POLL)

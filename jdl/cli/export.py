@@ -22,14 +22,14 @@ def export(
     Args:
         file: to write, such as digits.stablehlo.
     """
-    from jdl.inference.export import check_target, exported, signature, write
-    from jdl.inference.predict import open_to_predict
+    from jdl.inference.export import check_target, export_prediction, signature, write_export
+    from jdl.inference.predict import open_for_inference
     from jdl.trainer.record import read_run
 
     check_target(file)
     recorded = read_run(directory, experiment)
-    run = open_to_predict(directory, recorded.experiment)
+    run = open_for_inference(directory, recorded.experiment)
     warn_if_unfinished(directory, run)
-    function = exported(run)
-    write(file, function)
+    function = export_prediction(run)
+    write_export(file, function)
     print(f"{file}: {signature(function)}")

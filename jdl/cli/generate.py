@@ -35,15 +35,15 @@ def generate(
         samples: number of texts, separated by a line of dashes.
     """
     from jdl.decoding import Sampling
-    from jdl.inference.generate import open_to_write, write
+    from jdl.inference.generate import generate, open_for_generation
     from jdl.trainer.record import read_run
 
     sampling = Sampling(temperature, top_k, top_p)
     recorded = read_run(directory, experiment)
-    run, tokenizer = open_to_write(directory, recorded.experiment)
+    run, tokenizer = open_for_generation(directory, recorded.experiment)
     warn_if_unfinished(directory, run)
     pieces = []
-    for piece in write(run, tokenizer, prompt, max_new_tokens, sampling, seed, samples):
+    for piece in generate(run, tokenizer, prompt, max_new_tokens, sampling, seed, samples):
         first = piece[0] if pieces else (prompt or "") + piece[0]
         print(first, end="", flush=True)
         pieces.append(piece)

@@ -1,4 +1,4 @@
-"""A run's prediction as one file of StableHLO, which is used without jdl."""
+"""Exports the prediction of a run as one StableHLO file, which JAX runs without jdl."""
 
 import contextlib
 import itertools
@@ -20,7 +20,11 @@ from jdl.typing import PyTree
 
 
 def check_target(path: Path) -> None:
-    """Raises a UserError for a path that cannot be written, or that holds something else."""
+    """Checks that a file can be written: it is new, or an older export.
+
+    Raises:
+      UserError: the path cannot be written, or is another kind of file.
+    """
     try:
         import flatbuffers
     except ImportError as error:
@@ -37,22 +41,22 @@ def check_target(path: Path) -> None:
     if path.exists():
         try:
             export.deserialize(bytearray(path.read_bytes()))
-        except Exception as error:  # whatever the reader makes of foreign contents
+        except Exception as error:  # JAX raises many kinds for foreign contents
             raise UserError(
                 f"{path} exists and is no export that could be replaced: name another file"
             ) from error
 
 
-def exported(run: Run) -> export.Exported:
+def export_prediction(run: Run) -> export.Exported:
     """The prediction of a run, its weights included, as a function of arrays by name.
 
-    The arrays are those of a batch that the prediction depends on, as the host transforms give
-    them; device transforms are part of it. It takes any number of rows, and runs on CPUs, on NVIDIA
-    cards and on what is here; where the model cannot be lowered so, on what is here alone, or for
-    as many rows as a batch of the run has.
+    The arguments are the arrays of a batch that the prediction depends on, as the host transforms
+    return them; device transforms are part of the function. It takes any number of rows and runs on
+    CPUs, NVIDIA GPUs and the current platform. Where the model cannot be lowered like that, it runs
+    on the current platform only, or takes exactly as many rows as a batch of the run.
 
     Raises:
-      UserError: the model can be lowered in none of these ways.
+      UserError: the model cannot be lowered in any of these ways.
     """
     state = run.evaluation_state(run.gather_state())
     weights = jax.tree.map(lambda x: jnp.asarray(to_host(x)), (state.params, state.collections))
@@ -63,18 +67,18 @@ def exported(run: Run) -> export.Exported:
     try:
         names = _used(run, weights)
         for way in ways:
-            with contextlib.suppress(Exception):  # of JAX, and of many kinds
+            with contextlib.suppress(Exception):  # JAX raises many kinds
                 return _lowered(run, weights, names, *way)
         return _lowered(run, weights, names, *last)
     except Exception as error:
         raise UserError(f"the prediction cannot be exported: {first_line(error)}") from error
 
 
-def write(path: Path, function: export.Exported) -> None:
-    """Writes a function into a file, or leaves what is there.
+def write_export(path: Path, function: export.Exported) -> None:
+    """Writes a function to a file, atomically.
 
     Raises:
-      UserError: it gives something else than arrays in dicts, lists and tuples.
+      UserError: it returns something other than arrays in dicts, lists and tuples.
     """
     draft = path.with_name(f".{path.name}.tmp")
     try:
@@ -87,7 +91,7 @@ def write(path: Path, function: export.Exported) -> None:
 
 
 def signature(function: export.Exported) -> str:
-    """What a function takes and gives, and where it runs."""
+    """Argument and result types of a function, and its platforms."""
     takes, gives = (
         [f"{x.dtype}[{','.join(map(str, x.shape))}]" for x in avals]
         for avals in (function.in_avals, function.out_avals)
@@ -120,7 +124,7 @@ def _lowered(
 
 
 def _predicted(run: Run, weights: PyTree, arrays: Mapping[str, jax.Array]) -> Any:
-    """The task's prediction; arrays that are not given are zeros."""
+    """The prediction of the task; missing arrays are zeros."""
     rows = next(iter(arrays.values())).shape[0]
     absent = {
         name: jnp.zeros((rows, *leaf.shape[1:]), leaf.dtype)

@@ -1,4 +1,4 @@
-"""What language models of runs write."""
+"""Generates text with the language model of a run."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,21 +13,21 @@ from jdl.decoding import Sampling, stream
 from jdl.decoding.sampling import PLAIN
 from jdl.errors import UserError
 from jdl.experiment import Experiment
-from jdl.inference.predict import open_to_predict
+from jdl.inference.predict import open_for_inference
 from jdl.tasks import LanguageModeling
 from jdl.tracing import takes_argument
 from jdl.trainer.run import Run
 
 UNFINISHED = "\ufffd"
-"""What a character shows as of which some bytes are yet to come."""
+"""The replacement character, which decodes a character whose last bytes are not generated yet."""
 
 
-def open_to_write(workdir: Path, experiment: Experiment) -> tuple[Run, Tokenizer]:
+def open_for_generation(workdir: Path, experiment: Experiment) -> tuple[Run, Tokenizer]:
     """The run that a directory holds, with its last or best weights, and its data's tokenizer.
 
     Raises:
-      UserError: it is no language model's, its data has no tokenizer or another one than the model
-        was made for, or the directory holds no checkpoint of this experiment.
+      UserError: its task is not language modeling, its data has no tokenizer or a larger one than
+        the model's vocabulary, or the directory contains no checkpoint of this experiment.
     """
     task = experiment.task
     if not isinstance(task, LanguageModeling):
@@ -35,12 +35,12 @@ def open_to_write(workdir: Path, experiment: Experiment) -> tuple[Run, Tokenizer
             f"{workdir} is a run of the task {type(task).__name__}; texts are written by models of "
             f"the task LanguageModeling"
         )
-    run = open_to_predict(workdir, experiment)
+    run = open_for_inference(workdir, experiment)
     check_vocab_size(run.experiment.data, run.prediction.shape[-1])
     return run, run.experiment.data.tokenizer()
 
 
-def write(
+def generate(
     run: Run,
     tokenizer: Tokenizer,
     prompt: str | None,
@@ -49,24 +49,24 @@ def write(
     seed: int = 0,
     samples: int = 1,
 ) -> Iterator[list[str]]:
-    """Goes on with a text, piece by piece.
+    """Continues a text, chunk by chunk.
 
     Args:
-      run: of a language model.
-      tokenizer: of its data.
-      prompt: what is gone on with; None: what follows a line break, or where the tokenizer knows
-        none, its first token.
-      tokens: how many are drawn for each sample; fewer where a text ends.
-      sampling: how they are drawn.
-      seed: what they are drawn with.
-      samples: how many texts.
+      run: a run of a language model.
+      tokenizer: the tokenizer of its data.
+      prompt: the text to continue; None for a line break or, if the tokenizer has none, for its
+        first token.
+      tokens: number of tokens to generate per sample; fewer where a text ends.
+      sampling: temperature, top-k and top-p.
+      seed: of the sampling.
+      samples: number of texts.
 
     Yields:
-      The new characters of each sample, of the prompt none.
+      The new characters of each sample, without the prompt.
 
     Raises:
-      UserError: the prompt is empty, too long, or holds what the tokenizer does not know; or a
-        number is out of range.
+      UserError: the prompt is empty, too long or contains unknown characters, or a number is out of
+        range.
     """
     if samples < 1:
         raise UserError(f"the number of samples must be at least 1, not {samples}")
@@ -77,7 +77,7 @@ def write(
     state, model = run.compiled.gather(run.evaluation_state(run.state)), run.program.model
     context = getattr(model, "max_position_embeddings", None)
     if context is None and not takes_argument(model, "decode"):
-        # What it can read is not known beyond what it was trained on.
+        # Without a field that limits it, the model is only known to work on its training length.
         context = run.batch[run.experiment.task.inputs].shape[1] - 1
     chunks = stream(
         model, state.params, known, tokens, sampling, jax.random.key(seed), samples=samples,
@@ -89,7 +89,7 @@ def write(
 
 def _known(tokenizer: Tokenizer, prompt: str | None) -> list[int]:
     if prompt == "":
-        raise UserError("the prompt is empty: leave it out to begin anew, or write something")
+        raise UserError("the prompt is empty: omit it, or write a text to continue")
     if prompt is not None:
         return tokenizer.encode(as_text(prompt))
     try:
@@ -105,23 +105,23 @@ def _decoded(
     samples: int,
     end: int | None,
 ) -> Iterator[list[str]]:
-    """What each chunk adds to the texts; a character is held back until all of it is there."""
+    """The characters that each chunk adds; one that is incomplete waits for its last bytes."""
     made: list[list[int]] = [[] for _ in range(samples)]
     before = len(tokenizer.decode(known))
-    said = [before] * samples
+    yielded = [before] * samples
     for chunk in chunks:
         pieces = []
         for index, row in enumerate(chunk):
             if end not in made[index]:
                 made[index] += _until(row.tolist(), end)
             text = tokenizer.decode(known + made[index]).rstrip(UNFINISHED)
-            pieces.append(text[said[index] :])
-            said[index] = max(said[index], len(text))
+            pieces.append(text[yielded[index] :])
+            yielded[index] = max(yielded[index], len(text))
         yield pieces
     texts = [tokenizer.decode(known + row) for row in made]
-    yield [text[length:] for text, length in zip(texts, said, strict=True)]
+    yield [text[length:] for text, length in zip(texts, yielded, strict=True)]
 
 
 def _until(tokens: list[int], end: int | None) -> list[int]:
-    """The tokens up to the first end, which is one of them."""
+    """The tokens up to and including the first end token."""
     return tokens[: tokens.index(end) + 1] if end in tokens else tokens

@@ -10,7 +10,7 @@ from jdl.config.experiment_file import documentation
 from jdl.data import Series, Words
 from jdl.errors import UserError
 from jdl.files import RunDirectory, read_rows
-from jdl.inference.generate import write
+from jdl.inference.generate import generate
 from jdl.report import classification, learning_curves, plots, run_details
 from jdl.report.baselines import Baseline
 from jdl.report.page import Folder, Html, html, paragraph, section, table
@@ -118,7 +118,7 @@ def _writing(run: Run) -> list[Html]:
         tokenizer = run.experiment.data.tokenizer()
     except UserError:
         return []
-    written = "".join(text for (text,) in write(run, tokenizer, None, 200))
+    written = "".join(text for (text,) in generate(run, tokenizer, None, 200))
     about = "200 tokens drawn from its probabilities, seed 0."
     return [
         section("What it writes", paragraph(about), html('<pre class="sample">{}</pre>', written))

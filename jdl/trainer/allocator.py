@@ -1,4 +1,4 @@
-"""Memory that is kept between steps on CPUs."""
+"""Configures glibc's allocator to keep freed memory between steps on CPUs."""
 
 import ctypes
 import functools
@@ -7,25 +7,24 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8
 """Parameters of `mallopt(3)`."""
 
 TOP_PAD_BYTES = 1 << 27
-"""Bytes that an arena keeps at its end; more than a heap of any thread's arena."""
+"""Bytes that an arena keeps free at its top; more than a heap of any thread's arena."""
 
 
 @functools.cache
 def configure_allocator(arenas: int = 1) -> bool:
-    """Tells glibc to keep freed memory for the next step, in this process from now on.
+    """Makes glibc keep freed memory for the next step, in this process from now on.
 
-    XLA asks for each step's arrays anew. By default glibc gives every large one back to the
-    system, whose fresh pages then cost more than the arithmetic of most layers. The process keeps
-    what it needed at most until it ends. It helps most before JAX first uses a device, since
-    threads that have begun keep arenas of their own; `jdl.train` begins with it.
+    XLA allocates the arrays of each step anew. By default glibc returns every large one to the
+    system, and page faults on fresh pages then cost more than the arithmetic of most layers. The
+    process keeps its peak memory until it ends. Call it before JAX first uses a device, since
+    running threads keep arenas of their own; `jdl.train` does.
 
     Args:
-      arenas: from which all threads allocate; 0 for as many as glibc likes. With one, large arrays
-        are found again best; with several, threads that allocate small ones do not wait for each
-        other.
+      arenas: number of arenas that all threads share; 0 for glibc's default. One reuses large
+        arrays best; with several, threads that allocate small arrays do not contend for a lock.
 
     Returns:
-      Whether it took effect: there is no such call outside glibc.
+      Whether it took effect; False outside glibc.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

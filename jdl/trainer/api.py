@@ -82,7 +82,7 @@ def load_finished(experiment: Experiment, workdir: Path, file: ExperimentFile | 
         return None
     record.check_name(workdir, _name(file))
     record.check_settings(workdir, experiment)
-    return open_run(workdir, experiment) if record.finished(workdir, experiment) else None
+    return open_run(workdir, experiment) if record.is_finished(workdir, experiment) else None
 
 
 @contextlib.contextmanager
@@ -138,9 +138,9 @@ def prepare(
         experiment.init_from.read(run.compiled.abstract_state, experiment.model)
     if jax.process_index() == 0:
         RunDirectory(workdir).result.unlink(missing_ok=True)
-        record.mark(workdir, run.name, experiment, run.steps)
-        record.keep_tokenizer(workdir, experiment.data)
-        record.describe(workdir, file, overrides or {}, surroundings)
+        record.write_experiment(workdir, run.name, experiment, run.steps)
+        record.save_tokenizer(workdir, experiment.data)
+        record.write_provenance(workdir, file, overrides or {}, surroundings)
     return loop
 
 

@@ -1,4 +1,4 @@
-"""What was compiled is kept for the next process."""
+"""JAX's persistent compilation cache."""
 
 import functools
 import logging
@@ -10,20 +10,20 @@ import jax
 _log = logging.getLogger(__name__)
 
 MIN_COMPILE_SECONDS = 0.1
-"""Seconds of compiling from which a result is kept."""
+"""Programs that compile faster than this many seconds are not cached."""
 
 
 @functools.cache
 def enable_compilation_cache() -> Path | None:
-    """Turns JAX's compilation cache on, in a directory of this user alone.
+    """Enables JAX's compilation cache in a private directory of this user.
 
-    The directory is `jdl/compiled` in `$XDG_CACHE_HOME` or `~/.cache`, mode 0700: who could write
-    there could run code. It holds nothing that is needed; deleting it only costs time. What the
-    user has set for JAX itself holds: `JAX_COMPILATION_CACHE_DIR` for another directory,
+    The directory is `jdl/compiled` in `$XDG_CACHE_HOME` or `~/.cache`, mode 0700: anyone who can
+    write there can run code in this process. It can be deleted at any time. JAX's own settings take
+    precedence: `JAX_COMPILATION_CACHE_DIR` for another directory,
     `JAX_ENABLE_COMPILATION_CACHE=false` for none.
 
     Returns:
-      The directory, or None where the user has chosen otherwise or it is not safe to use.
+      The directory, or None where JAX is configured otherwise or the directory is not private.
     """
     config = jax.config
     own = config.values["jax_compilation_cache_dir"]

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: save and exit with code 75, within five seconds."""
+"""On Ctrl-C and SIGTERM a run saves and exits with code 75, within five seconds."""
 
 import os
 import signal
@@ -7,21 +7,21 @@ from types import FrameType, TracebackType
 from typing import Any
 
 EXIT_CODE = 75
-"""EX_TEMPFAIL of sysexits.h: the same command may be given again."""
+"""EX_TEMPFAIL of sysexits.h: the same command can be run again."""
 
 GRACE_SECONDS = 4.0
-"""Seconds after which a process that is stuck, in a compilation say, is ended all the same."""
+"""Seconds after which a process that does not react, as in a compilation, is terminated."""
 
 
 class Interrupted(SystemExit):
-    """The run was asked to end; it exits with code 75 unless it is caught."""
+    """Raised when a signal ends a run; the process exits with code 75 unless it is caught."""
 
     def __init__(self) -> None:
         super().__init__(EXIT_CODE)
 
 
 class Interruption:
-    """Notes signals while a run is on, or several that share it.
+    """Handles signals during a run, or during several that share it.
 
     Inside a loop, between `begin` and `end`, a signal only sets `requested`; the loop saves and
     ends. Elsewhere nothing needs saving, and the signal raises `Interrupted` at once.

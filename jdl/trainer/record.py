@@ -1,4 +1,4 @@
-"""What a run directory says about its run, and whether a run may go on in it."""
+"""Writes the record of a run into its directory, and checks it when the run is resumed."""
 
 import contextlib
 import dataclasses
@@ -74,7 +74,7 @@ def versions() -> dict[str, str]:
 
 
 def peak_bytes(devices: Sequence[Any]) -> int:
-    """The most memory that was in use: of the fullest device, else of this process so far."""
+    """Peak memory in use: of the fullest device, or of this process where devices do not report."""
     here = [device for device in devices if device.process_index == jax.process_index()]
     peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use", 0) for device in here]
     return max(peaks, default=0) or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -116,19 +116,19 @@ def to_host(leaf: Any) -> np.ndarray:
     return np.asarray(leaf)
 
 
-def mark(workdir: Path, name: str, experiment: Experiment, steps: int) -> None:
-    """Makes a directory the run of an experiment that takes so many steps."""
+def write_experiment(workdir: Path, name: str, experiment: Experiment, steps: int) -> None:
+    """Writes `experiment.json`, which makes the directory a run directory."""
     described = ExperimentRecord(experiment=name, total_steps=steps, fields=flatten(experiment))
     write_json(RunDirectory(workdir).experiment, described.to_json())
 
 
-def describe(
+def write_provenance(
     workdir: Path,
     file: ExperimentFile | None,
     overrides: Mapping[str, Json],
     surroundings: Mapping[str, Json],
 ) -> None:
-    """Writes the files from which the run can be done again."""
+    """Writes experiment file, overrides and environment, for `jdl reproduce`."""
     directory = RunDirectory(workdir)
     if file is not None:
         siblings = ((source, workdir / source.name) for source in file.siblings)
@@ -139,17 +139,18 @@ def describe(
     write_json(directory.environment, surroundings)
 
 
-def keep_tokenizer(workdir: Path, data: Data) -> None:
-    """Writes the tokenizer of the data, where it has one, unless the directory holds it already."""
+def save_tokenizer(workdir: Path, data: Data) -> None:
+    """Writes the tokenizer of the data, if it has one, unless the directory contains it already."""
     path = RunDirectory(workdir).tokenizer
     if data.has_tokenizer and not path.exists():
         write_json(path, json.loads(data.tokenizer().to_json()))
 
 
 def with_tokenizer(workdir: Path, experiment: Experiment) -> Experiment:
-    """The experiment with the tokenizer that its run directory holds, if any, in place of its own.
+    """The experiment with the tokenizer saved in its run directory, if any.
 
-    So nothing is learned anew, and another version of the library changes nothing.
+    A resumed run does not train the tokenizer again, which another version of the library might do
+    differently.
     """
     data: Any = experiment.data
     if not (data.has_tokenizer and RunDirectory(workdir).tokenizer.exists()):
@@ -258,8 +259,8 @@ def _changes(
     return differences(old, new)
 
 
-def finished(workdir: Path, experiment: Experiment) -> bool:
-    """Whether the run in a directory came to its end, and nothing longer is asked for now."""
+def is_finished(workdir: Path, experiment: Experiment) -> bool:
+    """Whether the run of a directory has finished and the experiment is no longer than it."""
     recorded = RunDirectory(workdir).read_experiment()
     length = [(e["steps"], e["epochs"]) for e in (recorded.fields, flatten(experiment))]
     return RunDirectory(workdir).result.exists() and length[0] == length[1]
@@ -267,7 +268,7 @@ def finished(workdir: Path, experiment: Experiment) -> bool:
 
 @contextlib.contextmanager
 def locked(workdir: Path) -> Iterator[None]:
-    """Holds the directory's lock, which the kernel drops when the process ends, however it ends.
+    """Holds the lock of the directory, which the kernel releases when the process ends or dies.
 
     Raises:
       UserError: another process holds it.

@@ -10,7 +10,7 @@ import pytest
 
 import jdl
 from jdl.data import Arrays, Scale
-from jdl.inference.export import exported, signature, write
+from jdl.inference.export import export_prediction, signature, write_export
 from jdl.models import CNN, GPT, RNN
 from jdl.optimizers import SGD
 from jdl.tasks import BinaryClassification, Classification, LanguageModeling
@@ -90,7 +90,7 @@ def trained_on(model, task, arrays, tmp_path):
 @pytest.mark.parametrize(("model", "task", "arrays", "said"), CASES.values(), ids=CASES)
 def test_the_prediction_is_exported_with_all_that_it_takes(model, task, arrays, said, tmp_path):
     run = trained_on(model, task, arrays, tmp_path)
-    write(tmp_path / "file", exported(run))
+    write_export(tmp_path / "file", export_prediction(run))
     function = jax.export.deserialize(bytearray((tmp_path / "file").read_bytes()))
     assert signature(function) == said
     for rows in (1, 6):

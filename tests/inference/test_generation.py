@@ -17,7 +17,7 @@ from jdl.data import Arrays, Streams, Tokens
 from jdl.data.tokenizers import Bytes, CharTokenizer
 from jdl.decoding import Sampling
 from jdl.inference import generate as generation
-from jdl.inference.generate import open_to_write, write
+from jdl.inference.generate import generate, open_for_generation
 from jdl.models import GPT, RecurrentLM
 from jdl.optimizers import Adam
 from jdl.parallel import Pmap, Single
@@ -77,7 +77,7 @@ def opened(workdir, **changes):
     }
     experiment = jdl.Experiment(**settings | changes)
     jdl.train(experiment, workdir)
-    return open_to_write(workdir, experiment)
+    return open_for_generation(workdir, experiment)
 
 
 def test_it_goes_on_with_what_it_has_learned(line, command):
@@ -153,7 +153,7 @@ def test_what_cannot_be_is_refused_in_a_sentence(line, command, words, message):
 def test_what_cannot_be_printed_shows_as_a_question_mark(line, monkeypatch):
     terminal = io.TextIOWrapper(io.BytesIO(), "ascii")
     monkeypatch.setattr(sys, "stdout", terminal)
-    monkeypatch.setattr("jdl.inference.generate.write", lambda *args: iter([["n\xe9e"]]))
+    monkeypatch.setattr("jdl.inference.generate.generate", lambda *args: iter([["n\xe9e"]]))
     from jdl.cli.main import main
 
     assert main(["generate", str(line)]) == 0
@@ -197,7 +197,7 @@ def test_tokens_that_the_tokenizer_does_not_know_are_not_drawn(tmp_path):
     model = GPT(vocab_size=40, max_position_embeddings=8, num_layers=1, num_heads=1, embed_dim=8)
     run, tokenizer = opened(tmp_path / "run", model=model)
     assert (tokenizer.vocab_size, run.prediction.shape[-1]) == (5, 40)
-    text = "".join(piece[0] for piece in write(run, tokenizer, "ab", 60, seed=1))
+    text = "".join(piece[0] for piece in generate(run, tokenizer, "ab", 60, seed=1))
     assert (len(text), set(text)) == (60, set("abcd\n"))
 
 
@@ -210,7 +210,7 @@ def test_a_recurrent_model_writes_on_data_in_streams(tmp_path, strategy, carry):
     model = RecurrentLM(vocab_size=5, hidden_size=8, num_layers=1, carry=carry)
     run, tokenizer = opened(tmp_path / "run", model=model, data=data, strategy=strategy)
     greedy = Sampling(temperature=0.0)
-    found = "".join(piece[0] for piece in write(run, tokenizer, "ab", 12, greedy))
+    found = "".join(piece[0] for piece in generate(run, tokenizer, "ab", 12, greedy))
     params = jax.device_get(run.gather_state().params)
     known, said = tokenizer.encode("ab"), jax.jit(model.apply)
     for _ in range(12):
@@ -241,14 +241,14 @@ def test_a_model_that_reads_nothing_but_tokens_writes_by_its_probabilities(tmp_p
     )
     run = jdl.train(experiment, tmp_path / "run")
     for seed in (0, 1):
-        pieces = write(run, data.tokenizer(), None, 11, seed=seed)
+        pieces = generate(run, data.tokenizer(), None, 11, seed=seed)
         assert "".join(text for (text,) in pieces) == "abcd\nabcd\na"
 
 
 def test_a_text_without_line_breaks_begins_after_its_first_character(tmp_path):
     run, tokenizer = opened(tmp_path / "run", data=characters("abcde" * 20))
     greedy = Sampling(temperature=0.0)
-    texts = ["".join(p[0] for p in write(run, tokenizer, x, 5, greedy)) for x in (None, "a")]
+    texts = ["".join(p[0] for p in generate(run, tokenizer, x, 5, greedy)) for x in (None, "a")]
     assert texts[0] == texts[1]
 
 
@@ -278,7 +278,7 @@ def test_averaged_weights_write(tmp_path):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(generation, "stream", spy)
-        list(write(run, tokenizer, "a", 1))
+        list(generate(run, tokenizer, "a", 1))
     expected = run.evaluation_state(run.state).params
     jax.tree.map(np.testing.assert_array_equal, given[0], expected)
     assert (given[0]["norm"]["bias"] != run.state.params["norm"]["bias"]).any()

@@ -13,7 +13,7 @@ from jdl.data import Arrays, Data, TextFile, Tokens, Words
 from jdl.data.pipeline import Streamed
 from jdl.data.text import START, UNKNOWN
 from jdl.errors import UserError
-from jdl.inference.predict import open_to_predict, predict_files
+from jdl.inference.predict import open_for_inference, predict_files
 from jdl.tasks import BinaryClassification, Classification, Forecast, Regression
 from jdl.tasks.base import to_json
 
@@ -232,7 +232,7 @@ def test_inputs_of_one_shape_go_through_the_model_in_batches(trained, tmp_path):
     files = [tmp_path / f"{i}.png" for i in range(9)]
     for image, file in zip(images, files, strict=True):
         Image.fromarray(image[..., 0]).save(file)
-    again = open_to_predict(tmp_path / "run", run.experiment)
+    again = open_for_inference(tmp_path / "run", run.experiment)
     assert isinstance(again.pipeline("train"), Streamed)  # the training split is not read
     sizes, compiled = [], again.compiled
 

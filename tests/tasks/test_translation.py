@@ -22,7 +22,7 @@ from jdl.data.tokenizers import BOS, BPE, EOS, MASK, PAD
 from jdl.decoding import greedy
 from jdl.decoding.translation import decoder
 from jdl.errors import UserError
-from jdl.inference.predict import check_translates, translate
+from jdl.inference.translate import check_translation_run, translate
 from jdl.models import EncoderDecoder, LSTMEncoderDecoder
 from jdl.ops import cross_entropy
 from jdl.optimizers import Adam
@@ -422,8 +422,8 @@ def test_texts_and_lines_are_translated_by_a_command(command, tmp_path, monkeypa
 def test_a_run_of_another_task_does_not_translate():
     data = Arrays({"train": {"tokens": np.zeros((2, 3), int)}})
     other = experiment(LSTM, task=LanguageModeling(), data=data)
-    with pytest.raises(UserError, match="runs/x holds a run of LanguageModeling on Arrays: what"):
-        check_translates(Path("runs/x"), other)
+    with pytest.raises(UserError, match="runs/x holds a run of LanguageModeling on Arrays: only"):
+        check_translation_run(Path("runs/x"), other)
 
 
 def test_more_bleu_is_better_in_the_table_of_results(tmp_path, monkeypatch):
