@@ -122,7 +122,7 @@ def test_a_run_that_cannot_be_exported_is_named(trained, command, tmp_path):
     for name in ("experiment.json", "experiment.py", "overrides.json"):
         (begun / name).write_bytes((trained / name).read_bytes())
     code, _, err = command("export", begun, file)
-    assert (code, err) == (2, f"jdl: {begun} holds no checkpoint yet\n")
+    assert (code, err) == (2, f"jdl: {begun} has no checkpoint yet: train it first\n")
     assert not file.exists()
 
 

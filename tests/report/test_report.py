@@ -320,7 +320,7 @@ def test_a_run_that_has_not_ended(command, run):
     shutil.rmtree(run / "checkpoints")
     code, out, err = command("report", run)
     assert (code, out) == (2, "")
-    assert "holds no checkpoint yet" in err
+    assert "has no checkpoint yet" in err
 
 
 IMAGES = '''"""Digits."""
