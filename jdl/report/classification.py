@@ -1,4 +1,4 @@
-"""What a classifier says of held-out examples: the classes it confuses, its worst mistakes."""
+"""Report sections of a classifier: confusion matrix, most confident errors, word attributions."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -62,27 +62,26 @@ def confusion(labels: np.ndarray, said: np.ndarray, classes: int) -> np.ndarray:
 
 
 def mistakes(judged: Judged, count: int = WORST) -> np.ndarray:
-    """Places of the wrong predictions that were surest, the surest first."""
+    """Indices of the wrong predictions with the highest probability, highest first."""
     sure = judged.chances.max(1)
     wrong = np.flatnonzero(judged.said != judged.labels)
     return wrong[np.argsort(-sure[wrong], kind="stable")][:count]
 
 
 def sections(run: Run, judged: Judged, folder: Folder, words: tuple[str, ...]) -> list[Html]:
-    """Confusion matrix and worst mistakes; `words` are those of a text's vocabulary."""
+    """Confusion matrix and most confident errors; `words` is the vocabulary of a text."""
     counts = confusion(judged.labels, judged.said, judged.chances.shape[1])
     right = int(np.trace(counts))
     meaning = f"Confusion matrix of {judged.note}"
     matrix = section(
-        "Which classes it confuses",
-        paragraph(f"Of {judged.note} it calls {right:,} of {counts.sum():,} right."),
+        "Confusion matrix",
+        paragraph(f"Correct on {judged.note}: {right:,} of {counts.sum():,}."),
         folder.picture("confusion", plots.confusion_matrix(counts), meaning),
     )
     worst = mistakes(judged)
     if not len(worst):
-        return [matrix, section("Worst mistakes", paragraph(f"None: {judged.note}, all right."))]
-    about = paragraph("The wrong predictions of which it was surest.")
-    return [matrix, section("Worst mistakes", about, _shown(run, judged, worst, folder, words))]
+        return [matrix, section("Most confident errors", paragraph(f"None on {judged.note}."))]
+    return [matrix, section("Most confident errors", _shown(run, judged, worst, folder, words))]
 
 
 def influences(run: Run, judged: Judged, words: tuple[str, ...]) -> Html:
@@ -95,14 +94,13 @@ def influences(run: Run, judged: Judged, words: tuple[str, ...]) -> Html:
         row = pipeline.examples(judged.indices[[place]])
         tokens = row[run.experiment.task.inputs][0]
         changes, chances = influence(run, tokens)
-        said = f"Said {chances.argmax()} ({chances.max():.2f}), is {judged.labels[place]}:"
+        said = f"Predicted {chances.argmax()} ({chances.max():.2f}), true {judged.labels[place]}:"
         parts += [paragraph(said, quiet=True), coloured(tokens, changes, words)]
     about = (
-        "Blue words speak for what it said, orange ones against it: by how much its probability "
-        "falls where the word alone is replaced by an unknown one. [?] is a word that it does not "
-        "know."
+        "Blue words support the predicted class, orange ones oppose it: by the fall of its "
+        "probability if the word alone is replaced by the unknown token, shown as [?]."
     )
-    return section("Which words decide", paragraph(about), *parts)
+    return section("Word attributions (occlusion)", paragraph(about), *parts)
 
 
 def _shown(
@@ -112,8 +110,8 @@ def _shown(
     inputs = rows[run.experiment.task.inputs]
     named = [(judged.said[i], judged.chances[i].max(), judged.labels[i]) for i in worst]
     if _are_images(inputs):
-        titles = [f"said {said} ({sure:.2f})\nis {label}" for said, sure, label in named]
-        return folder.picture("mistakes", plots.pictures(inputs, titles), "Worst mistakes")
+        titles = [f"predicted {said} ({sure:.2f})\ntrue {label}" for said, sure, label in named]
+        return folder.picture("mistakes", plots.pictures(inputs, titles), "Most confident errors")
     if words and isinstance(run.experiment.data, Words):
         what, contents = "text", [_cut(text_of(tokens, words)) for tokens in inputs]
     else:
@@ -122,7 +120,7 @@ def _shown(
         (int(judged.indices[i]), int(said), float(sure), int(label), content)
         for i, (said, sure, label), content in zip(worst, named, contents, strict=True)
     ]
-    return table(("example", "said", "surely", "is", what), lines)
+    return table(("example", "predicted", "probability", "true", what), lines)
 
 
 def _are_images(inputs: np.ndarray) -> bool:

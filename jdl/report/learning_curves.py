@@ -56,9 +56,9 @@ def verdict(
     if said := _underfits(train, result, floor):
         return said
     if not validation:
-        return f"Overfitting cannot be told: no validation rows.{_gap(result)}"
+        return f"No validation split: overfitting not assessed.{_gap(result)}"
     if len(validation) < 3:
-        return f"Overfitting cannot be told: too few validation rows.{_gap(result)}"
+        return f"Too few validation rows: overfitting not assessed.{_gap(result)}"
     if said := _rises(train, validation):
         return said
     best_step, best = min(validation, key=lambda point: point[1])

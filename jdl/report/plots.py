@@ -67,8 +67,8 @@ def confusion_matrix(counts: np.ndarray) -> Any:
     axes = figure.add_subplot()
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xlabel("said")
-    axes.set_ylabel("is")
+    axes.set_xlabel("predicted label")
+    axes.set_ylabel("true label")
     if size <= CELLS:
         axes.set_xticks(range(size))
         axes.set_yticks(range(size))

@@ -35,7 +35,7 @@ def parameters(run: Run) -> Html:
 
 def held_back(result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Html:
     """What a run spent its time and memory on."""
-    return section("What held it back", table(("", ""), costs(result, rows)))
+    return section("Time and memory", table(("", ""), costs(result, rows)))
 
 
 def costs(result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
@@ -84,7 +84,7 @@ def again(directory: Path, recorded: RecordedRun, result: Mapping[str, Any]) -> 
         ("git commit", environment.get("git_commit") or ABSENT),
     ]
     block = html("<pre>{}</pre>", "\n".join(commands))
-    return section("Doing it again", block, table(("", ""), lines))
+    return section("Reproduce", block, table(("", ""), lines))
 
 
 def flags(overrides: Mapping[str, Any]) -> str:

@@ -81,7 +81,7 @@ def _scores(run: Run, rows: Sequence[Mapping[str, Any]], beside: Sequence[Baseli
         ahead = [b.name for b in beside if not all(map(b.beaten_by, mine))]
         if mine and ahead:
             parts.append(paragraph(f"It is no better than: {', '.join(ahead)}."))
-    return section("Beside simple baselines", *parts)
+    return section("Metrics and baselines", *parts)
 
 
 def _learning(
@@ -119,9 +119,9 @@ def _writing(run: Run) -> list[Html]:
     except UserError:
         return []
     written = "".join(text for (text,) in generate(run, tokenizer, None, 200))
-    about = "200 tokens drawn from its probabilities, seed 0."
+    about = "200 sampled tokens, seed 0."
     return [
-        section("What it writes", paragraph(about), html('<pre class="sample">{}</pre>', written))
+        section("Generated text", paragraph(about), html('<pre class="sample">{}</pre>', written))
     ]
 
 

@@ -52,14 +52,15 @@ FLOOR = Baseline("most frequent label", "accuracy", 0.5)
         (UNSTABLE, RISING, {}, "Unstable from about step 400: both losses rose"),
         (FALLING[-1:], RISING, {}, "validation loss rose from 0.3 to 0.9."),
         ([(step, 0.7) for step in STEPS], FALLING, {}, "Underfits: training loss did not fall"),
-        (FALLING, [], {}, "no validation rows."),
-        (FALLING, RISING[:2], {}, "too few validation rows."),
-        ([], [], {}, "no validation rows."),
+        (FALLING, [], {}, "No validation split: overfitting not assessed."),
+        (FALLING, RISING[:2], {}, "Too few validation rows: overfitting not assessed."),
+        ([], [], {}, "No validation split: overfitting not assessed."),
         (
             FALLING,
             [],
             {"metrics": {"train": {"loss": 0.01}, "test": {"loss": 0.5}}},
-            "no validation rows. At the end the loss is 0.01 on train and 0.5 on test.",
+            "No validation split: overfitting not assessed. At the end the loss is 0.01 on "
+            "train and 0.5 on test.",
         ),
         (
             FALLING,
@@ -97,7 +98,7 @@ def test_confusion_is_scikit_learn_s():
     )
 
 
-def test_the_surest_mistakes_come_first():
+def test_the_most_confident_errors_come_first():
     chances = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.05, 0.95], [0.3, 0.7]])
     judged = Judged("test", np.arange(5), chances, np.array([0, 0, 1, 0, 1]), "the test split")
     assert list(classification.mistakes(judged)) == [3, 1, 2]
@@ -222,12 +223,12 @@ def test_the_page_says_what_the_run_says(reported, trained):
     for scores in result["metrics"].values():
         assert all(f"{value:.4f}" in text for value in scores.values())
     for part in (
-        "Beside simple baselines",
+        "Metrics and baselines",
         "most frequent label",
         "logistic regression",
         "Learning curves",
-        "Which classes it confuses",
-        "What held it back",
+        "Confusion matrix",
+        "Time and memory",
         "Dense_0.kernel",
         "(3, 4)",
         f"jdl reproduce {trained}",
@@ -236,7 +237,7 @@ def test_the_page_says_what_the_run_says(reported, trained):
     ):
         assert part in text
     right = round(result["metrics"]["test"]["accuracy"] * 16)
-    assert f"it calls {right} of 16 right" in text
+    assert f"{right} of 16." in text
 
 
 @pytest.fixture
@@ -315,7 +316,7 @@ def test_a_run_that_has_not_ended(command, run):
     assert (code, err) == (0, "")
     text = Reader((run / "report/index.html").read_text()).text
     assert "has not ended" in text
-    assert "of 6 right" in text, "validation, not test"
+    assert "of 6." in text, "validation, not test"
     assert "on the validation split" in text
     shutil.rmtree(run / "checkpoints")
     code, out, err = command("report", run)
@@ -389,10 +390,14 @@ experiment = Experiment(
 @pytest.mark.parametrize(
     ("text", "pictures", "parts"),
     [
-        (IMAGES, {"curves", "confusion", "mistakes"}, ["Worst mistakes"]),
+        (IMAGES, {"curves", "confusion", "mistakes"}, ["Most confident errors"]),
         (SERIES, {"curves", "forecast"}, ["the last value again", "AR(20)"]),
-        (REVIEWS, {"curves", "confusion"}, ["Which words decide", "words occur", "film"]),
-        (WRITER, {"curves"}, ["What it writes", "frequency of each token"]),
+        (
+            REVIEWS,
+            {"curves", "confusion"},
+            ["Word attributions (occlusion)", "words occur", "film"],
+        ),
+        (WRITER, {"curves"}, ["Generated text", "frequency of each token"]),
     ],
     ids=["images", "series", "texts", "characters"],
 )
