@@ -1,7 +1,7 @@
-"""How much work a function asks for: floating-point operations and the least memory traffic.
+"""Counts the FLOPs and the minimum memory traffic of a function.
 
-`Compiled.cost_analysis` counts the body of a scan once, whatever its length; here the traced
-function itself is walked, so a recurrent network's count is that of all its steps.
+`Compiled.cost_analysis` counts the body of a scan once, whatever its length; here the jaxpr is
+walked, so a recurrent network's count includes all its steps.
 """
 
 import math
@@ -14,29 +14,29 @@ import jax
 import numpy as np
 from jax.extend import core
 
-# Primitives that may hold matrix products that cannot be read from their parameters.
+# Primitives whose matrix products cannot be read from their parameters.
 OPAQUE = re.compile(r"dot|matmul|attention|rnn|pallas|ffi_call|custom_call|hi_primitive|exported")
 JAXPRS = (core.Jaxpr, core.ClosedJaxpr)  # one class since JAX 0.11
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """The work of one call, on all devices together."""
+    """FLOPs and bytes of one call, on all devices together."""
 
-    # Operations of matrix products and convolutions, two per multiply-add.
+    # Of matrix products and convolutions, two per multiply-add.
     flops: int
     # Bytes of all inputs and outputs, each moved once.
     bytes: int
 
 
 def count(function: Callable[..., Any], *args: Any) -> Cost:
-    """Traces `function` on `args` and returns what one call costs; nothing is computed.
+    """Traces `function` on `args` and returns the cost of one call; computes nothing.
 
-    `flops` follows the convention of the model FLOPs utilisation (Chowdhery et al. 2022, "PaLM",
+    `flops` follows the convention of the model FLOPs utilization (Chowdhery et al. 2022, "PaLM",
     appendix B): matrix products and convolutions alone, two operations per multiply-add, whatever
     the dtype. Taps of a convolution that fall on padding or between dilated inputs are left out. A
     scan counts as often as it is long, a condition as its most expensive branch, and
-    rematerialised or unused products count like any other, since the function is taken as traced.
+    rematerialized or unused products count like any other, since the function is taken as traced.
 
     `bytes` is a lower bound: what must be read and written if everything between stays on the
     chip. Arrays that `function` closes over are inputs too; a PRNG key counts as its key data.
@@ -59,12 +59,12 @@ def count(function: Callable[..., Any], *args: Any) -> Cost:
 
 
 def held(params: dict[str, Any]) -> list[Any]:
-    """The programs among a primitive's parameters, wherever they stand."""
+    """The jaxprs among a primitive's parameters, nested ones included."""
     return [leaf for leaf in jax.tree.leaves(params) if isinstance(leaf, JAXPRS)]
 
 
 def _constants(jaxpr: Any) -> dict[int, Any]:
-    """The arrays that a program or one within it closes over, by identity: each is read once."""
+    """The arrays that a jaxpr or an inner one closes over, by identity: each is read once."""
     found = {id(constant): constant for constant in getattr(jaxpr, "consts", ())}
     for equation in jaxpr.eqns:
         for inner in held(equation.params):
@@ -73,7 +73,7 @@ def _constants(jaxpr: Any) -> dict[int, Any]:
 
 
 def of(jaxpr: Any) -> int:
-    """The operations of a `Jaxpr` or a `ClosedJaxpr`, as in `count`."""
+    """The FLOPs of a `Jaxpr` or a `ClosedJaxpr`, counted as in `count`."""
     return sum(_flops_of_equation(equation) for equation in jaxpr.eqns)
 
 
@@ -102,10 +102,10 @@ def _flops_of_equation(equation: core.JaxprEqn) -> int:
 
 
 def _repeats(name: str, params: dict[str, Any]) -> int:
-    """How often what a primitive holds is run in one call."""
+    """How often a primitive runs its inner jaxpr in one call."""
     if name == "scan":
         return params["length"]
-    if name == "shard_map":  # holds the program of one device
+    if name == "shard_map":  # its jaxpr is that of one device
         shape = params["mesh"].shape
         return math.prod(shape[axis] for axis in params.get("newly_manual_axes", shape))
     return 1
@@ -153,8 +153,8 @@ def _hits(
     lhs_dilation: int,
     rhs_dilation: int,
 ) -> int:
-    """The pairs of an output position and a kernel tap, in one dimension, that meet an input."""
-    # Either may be the long one: in a weight gradient the kernel is as long as the signal.
+    """Counts pairs of output position and kernel tap, in one dimension, that read an input."""
+    # Loops over the shorter: in a weight gradient the kernel is as long as the signal.
     (few, step), (many, stretch) = sorted([(outputs, stride), (kernel, rhs_dilation)])
     line = np.arange(many) * stretch - padding[0]
     hits = 0

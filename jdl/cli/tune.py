@@ -55,6 +55,24 @@ def tune(
         refit: at the end train the best point on training and validation data, in DIR/refit, and
             evaluate it on the test split once.
     """
+    options = {
+        "sampler": sampler, "trials": trials, "pruner": pruner, "metric": metric, "mode": mode,
+        "storage": storage, "study": study, "vectorize": vectorize,
+        "vectorized_trials": vectorized_trials,
+    }  # fmt: skip
+    _search(experiment, workdir, space, workers, options, overrides or {}, refit)
+
+
+def _search(
+    experiment: str,
+    workdir: Path | None,
+    space: Sequence[str],
+    workers: int,
+    options: dict[str, Any],
+    overrides: Mapping[str, Any],
+    refit: bool,
+) -> None:
+    """Runs the search, prints its best trial and, if `refit`, trains that point again."""
     if importlib.util.find_spec("optuna") is None:
         raise UserError("jdl tune needs the package optuna: pip install 'jdl-research[search]'")
     import optuna
@@ -72,13 +90,8 @@ def tune(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     file = load(experiment)
     workdir = workdir or Path("runs") / f"{file.name}-tune"
-    options = {
-        "sampler": sampler, "trials": trials, "pruner": pruner, "metric": metric, "mode": mode,
-        "storage": storage, "study": study, "vectorize": vectorize,
-        "vectorized_trials": vectorized_trials,
-    }  # fmt: skip
-    command = _worker_command(experiment, workdir, space, options, overrides or {})
-    changed = override(file.experiment, overrides or {})
+    command = _worker_command(experiment, workdir, space, options, overrides)
+    changed = override(file.experiment, overrides)
     if refit:
         merge_validation(changed)  # reports now what would prevent it after the search
     with _interruptible():
