@@ -122,7 +122,7 @@ def test_a_final_run_is_not_trained_twice(command, folder, monkeypatch):
     assert (code, err) == (0, "")
     assert "resuming from step" in out
     assert read(result)["params_sha256"] == before["params_sha256"]
-    monkeypatch.setattr("jdl.trainer.api.Loop", None)
+    monkeypatch.setattr("jdl.trainer.api.TrainingLoop", None)
     code, out, err = command(*WORDS, "--refit")
     assert (code, err) == (0, "")
     assert f"loss {before['metrics']['test']['loss']:.4f}" in out
