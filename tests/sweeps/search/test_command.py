@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import jdl
+from jdl.analysis.reproduce import reproduce
 from jdl.cli.main import main
 from jdl.trainer.record import read_run
 from tests.clouds import read
@@ -107,9 +107,9 @@ def test_the_final_run_learns_from_validation_too_for_as_long_as_the_best(folder
     hooks = read_run(final).experiment.hooks
     assert [type(hook).__name__ for hook in hooks] == ["Progress", "Evaluate", "Checkpoint"]
     assert [hooks[1].every, hooks[2].every, hooks[2].best] == [4, 6, 0]
-    again = jdl.analysis.reproduce.reproduce(final, folder / "again")
+    again = reproduce(final, folder / "again")
     assert again.equal
-    again = jdl.analysis.reproduce.reproduce(best, folder / "best-again")
+    again = reproduce(best, folder / "best-again")
     assert again.equal
     assert not again.surroundings
 
