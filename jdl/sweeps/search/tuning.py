@@ -128,32 +128,29 @@ def tune(
     )
     if RunDirectory(config.workdir).experiment.exists():
         raise UserError(f"{workdir} holds a run, not a search: choose another --workdir")
-    sampler = make_sampler(tune_config.sampler, experiment.seed, points or ())
-    data = Splits(experiment.data, exclude=("test",))
+    return _search(config, tune_config, notify, run)
+
+
+def _search(
+    config: StudyConfig,
+    tune_config: TuneConfig,
+    notify: Callable[[str], None],
+    run: Callable[[Callable[[], None]], None] | None,
+) -> SearchResult:
+    """Opens the study, runs its trials and keeps `study.jsonl` current."""
+    sampler = make_sampler(tune_config.sampler, config.experiment.seed, config.grid or ())
+    data = Splits(config.experiment.data, exclude=("test",))
     direction = _direction(config, data, tune_config.mode)
     storage = open_storage(tune_config.storage, config.workdir)
     study = open_study(
         storage,
-        tune_config.study or (file.name if file else "study"),
+        tune_config.study or (config.file.name if config.file else "study"),
         _identity(config, tune_config.sampler),
         direction,
         sampler,
         make_pruner(tune_config.pruner),
     )
     leases = TrialLeases(study, storage, config.workdir)
-    return _search(config, tune_config, study, leases, data, notify, run)
-
-
-def _search(
-    config: StudyConfig,
-    tune_config: TuneConfig,
-    study: optuna.Study,
-    leases: TrialLeases,
-    data: Splits,
-    notify: Callable[[str], None],
-    run: Callable[[Callable[[], None]], None] | None,
-) -> SearchResult:
-    """Runs the trials and keeps `study.jsonl` current."""
     progress = SearchProgress(study, config, notify)
     with leases.exclusive():
         write_json(RunDirectory(config.workdir).study, _described(study, config, tune_config))
