@@ -339,11 +339,11 @@ def test_a_step_leaves_collections_as_it_found_them(changes, tmp_path):
 REFUSED = {
     "micro-batches": (
         lambda: experiment(num_microbatches=2),
-        "RecurrentLM carries a state of each row .* num_microbatches splits",
+        "RecurrentLM carries the state of each row .* num_microbatches splits",
     ),
     "pmap": (
         lambda: experiment(strategy=Pmap(2)),
-        "RecurrentLM carries a state of each row .* pmap averages",
+        "RecurrentLM carries the state of each row .* pmap averages",
     ),
     "another batch size": (lambda: experiment(batch_size=8), "fits batches of 4, not of 8"),
     "too short": (

@@ -338,4 +338,4 @@ def test_smoothed_losses_of_no_share_are_those_of_no_smoothing():
 def test_one_run_has_nothing_to_be_trained_together_with(command):
     code, _, complaint = command("train", "digits_mlp", "--vectorize", "always")
     assert code != 0
-    assert "say how many by --seeds" in complaint
+    assert "set their number by --seeds" in complaint
