@@ -102,7 +102,7 @@ def check(names: Sequence[str], known: Sequence[str], what: str) -> None:
 
 
 def installed(peers: Sequence[str]) -> list[str]:
-    """Those peers that can be imported; says which cannot."""
+    """The peers that can be imported; prints the others."""
     found = []
     for peer in dict.fromkeys(peers):
         if importlib.util.find_spec(peer):

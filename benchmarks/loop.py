@@ -2,7 +2,7 @@
 
     python -m benchmarks.loop digits_mlp --steps 2000
 
-The bare step is called on one batch that lies on the device; the pipeline alone makes batches and
+The bare step is called on one batch in device memory; the pipeline alone makes batches and
 lays them on the device; the loop does both, logs and counts. All run in turn, several times; the
 ratio of the loop's steps per second to the bare step's is given round by round.
 """
@@ -50,7 +50,7 @@ def bare(run: Run, steps: int, count: int) -> float:
 
 
 def pipeline(run: Run, steps: int) -> float:
-    """Batches per second that are made and laid on the device, without any step."""
+    """Batches per second that are made and copied to the device, without any step."""
     step_inputs = run.step_inputs(0)
     jax.block_until_ready(run.compiled.put(next(step_inputs)))
     begun = time.perf_counter()

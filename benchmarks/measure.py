@@ -44,7 +44,7 @@ QUICK = Protocol(rounds=3, steps=2, seconds=1.0, curve=0, quick=True)
 
 
 class Failed(Exception):
-    """An implementation could not do what it was asked; the others go on."""
+    """An implementation failed; the others continue."""
 
 
 class Worker:

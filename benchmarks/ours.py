@@ -1,4 +1,4 @@
-"""jdl itself: the step that `jdl train` compiles, on a batch that lies on the device."""
+"""jdl itself: the step that `jdl train` compiles, on a batch in device memory."""
 
 import dataclasses
 import tempfile

@@ -2,7 +2,7 @@
 
 Each searches the space that stands beside the experiment, again and again, each time with another
 seed of the experiment and of what is drawn. Written are the best value after each trial, as JSON
-lines, and a picture of them. Broken off, it goes on where it was.
+lines, and a picture of them. It resumes after an interruption.
 """
 
 import importlib.util

@@ -1,4 +1,4 @@
-"""A process that holds one implementation of one workload and does what it is told.
+"""A worker process that runs one implementation of one workload on command.
 
 It reads requests as JSON lines from standard input and answers each with one on standard output;
 whatever a framework prints goes to standard error.

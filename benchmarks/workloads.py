@@ -41,7 +41,7 @@ class Workload:
 
     @property
     def key(self) -> dict[str, Any]:
-        """What names it among all, as a worker is told."""
+        """The unique name that is passed to a worker."""
         return {"name": self.name, "size": self.size, "batch": self.batch}
 
     def load(self, dtype: str) -> jdl.Experiment:
