@@ -1,7 +1,8 @@
 """Reads the docstrings of jdl as they are written, for the API pages.
 
 Fields are explained by a comment or a string, as `--help` shows them: they become a table. What a
-subclass documents as "See `Base.method`." is left out. A line under `Returns:` that begins with no name continues the line before it.
+subclass documents as "See `Base.method`." is left out. A
+line under `Returns:` that begins with no name continues the line before it.
 """
 
 import io
