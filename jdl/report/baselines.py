@@ -1,4 +1,4 @@
-"""What any model has to beat: a guess without looking, the last value again, a linear fit."""
+"""Baselines that any model has to beat: majority class, persistence, linear models."""
 
 import warnings
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ FITTED = 10_000
 
 @dataclass(frozen=True)
 class Baseline:
-    """What a simple rule scores."""
+    """The score of a simple rule."""
 
     name: str
     metric: str
@@ -33,7 +33,7 @@ class Baseline:
 
 
 def majority(train_labels: np.ndarray, test_labels: np.ndarray) -> float:
-    """Accuracy of always saying the most frequent training label; of several, the smallest."""
+    """Accuracy of the most frequent training label; of several, the smallest."""
     labels, counts = np.unique(train_labels, return_counts=True)
     return float(np.mean(test_labels == labels[counts.argmax()]))
 
@@ -41,9 +41,9 @@ def majority(train_labels: np.ndarray, test_labels: np.ndarray) -> float:
 def logistic_regression(
     train_x: np.ndarray, train_y: np.ndarray, test_x: np.ndarray, test_y: np.ndarray
 ) -> float:
-    """Accuracy of logistic regression on flattened inputs, each of mean 0 and deviation 1.
+    """Accuracy of logistic regression on flattened, standardized inputs.
 
-    It is scikit-learn's, L2 penalty included, on at most `FITTED` examples taken evenly.
+    Fitted by scikit-learn, with its L2 penalty, on at most `FITTED` evenly spaced examples.
     """
     kept = evenly(len(train_x), FITTED)
     x, others = (a.reshape(len(a), -1).astype(np.float32) for a in (train_x[kept], test_x))
@@ -55,7 +55,7 @@ def logistic_regression(
 def bag_of_words(
     train_tokens: np.ndarray, train_y: np.ndarray, test_tokens: np.ndarray, test_y: np.ndarray
 ) -> float:
-    """Accuracy of logistic regression on which words a text has; ids 0 and 1 are no words."""
+    """Accuracy of logistic regression on a binary bag of words; ids 0 and 1 are no words."""
     from scipy import sparse
 
     width = 1 + max(int(train_tokens.max()), int(test_tokens.max()))
@@ -69,15 +69,14 @@ def bag_of_words(
 
 
 def mean_of_targets(train_targets: np.ndarray, test_targets: np.ndarray) -> float:
-    """RMSE of always saying the mean of the training targets, (...) of (n, ...)."""
+    """RMSE of predicting the mean of the training targets, (...) of (n, ...)."""
     return _rmse(train_targets.mean(0), test_targets)
 
 
 def frequencies(train_tokens: np.ndarray, test_tokens: np.ndarray) -> float:
-    """Perplexity of predicting each token by its frequency alone, one added to every count.
+    """Perplexity of a unigram model with add-one smoothing.
 
-    Both are windows (n, length + 1) with -1 where they are padded, of which all but the first
-    token is predicted.
+    Both are windows (n, length + 1), padded with -1; all tokens but the first are predicted.
     """
     size = 1 + max(int(train_tokens.max()), int(test_tokens.max()))
     counts = np.bincount(train_tokens[train_tokens >= 0], minlength=size) + 1
@@ -86,7 +85,7 @@ def frequencies(train_tokens: np.ndarray, test_tokens: np.ndarray) -> float:
 
 
 def persistence(series: Series, split: str = "test") -> float:
-    """RMSE of forecasting the last known value again, in the unit of the series."""
+    """RMSE of repeating the last known value, in the unit of the series."""
     values, targets, ends = _values(series, split)
     return _rmse(values[ends - series.horizon][:, targets], values[ends][:, targets])
 
@@ -108,7 +107,7 @@ def autoregression(series: Series, order: int, split: str = "test") -> float:
 
 
 def evenly(count: int, limit: int) -> np.ndarray:
-    """At most `limit` of the indices below `count`, as far apart as can be."""
+    """At most `limit` evenly spaced indices below `count`."""
     return np.arange(count) if count <= limit else np.arange(limit) * count // limit
 
 
@@ -124,9 +123,9 @@ def _linear(x: Any, y: np.ndarray, others: Any, labels: np.ndarray) -> float:
 
 
 def _values(series: Series, split: str, order: int = 0) -> tuple[np.ndarray, list[int], np.ndarray]:
-    """All values, the columns to forecast, and the places that a split forecasts in them.
+    """All values, the columns to forecast, and the rows that a split forecasts.
 
-    Those with fewer than `order` values before them are left out.
+    Rows with fewer than `order` values before them are left out.
     """
     names, values = series.read()
     targets = [names.index(name) for name in series.targets or names]

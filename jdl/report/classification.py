@@ -41,7 +41,7 @@ class Judged:
 
 
 def judge(run: Run) -> Judged:
-    """What a classifier says of its held-out split, or of a sample of one that is large."""
+    """Predicts a classifier's held-out split, or a sample of a large one."""
     split = held_out(run)
     pipeline = run.data.pipeline(split)
     indices = evenly(len(pipeline), SCORED)
@@ -57,7 +57,7 @@ def judge(run: Run) -> Judged:
 
 
 def confusion(labels: np.ndarray, said: np.ndarray, classes: int) -> np.ndarray:
-    """How many examples of each class, the row, were called each class, the column."""
+    """The confusion matrix: counts by true class (row) and predicted class (column)."""
     return np.bincount(labels * classes + said, minlength=classes**2).reshape(classes, classes)
 
 
@@ -85,7 +85,7 @@ def sections(run: Run, judged: Judged, folder: Folder, words: tuple[str, ...]) -
 
 
 def influences(run: Run, judged: Judged, words: tuple[str, ...]) -> Html:
-    """Some texts, each word coloured by its influence: one right of each class, two mistakes."""
+    """Texts with words colored by influence: one correct per class, two errors."""
     right = np.flatnonzero(judged.said == judged.labels)
     firsts = np.unique(judged.labels[right], return_index=True)[1][:TEXTS]
     picked = [*right[firsts], *mistakes(judged, 2)]

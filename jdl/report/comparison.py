@@ -1,4 +1,4 @@
-"""Runs side by side: in what they differ, and what came of it."""
+"""Compares runs: differing fields, metrics, loss curves."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ SPLITS = ("test", "validation")
 
 @dataclass(frozen=True)
 class Entry:
-    """A run, or one with several seeds, as a row of the comparison."""
+    """A row of the comparison: a run, or several seeds of one."""
 
     name: str
     """Its directory."""
@@ -37,7 +37,7 @@ class Entry:
 
 
 def read_entry(directory: Path) -> Entry:
-    """What a run directory says, or one of several seeds; nothing in it is executed.
+    """Reads the directory of a run, or of several seeds; executes nothing in it.
 
     Raises:
       UserError: it is neither.
@@ -68,7 +68,7 @@ def differing(entries: Sequence[Entry]) -> list[str]:
 
 
 def shared(entries: Sequence[Entry]) -> list[str]:
-    """Metrics, as `split name`, that all runs have; of different tasks no loss."""
+    """Metrics that all runs have, as `split name`; without the loss if tasks differ."""
     names = [n for n in entries[0].metrics if all(n in entry.metrics for entry in entries)]
     tasks = {entry.fields.get("task") for entry in entries}
     return [name for name in names if len(tasks) == 1 or not name.endswith(" loss")]
@@ -92,7 +92,7 @@ def cells(entries: Sequence[Entry]) -> tuple[list[str], list[list[Any]]]:
 
 
 def aligned(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A table as lines of text."""
+    """Formats a table as lines of text."""
     lines = [list(map(str, line)) for line in (header, *rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
@@ -102,10 +102,10 @@ def aligned(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def curve(entries: Sequence[Entry]) -> tuple[str, dict[str, tuple[list[int], list[float]]]]:
-    """What is drawn, and a line for each run, named by what sets it apart.
+    """The metric to plot, and a curve for each run, by label.
 
-    The validation loss, or the training loss where no run was validated or some were not; of
-    different tasks the first metric that all share.
+    The validation loss if all runs have it, else the training loss; for different tasks the
+    first metric that all share.
     """
     tasks = {entry.fields.get("task") for entry in entries}
     rest = [name.split(" ", 1)[1] for name in shared(entries)]
@@ -126,7 +126,7 @@ def write_comparison(directories: Sequence[Path], out: Path) -> tuple[str, Path]
     """Compares runs; writes `compare.html` and the plot.
 
     Returns:
-      The table as text with a sentence where the runs share no metric, and the page.
+      The table as text, with a note if the runs share no metric, and the page.
 
     Raises:
       UserError: a directory holds no run, or matplotlib is missing.
@@ -165,7 +165,7 @@ def _read_run(directory: Path, name: str) -> Entry:
 
 
 def _labels(entries: Sequence[Entry]) -> list[str]:
-    """What sets each run apart, or its name where that tells too little."""
+    """Labels of runs: their differing fields, or their names if those are ambiguous or long."""
     paths = differing(entries)
     labels = [
         ", ".join(f"{path} {_setting(entry.fields.get(path, ABSENT))}" for path in paths)

@@ -1,4 +1,4 @@
-"""What the rows of `metrics.jsonl` say about the learning: curves, and a verdict in words."""
+"""Learning curves from the rows of `metrics.jsonl`, and a verdict on over- or underfitting."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -45,12 +45,12 @@ def verdict(
     result: Mapping[str, Any],
     floor: Baseline | None = None,
 ) -> str:
-    """Whether a run over- or underfits, in words.
+    """Describes whether a run overfits or underfits.
 
     Args:
       rows: of `metrics.jsonl`.
-      result: of `result.json`; empty where the run has not ended.
-      floor: what a model scores that ignores its input.
+      result: of `result.json`; empty if the run has not ended.
+      floor: score of a model that ignores its input.
     """
     train, validation = points(rows, "train"), points(rows, "validation")
     if said := _underfits(train, result, floor):
@@ -115,7 +115,7 @@ def _underfits(train: Points, result: Mapping[str, Any], floor: Baseline | None)
 
 
 def _gap(result: Mapping[str, Any]) -> str:
-    """The losses at the end on what was learned from and on what was not."""
+    """The final losses on training and on held-out data."""
     metrics = result.get("metrics", {})
     other = next((split for split in ("test", "validation") if split in metrics), None)
     if other is None or "loss" not in metrics.get("train", {}) or "loss" not in metrics[other]:
@@ -125,6 +125,6 @@ def _gap(result: Mapping[str, Any]) -> str:
 
 
 def _at(line: Points, step: float) -> float:
-    """The last value up to a step, or the first one; NaN where there is none."""
+    """The last value up to a step, or the first one; NaN if there is none."""
     before = [value for at, value in line if at <= step]
     return before[-1] if before else line[0][1] if line else math.nan

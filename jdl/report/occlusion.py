@@ -1,4 +1,4 @@
-"""Texts in a report: which words decide."""
+"""Word attributions of a text classifier by occlusion."""
 
 import numpy as np
 
@@ -17,9 +17,9 @@ def text_of(tokens: np.ndarray, words: tuple[str, ...]) -> str:
 
 
 def influence(run: Run, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How much each word of a text adds to the probability of what the model says.
+    """How much each word of a text adds to the probability of the predicted class.
 
-    That is how far this probability falls where the word alone is replaced by the unknown one
+    It is the fall of this probability when the word alone is replaced by the unknown token
     (occlusion: Zeiler and Fergus, 2014; Li et al., 2016).
 
     Args:
@@ -27,8 +27,8 @@ def influence(run: Run, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
       tokens: ids of the words, (length,) int32.
 
     Returns:
-      influence: (length,), 0 for what is no known word.
-      chances: what the model says of the whole text, (classes,).
+      influence: (length,), 0 for unknown words and padding.
+      chances: class probabilities of the whole text, (classes,).
     """
     places = np.flatnonzero(tokens > UNKNOWN)
     variants = np.tile(tokens, (1 + len(places), 1))
@@ -41,7 +41,7 @@ def influence(run: Run, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def coloured(tokens: np.ndarray, changes: np.ndarray, words: tuple[str, ...]) -> Html:
-    """A text with each word coloured by its influence, the strongest fully."""
+    """A text with each word colored by its influence, relative to the strongest."""
     strongest = max(float(np.abs(changes).max()), 1e-12)
 
     def word(token: int, change: float) -> Html:

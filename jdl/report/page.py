@@ -1,4 +1,4 @@
-"""One HTML page that needs nothing else, in which whatever is not HTML already is escaped."""
+"""Self-contained HTML pages; values that are not `Html` are escaped."""
 
 import base64
 import html as stdlib_html
@@ -36,23 +36,23 @@ pre { background: #f6f8fa; padding: .7rem .9rem; overflow-x: auto; font-size: .8
 
 
 class Html(str):
-    """Text that is HTML already."""
+    """A string that is HTML already."""
 
     __slots__ = ()
 
 
 def html(template: str, *values: Any) -> Html:
-    """A template whose `{}` are filled with values, escaped unless they are HTML."""
+    """Formats a template with values, escaped unless they are `Html`."""
     return Html(template.format(*map(_escaped, values)))
 
 
 def join(parts: Iterable[Any], between: str = "") -> Html:
-    """Several pieces as one."""
+    """Concatenates pieces."""
     return Html(between.join(map(_escaped, parts)))
 
 
 def paragraph(*parts: Any, quiet: bool = False) -> Html:
-    """A paragraph of text; pieces follow one another without a space."""
+    """A paragraph of text; pieces are joined without a space."""
     return html('<p class="quiet">{}</p>' if quiet else "<p>{}</p>", join(parts))
 
 
@@ -62,7 +62,7 @@ def section(title: str, *parts: Any) -> Html:
 
 
 def table(header: Sequence[Any], rows: Iterable[Sequence[Any]]) -> Html:
-    """A table; numbers stand to the right."""
+    """A table; numbers are right-aligned."""
     rows = [list(row) for row in rows]
     numeric = [bool(column) and all(map(_is_number, column)) for column in zip(*rows, strict=True)]
     numeric = numeric or [False] * len(header)
@@ -79,7 +79,7 @@ def table(header: Sequence[Any], rows: Iterable[Sequence[Any]]) -> Html:
 
 
 def shown(value: Any) -> Any:
-    """A value as people read it: four decimals, thousands apart."""
+    """Formats a value: four decimals, thousands separators."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return value
     if isinstance(value, int):
@@ -89,12 +89,12 @@ def shown(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Folder:
-    """Where a page and its pictures are written."""
+    """A directory of a page and its figures."""
 
     path: Path
 
     def picture(self, name: str, figure: Any, meaning: str) -> Html:
-        """Writes a figure as NAME.png, and gives it for the page, with what it shows in words."""
+        """Writes a figure as NAME.png and returns its HTML, with a description."""
         pixels = png(figure)
         self.path.mkdir(parents=True, exist_ok=True)
         (self.path / f"{name}.png").write_bytes(pixels)
@@ -102,7 +102,7 @@ class Folder:
         return html('<img alt="{}" src="data:image/png;base64,{}">', meaning, data)
 
     def page(self, name: str, title: str, *parts: Html, wide: bool = False) -> Path:
-        """Writes the page, as wide as the window where asked to, and returns its path."""
+        """Writes the page, optionally as wide as the window, and returns its path."""
         self.path.mkdir(parents=True, exist_ok=True)
         head = html('<meta charset="utf-8"><title>{}</title>', title)
         view = '<meta name="viewport" content="width=device-width">'

@@ -1,4 +1,4 @@
-"""Figures of matplotlib (extra `report`), drawn without its global state."""
+"""Matplotlib figures (extra `report`), drawn without global state."""
 
 import importlib.util
 import io
@@ -15,17 +15,17 @@ CELLS = 12
 
 
 def require() -> None:
-    """Says how to get matplotlib where it is missing.
+    """Checks that Matplotlib is installed.
 
     Raises:
-      UserError: it is.
+      UserError: it is missing; names the extra to install.
     """
     if importlib.util.find_spec("matplotlib") is None:
         raise UserError("pictures need an extra: pip install 'jdl-research[report]'")
 
 
 def empty(width: float, height: float) -> Any:
-    """A figure of a size in inches that is drawn without a screen."""
+    """An empty figure of a size in inches, without a display."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -42,7 +42,7 @@ def png(figure: Any) -> bytes:
 
 
 def curves(lines: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]]) -> Any:
-    """A panel per metric, in it a line per name: steps and values."""
+    """A panel per metric, with a line per name: values by step."""
     columns = len(lines) if len(lines) < 4 else 2
     rows = math.ceil(len(lines) / columns)
     figure = empty(9.5 if columns > 1 else 7.5, (2.7 if columns == 3 else 3.3) * rows)
@@ -60,7 +60,7 @@ def curves(lines: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[floa
 
 
 def confusion_matrix(counts: np.ndarray) -> Any:
-    """Shares of each true class by what was said; the counts in the cells of a small one."""
+    """The confusion matrix, normalized by true class; a small one shows counts."""
     size = len(counts)
     side = min(7.5, 2.2 + 0.38 * size)
     figure = empty(side, side)
@@ -79,7 +79,7 @@ def confusion_matrix(counts: np.ndarray) -> Any:
 
 
 def pictures(images: np.ndarray, titles: Sequence[str]) -> Any:
-    """Images (n, height, width[, channels]) in rows of six, on one scale of brightness."""
+    """Images (n, height, width[, channels]) in rows of six, on one intensity scale."""
     columns = min(6, len(images))
     rows = math.ceil(len(images) / columns)
     figure = empty(1.6 * columns, 1.95 * rows)
@@ -94,7 +94,7 @@ def pictures(images: np.ndarray, titles: Sequence[str]) -> Any:
 
 
 def forecasts(truth: np.ndarray, found: np.ndarray, names: Sequence[str], last: int = 150) -> Any:
-    """Forecasts on the truth, both (points, targets); of a long series also its end by itself."""
+    """Forecasts over true values, both (points, targets); a long series also shows its end."""
     starts = [0] if len(truth) <= 2 * last else [0, len(truth) - last]
     figure = empty(9.5, 2.9 * len(names) * len(starts))
     panels = [(target, start) for target in range(len(names)) for start in starts]
@@ -111,6 +111,6 @@ def forecasts(truth: np.ndarray, found: np.ndarray, names: Sequence[str], last: 
 
 
 def plain(text: str, length: int = 60) -> str:
-    """Text that matplotlib neither takes for mathematics nor leaves out, cut to a length."""
+    """Escapes text for Matplotlib, which parses `$` and hides labels in `_`, and truncates it."""
     text = text if len(text) <= length else text[: length - 3] + "..."
     return (" " if text.startswith("_") else "") + text.replace("$", r"\$")

@@ -1,4 +1,4 @@
-"""The baselines that suit a run, and the examples that it is judged by."""
+"""The baselines for a run's task, and its held-out examples."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -23,7 +23,7 @@ LAGS = 20
 
 
 def baselines_of(run: Run) -> tuple[Baseline, ...]:
-    """What suits the run's task, on the split that `held_out` names; the plainest comes first."""
+    """Baselines for the run's task, on the split of `held_out`, simplest first."""
     task, data, split = run.experiment.task, run.experiment.data, held_out(run)
     if isinstance(task, Forecast) and isinstance(data, Series):
         found = [Baseline("the last value again", "rmse", baselines.persistence(data, split))]
@@ -45,9 +45,9 @@ def baselines_of(run: Run) -> tuple[Baseline, ...]:
 
 
 def held_out(run: Run) -> str:
-    """The split to judge a run by: test, else validation, else the training split itself.
+    """The split to evaluate a run on: test, else validation, else train.
 
-    A test split that the run has not read is left alone: it has not ended, or is of a search.
+    A test split that the run has not read, since it has not ended or is a trial, is not used.
     """
     read = "test" in run.result.get("metrics", {})
     order = ("test", "validation", "train") if read else ("validation", "train")
@@ -55,10 +55,10 @@ def held_out(run: Run) -> str:
 
 
 def sample(run: Run, split: str, limit: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Inputs and targets of at most `limit` examples, and in words what is not as it was.
+    """Inputs and targets of at most `limit` examples, and notes on sampling and downscaling.
 
-    They are what the pipeline gives, before any device transform. Images of more than `PIXELS`
-    numbers are averaged over squares.
+    They come from the pipeline, before any device transform. Images of more than `PIXELS`
+    numbers are average-pooled.
     """
     pipeline, task = run.data.pipeline(split), run.experiment.task
     first = pipeline.examples(np.zeros(1, int))[task.inputs]
@@ -77,18 +77,18 @@ def sample(run: Run, split: str, limit: int) -> tuple[np.ndarray, np.ndarray, li
 
 
 def chunks(indices: np.ndarray, size: int = 256) -> Iterator[np.ndarray]:
-    """Indices a few at a time, so that few examples are in memory at once."""
+    """Yields chunks of indices, to bound the examples in memory."""
     return (indices[begin : begin + size] for begin in range(0, len(indices), size))
 
 
 def class_chances(run: Run, rows: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Probability of each class, (n, classes), of examples as the pipeline gives them."""
+    """Class probabilities, (n, classes), of examples from the pipeline."""
     found = run.predict_rows(rows)
     return found if found.ndim == 2 else np.stack([1 - found, found], axis=1)
 
 
 def averaged(images: np.ndarray) -> np.ndarray:
-    """Images (n, height, width, ...) brought to about `PIXELS` numbers by the mean over squares."""
+    """Average-pools images (n, height, width, ...) to about `PIXELS` numbers."""
     side = math.ceil(math.sqrt(images[0].size / PIXELS))
     if images.ndim < 3 or side == 1:
         return images

@@ -1,4 +1,4 @@
-"""What a report says without asking the model: its size, its cost, and how to do it again."""
+"""Report sections that need no predictions: parameters, costs, reproduction."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ FOLDED = 30
 
 
 def parameters(run: Run) -> Html:
-    """Path, shape, dtype and count of every array that the optimizer changes."""
+    """Path, shape, dtype and count of every trainable array."""
     found = jax.tree_util.tree_leaves_with_path(run.gather_state().params)
     lines = [(path_name(path), str(leaf.shape), str(leaf.dtype), leaf.size) for path, leaf in found]
     total = sum(leaf.size for _, leaf in found)
@@ -34,12 +34,12 @@ def parameters(run: Run) -> Html:
 
 
 def held_back(result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Html:
-    """What a run spent its time and memory on."""
+    """How a run spent its time and memory."""
     return section("Time and memory", table(("", ""), costs(result, rows)))
 
 
 def costs(result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """Time, memory and lost steps in words, from `result.json` and `metrics.jsonl`."""
+    """Describes time, memory and lost steps, from `result.json` and `metrics.jsonl`."""
     if not result and rows:
         result = rows[-1]["timing"]  # a run that has not ended
     seconds = result.get("seconds")
@@ -88,7 +88,7 @@ def again(directory: Path, recorded: RecordedRun, result: Mapping[str, Any]) -> 
 
 
 def flags(overrides: Mapping[str, Any]) -> str:
-    """Overrides as the command line takes them."""
+    """Formats overrides as command-line flags."""
     words = []
     for path, value in overrides.items():
         values = [str(item) for item in (value if isinstance(value, list) else [value])]

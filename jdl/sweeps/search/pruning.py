@@ -16,7 +16,7 @@ PRUNED = "pruned"
 
 @dataclass(frozen=True, kw_only=True)
 class Pruning(Hook):
-    """Reports a metric to Optuna whenever it is logged, and stops the run if the pruner says so."""
+    """Reports a metric to Optuna whenever it is logged, and stops the run if it is pruned."""
 
     metric: str  # SPLIT.NAME
     trial: optuna.Trial = dataclasses.field(repr=False)
