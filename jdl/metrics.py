@@ -1,7 +1,7 @@
 """Metrics as sums that merge by addition.
 
-A metric is a `total` and a `count` that add: over micro-batches, devices (`lax.psum`) and batches.
-Division comes last, in `compute`, so a score is exact under any batching and padding.
+A metric is a `total` and a `count`, summed over micro-batches, devices (`lax.psum`) and batches.
+`compute` divides last, so a metric is exact under any batching and padding.
 """
 
 from collections.abc import Iterable, Mapping
@@ -28,15 +28,15 @@ HIGHER_IS_BETTER: Mapping[str, bool] = {
 class Mean:
     """A weighted mean: `total` is the sum of the values, `count` the sum of their weights."""
 
-    higher_is_better: ClassVar[bool | None] = None  # None: a mean may be of anything
+    higher_is_better: ClassVar[bool | None] = None  # None: unknown, a mean may be of anything
     total: Any
     count: Any
 
     @classmethod
     def of(cls, values: jax.Array, mask: jax.Array) -> "Mean":
-        """The mean of `values` (batch, ...) weighted by `mask`, of the same shape.
+        """Returns the mean of `values` (batch, ...) weighted by `mask`, of the same shape.
 
-        Values of weight 0 or False may be NaN: they do not enter the sum.
+        Values of weight 0 or False are ignored, even NaN.
 
         Raises:
           UserError: the shapes differ; broadcasting (32, 1) against (32,) would sum 32 times.
@@ -50,7 +50,7 @@ class Mean:
         return cls(jnp.sum(jnp.where(mask > 0, values, 0.0) * mask), jnp.sum(mask))
 
     def compute(self) -> float:
-        """The value as a Python float."""
+        """Returns the value as a Python float."""
         return float(self.total / self.count)
 
 
@@ -61,19 +61,19 @@ class Perplexity(Mean):
     higher_is_better: ClassVar[bool | None] = False
 
     def compute(self) -> float:
-        """The value as a Python float; infinite where exp overflows."""
+        """Returns the value as a Python float; infinite if exp overflows."""
         with np.errstate(over="ignore"):
             return float(np.exp(self.total / self.count))
 
 
 @flax.struct.dataclass
 class BitsPerByte(Mean):
-    """A cross-entropy: `total` in nats, `count` the bytes of the text that was predicted."""
+    """Cross-entropy in bits per byte: `total` in nats, `count` the bytes of the predicted text."""
 
     higher_is_better: ClassVar[bool | None] = False
 
     def compute(self) -> float:
-        """The value as a Python float."""
+        """Returns the value as a Python float."""
         return float(self.total / self.count / np.log(2))
 
 
@@ -84,7 +84,7 @@ class RootMean(Mean):
     higher_is_better: ClassVar[bool | None] = False
 
     def compute(self) -> float:
-        """The value as a Python float."""
+        """Returns the value as a Python float."""
         return float(np.sqrt(self.total / self.count))
 
 
@@ -93,12 +93,12 @@ Metrics = Mapping[str, Mean]
 
 @flax.struct.dataclass
 class Packed:
-    """Metrics of a step, or of several, in one array that the host fetches at once.
+    """Metrics of one or more steps in a single array, for one transfer to the host.
 
     Attributes:
-      values: an array (leaves,) or (steps, leaves) float32; of several runs (..., runs, leaves).
-      structure: how the leaves make metrics.
-      run: whose metrics are unpacked, where there are several runs'.
+      values: (leaves,) or (steps, leaves) float32; for vmapped runs (..., runs, leaves).
+      structure: the metrics' tree structure.
+      run: index of the vmapped run to unpack; None: a single run.
     """
 
     values: Any
@@ -112,7 +112,7 @@ class Packed:
         return cls(jnp.stack(leaves).astype(jnp.float32), structure)
 
     def unpack(self) -> list[Metrics]:
-        """The metrics of each step with Python floats; waits until they are there."""
+        """Returns the metrics of each step as Python floats; blocks until they are computed."""
         values = np.asarray(self.values)
         values = values if self.run is None else values[..., self.run, :]
         rows = values.astype(np.float64).reshape(-1, self.structure.num_leaves)
@@ -129,5 +129,5 @@ def merge(parts: Iterable[Metrics]) -> Metrics:
 
 
 def compute(metrics: Metrics) -> dict[str, float]:
-    """The values of `metrics`, leaving out those that counted nothing."""
+    """Computes the values of `metrics`, without those whose count is 0."""
     return {name: metric.compute() for name, metric in metrics.items() if metric.count > 0}

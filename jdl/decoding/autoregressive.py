@@ -215,7 +215,7 @@ def _stream(
 
 @partial(jax.jit, static_argnames=("form", "prefix"))
 def _begin(form: _Form, variables: PyTree, tokens: Any, stopped: Any, prefix: int) -> _State:
-    """Creates the cache and reads all but the last of the `prefix` tokens that all rows know."""
+    """Creates the cache and prefills it with all but the last of the `prefix` known tokens."""
     tokens, cache = jnp.asarray(tokens), None
     if form.use_cache:
         cache = empty(form.model, variables, tokens.shape[0], tokens.shape[1] - 1)
@@ -256,7 +256,7 @@ def _advance(
 
 
 def _next(form: _Form, variables: PyTree, state: _State) -> tuple[jax.Array, PyTree]:
-    """Logits (rows, vocab) of the token at the position, and the updated cache."""
+    """Returns logits (rows, vocab) of the token at the position, and the updated cache."""
     last = state.position - 1
     if form.use_cache:
         token = jax.lax.dynamic_slice_in_dim(state.tokens, last, 1, axis=1)

@@ -22,7 +22,7 @@ def beam_search(
     num_beams: int = 4,
     alpha: float = 0.0,
 ) -> tuple[jax.Array, jax.Array]:
-    """Searches the continuation with the highest log-probability over length penalty.
+    """Finds the continuation of highest log-probability over length penalty.
 
     Hypotheses that end compete with those cut at `max_new_tokens`. A row stops as soon as none of
     its live beams can beat its best finished hypothesis. One beam with `alpha` 0 is greedy search.

@@ -30,7 +30,7 @@ def read(
 
 
 def empty(model: nn.Module, variables: Mapping[str, PyTree], rows: int, length: int) -> PyTree:
-    """The empty cache of a language model for `rows` sequences of up to `length` tokens."""
+    """Returns the empty cache of a language model for `rows` sequences of `length` tokens."""
 
     def make() -> PyTree:
         tokens = jnp.zeros((rows, length), jnp.int32)
@@ -42,7 +42,7 @@ def empty(model: nn.Module, variables: Mapping[str, PyTree], rows: int, length: 
 
 
 def batch_axes(make: Callable[[int], PyTree]) -> PyTree:
-    """The axis of each cache array that holds the rows; scanned layers put theirs before it.
+    """Returns each cache array's batch axis, which follows the layer axis of scanned layers.
 
     Args:
       make: builds the cache of a number of rows; only its shapes are used.

@@ -39,7 +39,7 @@ PLAIN = Sampling()
 
 
 def filtered(logits: jax.Array, sampling: Sampling) -> jax.Array:
-    """Logits of the distribution to sample from, -inf for excluded tokens.
+    """Returns the logits to sample from, -inf for excluded tokens.
 
     Args:
       logits: (..., vocab).

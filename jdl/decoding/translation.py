@@ -28,7 +28,7 @@ def translate(
     num_beams: int = 1,
     alpha: float = 0.6,
 ) -> jax.Array:
-    """Searches a target for each source, greedily or by beam search. Call it compiled.
+    """Decodes a target for each source, greedily or by beam search; call it under `jit`.
 
     Args:
       model: has the methods `encode` and `decode` of `jdl.models.EncoderDecoder`.

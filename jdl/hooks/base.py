@@ -10,15 +10,15 @@ from jdl.typing import Event, Json, RunContext
 class Callback:
     """The part of a hook that a run calls; every method may be overridden.
 
-    `state` returns all that a callback remembers between steps: a resumed run then continues as
-    if it had never stopped.
+    `state` returns all that a callback keeps between steps, so that a resumed run equals an
+    uninterrupted one.
     """
 
     def begin(self) -> None:
         """Called once, before the first step."""
 
     def due(self, step: int) -> bool:
-        """Whether the event of this step must carry the state, for which the loop then waits."""
+        """Whether the event of this step must carry the train state; the loop then waits for it."""
         del step
         return False
 
@@ -29,7 +29,7 @@ class Callback:
         """Called with every row of `metrics.jsonl`, after it is written."""
 
     def state(self) -> Json:
-        """Returns what a checkpoint keeps of this callback."""
+        """Returns the callback's state for the checkpoint."""
         return None
 
     def restore(self, state: Json) -> None:
@@ -49,7 +49,7 @@ class Callback:
 
 @dataclass(frozen=True, kw_only=True)
 class Hook:
-    """The configuration of something that happens between steps."""
+    """The configuration of a callback."""
 
     def build(self, run: RunContext) -> Callback:
         """Returns the callback for a run that starts or resumes."""

@@ -1,4 +1,4 @@
-"""The training rows of `metrics.jsonl`, which every run has."""
+"""Writes the training rows of `metrics.jsonl`, in every run."""
 
 import math
 from collections.abc import Mapping
@@ -47,7 +47,7 @@ class Rows(Callback):
             self._write(event, "train", scores, self._speed(event))
 
     def state(self) -> Json:
-        """The sums since the last row and since the last epoch began, [total, count] by name."""
+        """Returns the sums since the last row and of the current epoch, [total, count] by name."""
         epoch = [self._epoch, self._next_epoch, dict(self._epoch_sums), self.epoch_metrics]
         return {
             "sums": dict(self._sums),
@@ -64,12 +64,12 @@ class Rows(Callback):
 
     @property
     def epoch_metrics(self) -> dict[str, float]:
-        """Means over the training steps of the last epoch begun: the running training metrics."""
-        # Only a step's metrics know how to divide their sums; a resumed run may take no step.
+        """Training metrics averaged over the steps of the current epoch so far."""
+        # Only a step's metrics can divide their sums; a resumed run may take no step.
         return _compute(self._latest, self._epoch_sums) if self._latest else self._restored
 
     def _speed(self, event: Event) -> dict[str, float]:
-        """Rates since the last row; compilation, evaluation and saving do not count."""
+        """Computes rates since the last row, without compilation, evaluation and saving."""
         step, seconds = self._last or (0, 0.0)
         self._last = (event.step, event.timing["training_seconds"])
         spent = event.timing["training_seconds"] - seconds
@@ -120,7 +120,7 @@ def _is_finite(metric: Mean) -> bool:
 
 
 def _add(sums: dict[str, list[float]], metrics: Metrics) -> None:
-    """Adds a step's metrics to sums, without those that are not finite."""
+    """Adds the finite metrics of a step to `sums`."""
     for name, metric in metrics.items():
         total, count = sums.get(name, (0.0, 0.0))
         if _is_finite(metric):
@@ -129,6 +129,6 @@ def _add(sums: dict[str, list[float]], metrics: Metrics) -> None:
 
 
 def _compute(metrics: Mapping[str, Any], sums: dict[str, list[float]]) -> dict[str, float]:
-    """The values of sums, each divided as its metric is; `skipped` only where steps were."""
+    """Computes each metric from its sums; omits `skipped` if no step was."""
     found = compute({k: m.replace(total=sums[k][0], count=sums[k][1]) for k, m in metrics.items()})
     return {name: value for name, value in found.items() if name != "skipped" or value}

@@ -1,4 +1,4 @@
-"""Hooks that evaluate the model, and act on its metrics."""
+"""Hooks that evaluate the model and act on its metrics."""
 
 import math
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from jdl.typing import Event, Json, RunContext
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(Hook):
-    """Evaluates whole splits during training; `validation` may be missing, and is then left out."""
+    """Evaluates whole splits during training; skips `validation` if the data has none."""
 
     every: int | None = None  # steps between evaluations; None: one epoch
     splits: tuple[str, ...] = ("validation",)  # what to evaluate; never test
@@ -225,14 +225,14 @@ class Score:
         return cls(split, name, -1.0 if higher else 1.0)
 
     def of(self, row: Mapping[str, Any]) -> bool:
-        """Whether a row is of this split."""
+        """Whether a row belongs to this split."""
         return row["split"] == self.split
 
     def read(self, row: Mapping[str, Any]) -> float:
         """Returns the metric in a row, lower is better.
 
         Raises:
-          UserError: the task gives no such metric.
+          UserError: the task has no such metric.
         """
         if self.name not in row["metrics"]:
             known = ", ".join(row["metrics"])

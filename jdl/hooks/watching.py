@@ -180,7 +180,7 @@ class _Profile(Callback):
 
     def _start(self) -> None:
         options = jax.profiler.ProfileOptions()
-        # Tracing Python can keep CPython from starting the threads with which Orbax writes.
+        # Tracing Python can keep CPython from starting Orbax's writer threads.
         options.python_tracer_level = 0
         jax.profiler.start_trace(str(self._run.workdir / "profile"), profiler_options=options)
         self._tracing = True

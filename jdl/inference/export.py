@@ -48,7 +48,7 @@ def check_target(path: Path) -> None:
 
 
 def export_prediction(run: Run) -> export.Exported:
-    """The prediction of a run, its weights included, as a function of arrays by name.
+    """Lowers the prediction of a run, with its weights, to a function of named arrays.
 
     The arguments are the arrays of a batch that the prediction depends on, as the host transforms
     return them; device transforms are part of the function. It takes any number of rows and runs on
@@ -91,7 +91,7 @@ def write_export(path: Path, function: export.Exported) -> None:
 
 
 def signature(function: export.Exported) -> str:
-    """Argument and result types of a function, and its platforms."""
+    """Returns the argument and result types of a function, and its platforms."""
     takes, gives = (
         [f"{x.dtype}[{','.join(map(str, x.shape))}]" for x in avals]
         for avals in (function.in_avals, function.out_avals)
@@ -102,7 +102,7 @@ def signature(function: export.Exported) -> str:
 
 
 def _used(run: Run, weights: PyTree) -> list[str]:
-    """Names of the arrays of a batch that the prediction depends on."""
+    """Returns the names of the batch arrays that the prediction depends on."""
     arrays = {name: leaf for name, leaf in run.batch.items() if name != "mask"}
     probe = export.export(jax.jit(lambda arrays, weights: _predicted(run, weights, arrays)))
     kept = probe(arrays, jax.eval_shape(lambda: weights)).module_kept_var_idx
@@ -124,7 +124,7 @@ def _lowered(
 
 
 def _predicted(run: Run, weights: PyTree, arrays: Mapping[str, jax.Array]) -> Any:
-    """The prediction of the task; missing arrays are zeros."""
+    """Returns the prediction of the task; missing arrays are zeros."""
     rows = next(iter(arrays.values())).shape[0]
     absent = {
         name: jnp.zeros((rows, *leaf.shape[1:]), leaf.dtype)

@@ -23,11 +23,11 @@ UNFINISHED = "\ufffd"
 
 
 def open_for_generation(workdir: Path, experiment: Experiment) -> tuple[Run, Tokenizer]:
-    """The run that a directory holds, with its last or best weights, and its data's tokenizer.
+    """Opens a run with its last or best weights; returns it and its data's tokenizer.
 
     Raises:
-      UserError: its task is not language modeling, its data has no tokenizer or a larger one than
-        the model's vocabulary, or the directory contains no checkpoint of this experiment.
+      UserError: its task is not language modeling, its tokenizer is missing or larger than the
+        model's vocabulary, or the directory contains no checkpoint of this experiment.
     """
     task = experiment.task
     if not isinstance(task, LanguageModeling):
@@ -105,7 +105,7 @@ def _decoded(
     samples: int,
     end: int | None,
 ) -> Iterator[list[str]]:
-    """The characters that each chunk adds; one that is incomplete waits for its last bytes."""
+    """Yields the characters of each chunk; an incomplete one waits for its last bytes."""
     made: list[list[int]] = [[] for _ in range(samples)]
     before = len(tokenizer.decode(known))
     yielded = [before] * samples
@@ -123,5 +123,5 @@ def _decoded(
 
 
 def _until(tokens: list[int], end: int | None) -> list[int]:
-    """The tokens up to and including the first end token."""
+    """Returns the tokens up to and including the first end token."""
     return tokens[: tokens.index(end) + 1] if end in tokens else tokens

@@ -1,4 +1,4 @@
-"""Predicts from files: images, tables, texts or series in, one JSON object per example out."""
+"""Predicts from files of images, tables, texts or series; yields JSON objects per example."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -75,7 +75,7 @@ def _predictions(
 
 
 def _examples(run: Run, read: Reader, path: Path) -> list[Example]:
-    """The examples of a file.
+    """Reads the examples of a file.
 
     Raises:
       UserError: it cannot be read, or its examples differ in shape from those of training.
@@ -100,7 +100,7 @@ def _examples(run: Run, read: Reader, path: Path) -> list[Example]:
 
 
 def _places(run: Run, path: Path, count: int) -> list[dict[str, Json]]:
-    """`file` and `row` of each example; of a series the whole file is one example."""
+    """Returns `file` and `row` of each example; for series the whole file is one example."""
     if path.suffix.lower() != ".csv" or isinstance(run.experiment.data, Series):
         return [{"file": str(path)} for _ in range(count)]
     return [{"file": str(path), "row": row} for row in range(1, count + 1)]

@@ -127,7 +127,7 @@ class Attention(nn.Module):
     def _remember(
         self, key: jax.Array, value: jax.Array, positions: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Updates the cache; returns its keys, its values and the mask (1, 1, time, keys)."""
+        """Updates the cache; returns its keys, values and the mask (1, 1, time, keys)."""
         if self.has_variable(CACHE, "key"):
             at = (0, positions[0, 0], 0, 0)
             key, value = (

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 
 def bound_axis(name: str = "data") -> str | None:
-    """The mapped axis `name` inside `pmap` or `shard_map` over it, else None."""
+    """Returns `name` inside `pmap` or `shard_map` over that axis, else None."""
     try:
         jax.lax.axis_size(name)
     except NameError:

@@ -1,4 +1,4 @@
-"""Recurrent layers over sequences, from a zero state or from a given one."""
+"""Recurrent layers over sequences, from a zero or a given initial state."""
 
 from typing import Any
 
@@ -23,16 +23,16 @@ class SimpleRNN(nn.Module):
     dtype: Any = jnp.float32  # of the computation; parameters are float32
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Hidden states after each step, from a zero state."""
+        """Returns the hidden state of each step, from a zero initial state."""
         return self.resume(x, self.zero(x.shape[0]))[0]
 
     def zero(self, batch: Size) -> State:
-        """The zero state of a batch."""
+        """Returns the zero state of a batch."""
         return (jnp.zeros((batch, self.hidden_size), self.dtype),)
 
     @nn.compact
     def resume(self, x: jax.Array, state: State) -> tuple[jax.Array, State]:
-        """Hidden states (batch, time, hidden_size) from `state` on, and the last state."""
+        """Returns hidden states (batch, time, hidden_size) after `state`, and the final state."""
         shape = (x.shape[-1], self.hidden_size)
         inner = self.param("kernel", nn.initializers.glorot_uniform(), shape)
         outer = self.param(
@@ -62,17 +62,17 @@ class LSTM(nn.Module):
     dtype: Any = jnp.float32  # of the computation; parameters are float32
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Hidden states after each step, from a zero state."""
+        """Returns the hidden state of each step, from a zero initial state."""
         return self.resume(x, self.zero(x.shape[0]))[0]
 
     def zero(self, batch: Size) -> State:
-        """The zero state of a batch."""
+        """Returns the zero state of a batch."""
         shape = (batch, self.hidden_size)
         return jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype)
 
     @nn.compact
     def resume(self, x: jax.Array, state: State) -> tuple[jax.Array, State]:
-        """Hidden states (batch, time, hidden_size) from `state` on, and the last state."""
+        """Returns hidden states (batch, time, hidden_size) after `state`, and the final state."""
         units = self.hidden_size
         features = x.shape[-1]
         inner = self.param("kernel", nn.initializers.glorot_uniform(), (features, 4 * units))
@@ -95,16 +95,16 @@ class GRU(nn.Module):
     dtype: Any = jnp.float32  # of the computation; parameters are float32
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Hidden states after each step, from a zero state."""
+        """Returns the hidden state of each step, from a zero initial state."""
         return self.resume(x, self.zero(x.shape[0]))[0]
 
     def zero(self, batch: Size) -> State:
-        """The zero state of a batch."""
+        """Returns the zero state of a batch."""
         return (jnp.zeros((batch, self.hidden_size), self.dtype),)
 
     @nn.compact
     def resume(self, x: jax.Array, state: State) -> tuple[jax.Array, State]:
-        """Hidden states (batch, time, hidden_size) from `state` on, and the last state."""
+        """Returns hidden states (batch, time, hidden_size) after `state`, and the final state."""
         units = self.hidden_size
         features = x.shape[-1]
         inner = self.param("kernel", nn.initializers.glorot_uniform(), (features, 3 * units))
@@ -130,7 +130,7 @@ class Bidirectional(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """The hidden states after each step, forward then backward."""
+        """Returns the hidden states of each step, forward then backward."""
         return jnp.concatenate([self.forward(x), self.backward(x[:, ::-1])[:, ::-1]], axis=-1)
 
 

@@ -26,9 +26,9 @@ class FeedForward(nn.Module):
     `flax.linen.silu` (Shazeer, 2020).
     """
 
-    mlp_dim: int  # units between
+    mlp_dim: int  # hidden units
     activation: Callable[[jax.Array], jax.Array] = nn.gelu  # of the hidden units
-    gated: bool = False  # multiply by the activation rather than apply it
+    gated: bool = False  # multiply the activation by a third layer's output
     use_bias: bool = True  # in the layers
     dropout_rate: float = 0.0  # of the output
     output_stddev: float = 0.02  # of the initial output kernel
@@ -36,7 +36,7 @@ class FeedForward(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """(..., width) to the same."""
+        """Maps (..., width) to the same shape."""
         hidden = self.activation(self._dense(self.mlp_dim, "inner", 0.02)(x))
         if self.gated:
             hidden = hidden * self._dense(self.mlp_dim, "gate", 0.02)(x)
@@ -62,19 +62,19 @@ class Block(nn.Module):
     """
 
     num_heads: int  # of the attention
-    num_kv_heads: int | None = None  # keys and values that heads share; None: one each
-    causal: bool = False  # a position sees none after it
-    cross: bool = False  # attend to a memory too
+    num_kv_heads: int | None = None  # grouped queries; None: num_heads
+    causal: bool = False  # mask later positions
+    cross: bool = False  # add cross-attention to a memory
     mlp_dim: int | None = None  # hidden units of the feed-forward network; None: 4 * embed_dim
     activation: Callable[[jax.Array], jax.Array] = nn.gelu  # of the hidden units
-    gated: bool = False  # multiply by the activation: SwiGLU with silu
-    norm: Literal["layer", "rms"] = "layer"  # kind of normalization
-    pre_norm: bool = True  # norm before each part, not after it
+    gated: bool = False  # gated feed-forward networks: SwiGLU with silu
+    norm: Literal["layer", "rms"] = "layer"  # layer or RMS normalization
+    pre_norm: bool = True  # normalize before each sublayer, not after it
     epsilon: float = 1e-5  # of the normalization layers
-    rotary_base: float | None = None  # turn queries and keys by their positions
+    rotary_base: float | None = None  # rotary position embedding (Su et al., 2021)
     use_bias: bool = True  # in dense layers
-    dropout_rate: float = 0.0  # share of each part's output dropped in training
-    output_stddev: float = 0.02  # of the initial kernels that write to the sequence
+    dropout_rate: float = 0.0  # of the output of each sublayer
+    output_stddev: float = 0.02  # of the initial kernels of residual projections
     dtype: Any = jnp.float32  # of the computation; parameters are float32
 
     @nn.compact
@@ -89,7 +89,7 @@ class Block(nn.Module):
         train: bool = False,
         decode: bool = False,
     ) -> jax.Array:
-        """(batch, time, embed) to the same; for the arguments see `Attention`."""
+        """Maps (batch, time, embed) to the same shape; for the arguments see `Attention`."""
         modes: Any = {"train": train, "decode": decode}
         attention = self._attention("attention", self.causal, self.rotary_base)
         x = self._add(x, "norm1", lambda y: attention(y, mask=mask, positions=positions, **modes))
@@ -153,7 +153,7 @@ def stack(
         variable_axes={"params": 0, CACHE: 0},
         split_rngs={"params": True, "dropout": True},
         length=num_layers,
-        # XLA:CPU runs products inside a rolled loop far slower.
+        # XLA:CPU runs matrix products inside a rolled loop far slower.
         unroll=num_layers if jax.default_backend() == "cpu" else 1,
     )
     return looped(block(name="blocks"), x, None)[0]
@@ -170,7 +170,7 @@ def check_sizes(model: nn.Module, *names: str) -> None:
 def normalization(
     kind: Literal["layer", "rms"], dtype: Any, name: str, epsilon: float = 1e-5
 ) -> nn.Module:
-    """Layer norm (Ba et al., 2016) or root mean square norm (Zhang and Sennrich, 2019).
+    """Returns a layer norm (Ba et al., 2016) or an RMS norm (Zhang and Sennrich, 2019).
 
     Statistics are float32.
     """

@@ -66,7 +66,7 @@ def local_response_norm(
 
     Args:
       x: (..., channels).
-      size: neighbouring channels that count, the channel itself in their middle.
+      size: width of the window of channels, centered on each.
       bias: the paper's k, added to the scaled sum of squares.
       alpha: factor of the sum of squares.
       beta: exponent of the divisor.

@@ -49,7 +49,7 @@ class BERT(nn.Module):
         token_type_ids: jax.Array | None = None,
         train: bool = False,
     ) -> jax.Array:
-        """Logits, pooled vectors, or with targets the sum of cross-entropies; see the class."""
+        """Returns logits, pooled vectors, or the sum of cross-entropies; see the class."""
         check_sizes(
             self,
             "vocab_size",
@@ -89,7 +89,7 @@ class BERT(nn.Module):
     def _encode(
         self, embed: nn.Embed, tokens: jax.Array, token_type_ids: jax.Array | None, train: bool
     ) -> jax.Array:
-        """The sequence after the last block, (batch, time, embed)."""
+        """Returns the output of the last block, (batch, time, embed)."""
         places = self.param("positions", INIT, (self.max_position_embeddings, self.embed_dim))
         table = self.param("kinds", INIT, (self.type_vocab_size, self.embed_dim))
         kind = table[0] if token_type_ids is None else table[token_type_ids]

@@ -41,7 +41,7 @@ class GPT(nn.Module):
     num_kv_heads: int | None = None  # grouped queries; None: num_heads
     mlp_dim: int | None = None  # hidden units of the feed-forward networks; None: 4 * embed_dim
     position_embedding: Literal["learned", "sinusoidal", "rotary"] = (
-        "learned"  # how places are told
+        "learned"  # position embeddings
     )
     rotary_base: float = 10_000.0  # the longest period is about 2 pi times this
     norm: Literal["layer", "rms"] = "layer"  # layer or RMS normalization
@@ -66,7 +66,7 @@ class GPT(nn.Module):
         train: bool = False,
         decode: bool = False,
     ) -> jax.Array:
-        """Logits, or with targets the sum of cross-entropies."""
+        """Returns logits, or with targets the sum of cross-entropies."""
         check_sizes(
             self,
             "vocab_size",

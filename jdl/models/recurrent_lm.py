@@ -47,7 +47,7 @@ class RecurrentLM(nn.Module):
         train: bool = False,
         decode: bool = False,
     ) -> jax.Array:
-        """Logits, or with targets the sum of cross-entropies; `positions` is unused."""
+        """Returns logits, or with targets the sum of cross-entropies; ignores `positions`."""
         del positions
         init = nn.initializers.normal(0.05)
         embed = nn.Embed(

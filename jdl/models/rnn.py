@@ -47,7 +47,7 @@ class RNN(nn.Module):
         return nn.Dense(self.features, dtype=self.dtype, name="logits")(x).astype(jnp.float32)
 
     def _last(self, x: jax.Array) -> jax.Array:
-        """The final states: the forward one is at the end, the backward one at the start."""
+        """Returns the final states: forward at the end, backward at the start."""
         if not self.bidirectional:
             return x[:, -1]
         return jnp.concatenate([x[:, -1, : self.hidden_size], x[:, 0, self.hidden_size :]], axis=-1)

@@ -36,7 +36,7 @@ class EncoderDecoder(nn.Module):
     dtype: Any = jnp.float32  # of the computation; parameters are float32
 
     def setup(self) -> None:
-        """Names the parts."""
+        """Creates the submodules."""
         check_sizes(
             self,
             "vocab_size",
@@ -60,7 +60,7 @@ class EncoderDecoder(nn.Module):
         smoothing: float = 0.0,
         train: bool = False,
     ) -> jax.Array:
-        """Logits, or with targets the sum of cross-entropies, their labels smoothed."""
+        """Returns logits, or with targets the sum of label-smoothed cross-entropies."""
         x = self._decoded(tokens, self.encode(source, train), source, train=train)
         if targets is None:
             return self._logits(x)
@@ -71,7 +71,7 @@ class EncoderDecoder(nn.Module):
         )  # fmt: skip
 
     def encode(self, source: jax.Array, train: bool = False) -> jax.Array:
-        """Encodes a source (batch, keys) as a memory (batch, keys, embed)."""
+        """Encodes a source (batch, keys) to a memory (batch, keys, embed)."""
         x = self._embed(source, None)
         return self.encoder(x, mask=self._seen(source), train=train)
 
@@ -83,7 +83,7 @@ class EncoderDecoder(nn.Module):
         positions: jax.Array | None = None,
         decode: bool = False,
     ) -> jax.Array:
-        """Logits (batch, time, vocab) of tokens, given the encoded source.
+        """Returns logits (batch, time, vocab) of tokens, given the encoded source.
 
         With `decode`, keys and values are read from and written to the collection `cache` at
         `positions` (batch or 1, time); the first such call creates it, as long as its tokens.
@@ -141,11 +141,11 @@ class EncoderDecoder(nn.Module):
 class _Side(nn.Module):
     """Dropout, blocks, and a final norm if the blocks are pre-norm."""
 
-    block: Callable[..., Block]  # makes a block
-    num_layers: int  # how many of them
-    last_norm: bool  # norm what the last block gives
-    dropout_rate: float  # share of the embeddings dropped in training
-    remat: bool  # compute activations again in the backward pass
+    block: Callable[..., Block]  # builds a block
+    num_layers: int  # number of blocks
+    last_norm: bool  # normalize the output of the last block
+    dropout_rate: float  # for embeddings
+    remat: bool  # recompute activations in the backward pass
     scan: bool  # compile one block and loop over its weights
     dtype: Any  # of the computation
 

@@ -24,17 +24,13 @@ class LSTMEncoderDecoder(nn.Module):
 
     vocab_size: int = 8192  # shared by source and target
     num_layers: int = 2  # recurrent layers of the encoder, and of the decoder
-    hidden_size: int = (
-        256  # of the embedding and of each layer, half of them for each way of reading
-    )
+    hidden_size: int = 256  # of the embedding and of each layer; half per direction in the encoder
     pad_token_id: int = 0  # the token that pads sequences; it is masked
-    dropout_rate: float = (
-        0.2  # share dropped of the embeddings and of what each layer hands upwards
-    )
+    dropout_rate: float = 0.2  # of the embedding and of each layer's output
     dtype: Any = jnp.float32  # of the computation; parameters are float32
 
     def setup(self) -> None:
-        """Names the parts."""
+        """Creates the submodules."""
         init = nn.initializers.normal(self.hidden_size**-0.5)
         self.embedding = self.param("embedding", init, (self.vocab_size, self.hidden_size))
         half = self.hidden_size // 2
@@ -55,7 +51,7 @@ class LSTMEncoderDecoder(nn.Module):
         smoothing: float = 0.0,
         train: bool = False,
     ) -> jax.Array:
-        """Logits, or with targets the sum of cross-entropies, their labels smoothed."""
+        """Returns logits, or with targets the sum of label-smoothed cross-entropies."""
         x = self._decoded(tokens, self.encode(source, train), source, train=train)
         if targets is None:
             return self._logits(x)
@@ -66,7 +62,7 @@ class LSTMEncoderDecoder(nn.Module):
         )  # fmt: skip
 
     def encode(self, source: jax.Array, train: bool = False) -> jax.Array:
-        """The source (batch, keys) as a memory (batch, keys, units)."""
+        """Encodes a source (batch, keys) to a memory (batch, keys, units)."""
         turned = self._turned(source)
         x = self._embed(source, train)
         for forward, backward in zip(self.forwards, self.backwards, strict=True):
@@ -82,7 +78,7 @@ class LSTMEncoderDecoder(nn.Module):
         positions: jax.Array | None = None,
         decode: bool = False,
     ) -> jax.Array:
-        """Logits (batch, time, vocab) of tokens, given the encoded source.
+        """Returns logits (batch, time, vocab) of tokens, given the encoded source.
 
         With `decode`, the states are read from and written to the collection `cache`; the first
         such call creates it with the initial states. `positions` is unused.
@@ -111,7 +107,7 @@ class LSTMEncoderDecoder(nn.Module):
     def _resumed(
         self, index: int, layer: LSTM, x: jax.Array, state: State, decode: bool
     ) -> jax.Array:
-        """Applies a layer, with `decode` from its cached state."""
+        """Applies a layer; with `decode`, from its cached state."""
         name = f"decoder_{index}"
         made = decode and self.has_variable(CACHE, name)
         x, last = layer.resume(x, self.get_variable(CACHE, name) if made else state)
@@ -120,7 +116,7 @@ class LSTMEncoderDecoder(nn.Module):
         return x
 
     def _turned(self, source: jax.Array) -> jax.Array:
-        """Indices (batch, keys) that reverse each row and leave its padding at the end."""
+        """Returns indices (batch, keys) that reverse each row but leave its padding at the end."""
         places, count = jnp.arange(source.shape[1]), (source != self.pad_token_id).sum(1)[:, None]
         return jnp.where(places < count, count - 1 - places, places)
 
@@ -135,5 +131,5 @@ class LSTMEncoderDecoder(nn.Module):
 
 
 def _take(x: jax.Array, places: jax.Array) -> jax.Array:
-    """x (batch, time, features) at places (batch, time)."""
+    """Gathers x (batch, time, features) at indices (batch, time)."""
     return jnp.take_along_axis(x, places[..., None], axis=1)

@@ -36,7 +36,7 @@ class ViT(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """Logits (batch, num_classes)."""
+        """Returns logits (batch, num_classes)."""
         check_sizes(self, "patch_size", "num_layers", "num_heads", "embed_dim", "mlp_dim")
         x = self._patches(images)
         init = nn.initializers.normal(0.02)
@@ -57,7 +57,7 @@ class ViT(nn.Module):
         return logits(x).astype(jnp.float32)
 
     def _patches(self, images: jax.Array) -> jax.Array:
-        """(batch, patches, embed): a convolution with stride equal to its size is one product."""
+        """Embeds patches by one product: a strided convolution. Returns (batch, patches, embed)."""
         batch, height, width, channels = images.shape
         side = self.patch_size
         if height % side or width % side:

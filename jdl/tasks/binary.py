@@ -26,7 +26,7 @@ class BinaryClassification(Task):
     without weights; both in nats; and `accuracy` as a fraction.
     """
 
-    class_weights: tuple[float, ...] = ()  # of the examples of 0 and of 1; none given: alike
+    class_weights: tuple[float, ...] = ()  # weights of classes 0 and 1; (): both 1
 
     def __post_init__(self) -> None:
         check_class_weights(self.class_weights)
@@ -45,19 +45,19 @@ class BinaryClassification(Task):
         }
 
     def objective(self, outputs: jax.Array, batch: Batch) -> Mean:
-        """Computes what training minimizes, a mean with the examples' class weights."""
+        """Computes the training loss, a mean weighted by `class_weights`."""
         weights = batch["mask"]
         if self.class_weights:
             weights = weights * jnp.asarray(self.class_weights)[batch[self.targets].astype(int)]
         return Mean.of(self._cross_entropy(outputs, batch), weights)
 
     def predict(self, model: nn.Module, state: TrainState, batch: Batch) -> jax.Array:
-        """Probability of class 1, (batch,) float32."""
+        """Returns the probability of class 1, (batch,) float32."""
         logits, _ = forward(model, state.params, state.collections, batch[self.inputs], train=False)
         return jax.nn.sigmoid(_logit(logits))
 
     def format_prediction(self, prediction: Any, names: Sequence[str]) -> dict[str, Json]:
-        """The likelier class, by name or number, and the `probability` of class 1."""
+        """Returns the predicted class by name or number, and the `probability` of class 1."""
         chosen = int(prediction > 0.5)
         shown = names[chosen] if len(names) == 2 else chosen
         return {"prediction": shown, "probability": round(float(prediction), 6)}
@@ -79,10 +79,10 @@ class BinaryClassification(Task):
 
 
 def _logit(outputs: jax.Array) -> jax.Array:
-    """Outputs (batch, 1) as float32 (batch,).
+    """Converts outputs (batch, 1) to float32 (batch,).
 
     Raises:
-      UserError: they have another shape, of which column 0 would be used alone.
+      UserError: they have another shape.
     """
     if outputs.shape[1:] != (1,):
         raise UserError(

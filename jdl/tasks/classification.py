@@ -25,12 +25,12 @@ class Classification(Task):
 
     Metrics: `loss`, which training minimizes, with `label_smoothing` and weighted by
     `class_weights`; `nll`, the cross-entropy without either; both in nats; and `accuracy` as a
-    fraction. Where a transform has mixed examples (`Mixup`), labels are shares of the classes
-    (batch, classes), and the largest is the true class.
+    fraction. Where a transform mixes examples (`Mixup`), labels are class probabilities (batch,
+    classes), and the largest is the true class.
     """
 
-    label_smoothing: float = 0.0  # share of the target spread over all classes (Szegedy, 2016)
-    class_weights: tuple[float, ...] = ()  # of each class's examples; none given: all alike
+    label_smoothing: float = 0.0  # probability spread over all classes (Szegedy, 2016)
+    class_weights: tuple[float, ...] = ()  # weight of each class's examples; (): all 1
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
@@ -49,9 +49,9 @@ class Classification(Task):
         }
 
     def objective(self, outputs: jax.Array, batch: Batch) -> Mean:
-        """Computes what training minimizes, a mean with the examples' class weights.
+        """Computes the training loss, a mean weighted by `class_weights`.
 
-        Override it to train on another loss, such as a focal one.
+        Override it to train on another loss, such as the focal loss.
         """
         weights = batch["mask"]
         if self.class_weights:
@@ -60,12 +60,12 @@ class Classification(Task):
         return Mean.of(self._cross_entropy(outputs, batch, self.label_smoothing), weights)
 
     def predict(self, model: nn.Module, state: TrainState, batch: Batch) -> jax.Array:
-        """Class probabilities, (batch, classes) float32."""
+        """Returns class probabilities, (batch, classes) float32."""
         logits, _ = forward(model, state.params, state.collections, batch[self.inputs], train=False)
         return jax.nn.softmax(logits.astype(jnp.float32))
 
     def format_prediction(self, prediction: Any, names: Sequence[str]) -> dict[str, Json]:
-        """The likeliest class, by name or number, its `probability` and all `probabilities`."""
+        """Returns the predicted class by name or number, its `probability`, all `probabilities`."""
         chosen = int(np.argmax(prediction))
         shares = [round(float(share), 6) for share in prediction]
         return {
@@ -75,7 +75,7 @@ class Classification(Task):
         }
 
     def validate_batch(self, batch: Mapping[str, np.ndarray], outputs: Any, where: str) -> None:
-        """Also raises for logits of the wrong rank and for labels that are no class."""
+        """Also requires logits of rank 2 and labels that are class indices."""
         super().validate_batch(batch, outputs, where)
         if len(outputs.shape) != 2:
             raise UserError(
@@ -110,12 +110,12 @@ class Classification(Task):
 
 
 def as_shares(labels: jax.Array, classes: int) -> jax.Array:
-    """Labels (batch,) as shares of the classes, (batch, classes); those that are shares stay."""
+    """Converts labels (batch,) to one-hot (batch, classes); returns class probabilities as is."""
     return jax.nn.one_hot(labels, classes) if labels.ndim == 1 else labels
 
 
 def balanced_weights(labels: np.ndarray) -> tuple[float, ...]:
-    """Weights under which every class counts as much as any other, for `class_weights`.
+    """Returns `class_weights` under which all classes contribute equally to the loss.
 
     `examples / (classes * examples of the class)` (King and Zeng, 2001), as in scikit-learn.
 

@@ -1,4 +1,4 @@
-"""Forecasting: the next values of a series, scored in their own unit."""
+"""Forecasting the next values of a time series, with metrics in its original unit."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class Forecast(Task):
     targets: str = "y"  # name of the scaled values to forecast
 
     def loss_and_metrics(self, outputs: jax.Array, batch: Batch) -> dict[str, Mean]:
-        """`loss`, `rmse` and `mae`, each a mean over examples and targets."""
+        """Computes `loss`, `rmse` and `mae`, each a mean over examples and targets."""
         outputs = outputs.astype(jnp.float32)
         mask = jnp.broadcast_to(batch["mask"][:, None], outputs.shape)
         error = _in_own_unit(outputs, batch) - batch["value"]
@@ -39,20 +39,20 @@ class Forecast(Task):
         }
 
     def predict(self, model: nn.Module, state: TrainState, batch: Batch) -> jax.Array:
-        """The forecasts in the unit of the series, (batch, targets) float32."""
+        """Returns forecasts in the unit of the series, (batch, targets) float32."""
         outputs, _ = forward(
             model, state.params, state.collections, batch[self.inputs], train=False
         )
         return _in_own_unit(outputs.astype(jnp.float32), batch)
 
     def format_prediction(self, prediction: Any, names: Sequence[str]) -> dict[str, Json]:
-        """The forecast of each target, by its name, in the unit of the series."""
+        """Returns the forecast of each target by name, in the unit of the series."""
         if len(names) != len(prediction):
             return super().format_prediction(prediction, names)
         return {"prediction": dict(zip(names, map(to_json, prediction), strict=True))}
 
     def validate_batch(self, batch: Mapping[str, np.ndarray], outputs: Any, where: str) -> None:
-        """Also raises where the model does not give one number a target."""
+        """Also requires one output per target."""
         super().validate_batch(batch, outputs, where)
         shape = np.shape(batch[self.targets])
         if outputs.shape[1:] != shape[1:]:

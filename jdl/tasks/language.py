@@ -1,4 +1,4 @@
-"""Language modelling: the next token of a text."""
+"""Language modeling: predicting the next token of a text."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,16 +22,16 @@ from jdl.typing import Batch, Key, PyTree
 class LanguageModeling(Task):
     """Cross-entropy of each token given those before it.
 
-    A batch holds windows of tokens (batch, length + 1), int32, -1 where a window is padded: the
-    model reads all but the last and predicts all but the first. Its `__call__(tokens, train)` gives
-    logits (batch, length, vocabulary); with `targets` and `weights` (batch, length) it gives the
-    weighted sum of cross-entropies instead, so that it may do so without all logits in memory. A
-    model that takes `begins` also gets that array of the batch (`jdl.data.Streams`). Where the
-    batch has `segments` (batch, length + 1), the model gets them too, and no token is predicted
-    from another segment (`jdl.data.Documents`).
+    A batch holds windows of tokens (batch, length + 1), int32, padded with -1: the model reads all
+    but the last and predicts all but the first. Its `__call__(tokens, train)` returns logits
+    (batch, length, vocab); with `targets` and `weights` (batch, length) it returns the weighted sum
+    of cross-entropies instead, and need not hold all logits in memory. A model that takes `begins`
+    also receives that array of the batch (`jdl.data.Streams`). If the batch has `segments` (batch,
+    length + 1), the model receives them too, and no token is predicted from another segment
+    (`jdl.data.Documents`).
 
-    Metrics: `loss` in nats and `perplexity`, both over tokens; and where the batch says how many
-    `bytes` (batch,) the predicted tokens of each window stand for, `bits_per_byte`.
+    Metrics: `loss` in nats and `perplexity`, both over tokens; and `bits_per_byte` if the batch has
+    `bytes` (batch,), the byte count of each window's predicted tokens.
     """
 
     inputs: str = "tokens"  # name of the windows in a batch
@@ -41,8 +41,8 @@ class LanguageModeling(Task):
         """See `Task.init`.
 
         Raises:
-          UserError: the model is no language model, or carries a state from batch to batch where
-            the data is in no order, or would not tell documents in one window apart.
+          UserError: the model takes no `targets`, or no `segments` though the batch has them, or
+            carries a state from batch to batch though the data is not streamed.
         """
         if not takes_argument(model, "targets"):
             raise UserError(
@@ -90,7 +90,7 @@ class LanguageModeling(Task):
         return metrics, collections
 
     def predict(self, model: nn.Module, state: TrainState, batch: Batch) -> jax.Array:
-        """Probabilities of the token after each of the window's but the last, float32."""
+        """Returns probabilities of each next token, (batch, length, vocab) float32."""
         tokens = jnp.maximum(batch[self.inputs], 0)[:, :-1]
         logits, _ = forward(
             model, state.params, state.collections, tokens, train=False, segments=_segments(batch)
@@ -98,7 +98,7 @@ class LanguageModeling(Task):
         return jax.nn.softmax(logits.astype(jnp.float32))
 
     def validate_batch(self, batch: Mapping[str, np.ndarray], outputs: Any, where: str) -> None:
-        """Also raises for tokens that the model does not know."""
+        """Also requires token ids within the model's vocabulary."""
         super().validate_batch(batch, outputs, where)
         tokens = np.asarray(batch[self.inputs])
         check_windows(tokens, outputs.shape[-1], f"{where}: {self.inputs!r}", least=-1)
@@ -115,5 +115,5 @@ def check_windows(tokens: np.ndarray, vocab_size: int, where: str, least: int = 
 
 
 def _segments(batch: Batch) -> jax.Array | None:
-    """Those of the tokens that the model reads, where the batch has any."""
+    """Returns the segments of the input tokens, (batch, length), or None."""
     return batch["segments"][:, :-1] if "segments" in batch else None

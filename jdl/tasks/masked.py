@@ -1,4 +1,4 @@
-"""Masked language modelling: tokens that were hidden, from those on both sides."""
+"""Masked language modeling: predicting masked tokens from both sides."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,25 +21,24 @@ from jdl.typing import Batch, Json, Key, PyTree
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedLanguageModeling(Task):
-    """Cross-entropy of hidden tokens given all others (Devlin et al., 2019).
+    """Cross-entropy of masked tokens given all others (Devlin et al., 2019).
 
-    `jdl.data.MaskTokens` hides them: it leaves `tokens` (batch, length) as the model is to read
-    them, and gives `mlm_positions`, `targets` (batch, n) int32 and `weights` (batch, n). The
-    model's `__call__(tokens, mlm_positions=...)` gives logits (batch, n, vocab); with `targets`
-    and `weights`, the weighted sum of their cross-entropies, so that it may do so without all
-    logits in memory.
+    `jdl.data.MaskTokens` masks `tokens` (batch, length) and adds `mlm_positions`, `targets`
+    (batch, n) int32 and `weights` (batch, n). The model's `__call__(tokens, mlm_positions=...)`
+    returns logits (batch, n, vocab); with `targets` and `weights`, the weighted sum of their
+    cross-entropies, and need not hold all logits in memory.
 
-    Metrics: `loss` in nats and `perplexity` over hidden tokens, and outside training `accuracy`.
+    Metrics: `loss` in nats and `perplexity` over masked tokens, and in evaluation `accuracy`.
     """
 
     inputs: str = "tokens"  # name of the texts in a batch
-    targets: str = "tokens"  # the same: some are hidden
+    targets: str = "tokens"  # the same: some are masked
 
     def init(self, model: nn.Module, key: Key, batch: Batch) -> dict[str, PyTree]:
         """See `Task.init`.
 
         Raises:
-          UserError: no token is hidden, or the model cannot say what stands at a place.
+          UserError: no token is masked, or the model takes no `mlm_positions`.
         """
         if "mlm_positions" not in batch:
             raise UserError(
@@ -63,7 +62,7 @@ class MaskedLanguageModeling(Task):
         train: bool,
         key: Key | None = None,
     ) -> tuple[dict[str, Mean], dict[str, PyTree]]:
-        """See `Task.batch_metrics`; the weight of `loss` is the number of hidden tokens."""
+        """See `Task.batch_metrics`; the weight of `loss` is the number of masked tokens."""
         weights, targets = batch["weights"] * batch["mask"][:, None], batch["targets"]
         positions, count = batch["mlm_positions"], weights.sum()
         inputs = (model, params, state.collections, batch[self.inputs])
@@ -79,18 +78,18 @@ class MaskedLanguageModeling(Task):
         return {**_metrics((losses * weights).sum(), count), "accuracy": accuracy}, collections
 
     def predict(self, model: nn.Module, state: TrainState, batch: Batch) -> jax.Array:
-        """Probabilities of the tokens at the hidden places, (batch, n, vocabulary) float32."""
+        """Returns token probabilities at the masked positions, (batch, n, vocab) float32."""
         inputs = (model, state.params, state.collections, batch[self.inputs])
         logits, _ = forward(*inputs, mlm_positions=batch["mlm_positions"], train=False)
         return jax.nn.softmax(logits.astype(jnp.float32))
 
     def format_prediction(self, prediction: Any, names: Sequence[str]) -> dict[str, Json]:
-        """The likeliest token at each place."""
+        """Returns the most probable token at each masked position."""
         del names
         return {"prediction": np.argmax(prediction, -1).tolist()}
 
     def validate_batch(self, batch: Mapping[str, np.ndarray], outputs: Any, where: str) -> None:
-        """Also raises for tokens that the model does not know."""
+        """Also requires token ids within the model's vocabulary."""
         super().validate_batch(batch, outputs, where)
         tokens = np.asarray(batch[self.inputs])
         check_windows(tokens, outputs.shape[-1], f"{where}: {self.inputs!r}")

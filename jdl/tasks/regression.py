@@ -1,4 +1,4 @@
-"""Regression: real numbers per example."""
+"""Regression: one or more real values per example."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class Regression(Task):
     """
 
     def loss_and_metrics(self, outputs: jax.Array, batch: Batch) -> dict[str, Mean]:
-        """`loss`, `rmse` and `mae`; the weight of `loss` is the number of target elements."""
+        """Computes `loss`, `rmse` and `mae`; their weight is the number of target elements."""
         targets = batch[self.targets].astype(jnp.float32)
         error = outputs.astype(jnp.float32).reshape(targets.shape) - targets
         mask = batch["mask"].reshape((-1,) + (1,) * (targets.ndim - 1))
@@ -38,12 +38,12 @@ class Regression(Task):
         }
 
     def predict(self, model: nn.Module, state: TrainState, batch: Batch) -> jax.Array:
-        """The model's output in float32, with the shape that the model gives it."""
+        """Returns the model's output in float32, its shape unchanged."""
         output, _ = forward(model, state.params, state.collections, batch[self.inputs], train=False)
         return output.astype(jnp.float32)
 
     def validate_batch(self, batch: Mapping[str, np.ndarray], outputs: Any, where: str) -> None:
-        """Also raises where outputs and targets differ in shape."""
+        """Also requires outputs that fit the targets' shape."""
         super().validate_batch(batch, outputs, where)
         shape = np.shape(batch[self.targets])[1:]
         if outputs.shape[1:] not in (shape, (*shape, 1)):

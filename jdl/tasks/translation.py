@@ -1,4 +1,4 @@
-"""Translation: one sequence of tokens from another."""
+"""Translation: predicting a target sequence from a source sequence."""
 
 import functools
 import importlib.util
@@ -27,25 +27,25 @@ from jdl.typing import Batch, Key, PyTree
 class Translation(Task):
     """Cross-entropy of each token of a target, given the source and the tokens before it.
 
-    A batch holds sources (batch, keys) and targets (batch, length + 1), int32 and padded with 0
-    behind, as `jdl.data.Pairs` makes them: the model reads all of a target but the last token and
-    predicts all but the first. Its `__call__(source, tokens, targets, weights, smoothing, train)`
-    gives the weighted sum of cross-entropies, without `targets` logits (batch, length, vocabulary);
-    with `encode` and `decode` it writes, as `jdl.models.EncoderDecoder` does.
+    A batch holds sources (batch, keys) and targets (batch, length + 1), int32, right-padded with 0,
+    as in `jdl.data.Pairs`: the model reads all of a target but the last token and predicts all but
+    the first. Its `__call__(source, tokens, targets, weights, smoothing, train)` returns the
+    weighted sum of cross-entropies, without `targets` logits (batch, length, vocab). Prediction
+    calls its methods `encode` and `decode`, as `jdl.models.EncoderDecoder` has them.
 
-    Metrics over tokens, of which padding is none: `loss` in nats, which training minimizes, with
-    `label_smoothing`; and, outside training, `nll` in nats, its value without smoothing,
-    `perplexity`, and `accuracy` as a fraction. Of the splits in `bleu`, where the data has a
-    tokenizer, also SacreBLEU from 0 to 100 (Post, 2018).
+    Metrics over tokens without padding: `loss` in nats, which training minimizes, with
+    `label_smoothing`; and in evaluation `nll` in nats, its value without smoothing, `perplexity`,
+    and `accuracy` as a fraction. For the splits in `bleu`, if the data has a tokenizer, also
+    SacreBLEU from 0 to 100 (Post, 2018).
     """
 
     inputs: str = "source"  # name of the sources in a batch
-    targets: str = "target"  # name of what they are translated to
-    label_smoothing: float = 0.1  # share of the target spread over all tokens (Szegedy, 2016)
-    max_extra_tokens: int = 50  # tokens that a translation may have more than its source
-    num_beams: int = 1  # beginnings that are kept as a translation is searched for; 1: greedy
-    alpha: float = 0.6  # power of the length penalty where there are several (Wu et al., 2016)
-    bleu: tuple[str, ...] = ("test",)  # splits that are translated and scored by BLEU
+    targets: str = "target"  # name of the translations
+    label_smoothing: float = 0.1  # probability spread over all tokens (Szegedy, 2016)
+    max_extra_tokens: int = 50  # maximum tokens beyond the source's length
+    num_beams: int = 1  # beams of the search; 1: greedy
+    alpha: float = 0.6  # exponent of beam search's length penalty (Wu et al., 2016)
+    bleu: tuple[str, ...] = ("test",)  # splits to translate and score by BLEU
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
@@ -81,8 +81,8 @@ class Translation(Task):
         logits, collections = call(train=False)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
         nll = Mean.of(losses, weights)
-        # A smoothed target costs its own logit less the mean of all, times the smoothing, more
-        # (Szegedy et al., 2016, section 7).
+        # Label smoothing adds smoothing * (target logit - mean logit) to the cross-entropy (Szegedy
+        # et al., 2016, section 7).
         own = jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
         losses += self.label_smoothing * (own - logits.mean(-1))
         right = (logits.argmax(-1) == targets).astype(jnp.float32)
@@ -94,7 +94,7 @@ class Translation(Task):
         }, collections
 
     def predict(self, model: nn.Module, state: TrainState, batch: Batch) -> jax.Array:
-        """Translations (batch, longest) int32, filled up with `<eos>`."""
+        """Returns translations (batch, longest) int32, padded with `<eos>`."""
         source = batch[self.inputs]
         longest = source.shape[1] + self.max_extra_tokens
         longest = min(longest, getattr(model, "max_position_embeddings", longest))
@@ -103,12 +103,12 @@ class Translation(Task):
             model, variables, source, longest, bos_token_id=BOS, eos_token_id=EOS,
             suppress_tokens=(PAD, BOS, MASK), num_beams=self.num_beams, alpha=self.alpha,
         )  # fmt: skip
-        # Padding of the source must not let a translation that does not end be longer.
+        # The limit ignores source padding, which must not lengthen a translation.
         limits = (source != PAD).sum(1, keepdims=True) + self.max_extra_tokens
         return jnp.where(jnp.arange(longest) < limits, found, EOS)
 
     def has_host_metrics(self, split: str, data: Data) -> bool:
-        """Whether BLEU is asked for, of data that has a tokenizer.
+        """Whether the split is in `bleu` and the data has a tokenizer.
 
         Raises:
           UserError: `sacrebleu` is not installed.
@@ -125,14 +125,14 @@ class Translation(Task):
     def compute_metrics(
         self, prediction: Any, batch: Mapping[str, np.ndarray], data: Data
     ) -> HostMetrics:
-        """`bleu`, with the signature of SacreBLEU; the lines are the translations."""
+        """Computes `bleu`, with SacreBLEU's signature; the lines are the translations."""
         tokenizer = data.tokenizer()
         lines = texts(prediction, tokenizer)
         bleu, signature = corpus_bleu(lines, texts(batch[self.targets], tokenizer))
         return HostMetrics({"bleu": bleu}, {"bleu": signature}, lines)
 
     def validate_batch(self, batch: Mapping[str, np.ndarray], outputs: Any, where: str) -> None:
-        """Also raises where sources or targets are no sequences of tokens."""
+        """Also requires sources and targets to be token sequences that are not empty."""
         super().validate_batch(batch, outputs, where)
         for name in (self.inputs, self.targets):
             tokens = np.asarray(batch[name])
@@ -147,14 +147,14 @@ class Translation(Task):
 
 
 def texts(tokens: np.ndarray, tokenizer: Tokenizer) -> list[str]:
-    """The text of each row of tokens (rows, length), special ones left out."""
+    """Decodes each row of tokens (rows, length), without special tokens."""
     return [tokenizer.decode(row) for row in np.asarray(tokens).tolist()]
 
 
 def corpus_bleu(found: Sequence[str], expected: Sequence[str]) -> tuple[float, str]:
-    """BLEU from 0 to 100 (Papineni et al., 2002) and its signature, by SacreBLEU's defaults.
+    """Computes BLEU from 0 to 100 (Papineni et al., 2002) and its signature by SacreBLEU.
 
-    That is: cased and detokenised texts, which it splits into words as `13a` does.
+    Uses SacreBLEU's defaults: cased, detokenized texts, split into words by `13a`.
 
     Args:
       found: translations, as text.
