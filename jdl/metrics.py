@@ -131,3 +131,9 @@ def merge(parts: Iterable[Metrics]) -> Metrics:
 def compute(metrics: Metrics) -> dict[str, float]:
     """Computes the values of `metrics`, without those whose count is 0."""
     return {name: metric.compute() for name, metric in metrics.items() if metric.count > 0}
+
+
+def without_duplicates(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns metrics for display: without `nll` if it equals `loss`, as without smoothing."""
+    same = values.get("nll") == values.get("loss")
+    return {name: value for name, value in values.items() if not (same and name == "nll")}

@@ -59,7 +59,7 @@ def update(
 
     Args:
       program: what to compute.
-      state: the state before.
+      state: the state before the step.
       batch: arrays (batch, ...); under `axis_name` the rows of this device.
       axis_name: the mapped axis over devices, under `pmap`.
 
@@ -91,26 +91,18 @@ def update(
     value = loss.total / jnp.maximum(loss.count, 1)
 
     def step() -> tuple[PyTree, PyTree, PyTree]:
-        updates, opt_state = program.optimizer.update(
-            gradients,
-            state.opt_state,
-            state.params,
-            value=value,  # for ReduceOnPlateau
-        )
+        given = (gradients, state.opt_state, state.params)
+        updates, opt_state = program.optimizer.update(*given, value=value)
         return optax.apply_updates(state.params, updates), collections, opt_state
-
-    def skip() -> tuple[PyTree, PyTree, PyTree]:
-        return state.params, state.collections, state.opt_state
 
     # A batch without examples has a zero gradient; momentum and decay would still move parameters.
     has_examples = jnp.stack([jnp.any(leaf > 0) for leaf in jax.tree.leaves(weight)]).any()
-    params, collections, opt_state = jax.lax.cond(finite & has_examples, step, skip)
+    before = (state.params, state.collections, state.opt_state)
+    params, collections, opt_state = jax.lax.cond(finite & has_examples, step, lambda: before)
     metrics = jax.tree.map(lambda leaf: jnp.where(finite, leaf, 0), dict(metrics))
     metrics["skipped"] = Mean(1.0 - finite, jnp.ones(()))
-    state = dataclasses.replace(
-        state, step=state.step + 1, params=params, collections=collections, opt_state=opt_state
-    )
-    return state, metrics
+    new = {"params": params, "collections": collections, "opt_state": opt_state}
+    return dataclasses.replace(state, step=state.step + 1, **new), metrics
 
 
 def evaluate(

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from jdl.cli.arguments import ExperimentName, Overrides
 from jdl.errors import UserError
+from jdl.metrics import without_duplicates
 
 
 def train(
@@ -79,7 +80,8 @@ def print_result(run: Any, workdir: Path) -> None:
 
 
 def _score_line(split: str, metrics: Mapping[str, float]) -> str:
-    return f"{split:<10} " + "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+    shown = without_duplicates(metrics)
+    return f"{split:<10} " + "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
 
 
 def dated(path: Path) -> Path:

@@ -55,10 +55,9 @@ def beam_search(
     live = jnp.full((rows, num_beams), -jnp.inf).at[:, 0].set(0.0)
     padding = 0 if eos_token_id is None else eos_token_id
     tokens = jnp.full((rows, num_beams, max_new_tokens), padding, jnp.int32)
-    start = _Beams(
-        jnp.int32(0), tokens, live, jnp.repeat(first.astype(jnp.int32)[:, None], num_beams, 1),
-        tokens[:, 0], jnp.full(rows, -jnp.inf), repeat(cache, axes, num_beams),
-    )  # fmt: skip
+    last = jnp.repeat(first.astype(jnp.int32)[:, None], num_beams, 1)
+    beams, score = repeat(cache, axes, num_beams), jnp.full(rows, -jnp.inf)
+    start = _Beams(jnp.int32(0), tokens, live, last, tokens[:, 0], score, beams)
 
     def unfinished(state: _Beams) -> Any:
         # Log-probabilities only fall, and the longest sequence has the largest penalty.

@@ -10,6 +10,7 @@ import jax
 
 from jdl.errors import UserError
 from jdl.hooks.base import Callback, Hook
+from jdl.metrics import without_duplicates
 from jdl.typing import Event, RunContext
 
 
@@ -71,9 +72,7 @@ class _Progress(Callback):
 def line(row: Mapping[str, Any], steps: int) -> str:
     """Formats a row of `metrics.jsonl`: step, metrics, speed, time left and compile time."""
     timing = row["timing"]
-    metrics = dict(row["metrics"])
-    if metrics.get("nll") == metrics.get("loss"):  # they differ by smoothing and class weights only
-        metrics.pop("nll", None)
+    metrics = without_duplicates(row["metrics"])
     scores = " ".join(f"{name} {value:.4f}" for name, value in metrics.items())
     text = f"step {row['step']}/{steps}  {row['split']} {scores}"
     if row["split"] == "train" and "steps_per_second" in timing:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from jdl.metrics import without_duplicates
 from jdl.report.baselines import Baseline
 
 Points = list[tuple[int, float]]
@@ -25,8 +26,7 @@ def curves(
         lines = {split: points(rows, split, name) for split in splits}
         named = {s: ([x for x, _ in line], [y for _, y in line]) for s, line in lines.items()}
         found[name] = {split: line for split, line in named.items() if line[0]}
-    if found.get("nll") == found.get("loss"):  # they differ by smoothing and class weights only
-        found.pop("nll", None)
+    found = without_duplicates(found)
     return {name: lines for name, lines in found.items() if lines and name != "skipped"}
 
 
