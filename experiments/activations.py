@@ -1,4 +1,4 @@
-"""A network of four hidden layers on MNIST, to compare activations in one picture.
+"""MLP with four hidden layers on MNIST: a comparison of activations.
 
     for name in relu sigmoid tanh gelu; do
         TFDS_DATA_DIR=DIR jdl train activations --model.activation flax.linen.$name \\

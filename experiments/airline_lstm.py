@@ -1,11 +1,11 @@
-"""An LSTM forecasts next month's airline passengers from the last twelve months'.
+"""LSTM that forecasts next month's airline passengers from the last twelve months.
 
     jdl train airline_lstm --data.path airline-passengers.csv
 
-Logarithms of the counts, each less that of a year before: without either, a recurrent network does
-worse than repeating the last month. Ten epochs were best on validation months. On the last third
-the month before repeated has an RMSE of 50.26 thousand, AR(12) by least squares 20.11, which this
-does not beat.
+The inputs are logarithms of the counts minus those of the year before; without either transform a
+recurrent network does worse than repeating the last month. Ten epochs were best on validation
+months. On the last third, repeating the last month has an RMSE of 50.26 thousand, and AR(12) by
+least squares 20.11, which this does not beat.
 
 Expect: test rmse 21.5321 (3 seeds, max 22.3742), 4.2 s, 2 cores of an AMD EPYC
 """

@@ -1,8 +1,8 @@
-"""The network of `cats_vs_dogs_cnn`, every photograph turned, moved, sheared and zoomed at random.
+"""The CNN of `cats_vs_dogs_cnn` with random rotations, shifts, shears and zooms.
 
     TFDS_DATA_DIR=DIR jdl train cats_vs_dogs_augmented
 
-The seven options that introductions give Keras' `ImageDataGenerator`, inside the compiled step.
+The seven usual options of Keras' `ImageDataGenerator`, inside the compiled step.
 
 Expect: test accuracy 0.8263 (1 seed, min 0.8263), 2981 s, 2 busy cores of an AMD EPYC
 """

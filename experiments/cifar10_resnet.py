@@ -1,10 +1,10 @@
-"""A small residual network on CIFAR-10: ResNet-8, padded crops and mirror images.
+"""ResNet-8 on CIFAR-10, with padded random crops and horizontal flips.
 
     jdl prepare cifar10
     TFDS_DATA_DIR=DIR jdl train cifar10_resnet --seeds 3
 
-He et al. (2016, section 4.2), with momentum, weight decay and a cosine schedule. Not run on the set
-itself, which was not at hand; the tests train it on a stand-in of its shape.
+He et al. (2016, section 4.2), with momentum, weight decay and a cosine schedule. Not run on
+CIFAR-10 itself; the tests train it on synthetic data of the same shape.
 """
 
 from jdl import Experiment

@@ -1,11 +1,11 @@
-"""A small vision transformer on CIFAR-10: patches of 4x4 pixels, RandAugment, label smoothing.
+"""Small vision transformer on CIFAR-10: 4x4 patches, RandAugment, label smoothing.
 
     jdl prepare cifar10
     TFDS_DATA_DIR=DIR jdl train cifar10_vit --seeds 3
 
-From scratch a transformer needs more augmentation and patience than a convolutional network
-(Touvron et al., 2021). Not run on the set itself, which was not at hand; the tests train it on a
-stand-in of its shape.
+From scratch a transformer needs more augmentation and epochs than a convolutional network
+(Touvron et al., 2021). Not run on CIFAR-10 itself; the tests train it on synthetic data of the
+same shape.
 """
 
 from jdl import Experiment

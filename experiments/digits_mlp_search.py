@@ -1,9 +1,9 @@
-"""An MLP on scikit-learn's digits with much that may vary: a search that takes a minute.
+"""Hyperparameter search for an MLP on scikit-learn's digits; takes a minute.
 
     jdl tune digits_mlp_search --trials 30
 
-Five passes over four fifths of the training images; what is held out judges by its loss, which
-tells apart what the accuracy of 287 images does not: add `--metric validation.loss`.
+Five epochs on four fifths of the training images. Accuracy on the 287 held-out images is too
+coarse to rank trials; for a finer metric add `--metric validation.loss`.
 `python -m benchmarks.samplers` compares samplers on it.
 """
 

@@ -1,9 +1,9 @@
-"""The network of `mnist_cnn` on Fashion-MNIST (Xiao et al., 2017).
+"""The CNN of `mnist_cnn` on Fashion-MNIST (Xiao et al., 2017).
 
     jdl prepare fashion_mnist
     TFDS_DATA_DIR=DIR jdl train fashion_mnist_cnn --seeds 3
 
-Not run on the set itself, which was not at hand; the tests train it on a stand-in of its shape.
+Not run on Fashion-MNIST itself; the tests train it on synthetic data of the same shape.
 """
 
 import dataclasses

@@ -1,9 +1,9 @@
-"""ResNet-50 on ImageNet: the recipe of Goyal et al. (2017), with a cosine and label smoothing.
+"""ResNet-50 on ImageNet: the recipe of Goyal et al. (2017), with cosine decay and label smoothing.
 
     TFDS_DATA_DIR=DIR jdl train imagenet_resnet50
 
-A learning rate of 0.1 for each 256 images of a batch, warmed up over five of 90 epochs; images at
-224x224, mirrored and shifted. It has not been run: the images must be fetched by hand from
+A learning rate of 0.1 per 256 images of a batch, warmed up over five of 90 epochs; 224x224 images,
+flipped and shifted. Not run yet: the images must be downloaded by hand from
 https://image-net.org and prepared with `tfds build imagenet2012 --file_format=array_record`.
 """
 

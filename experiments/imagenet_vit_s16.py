@@ -1,10 +1,10 @@
-"""ViT-S/16 on ImageNet, after the plain recipe of Beyer et al. (2022).
+"""ViT-S/16 on ImageNet, with the plain recipe of Beyer et al. (2022).
 
     TFDS_DATA_DIR=DIR jdl train imagenet_vit_s16
 
-AdamW at 1e-3 for batches of 1,024, warmed up for 10,000 steps, 90 epochs, the mean over patches
-classified; a decay of 0.1 is their 1e-4, which no rate multiplies. Images are shifted rather than
-cropped, and not mixed. It has not been run: the images must be fetched by hand from
+AdamW at 1e-3 for batches of 1,024, warmed up for 10,000 steps, 90 epochs, mean pooling over
+patches. A decay of 0.1 equals their 1e-4, which is not multiplied by the learning rate. Images are
+shifted rather than cropped, without mixup. Not run yet: the images must be downloaded by hand from
 https://image-net.org and prepared with `tfds build imagenet2012 --file_format=array_record`.
 """
 

@@ -1,8 +1,8 @@
-"""The mean of word embeddings on IMDb reviews, without the order of the words: fastText.
+"""fastText on IMDb reviews: the mean of word embeddings, without word order.
 
     TFDS_DATA_DIR=DIR jdl train imdb_bag_of_words --seeds 3
 
-Joulin et al. (2017). The baseline of the recurrent networks, on the last 400 words of each review.
+Joulin et al. (2017). The baseline for the recurrent networks, on the last 400 words of each review.
 
 Expect: test accuracy 0.8816 (3 seeds, min 0.8792), 11.5 s, 2 busy cores of an AMD EPYC
 """

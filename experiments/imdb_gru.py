@@ -1,4 +1,4 @@
-"""The network of `imdb_lstm` with a gated recurrent unit (Cho et al., 2014) in place of the LSTM.
+"""GRU on IMDb reviews (Cho et al., 2014): `imdb_lstm` with another recurrent cell.
 
     TFDS_DATA_DIR=DIR jdl train imdb_gru
 

@@ -26,7 +26,7 @@ experiment = Experiment(
         Checkpoint(),
         EarlyStopping(metric="validation.accuracy", patience=2),
     ),
-    # On CPUs the small products of each time step are faster without YNNPACK.
+    # On CPUs the small matmuls of each time step are faster without YNNPACK.
     compiler_options=(("xla_cpu_experimental_ynn_fusion_type", "LIBRARY_FUSION_TYPE_REDUCE"),),
     epochs=6,
     batch_size=128,

@@ -1,9 +1,9 @@
-"""A small BERT learns to tell hidden words of IMDb reviews, before `imdb_bert` judges them.
+"""Masked-language-model pretraining of a small BERT on IMDb reviews, for `imdb_bert`.
 
     TFDS_DATA_DIR=DIR jdl train imdb_mlm --workdir runs/imdb_mlm
 
-Devlin et al. (2019): of each review's last 127 tokens, 15 % are hidden, drawn anew in every epoch.
-8,192 pieces by byte-pair encoding, learned from the training text; 4 layers, 4 heads, width 128.
+Devlin et al. (2019): of each review's last 127 tokens, 15 % are masked, drawn anew in every epoch.
+A byte-pair vocabulary of 8,192, learned from the training text; 4 layers, 4 heads, width 128.
 
 Expect: test loss 6.0650 (1 seed, max 6.0650), 1379 s, 2 busy cores of an AMD EPYC
 """

@@ -1,4 +1,4 @@
-"""CNN on 100 images of the digits 5 to 9, from scratch: what `mnist_transfer` is compared with.
+"""CNN on 100 images of the digits 5 to 9, from scratch: the baseline of `mnist_transfer`.
 
 TFDS_DATA_DIR=DIR jdl train mnist_few_digits --seeds 3
 

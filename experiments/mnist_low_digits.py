@@ -1,4 +1,4 @@
-"""CNN on the digits 0 to 4 of MNIST, moved at random: what `mnist_transfer` begins with.
+"""CNN on the digits 0 to 4 of MNIST, with random shifts: pretraining for `mnist_transfer`.
 
 TFDS_DATA_DIR=DIR jdl train mnist_low_digits --workdir runs/mnist_low_digits
 

@@ -1,4 +1,4 @@
-"""The network of `mnist_mlp` with half of its hidden units dropped in training.
+"""The MLP of `mnist_mlp` with dropout of 0.5 on the hidden units.
 
     TFDS_DATA_DIR=DIR jdl train mnist_mlp_dropout --seeds 5
 

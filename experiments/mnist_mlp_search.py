@@ -1,8 +1,8 @@
-"""The best units and learning rate of an MLP on MNIST, found by five trials at random.
+"""Random search for the units and learning rate of an MLP on MNIST, in five trials.
 
     TFDS_DATA_DIR=DIR jdl tune mnist_mlp_search --sampler random --trials 5
 
-The search of most introductions to Keras Tuner: 32 to 512 units, three rates, a fifth of the
+The search of most introductions to Keras Tuner: 32 to 512 units, three rates; a fifth of the
 training images held out for validation. `--sampler grid` tries all 48 points.
 
 Found: validation accuracy 0.9768, with 320 units and a rate of 1e-3; 86 s, 2 cores of an AMD EPYC.

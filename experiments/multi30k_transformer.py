@@ -1,17 +1,17 @@
-"""Transformer that translates captions of photographs from English to German, on Multi30k.
+"""Transformer for English-German translation of image captions, on Multi30k.
 
     TFDS_DATA_DIR=DIR jdl train multi30k_transformer
 
-The transformer of Vaswani et al. (2017) in the tiny size that Wu et al. (2021) give it for these
-29,000 pairs; normed before each part, and with a cosine. Data: Elliott et al. (2016), task 1; test
-is test_2016_flickr. One vocabulary of 8,192 pieces serves both languages. BLEU is SacreBLEU's, on
-cased and detokenised text: `result.json` holds its signature
-(nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:2.6.0), `predictions.test.txt` what was
-translated.
+The transformer of Vaswani et al. (2017) in the tiny size of Wu et al. (2021) for these 29,000
+pairs, with pre-normalization and a cosine schedule. Data: Elliott et al. (2016), task 1; the test
+split is test_2016_flickr. Both languages share a vocabulary of 8,192 subwords. BLEU is SacreBLEU's,
+on cased and detokenized text: `result.json` holds its signature
+(nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:2.6.0), `predictions.test.txt` the
+translations.
 
     jdl translate DIR --text "A brown dog is running through the snow."
 
-gives, of the run with seed 0, "Ein brauner Hund rennt durch den Schnee."
+prints, for the run with seed 0, "Ein brauner Hund rennt durch den Schnee."
 
 Expect: test bleu 37.4213 (1 seed, min 37.4213), 3288 s, 2 busy cores of an AMD EPYC
 """

@@ -1,4 +1,4 @@
-"""The network of `mnist_mlp`, to compare optimizers in one picture.
+"""The MLP of `mnist_mlp`: a comparison of optimizers.
 
     for name in sgd rmsprop adagrad adam; do
         TFDS_DATA_DIR=DIR jdl train optimizers --optimizer $name --seeds 3 \\
@@ -8,7 +8,7 @@
         --seeds 3 --workdir runs/optimizers/momentum
     jdl compare runs/optimizers/* --out runs/optimizers
 
-Each at its own default learning rate. `--batch-size 54000` makes gradient descent of mini-batches.
+Each uses its default learning rate. `--batch-size 54000` gives full-batch gradient descent.
 
 Test accuracy of three seeds, mean and minimum: sgd 0.9251 / 0.9236, momentum 0.9695 / 0.9677,
 adagrad 0.9416 / 0.9391, rmsprop 0.9714 / 0.9700, adam 0.9732 / 0.9723.

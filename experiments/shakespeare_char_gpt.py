@@ -2,12 +2,12 @@
 
     TFDS_DATA_DIR=DIR jdl train shakespeare_char_gpt
 
-4 layers, 4 heads, width 128, 64 characters of context, batches of 12. Validation is the last tenth
-of the text, every character scored once.
+4 layers, 4 heads, width 128, 64 characters of context, batches of 12. The validation split is the
+last tenth of the text, with every character scored once.
 
     jdl generate DIR --prompt "ROMEO:" --max-new-tokens 300 --temperature 0.8 --seed 0
 
-gives, of the run with seed 0:
+prints, for the run with seed 0:
 
     ROMEO:
     What the Calll thy causerlan anjuleces,

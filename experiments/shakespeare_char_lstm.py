@@ -1,10 +1,10 @@
-"""LSTM on Shakespeare, character by character, its state carried from batch to batch.
+"""LSTM on Shakespeare, character by character, with the state carried from batch to batch.
 
     TFDS_DATA_DIR=DIR jdl train shakespeare_char_lstm
 
-Two layers of 256, dropout on what is not recurrent (Zaremba et al., 2014); the text in 32 streams,
-the gradient cut every 64 characters. Validation is the text of `shakespeare_char_gpt`'s, scored in
-windows of 1,024 characters.
+Two layers of 256, dropout on non-recurrent connections (Zaremba et al., 2014); 32 streams of text,
+backpropagation truncated at 64 characters. The validation text is that of `shakespeare_char_gpt`,
+scored in windows of 1,024 characters.
 """
 
 from jdl import Experiment

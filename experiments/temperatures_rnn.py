@@ -1,10 +1,10 @@
-"""Two simple recurrent layers forecast tomorrow's lowest temperature from the last 20 days'.
+"""Simple RNN that forecasts tomorrow's minimum temperature from the last 20 days.
 
     jdl train temperatures_rnn --data.path daily-min-temperatures.csv
 
-SimpleRNN(50) twice, then Dense(1), mean squared error: the recurrent network of many introductions,
-on ten years of Melbourne; the last fifth is the test. There, the day before repeated has
-an RMSE of 2.484 degrees, AR(20) by least squares 2.208 (`jdl.report.baselines`).
+SimpleRNN(50) twice, then Dense(1), with mean squared error: the recurrent network of many
+introductions, on ten years of Melbourne. On the last fifth, the test split, repeating the last day
+has an RMSE of 2.484 degrees, AR(20) by least squares 2.208 (`jdl.report.baselines`).
 
 Expect: test rmse 2.2220 (3 seeds, max 2.2392), 11.3 s, 2 cores of an AMD EPYC
 """

@@ -34,9 +34,9 @@ class ExperimentFile:
 
 
 def load(name: str | Path) -> ExperimentFile:
-    """Reads an experiment.
+    """Loads an experiment file.
 
-    The file is run as any Python script; while it loads, its own folder is importable.
+    Executes the file as a Python script, with its own folder on the import path.
 
     Args:
       name: a path; or the name of a file in `experiments/` of the working directory, or else of
@@ -74,7 +74,7 @@ def load(name: str | Path) -> ExperimentFile:
 
 
 def find(name: str | Path) -> Path:
-    """The file of an experiment; see `load`."""
+    """Finds the file of an experiment; see `load`."""
     path = Path(name)
     if path.suffix == ".py" or len(path.parts) > 1:
         if path.is_file():
@@ -91,7 +91,7 @@ def find(name: str | Path) -> Path:
 def available() -> dict[str, Path]:
     """Experiments by name: those of the working directory, then those of the package."""
     package = Path(__file__).parents[1]
-    # A wheel holds the files inside the package, a checkout beside it.
+    # A wheel contains the files inside the package; a checkout has them next to it.
     shipped = package / "experiments"
     shipped = shipped if shipped.is_dir() else package.parent / "experiments"
     found: dict[str, Path] = {}
@@ -122,7 +122,7 @@ EXPECT = re.compile(
 
 
 def documentation(path: Path) -> str:
-    """The docstring of an experiment file, read without running it."""
+    """Reads the docstring of an experiment file without executing it."""
     try:
         return ast.get_docstring(ast.parse(path.read_text())) or ""
     except SyntaxError as error:
@@ -146,9 +146,9 @@ def expectation(path: Path) -> Expectation | None:
 
 @contextlib.contextmanager
 def _importable(folder: Path, identity: str) -> Iterator[list[Path]]:
-    """Makes a folder importable and lists what was imported from it.
+    """Makes a folder importable and lists the files imported from it.
 
-    The modules are renamed afterwards, since another folder may hold files of the same names.
+    Renames the modules afterwards, since another folder may have files of the same names.
     """
     folder = folder.resolve()
     before, imported, done = set(sys.modules), [], False

@@ -1,4 +1,4 @@
-"""The fields of an experiment for `--help`."""
+"""Describes the fields of an experiment for `--help`."""
 
 import ast
 import dataclasses
@@ -12,7 +12,7 @@ from jdl.config.overrides import choices, describe, flatten, paths
 
 
 def field_lines(config: Any) -> Iterator[str]:
-    """A line for each settable path: flag, type, current value; below it the meaning."""
+    """Yields flag, type and current value of each settable path, then its description."""
     for path, (annotation, value) in paths(config).items():
         if value is None or not isinstance(value, (tuple, dict)):
             shown = next(iter(flatten(value, "_").values())) if value is not None else None
@@ -27,7 +27,7 @@ def field_lines(config: Any) -> Iterator[str]:
 
 
 def field_doc(kind: type, name: str) -> str:
-    """The string below a field in the class's source, or the comment at the end of its line."""
+    """The docstring below a field in the class's source, or its trailing comment."""
     for cls in kind.__mro__:
         if name not in vars(cls).get("__annotations__", {}):
             continue

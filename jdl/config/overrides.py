@@ -21,16 +21,15 @@ T = TypeVar("T")
 
 
 def override(config: T, changes: Mapping[str, Any]) -> T:
-    """A copy of `config` with some of its nested fields replaced.
+    """Returns a copy of `config` with nested fields replaced.
 
-    A path is made of field names, and of indices into tuples: `model.widths.0`. A value is a
-    Python value, or the text that the command line would be given. A field that holds one of
-    our dataclasses also takes a class by name, `{"optimizer": "sgd"}`: it starts from that class's
-    defaults, and a field that has none keeps its old value. Names are set before the fields below
-    them; `-` and `_` are alike.
+    A path consists of field names and tuple indices: `model.widths.0`. A value is a Python value
+    or text as on the command line. A field that holds one of jdl's dataclasses also takes a class
+    by name, `{"optimizer": "sgd"}`: it starts from that class's defaults, and a field without one
+    keeps its old value. Names are set before the fields below them; `-` and `_` are equivalent.
 
     Raises:
-      UserError: no such path, or a value of the wrong type or out of range.
+      UserError: a path does not exist, or a value has the wrong type or is out of range.
     """
     named = {tuple(path.replace("-", "_").split(".")): value for path, value in changes.items()}
     return _changed(config, named, "")
@@ -56,7 +55,7 @@ def flatten(config: Any, path: str = "") -> dict[str, Json]:
 
 
 def fields(config: Any) -> list[dataclasses.Field[Any]]:
-    """The fields that a user sets: for a Flax module, all but `parent` and `name`."""
+    """The settable fields: for a Flax module, all except `parent` and `name`."""
     hidden = ("parent", "name") if isinstance(config, nn.Module) else ()
     return [
         field for field in dataclasses.fields(config) if field.init and field.name not in hidden
@@ -87,13 +86,13 @@ def paths(config: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
 
 
 def choices(annotation: Any) -> dict[str, type]:
-    """Our dataclasses that a field of this type may hold, by their names on the command line.
+    """The dataclasses that a field of this type accepts, by name on the command line.
 
     For a Flax module these are the models, of `jdl.models` and of the experiment's own file.
     """
     members = _members(annotation)
     if nn.Module in members:
-        importlib.import_module("jdl.models")  # so that its classes are there to be found
+        importlib.import_module("jdl.models")  # registers its classes as subclasses
     bases: list[type] = [
         kind for kind in members if kind is nn.Module or dataclasses.is_dataclass(kind)
     ]
@@ -126,7 +125,7 @@ def describe(annotation: Any) -> str:
 
 
 def _changed(config: Any, changes: Mapping[tuple[str, ...], Any], path: str) -> Any:
-    """A copy with all changes applied at once, so that their order does not matter."""
+    """Applies all changes at once, so that their order does not matter."""
     new: dict[str, Any] = {}
     for name in dict.fromkeys(parts[0] for parts in changes):
         full = f"{path}.{name}" if path else name
@@ -220,7 +219,7 @@ def _named(
     path: str,
     below: Mapping[tuple[str, ...], Any],
 ) -> Any:
-    """An instance of the named class, its required fields filled in."""
+    """Creates an instance of the named class, with its required fields filled in."""
     name = " ".join(tokens)
     wanted = {key.replace("_", ""): kind for key, kind in kinds.items()}.get(
         name.replace("_", "").replace("-", "").lower()
@@ -270,7 +269,7 @@ def _imported(tokens: list[str], path: str) -> Any:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError):
         found = None
-    dtype = hasattr(found, "dtype")  # jax.numpy.bfloat16 is a class, and meant
+    dtype = hasattr(found, "dtype")  # jax.numpy.bfloat16 is a class, but allowed
     if not callable(found) or (isinstance(found, type) and not dtype):
         shown = " ".join(tokens)
         raise UserError(
@@ -304,7 +303,7 @@ def element_kind(annotation: Any) -> Any:
 
 
 def _element(annotation: Any, values: tuple[Any, ...], index: int) -> Any:
-    """The type of a tuple's element: as annotated, else that of the element there."""
+    """The type of a tuple's element: as annotated, else that of the current element."""
     args = typing.get_args(annotation) if typing.get_origin(annotation) is tuple else ()
     if args:
         return args[0] if len(args) == 2 and args[1] is Ellipsis else args[index]
@@ -321,7 +320,7 @@ def _nests(value: Any) -> bool:
 
 
 def _json(value: Any) -> Json:
-    """A leaf as JSON, to read and compare; nothing is rebuilt from it."""
+    """Converts a leaf to JSON, for reading and comparing only."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, (tuple, list)):

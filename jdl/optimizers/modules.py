@@ -16,7 +16,7 @@ def scale_modules(multipliers: tuple[tuple[str, float], ...]) -> optax.GradientT
       multipliers: (module path, factor); the longest matching path wins.
 
     Raises:
-      UserError: from `init`, there is no such module.
+      UserError: from `init`, if a module does not exist.
     """
     factors = dict(multipliers)
 
@@ -39,10 +39,10 @@ def scale_modules(multipliers: tuple[tuple[str, float], ...]) -> optax.GradientT
 def freeze(
     method: optax.GradientTransformationExtraArgs, names: tuple[str, ...]
 ) -> optax.GradientTransformationExtraArgs:
-    """Applies a method to all parameters except those of frozen modules, kept bit for bit.
+    """Applies a method to all parameters except those of frozen modules, which never change.
 
     Raises:
-      UserError: from `init`, there is no such module, or all are frozen.
+      UserError: from `init`, if a module does not exist or all are frozen.
     """
 
     def labels(params: PyTree) -> PyTree:

@@ -83,11 +83,11 @@ class Optimizer(abc.ABC):
         Returns:
           A transformation whose state holds arrays only, in a structure that does not change.
           Call `update(gradients, state, params, value=loss)` with the mean loss of the batch,
-          a float32 scalar, which `ReduceOnPlateau` needs and all else ignores.
+          a float32 scalar, used only by `ReduceOnPlateau`.
 
         Raises:
-          UserError: `steps` is below 1; or, from `init`, there is no module of a name in `frozen`
-            or `lr_multipliers`.
+          UserError: `steps` is below 1; or, from `init`, `frozen` or `lr_multipliers` names
+            a module that does not exist.
         """
         none = optax.identity()
         method = optax.chain(
@@ -127,7 +127,7 @@ class SGD(Optimizer):
     learning_rate: float = field(default=0.01, kw_only=False)
     """The peak of the schedule."""
     momentum: float = 0.0
-    """Share of the last step's velocity that is kept: v = momentum * v + g, w -= rate * v."""
+    """Decay of the velocity: v = momentum * v + g, w -= rate * v."""
     nesterov: bool = False
     """Nesterov's look-ahead: w -= rate * (momentum * v + g). Needs momentum."""
 
@@ -145,18 +145,18 @@ class SGD(Optimizer):
 class RMSprop(Optimizer):
     """RMSprop (Tieleman and Hinton, 2012, lecture 6e), with Optax's defaults.
 
-    As in PyTorch, momentum gathers the scaled gradients before the learning rate; Optax's alias
-    and Keras gather them after it, which differs only while a schedule changes the rate.
+    As in PyTorch, momentum accumulates gradients before they are scaled by the learning rate;
+    Optax's alias and Keras accumulate them after, which differs only while the rate changes.
     """
 
     decay: float = 0.9
-    """Share of the mean square gradient that is kept at a step."""
+    """Decay of the mean squared gradient."""
     eps: float = 1e-8
     """Added to the mean square, under the root."""
     centered: bool = False
     """Divide by the standard deviation of the gradient (Graves, 2013) instead."""
     momentum: float = 0.0
-    """Share of the last step's velocity that is kept."""
+    """Decay of the velocity."""
     nesterov: bool = False
     """Nesterov's look-ahead. Needs momentum."""
 
@@ -180,7 +180,7 @@ class Adagrad(Optimizer):
     learning_rate: float = field(default=0.01, kw_only=False)
     """The peak of the schedule."""
     initial_accumulator: float = 0.1
-    """What the sum of squared gradients starts at, at least 0."""
+    """Initial value of the sum of squared gradients, at least 0."""
     eps: float = 1e-7
     """Added to the sum, under the root."""
 
@@ -200,9 +200,9 @@ class Adam(Optimizer):
     """Adam (Kingma and Ba, 2015, algorithm 1), with the paper's defaults."""
 
     b1: float = 0.9
-    """Share of the mean gradient that is kept at a step."""
+    """Decay of the mean gradient."""
     b2: float = 0.999
-    """Share of the mean square gradient that is kept at a step."""
+    """Decay of the mean squared gradient."""
     eps: float = 1e-8
     """Added to the root mean square."""
     nesterov: bool = False
@@ -226,9 +226,9 @@ class AdamW(Optimizer):
     weight_decay: float = 1e-4
     """Decoupled decay: each step subtracts rate * this * weight."""
     b1: float = 0.9
-    """Share of the mean gradient that is kept at a step."""
+    """Decay of the mean gradient."""
     b2: float = 0.999
-    """Share of the mean square gradient that is kept at a step."""
+    """Decay of the mean squared gradient."""
     eps: float = 1e-8
     """Added to the root mean square."""
     nesterov: bool = False
@@ -249,15 +249,15 @@ class AdamW(Optimizer):
 class Lamb(Optimizer):
     """LAMB for large batches (You et al., 2020, algorithm 2), with the paper's decay for BERT.
 
-    As in the authors' code, what has no weight decay has no layer-wise scaling either.
+    As in the authors' code, parameters without weight decay have no layer-wise scaling either.
     """
 
     weight_decay: float = 0.01
     """Decoupled decay, inside the layer-wise scaling."""
     b1: float = 0.9
-    """Share of the mean gradient that is kept at a step."""
+    """Decay of the mean gradient."""
     b2: float = 0.999
-    """Share of the mean square gradient that is kept at a step."""
+    """Decay of the mean squared gradient."""
     eps: float = 1e-6
     """Added to the root mean square."""
 
@@ -285,9 +285,9 @@ class Lion(Optimizer):
     weight_decay: float = 1e-3
     """Decoupled decay: each step subtracts rate * this * weight."""
     b1: float = 0.9
-    """Share of the momentum in the sign that is stepped along."""
+    """Weight of the momentum in the update, whose sign is taken."""
     b2: float = 0.99
-    """Share of the momentum that is kept at a step."""
+    """Decay of the momentum."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -300,39 +300,39 @@ class Lion(Optimizer):
 
 @dataclass(frozen=True, kw_only=True)
 class Muon(Optimizer):
-    """Muon (Jordan, 2024) for the kernels of hidden layers, Adam for all else.
+    """Muon (Jordan, 2024) for the kernels of hidden layers, Adam for all other parameters.
 
     Muon orthogonalizes the momentum of a matrix. Its updates are scaled to the size of Adam's and
-    decayed as in "Muon is scalable for LLM training" (Liu et al., 2025, equation 4), so that one
-    learning rate and one weight decay, those that suit AdamW, serve both.
+    decayed as in "Muon is scalable for LLM training" (Liu et al., 2025, equation 4), so that
+    AdamW's learning rate and weight decay suit both.
 
     Muon takes each leaf named `kernel` of two or more dimensions. The last axis holds the outputs
     and the axes before it, a convolution's window included, are the inputs; in `query`, `key` and
     `value` layers of three axes the first holds the inputs, the others the outputs of all heads.
     (A kernel that `nn.scan` has stacked would be misread.) Adam takes biases, scales, embeddings
     (`embedding` of `nn.Embed`), other bare parameters, and each kernel below a module that
-    `adam_names` names. Output layers belong to Adam, but carry no sign of being one: name a
-    model's output layer here, unless it is called `head` or `logits`.
+    `adam_names` names. Output layers should use Adam but cannot be detected: list a
+    model's output layer there unless it is named `head` or `logits`.
     """
 
     weight_decay: float = 0.1
     """Decoupled decay: each step subtracts rate * this * weight."""
     beta: float = 0.95
-    """Share of Muon's momentum that is kept at a step."""
+    """Decay of Muon's momentum."""
     nesterov: bool = True
     """Nesterov's look-ahead in Muon's momentum."""
     ns_steps: int = 5
     """Newton-Schulz iterations, at least 1."""
     rms: float | None = 0.2
-    """Root mean square of Muon's updates; none: Jordan's scale, which wants a rate near 0.02."""
+    """Root mean square of Muon's updates; None: Jordan's scale, for a rate near 0.02."""
     b1: float = 0.9
-    """Adam's share of the mean gradient that is kept at a step."""
+    """Adam's decay of the mean gradient."""
     b2: float = 0.999
-    """Adam's share of the mean square gradient that is kept at a step."""
+    """Adam's decay of the mean squared gradient."""
     eps: float = 1e-8
     """Added to Adam's root mean square and to Muon's norms."""
     adam_names: tuple[str, ...] = ("embed", "embedding", "head", "logits")
-    """Names of modules (exact, such as Dense_2) whose kernels are left to Adam."""
+    """Names of modules (exact, such as Dense_2) whose kernels use Adam."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

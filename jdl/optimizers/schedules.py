@@ -1,7 +1,7 @@
 """Learning-rate schedules over the optimizer steps of a run.
 
-Lengths are fractions of the run, so that a schedule stays right when the run is made longer; ends
-are fractions of the peak, so that it stays right when the learning rate is searched.
+Durations are fractions of the run, so that a schedule scales with its length; end values are
+fractions of the peak, so that it scales with the learning rate.
 """
 
 import abc
@@ -33,7 +33,7 @@ class Schedule(abc.ABC):
 
     @abc.abstractmethod
     def build(self, peak: float, steps: int) -> optax.Schedule:
-        """The rate at a step.
+        """Builds the Optax schedule.
 
         Args:
           peak: the highest learning rate.
@@ -44,11 +44,11 @@ class Schedule(abc.ABC):
         """
 
     def feedback(self) -> optax.GradientTransformation:
-        """A transformation that scales the finished updates by what it sees of the loss."""
+        """A transformation that scales the final updates by the observed loss."""
         return optax.identity()
 
     def warmup_steps(self, steps: int) -> int:
-        """Steps of warm-up in a run of `steps`; at least one step is left after them."""
+        """Warm-up steps in a run of `steps`; at least one step follows them."""
         return min(round(self.warmup * steps), steps - 1)
 
 
@@ -64,7 +64,7 @@ def warm_up(peak: float, steps: int, then: optax.Schedule) -> optax.Schedule:
 
 @dataclass(frozen=True, kw_only=True)
 class Constant(Schedule):
-    """The peak throughout, after the warm-up."""
+    """A constant rate after the warm-up."""
 
     def build(self, peak: float, steps: int) -> optax.Schedule:
         """As in `Schedule.build`."""
@@ -73,7 +73,7 @@ class Constant(Schedule):
 
 @dataclass(frozen=True, kw_only=True)
 class Step(Schedule):
-    """Multiplied by `factor` at given points of the run.
+    """Step decay: multiplies the rate by `factor` at given points of the run.
 
     The defaults are those of ResNet on CIFAR-10, at 32k and 48k of 64k steps (He et al., 2016,
     §4.2); `at=(1/3, 2/3)` gives ImageNet's every 30 of 90 epochs.
@@ -82,7 +82,7 @@ class Step(Schedule):
     at: tuple[float, ...] = (0.5, 0.75)
     """Where the rate drops, as fractions of the whole run (warm-up included), increasing."""
     factor: float = 0.1
-    """What the rate is multiplied by at each drop, above 0 and at most 1."""
+    """Multiplier of the rate at each drop, above 0 and at most 1."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -91,7 +91,7 @@ class Step(Schedule):
         check(self, "factor", 0 < self.factor <= 1, "above 0 and at most 1")
 
     def build(self, peak: float, steps: int) -> optax.Schedule:
-        """As in `Schedule.build`; drops that fall on one step of a short run are all taken."""
+        """As in `Schedule.build`; drops that coincide in a short run all apply."""
         start = self.warmup_steps(steps)
         drops = Counter(max(round(point * steps) - start, 0) for point in self.at)
         scales = {boundary: self.factor**count for boundary, count in drops.items()}
@@ -100,7 +100,7 @@ class Step(Schedule):
 
 @dataclass(frozen=True, kw_only=True)
 class Exponential(Schedule):
-    """Falls by the same ratio at every step, from the peak to `end` times the peak.
+    """Exponential decay from the peak to `end` times the peak.
 
     "Times 0.97 every 2.4 epochs" in a run of 350 epochs is `end=0.97 ** (350 / 2.4)`.
     """
@@ -120,7 +120,7 @@ class Exponential(Schedule):
 
 @dataclass(frozen=True, kw_only=True)
 class Linear(Schedule):
-    """Falls along a straight line from the peak to `end` times the peak.
+    """Linear decay from the peak to `end` times the peak.
 
     With `warmup=0.01` this is how BERT was trained (Devlin et al., 2019, appendix A.2).
     """
@@ -140,7 +140,7 @@ class Linear(Schedule):
 
 @dataclass(frozen=True, kw_only=True)
 class Cosine(Schedule):
-    """Falls along half a cosine from the peak to `end` times the peak.
+    """Cosine decay from the peak to `end` times the peak.
 
     Loshchilov and Hutter, 2017 (SGDR), equation 5, without restarts.
     """
@@ -160,7 +160,7 @@ class Cosine(Schedule):
 
 @dataclass(frozen=True, kw_only=True)
 class OneCycle(Schedule):
-    """Up and down again along half cosines: the 1cycle policy (Smith and Topin, 2018).
+    """The 1cycle policy (Smith and Topin, 2018): cosine rise, then cosine decay.
 
     Momentum is not cycled. Defaults and shape are those of Optax, PyTorch and fastai.
     """
@@ -186,7 +186,7 @@ class OneCycle(Schedule):
 
 @dataclass(frozen=True, kw_only=True)
 class RangeTest(Schedule):
-    """Rises by the same ratio at every step, from `start` times the peak to the peak.
+    """Exponential growth from `start` times the peak to the peak.
 
     For finding a learning rate (Smith, 2017, §3.3, in geometric steps): `jdl find-lr` uses it.
     """
@@ -199,7 +199,7 @@ class RangeTest(Schedule):
         check(self, "start", 0 < self.start < 1, "a fraction of the peak, above 0 and below 1")
 
     def build(self, peak: float, steps: int) -> optax.Schedule:
-        """As in `Schedule.build`; the last step has the peak."""
+        """As in `Schedule.build`; the rate of the last step is the peak."""
         start, low = self.warmup_steps(steps), peak * self.start
         last = max(steps - start - 1, 1)
         return warm_up(low, start, optax.exponential_decay(low, last, 1 / self.start))
@@ -207,24 +207,24 @@ class RangeTest(Schedule):
 
 @dataclass(frozen=True, kw_only=True)
 class ReduceOnPlateau(Schedule):
-    """Multiplied by `factor` whenever the training loss has stopped falling.
+    """Multiplies the rate by `factor` whenever the training loss stops falling.
 
-    The loss is that of the batches trained on, averaged over `accumulation_size` optimizer steps
+    The loss is the training loss, averaged over `accumulation_size` optimizer steps
     (`optax.contrib.reduce_on_plateau`); the other defaults are Optax's.
     """
 
     factor: float = 0.1
-    """What the rate is multiplied by on a plateau, above 0 and below 1."""
+    """Multiplier of the rate on a plateau, above 0 and below 1."""
     patience: int = 10
-    """Averages in a row without improvement after which the rate falls, at least 1."""
+    """Consecutive averages without improvement before a reduction, at least 1."""
     cooldown: int = 0
-    """Averages after a fall that are not counted against the patience."""
+    """Averages after a reduction that do not count toward the patience."""
     accumulation_size: int = 100
-    """Optimizer steps whose losses make one average, at least 1."""
+    """Optimizer steps per average, at least 1."""
     min_scale: float = 0.0
     """The lowest rate, as a fraction of the peak: from 0 to 1."""
     rtol: float = 1e-4
-    """Relative fall of the average that counts as an improvement, above 0 and at most 1."""
+    """Relative decrease of the average that counts as improvement, above 0 and at most 1."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,4 +1,4 @@
-"""Gradient transformations that Optax lacks, and the rules for which parameters they touch."""
+"""Gradient transformations that Optax lacks, and the masks that select their parameters."""
 
 import math
 from typing import Any, NamedTuple
@@ -14,15 +14,15 @@ from jdl.typing import PyTree
 
 
 def _parts(path: jax.tree_util.KeyPath) -> list[str]:
-    """The names on the way from the root of a tree to a leaf."""
+    """The parts of a leaf's path."""
     return jax.tree_util.keystr(path, simple=True, separator="/").split("/")
 
 
 def decay_mask(params: PyTree) -> PyTree:
     """True for each weight that decay and penalties apply to.
 
-    Left out are leaves named `bias` or `scale` (of a normalization layer, or of any layer that
-    keeps them in more than one dimension) and all leaves with fewer than two dimensions.
+    Excludes leaves named `bias` or `scale`, of any number of dimensions, and all leaves with fewer
+    than two dimensions.
     """
 
     def decays(path: jax.tree_util.KeyPath, leaf: Any) -> bool:
@@ -34,7 +34,7 @@ def decay_mask(params: PyTree) -> PyTree:
 def add_penalties(l1: float, l2: float) -> optax.GradientTransformation:
     """Adds the gradient of l1 * sum |w| + l2 * sum w^2, that is l1 * sign(w) + 2 * l2 * w.
 
-    At w = 0 the subgradient 0 is taken. Weights are those of `decay_mask`.
+    The subgradient at w = 0 is 0. Applies to the weights of `decay_mask`.
     """
 
     def add_signs(gradients: PyTree, params: PyTree) -> PyTree:
@@ -53,7 +53,7 @@ class WeightAverage(NamedTuple):
 
 
 def average_weights(decay: float) -> optax.GradientTransformation:
-    """Keeps an exponential moving average of the parameters; must be last in a chain.
+    """Keeps an exponential moving average of the parameters; must be last in the chain.
 
     With w_t the parameters after update t, the average is the weighted mean of w_1 ... w_t with
     weights proportional to decay^(t - i). It is the zero-started average divided by 1 - decay^t,
@@ -69,7 +69,7 @@ def average_weights(decay: float) -> optax.GradientTransformation:
     log = math.log(decay) if is_number(decay) else jnp.log(decay)
 
     def init(params: PyTree) -> WeightAverage:
-        # Copies: a training step that donates its state must not find one buffer in it twice.
+        # Copies, since a step that donates its state must not receive one buffer twice.
         return WeightAverage(jnp.zeros([], jnp.int32), jax.tree.map(jnp.array, params))
 
     def update(
@@ -89,15 +89,15 @@ def average_weights(decay: float) -> optax.GradientTransformation:
 
 
 def averaged_params(opt_state: PyTree, params: PyTree) -> PyTree:
-    """The average of the parameters that an optimizer with `ema_decay` set has kept.
+    """The averaged parameters kept by an optimizer with `ema_decay`.
 
     Args:
-      opt_state: state of a transformation that `Optimizer.build` gave, or of an `optax.partition`
-        of several; then parameters that are not averaged are taken from `params`.
+      opt_state: state of a transformation from `Optimizer.build`, or of an `optax.partition` of
+        several; then parameters without an average are taken from `params`.
       params: the current parameters.
 
     Returns:
-      Parameters to evaluate with, shaped like `params`: `params` itself where no average is kept.
+      Parameters to evaluate with, shaped like `params`; `params` itself if no average is kept.
     """
 
     def is_average(node: object) -> bool:
@@ -116,9 +116,9 @@ def averaged_params(opt_state: PyTree, params: PyTree) -> PyTree:
 
 
 def average_paths(tree: PyTree) -> list[str]:
-    """The paths of the trees of averaged parameters in a tree, as in `opt_state.1.mean`.
+    """The paths of all trees of averaged parameters, such as `opt_state.1.mean`.
 
-    Below each of them a path continues as it does in the parameters.
+    Subpaths are those of the parameters.
     """
 
     def is_average(node: object) -> bool:
@@ -129,7 +129,7 @@ def average_paths(tree: PyTree) -> list[str]:
 
 
 def matrix_axes(params: PyTree, adam_names: tuple[str, ...]) -> PyTree:
-    """How Muon reads each parameter as a matrix (inputs, outputs), or None where Adam is used.
+    """Muon's (inputs, outputs) axes of each parameter, or None for Adam.
 
     See `jdl.optimizers.Muon` for the rule.
     """

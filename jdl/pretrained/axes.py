@@ -1,7 +1,6 @@
-"""Axes by letter: `w (q h d) -> w (h q d)` says how an array is split, turned and joined again.
+"""Rearranges arrays by named axes, as einops does: `w (q h d) -> w (h q d)`.
 
-Letters in brackets share an axis, `1` is an axis of that size. Read from right to left it says the
-way back.
+Letters in parentheses share an axis; `1` is an axis of size 1. Swapping the sides inverts it.
 """
 
 import math
@@ -17,7 +16,7 @@ def shape(side: str, sizes: Mapping[str, int]) -> tuple[int, ...]:
 
 
 def rearrange(array: np.ndarray, source: str, target: str, sizes: Mapping[str, int]) -> np.ndarray:
-    """An array with the axes `source` as one with the axes `target`, of the same letters."""
+    """Rearranges an array from the axes `source` to the axes `target`, of the same letters."""
     letters, wanted = ([x for axis in axes(side) for x in axis] for side in (source, target))
     split = array.reshape([sizes[letter] for letter in letters])
     turned = split.transpose([letters.index(letter) for letter in wanted])

@@ -1,4 +1,4 @@
-"""The config.json of Hugging Face transformers and the fields of our models."""
+"""Converts between the config.json of Hugging Face transformers and fields of jdl's models."""
 
 import json
 from collections.abc import Mapping
@@ -13,14 +13,14 @@ from jdl.typing import Json
 
 CONFIG = "config.json"
 IMAGE = {"image_size": 224, "num_channels": 3}
-"""What images a model reads that reads images, and what transformers take where it is unsaid."""
+"""Entries of image models, with the defaults of transformers."""
 
 
 def read_config(directory: Path) -> tuple[Layout, dict[str, Json]]:
-    """The layout of a directory's model, and its config.json with defaults filled in.
+    """Reads config.json: the model's layout, and the entries with defaults filled in.
 
     Raises:
-      UserError: there is none, or it describes a model that ours cannot be.
+      UserError: there is none, or jdl has no such model.
     """
     path = directory / CONFIG
     if not path.is_file():
@@ -48,10 +48,10 @@ def read_config(directory: Path) -> tuple[Layout, dict[str, Json]]:
 
 
 def read_model(layout: Layout, config: Mapping[str, Json], path: Path) -> nn.Module:
-    """The model without regard to its head.
+    """Builds the model from its config, except for the head.
 
     Raises:
-      UserError: an entry has a value that means nothing, or nothing to us.
+      UserError: an entry has an invalid or unsupported value.
     """
     fields: dict[str, Any] = {}
     for entry in layout.entries:
@@ -67,10 +67,10 @@ def read_model(layout: Layout, config: Mapping[str, Json], path: Path) -> nn.Mod
 
 
 def read_head(layout: Layout, config: Mapping[str, Json], path: Path) -> dict[str, Any]:
-    """The fields that tell the head of the model.
+    """Returns the fields that define the model's head.
 
     Raises:
-      UserError: it is of a class that ours cannot be.
+      UserError: its class is not supported.
     """
     named = config.get("architectures") or ["nothing"]
     name = str(named[0] if isinstance(named, list) else named)
@@ -84,7 +84,7 @@ def read_head(layout: Layout, config: Mapping[str, Json], path: Path) -> dict[st
 
 
 def labels(config: Mapping[str, Json]) -> int:
-    """How many classes there are: by `id2label`, or `num_labels`, or else two."""
+    """The number of classes: from `id2label`, else `num_labels`, else two."""
     named, count = config.get("id2label"), config.get("num_labels")
     if named and isinstance(named, dict):
         return len(named)
@@ -92,10 +92,10 @@ def labels(config: Mapping[str, Json]) -> int:
 
 
 def write_config(model: Any) -> tuple[Layout, dict[str, Json]]:
-    """The layout that a model of ours has there, and its config.json, but for `IMAGE`.
+    """Returns a jdl model's layout and its config.json, without the entries of `IMAGE`.
 
     Raises:
-      UserError: there is no such layout, or it cannot say what the model does.
+      UserError: there is no such layout, or it cannot represent the model.
     """
     found = [layout for layout in LAYOUTS if type(model) is layout.model]
     if not found:
@@ -121,7 +121,7 @@ def write_config(model: Any) -> tuple[Layout, dict[str, Json]]:
 
 
 def _unsayable(layout: Layout, model: Any) -> list[str]:
-    """The fields of a model whose values have no counterpart in its layout."""
+    """Lists fields of a model whose values its layout cannot represent."""
     wrong = [
         f"{field}={getattr(model, field)!r}, where it means {value!r}"
         for field, value in layout.fixed.items()
@@ -135,12 +135,12 @@ def _unsayable(layout: Layout, model: Any) -> list[str]:
 
 
 def _activations(model: Any) -> list[str]:
-    """What transformers call the model's activation; empty where they do not know it."""
+    """Names of the model's activation in transformers; empty if unknown there."""
     return [name for name, function in ACTIVATIONS.items() if function is model.activation]
 
 
 def _architectures(layout: Layout, model: Any) -> list[str]:
-    """Their classes that have the model's head."""
+    """Classes of transformers with the model's head."""
 
     def fits(field: str, value: Any) -> bool:
         given = getattr(model, field)
@@ -164,7 +164,7 @@ def _layout(kind: Json, path: Path) -> Layout:
 
 
 def _value(entry: Entry, value: Json, path: Path) -> Any:
-    """What an entry says of a field."""
+    """Converts and validates the value of an entry."""
     if entry.field == "activation":
         if not isinstance(value, str) or value not in ACTIVATIONS:
             raise UserError(
@@ -177,7 +177,7 @@ def _value(entry: Entry, value: Json, path: Path) -> Any:
 
 
 def _check(key: str, value: Json, default: Json, path: Path) -> None:
-    """Raises a UserError for a value that is not of the default's kind, or no size."""
+    """Raises a UserError unless the value has the default's type and a valid range."""
     if isinstance(default, bool):
         fits, kind = isinstance(value, bool), "true or false"
     elif isinstance(default, float):

@@ -1,4 +1,4 @@
-"""GPT-2, BERT and ViT in the layout of Hugging Face transformers, read and written."""
+"""Reads and writes GPT-2, BERT and ViT in the format of Hugging Face transformers."""
 
 import fnmatch
 import math
@@ -28,22 +28,22 @@ Shape = tuple[int, ...]
 
 
 def load(directory: str | Path) -> tuple[nn.Module, dict[str, Any]]:
-    """A model that transformers saved, as one of ours.
+    """Loads a model that transformers saved.
 
     GPT2LMHeadModel becomes a `GPT`; BertForMaskedLM, BertForSequenceClassification and BertModel
-    become a `BERT`; ViTForImageClassification becomes a `ViT`. Both give the same outputs. Only
-    JSON and safetensors are read, in one file or in several with an index; tensors of 16 or 64 bits
-    become float32. Tensors of heads that the class has not are left out.
+    become a `BERT`; ViTForImageClassification becomes a `ViT`. Outputs are the same. Only
+    JSON and safetensors are read, in one file or sharded with an index; tensors of 16 or 64 bits
+    become float32. Tensors of heads that the class does not have are ignored.
 
     Args:
-      directory: with config.json and model.safetensors.
+      directory: contains config.json and model.safetensors.
 
     Returns:
-      The model, and its parameters as `model.apply({"params": ...})` takes them.
+      The model and its parameters, for `model.apply({"params": ...})`.
 
     Raises:
-      UserError: a file is missing or damaged, the model is of another kind, or tensors are
-        missing, not known or of another shape; all of them are named.
+      UserError: a file is missing or damaged, the model type is not supported, or tensors are
+        missing, unknown or of the wrong shape; the message lists all of them.
     """
     directory = Path(directory).expanduser()
     layout, config = read_config(directory)
@@ -63,19 +63,19 @@ def load(directory: str | Path) -> tuple[nn.Module, dict[str, Any]]:
 
 
 def save(model: nn.Module, params: PyTree, directory: str | Path) -> None:
-    """Writes a GPT, BERT or ViT of ours as transformers saves such a model, for `from_pretrained`.
+    """Saves a GPT, BERT or ViT for `from_pretrained` of transformers.
 
-    Our `dropout_rate` becomes theirs of embeddings and layers; that of attention weights becomes 0.
-    A model with `scan` is written block by block. What the directory held is replaced.
+    `dropout_rate` becomes that of embeddings and layers; that of attention weights becomes 0.
+    A model with `scan` is written block by block. Existing files are overwritten.
 
     Args:
-      model: whose layout transformers know.
-      params: its parameters, as `init` or a run (`run.collected().params`) gives them.
-      directory: is made where it is not there.
+      model: a `GPT`, `BERT` or `ViT`.
+      params: its parameters, from `init` or a run (`run.gather_state().params`).
+      directory: created if missing.
 
     Raises:
-      UserError: the model does what the layout cannot say, the parameters are not the model's, or
-        the directory cannot be written.
+      UserError: the format cannot represent the model, the parameters do not fit it, or the
+        directory cannot be written.
     """
     directory = Path(directory).expanduser()
     arrays = _unstacked({path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(params)})
@@ -95,15 +95,15 @@ def save(model: nn.Module, params: PyTree, directory: str | Path) -> None:
 
 
 def read_arrays(directory: Path, scan: bool = False) -> tuple[nn.Module, dict[str, np.ndarray]]:
-    """A directory's model, and the parameters that it holds, by path, whichever head it has.
+    """Reads a directory's model and all of its parameters by path, with any head.
 
     Args:
-      directory: with config.json and safetensors.
-      scan: stack the parameters of the blocks, as a model with `scan` has them.
+      directory: contains config.json and safetensors.
+      scan: whether to stack the parameters of the blocks, for a model with `scan`.
 
     Raises:
-      UserError: a file is missing or damaged, the model is of another kind, or tensors have
-        another shape than config.json says.
+      UserError: a file is missing or damaged, the model type is not supported, or the shape of
+        a tensor does not match config.json.
     """
     layout, config = read_config(directory)
     model = read_model(layout, config, directory / CONFIG)
@@ -127,7 +127,7 @@ class _Slot:
 
     @property
     def shape(self) -> Shape:
-        """Of each tensor."""
+        """The shape of each tensor."""
         whole = shape(self.row.source, self.sizes)
         return whole[1:] if len(self.names) > 1 else whole
 
@@ -142,7 +142,7 @@ class _Slot:
 
 
 def _slots(layout: Layout, model: Any, config: Mapping[str, Json]) -> Iterator[_Slot]:
-    """All parameters that the layout tells, of any head."""
+    """Yields all parameters of the layout, of any head."""
     fields = {
         "v": "vocab_size", "t": "max_position_embeddings", "k": "type_vocab_size", "w": "embed_dim",
         "o": "embed_dim", "h": "num_heads", "y": "patch_size", "x": "patch_size",
@@ -164,16 +164,16 @@ def _slots(layout: Layout, model: Any, config: Mapping[str, Json]) -> Iterator[_
 
 
 def _names(tensor: str) -> list[str]:
-    """`a.b|c` as `a.b` and `a.c`."""
+    """Expands `a.b|c` to `a.b` and `a.c`."""
     choice = re.search(r"\w+(?:\|\w+)+", tensor)
     return [tensor.replace(choice[0], x) for x in choice[0].split("|")] if choice else [tensor]
 
 
 def _given(directory: Path, layout: Layout, model: Any) -> dict[str, Tensor]:
-    """The tensors of a directory by name, without prefix and with today's names of norms.
+    """The tensors of a directory by name, without prefix, with current normalization names.
 
     Raises:
-      UserError: they are fewer than the model has blocks, of which a list would have no end.
+      UserError: fewer tensors than blocks; listing every missing one would be unbounded.
     """
     found = {}
     for name, tensor in describe(directory).items():
@@ -204,7 +204,7 @@ def _shapes(model: nn.Module, config: Mapping[str, Json]) -> dict[str, Shape]:
 
 
 def _unstacked(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters of `blocks`, as a scan has them stacked, as those of `block_0`, `block_1`, ..."""
+    """Splits the stacked parameters `blocks` of a scan into `block_0`, `block_1`, ..."""
     found = {}
     for path, array in arrays.items():
         root, _, rest = path.partition(".")
@@ -216,7 +216,7 @@ def _unstacked(arrays: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _stacked(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Parameters of `block_0`, `block_1`, ... as those of `blocks`."""
+    """Stacks the parameters of `block_0`, `block_1`, ... into `blocks`."""
     found, blocks = {}, {}
     for path, array in arrays.items():
         root, _, rest = path.partition(".")
@@ -229,10 +229,10 @@ def _stacked(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _image(model: nn.Module, arrays: Mapping[str, Any]) -> dict[str, int]:
-    """`image_size` and `num_channels`, by the parameters of a model that reads images.
+    """Infers `image_size` and `num_channels` from the parameters of an image model.
 
     Raises:
-      UserError: the images are not square, or the parameters not those of such a model.
+      UserError: the images are not square, or the parameters do not fit the model.
     """
     if not isinstance(model, ViT):
         return {}
@@ -250,12 +250,12 @@ def _image(model: nn.Module, arrays: Mapping[str, Any]) -> dict[str, int]:
 def _misfits(
     needed: Mapping[str, Shape], given: Mapping[str, Any], known: Iterable[str] = ()
 ) -> str:
-    """All that is missing, not known or of another shape; empty where nothing is.
+    """Describes missing, unknown and misshapen tensors; empty if there are none.
 
     Args:
       needed: shapes by name.
       given: tensors or shapes by name.
-      known: patterns of names that may be there too.
+      known: patterns of names that are also allowed.
     """
     missing = [name for name in needed if name not in given]
     patterns = re.compile("|".join(map(fnmatch.translate, known)) or r"\Z.")

@@ -106,7 +106,7 @@ def _learned(state: TrainState) -> dict[str, Any]:
 
 
 def _given(run: Path, scan: bool) -> tuple[nn.Module | None, dict[str, np.ndarray]]:
-    """The arrays in a directory by path, and the model if it is a Hugging Face one."""
+    """Reads a directory's arrays by path, and its model if it is a Hugging Face one."""
     folder = RunDirectory(run).checkpoints
     if not folder.is_dir():
         if not (run / CONFIG).is_file():
@@ -127,7 +127,7 @@ def _given(run: Path, scan: bool) -> tuple[nn.Module | None, dict[str, np.ndarra
 
 
 def _differences(theirs: nn.Module, model: nn.Module, lost: tuple[str, ...]) -> list[str]:
-    """Fields, of `UNSEEN` and `lost`, in which the two models differ."""
+    """Lists fields of `UNSEEN` and `lost` in which the two models differ."""
     shared = {x.name for x in dataclasses.fields(theirs)} & {
         x.name for x in dataclasses.fields(model)
     }

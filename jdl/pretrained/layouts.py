@@ -1,7 +1,7 @@
-"""How models of Hugging Face transformers and ours call the same things: tables, read both ways.
+"""Tables that map fields and parameters of jdl's models to Hugging Face transformers.
 
-Letters of axes: v vocabulary, t context, k kinds of tokens, n places of an image, w and o the
-width, h heads, d depth of a head, q the query, key and value, f hidden units, c classes, y and x
+Letters of axes: v vocabulary, t positions, k token types, n positions of an image, w and o the
+width, h heads, d head dimension, q the query, key and value, f hidden units, c classes, y and x
 rows and columns of a patch, i channels.
 """
 
@@ -23,25 +23,25 @@ ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
     "relu": nn.relu,
     "silu": nn.silu,
 }
-"""Their names of functions; the first that means a function is the one that is written."""
+"""Activations by name in transformers; the first name of a function is the one written."""
 
 LABELS = "labels"
-"""Stands for a model's number of classes, which `id2label` tells in config.json."""
+"""Placeholder for the number of classes, given by `id2label` in config.json."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A field of ours and the entry of config.json that says the same."""
+    """A field of a model and the equivalent entry of config.json."""
 
     field: str
     key: str
     default: Any
-    """What transformers take where the entry is missing."""
+    """The default of transformers."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A parameter of ours and the tensors that hold it; `*` is the number of the block."""
+    """A parameter and the tensors that hold it; `*` is the index of the block."""
 
     path: str
     tensor: str
@@ -54,33 +54,33 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """A kind of model."""
+    """The format of one model type."""
 
     kind: str
     """Its `model_type` in config.json."""
     model: type[nn.Module]
     architectures: Mapping[str, Mapping[str, Any]]
-    """Their classes that ours can be, and what fields tell them apart."""
+    """Supported classes of transformers, with the fields that distinguish them."""
     prefix: str
-    """Of the names of tensors, but for those of a head."""
+    """Prefix of all tensor names except those of a head."""
     heads: tuple[str, ...]
-    """How the names of those begin; a class without a head has no prefix."""
+    """First parts of a head's tensor names; a class without a head has no prefix."""
     entries: tuple[Entry, ...]
     fixed: Mapping[str, Any]
-    """Fields of ours that config.json cannot say, with what it takes them to be."""
+    """Fields that config.json cannot represent, with the values it implies."""
     required: Mapping[str, Any]
-    """Entries that ours cannot do, with what it takes them to be: also their defaults."""
+    """Entries with the only supported value, which is also the default."""
     rows: tuple[Row, ...]
     unused: tuple[str, ...]
-    """Tensors that repeat others or belong to heads that ours has not, as patterns."""
+    """Patterns of tensors that repeat others or belong to unsupported heads."""
     written: Mapping[str, Any]
-    """Further entries of config.json, which change training there and nothing here."""
+    """Other entries of config.json, which affect training in transformers only."""
     images: bool = False
-    """Whether it reads images: `image_size` and `num_channels`."""
+    """Whether inputs are images: uses `image_size` and `num_channels`."""
 
 
 def _dense(path: str, tensor: str, source: str, target: str) -> tuple[Row, Row]:
-    """Kernel and bias of a dense layer; the bias has those axes that the kernel gives."""
+    """Kernel and bias of a dense layer; the bias has the kernel's output axes."""
     outputs = axes(target)[-1]
     kept = [axis for axis in axes(source) if set(axis) <= set(outputs)]
     return (
@@ -103,7 +103,7 @@ def _norm(path: str, tensor: str) -> tuple[Row, Row]:
 def _encoder(
     attention: str, output: str, norm1: str, norm2: str, inner: str, outer: str
 ) -> tuple[Row, ...]:
-    """A block of BERT or ViT, given their names of its layers."""
+    """A block of BERT or ViT, given the layers' names in transformers."""
     layer = "encoder.layer.*"
     return (
         *_dense(

@@ -1,4 +1,4 @@
-"""Tensors in safetensors files: what there are, and their values; never anything pickled."""
+"""Reads and writes safetensors files; never reads pickled weights."""
 
 import json
 from collections.abc import Mapping
@@ -18,19 +18,19 @@ FLOATS = ("F16", "BF16", "F32", "F64")
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor that lies in a file."""
+    """A tensor in a safetensors file."""
 
     file: Path
     name: str
     shape: tuple[int, ...]
     dtype: str
-    """As safetensors call it, such as `BF16`."""
+    """As named by safetensors, such as `BF16`."""
 
     def read(self) -> np.ndarray:
-        """Its values as float32.
+        """Reads the values as float32.
 
         Raises:
-          UserError: the file was changed since it was looked over.
+          UserError: the file is missing or damaged.
         """
         safetensors = _safetensors()
         try:
@@ -41,10 +41,10 @@ class Tensor:
 
 
 def describe(directory: Path) -> dict[str, Tensor]:
-    """Every tensor in the safetensors files of a directory, by its name; no values are read.
+    """Lists the tensors in a directory's safetensors files by name, without reading values.
 
     Raises:
-      UserError: there are no such files, one is missing, cut short or damaged.
+      UserError: there are no such files, or one is missing, truncated or damaged.
     """
     safetensors = _safetensors()
     found = {}
@@ -61,10 +61,10 @@ def describe(directory: Path) -> dict[str, Tensor]:
 
 
 def write(directory: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Writes tensors into the one file of a directory, or leaves it as it was.
+    """Writes tensors atomically to `model.safetensors` in a directory.
 
     Raises:
-      UserError: it cannot be written.
+      UserError: the directory cannot be written.
     """
     safetensors = _safetensors()
     draft = directory / f".{FILE}.tmp"
@@ -80,7 +80,7 @@ def write(directory: Path, tensors: Mapping[str, np.ndarray]) -> None:
 
 
 def _files(directory: Path) -> list[Path]:
-    """The one file, or those that the index names."""
+    """The directory's single file, or the shards in its index."""
     one, index = directory / FILE, directory / INDEX
     if one.is_file():
         return [one]
