@@ -1,4 +1,4 @@
-"""A small experiment, and ways to break its run off."""
+"""A small experiment, and a hook that interrupts its run."""
 
 import dataclasses
 import os
@@ -38,7 +38,7 @@ class Killed(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Break(Hook):
-    """Ends the run when it is told of a step: by an exception, or by a signal."""
+    """Ends the run at a step, by an exception or a signal."""
 
     at: int = 0
     how: Any = "raise"

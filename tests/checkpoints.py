@@ -1,4 +1,4 @@
-"""Checkpoints of a small state: written, read, damaged, and signed as if nothing had been."""
+"""Writes, reads, damages and re-signs checkpoints of a small state."""
 
 import contextlib
 import hashlib
@@ -96,7 +96,7 @@ def flip(path, position, bit=0):
 
 
 def sign(checkpoint):
-    """Makes the manifest true of what is there, as someone who means harm would."""
+    """Updates the manifest to match the files, as an attacker would."""
     entries = {}
     for path in files(checkpoint):
         if path.name != MANIFEST:

@@ -1,4 +1,4 @@
-"""Models whose words depend much on what they have read, or on the last word alone."""
+"""Models whose tokens depend strongly on the context, or on the last token alone."""
 
 import functools
 

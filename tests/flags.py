@@ -1,4 +1,4 @@
-"""Flags of XLA for tests, whose programs are small and many."""
+"""XLA flags for tests, which compile many small programs."""
 
 import importlib.metadata
 

@@ -1,4 +1,4 @@
-"""Kills training runs with `kill -9` at random moments and compares their ends with a run never so.
+"""Kills training runs with `kill -9` at random and compares them with an uninterrupted run.
 
     python tests/kill_resume.py --runs 20 --kills 3 --experiment digits_cnn --every 20
 

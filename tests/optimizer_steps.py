@@ -1,4 +1,4 @@
-"""Steps that an optimizer takes on given gradients or a given loss, for the tests of optimizers."""
+"""Runs optimizer steps on given gradients or a given loss."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Small experiments for tests of what happens in a run, and what a run directory holds of it."""
+"""Small experiments for tests of runs, and readers of run directories."""
 
 import json
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Small models in the layout of transformers, and their files."""
+"""Small models in the format of transformers, and their files."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Trains tiny transformers for a few steps under each strategy; run it on as many devices as asked.
+"""Trains tiny transformers for a few steps under each strategy, on a given number of devices.
 
     python -m tests.tensor_steps DEVICES FILE
 
@@ -85,7 +85,7 @@ def batch(case, seed):
 
 
 def begun(steps, compute):
-    """A state made on the host, laid where the strategy wants it."""
+    """A state initialized on the host and sharded by the strategy."""
     rng = np.random.default_rng(0)
     params = jax.tree.map(
         lambda x: np.float32(rng.normal(0.3, 0.3, x.shape)), steps.abstract_state.params

@@ -1,4 +1,4 @@
-"""Bad input: one sentence, before anything is compiled wherever that can be known."""
+"""Bad input: a one-sentence error, if possible before compiling."""
 
 import errno
 import json
@@ -374,7 +374,7 @@ def test_a_disk_full_of_metrics(tmp_path, monkeypatch, capsys):
 
 
 def check_that_it_goes_on(experiment, workdir, whole, **options):
-    """The next run goes on from the checkpoint of step 2 and ends as if nothing had happened."""
+    """The next run resumes from the checkpoint of step 2 and ends like an uninterrupted one."""
     kept = [
         path for path in (workdir / "checkpoints").iterdir() if (path / "manifest.json").exists()
     ]

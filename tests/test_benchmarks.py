@@ -1,4 +1,4 @@
-"""The benchmarks' own arithmetic and errors; how fast anything is is no matter for a test."""
+"""The benchmarks' arithmetic and errors; speeds are not tested."""
 
 import dataclasses
 import functools

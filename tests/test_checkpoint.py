@@ -1,4 +1,4 @@
-"""Checkpoints: exact, vouched for, and whatever is damaged is found and passed over."""
+"""Checkpoints: exact and verified; damaged ones are detected and skipped."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""Checkpoints that mean harm: nothing in them is run, and nothing outside of them is touched."""
+"""Malicious checkpoints: nothing in them is executed, nothing outside of them is touched."""
 
 import contextlib
 import hashlib

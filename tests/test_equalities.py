@@ -75,7 +75,7 @@ def stacked(params):
 
 @functools.cache
 def descent(case, **changes):
-    """Loss and gradients of a form of the model, with what is to compare its gradients with."""
+    """Loss and gradients of a variant of the model, and the reference gradients."""
     model, task = CASES[case]
     form, state = model.clone(**changes), begun(case)
     shaped = stacked if form.scan else lambda tree: tree

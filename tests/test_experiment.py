@@ -1,4 +1,4 @@
-"""What an experiment accepts, and how its file is found and read."""
+"""Validation of experiments, and loading of their files."""
 
 import shutil
 import sys

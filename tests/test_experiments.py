@@ -1,4 +1,4 @@
-"""The parts of every experiment fit together, on stand-ins of its data's shape."""
+"""The parts of every experiment fit together, on stand-in data of its shape."""
 
 import dataclasses
 from pathlib import Path

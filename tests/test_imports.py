@@ -1,4 +1,4 @@
-"""What an import brings with it, who may import whom, and that every shipped experiment steps."""
+"""Imports: side effects, the import contract, and a step of every shipped experiment."""
 
 import ast
 import dataclasses

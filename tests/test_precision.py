@@ -128,7 +128,7 @@ def test_bf16_learns_what_fp32_learns():
 
 
 class Bare(nn.Module):
-    """A model that cannot be told what to compute in."""
+    """A model without a field `dtype`."""
 
     @nn.compact
     def __call__(self, x):

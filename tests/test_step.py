@@ -1,4 +1,4 @@
-"""The update against hand formulas; what masks, micro-batches and bad numbers may not change."""
+"""The update against formulas; invariance to masks, micro-batches and non-finite gradients."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""Range tests against a closed form, and batch sizes until something ends them."""
+"""Learning-rate range tests against a closed form; the batch size search and its limits."""
 
 import dataclasses
 import os

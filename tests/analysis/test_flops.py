@@ -1,4 +1,4 @@
-"""The walker's counts are the closed forms, and those of computing with ones."""
+"""FLOP counts equal closed forms, and counts made by computing with ones."""
 
 import itertools
 import math
@@ -82,7 +82,7 @@ def test_agrees_with_xla_on_unrolled_products():
 
 
 def hits(size, kernel, strides, padding, lhs_dilation, rhs_dilation):
-    """Slides a window over an array that is one where a real input lies and zero elsewhere."""
+    """Slides a window over an array that is one at real inputs and zero elsewhere."""
     real = np.zeros([(n - 1) * d + 1 for n, d in zip(size, lhs_dilation, strict=True)], int)
     real[tuple(slice(None, None, d) for d in lhs_dilation)] = 1
     real = np.pad(real, [(max(low, 0), max(high, 0)) for low, high in padding])

@@ -1,4 +1,4 @@
-"""What a plan predicts, against closed forms, shards that were laid, and what XLA allocates."""
+"""Estimates of a plan against closed forms, real shards and XLA's allocations."""
 
 import functools
 import json

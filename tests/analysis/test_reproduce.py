@@ -1,4 +1,4 @@
-"""Running a recorded run again, and every experiment against its promise."""
+"""Repeats recorded runs, and compares experiments with their expected results."""
 
 import json
 import os

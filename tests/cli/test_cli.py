@@ -1,4 +1,4 @@
-"""The command line: commands, help and mistakes."""
+"""The command line: commands, help and errors."""
 
 import importlib.metadata
 import re

@@ -1,4 +1,4 @@
-"""Runs from the command line: what a run directory holds, and how a run goes on or does not."""
+"""Runs from the command line: contents of the run directory, resuming and refusals."""
 
 import hashlib
 import json

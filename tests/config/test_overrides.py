@@ -1,4 +1,4 @@
-"""Changing an experiment by paths, from text as from Python values."""
+"""Overrides of an experiment by path, from text and from Python values."""
 
 import itertools
 import random
@@ -33,7 +33,7 @@ def label(value):
 
 
 def at(config, path):
-    """What lies at a path, with nothing but `getattr` and indices."""
+    """Returns the value at a path, by `getattr` and indices alone."""
     for name in path.replace("-", "_").split("."):
         config = config[int(name)] if name.isdigit() else getattr(config, name)
     return config

@@ -1,4 +1,4 @@
-"""Augmentation against SciPy and by its definition; each example's own, and never in evaluation."""
+"""Augmentation against SciPy and its definition: one draw per example, none in evaluation."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Originals are downloaded once and checked; without a network it is said where to put them."""
+"""Originals are downloaded once and verified; without a network the error names their place."""
 
 import dataclasses
 import hashlib

@@ -1,4 +1,4 @@
-"""Images in folders: labels by folder or by file, and what cannot be read is named."""
+"""Images in folders: labels by folder or file, and errors that name unreadable files."""
 
 import logging
 

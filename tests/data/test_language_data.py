@@ -1,4 +1,4 @@
-"""Texts for language models: windows, packed documents, texts apart; their tokenizer is kept."""
+"""Language model data: windows, packed documents, separate texts, and saved tokenizers."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Pairs of texts become the tokens of both, and what cannot be translated is named."""
+"""Pairs of texts are tokenized, and errors name those that cannot be translated."""
 
 import subprocess
 import sys

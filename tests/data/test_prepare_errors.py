@@ -79,7 +79,7 @@ def test_damaged_archives(tmp_path):
     write_tar(tmp_path / "reviews.tar.gz", REVIEWS)
     whole = (tmp_path / "reviews.tar.gz").read_bytes()
     flipped = bytearray(whole)
-    flipped[-6] ^= 1  # in the checksum, which lies behind what tarfile reads
+    flipped[-6] ^= 1  # in the checksum, which follows what tarfile reads
     for data in (whole[: len(whole) // 2], whole[:-4], bytes(flipped), b"no archive"):
         (tmp_path / "damaged.tar.gz").write_bytes(data)
         with pytest.raises(UserError, match=r"damaged\.tar\.gz is truncated, damaged") as caught:

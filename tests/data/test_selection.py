@@ -1,4 +1,4 @@
-"""Parts of a data set: some classes, few training examples."""
+"""Subsets of a data set: some classes, few training examples."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Windows of time series: nothing of the future, nothing of the test split in what scales them."""
+"""Windows of time series: no leakage from the future, nor from the test split into scaling."""
 
 import numpy as np
 import pytest

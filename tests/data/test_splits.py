@@ -1,4 +1,4 @@
-"""Held-out splits: their sizes and members, and the fingerprints that tell one set from another."""
+"""Held-out splits: sizes, members, and fingerprints that distinguish data sets."""
 
 import dataclasses
 import itertools

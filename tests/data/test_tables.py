@@ -1,4 +1,4 @@
-"""Tables and texts from files: what is fitted is fitted on training, and mistakes are named."""
+"""Tables and texts from files: statistics are fitted on train, and errors name the cause."""
 
 import numpy as np
 import pytest

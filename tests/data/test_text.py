@@ -1,4 +1,4 @@
-"""Words and characters as numbers, the tasks and models that learn from them."""
+"""Words and characters as token ids, and the tasks and models that use them."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""TensorFlow Datasets read from array_record: where they are looked for, and never TensorFlow."""
+"""TensorFlow Datasets read from array_record: search path, and no import of TensorFlow."""
 
 import gzip
 import json

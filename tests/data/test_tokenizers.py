@@ -1,4 +1,4 @@
-"""Texts as tokens and back: nothing is lost, nothing is taken for a command, all is saved."""
+"""Tokenizers: lossless round trips, no special tokens from text, saving."""
 
 import json
 import pickle

@@ -1,4 +1,4 @@
-"""Beams find the best of all texts, where they are wide enough to hold them."""
+"""Beam search finds the optimum when its beams hold every sequence."""
 
 import functools
 import itertools

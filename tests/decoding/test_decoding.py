@@ -1,4 +1,4 @@
-"""Tokens from models: cached as uncached, and drawn as the probabilities say."""
+"""Decoding: cached equals uncached, and samples follow the probabilities."""
 
 import flax.linen as nn
 import jax

@@ -1,4 +1,4 @@
-"""What ends a run early and which checkpoints are kept: scores decide, and skipped steps."""
+"""Early stopping by scores or skipped steps, and the checkpoints kept."""
 
 import dataclasses
 import json
@@ -284,7 +284,7 @@ def test_many_skipped_steps_in_a_row_end_the_run_with_one_sentence(tmp_path):
     experiment = make_experiment(
         Checkpoint(every=1, keep=1), task=task, stop_after_skipped=4, steps=20
     )
-    for _ in range(2):  # the second time it goes on from step 5 and still counts from step 3
+    for _ in range(2):  # the second time it resumes from step 5 and still counts from step 3
         with pytest.raises(UserError) as ended:
             jdl.train(experiment, tmp_path / "run")
         assert "not finite for 4 steps in a row, up to step 6: the run stops" in str(ended.value)

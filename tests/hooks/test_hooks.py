@@ -1,4 +1,4 @@
-"""What hooks are told between steps, and what they show: rows, scores, progress, profiles."""
+"""Hooks between steps, and their output: rows, scores, progress, profiles."""
 
 import contextlib
 import dataclasses
@@ -61,7 +61,7 @@ class Spied(Single):
 
 @dataclass(frozen=True, kw_only=True)
 class Watch(Hook):
-    """Notes what hooks are told."""
+    """Records the events that hooks receive."""
 
     def build(self, run):
         return _Watch()

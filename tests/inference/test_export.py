@@ -1,4 +1,4 @@
-"""An exported prediction is the run's own, for any number of rows and without jdl."""
+"""Exported predictions equal the run's, for any number of rows and without jdl."""
 
 import shutil
 import subprocess

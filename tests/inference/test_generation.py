@@ -1,4 +1,4 @@
-"""`jdl generate`: what a run's model writes, as it is written, and what it refuses."""
+"""`jdl generate`: streamed text, options and errors."""
 
 import io
 import re

@@ -1,4 +1,4 @@
-"""Predictions from files are those for the set's own examples, and bad files are named."""
+"""Predictions from files equal those for the data set's examples; errors name bad files."""
 
 import csv
 import dataclasses

@@ -1,4 +1,4 @@
-"""Image networks of the literature: their sizes are the papers', and they compute what they say."""
+"""Image networks from papers: parameter counts and outputs match."""
 
 import functools
 import math

@@ -1,4 +1,4 @@
-"""Models against NumPy and SciPy, their sizes against closed forms; each learns one batch."""
+"""Models against NumPy and SciPy, sizes against closed forms; each overfits one batch."""
 
 import functools
 import math

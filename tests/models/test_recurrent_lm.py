@@ -1,4 +1,4 @@
-"""A recurrent language model that carries its state: what goes on over a cut, and what does not."""
+"""A recurrent language model that carries its state across windows, and resets it."""
 
 import dataclasses
 import itertools

@@ -1,4 +1,4 @@
-"""The transformer's body: what may be seen is seen and nothing else, in every form it has."""
+"""The transformer's body: masks hide and reveal the right positions in every variant."""
 
 import functools
 import math

@@ -1,4 +1,4 @@
-"""Convolution as a product: equal to XLA's and to SciPy's, on random shapes."""
+"""Convolution as a matrix product equals XLA's and SciPy's, on random shapes."""
 
 import chex
 import flax.linen as nn

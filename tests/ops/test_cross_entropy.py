@@ -1,4 +1,4 @@
-"""Cross-entropy in chunks: equal to its plain form, and within its memory."""
+"""Chunked cross-entropy equals its plain form and stays within its memory bound."""
 
 import chex
 import jax

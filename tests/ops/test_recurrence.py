@@ -1,4 +1,4 @@
-"""Recurrent layers: equal to a scan over their step, and to PyTorch's; each sees what it may."""
+"""Recurrent layers equal a scan over their step, and PyTorch's, and respect masks."""
 
 import chex
 import jax

@@ -1,4 +1,4 @@
-"""Modules that are frozen, learn at rates of their own, or begin with another run's weights."""
+"""Modules that are frozen, have their own learning rates, or start from another run's weights."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Optimizers against hand-written formulas; their state is arrays that are compiled and saved."""
+"""Optimizers against hand-written formulas; their state is arrays."""
 
 import dataclasses
 from typing import Any

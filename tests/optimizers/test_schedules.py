@@ -1,4 +1,4 @@
-"""Schedules against closed forms, and the rate that falls where the loss does not."""
+"""Schedules against closed forms, and the reduction of the rate on a plateau."""
 
 import dataclasses
 

@@ -33,7 +33,7 @@ experiment = Experiment(
     runtime=Runtime(log_every=1),
 )
 """
-# Goes on twice with the run that the command began.
+# Resumes twice the run that the command began.
 SCRIPT = """
 import sys
 from dataclasses import replace

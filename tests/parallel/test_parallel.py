@@ -1,4 +1,4 @@
-"""All strategies compute the same, each on the devices and with the placement that it promises."""
+"""All strategies compute the same, each with its own devices and shardings."""
 
 import dataclasses
 import functools
@@ -155,7 +155,7 @@ def test_dropout_is_that_of_one_device_but_under_pmap(strategy):
 
 @over(TWO)
 def test_random_transforms_are_those_of_one_device(strategy):
-    """Each row has a key of its own, whatever device it lies on."""
+    """Each row has a key of its own, whatever its device."""
     losses, state = descend(strategy, map(step_input, range(5)), RANDOM)
     expected, last = reference(RANDOM, 5)
     np.testing.assert_allclose(losses, expected, rtol=1e-5)

@@ -30,7 +30,7 @@ PIXELS = {"image": np.zeros((4, 6), np.float32), "label": np.zeros(4, np.int32),
 
 @pytest.fixture(scope="module")
 def four(tmp_path_factory):
-    """What came of every case on four devices."""
+    """The results of every case on four devices."""
     file = tmp_path_factory.mktemp("four") / "found.npz"
     command = [sys.executable, "-m", "tests.tensor_steps", "4", str(file)]
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Models of transformers are ours with the same outputs, and back; what does not fit is named."""
+"""Models of transformers convert both ways with equal outputs; errors name misfits."""
 
 import json
 import warnings

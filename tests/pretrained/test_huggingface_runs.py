@@ -1,4 +1,4 @@
-"""Runs begin with models of transformers; one that would compute otherwise is refused."""
+"""Runs initialized from models of transformers; one that computes differently is refused."""
 
 import flax.linen as nn
 import jax

@@ -1,4 +1,4 @@
-"""Baselines are what scikit-learn says, computed directly."""
+"""Baselines equal scikit-learn's, computed directly."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Runs side by side: what differs, what they share, and several seeds as one row."""
+"""Comparisons: differing fields, shared metrics, and several seeds as one row."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The page about a run: what it says is true, nothing in it is taken for HTML, it stands alone."""
+"""A run's report: true statements, escaped values, a self-contained page."""
 
 import html.parser
 import importlib.util
@@ -255,7 +255,7 @@ def test_a_run_of_an_older_version_is_reported(command, run):
     assert (code, err) == (0, "")
     assert out.splitlines()[-1] == str(run / "report/index.html")
     assert Reader((run / "report/index.html").read_text()).text.count("not recorded") >= 3
-    # The report lies in the run directory and keeps the run from nothing.
+    # A report inside the run directory does not prevent resuming.
     assert command("evaluate", run)[0] == 0
 
 

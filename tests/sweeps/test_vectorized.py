@@ -1,4 +1,4 @@
-"""Runs trained together are what they are alone: losses, scores, directories, ends."""
+"""Vectorized runs equal single runs: losses, scores, directories, endings."""
 
 import dataclasses
 import json
@@ -60,7 +60,7 @@ def experiment(**changes):
 
 
 def trained(workdir, points, vectorize="always", breaks=None, **changes):
-    """What came of runs at some points of an experiment, and what was said."""
+    """The outcomes of runs at some points of an experiment, and the printed lines."""
     said, outcomes = [], {}
     jobs = [
         Job(

@@ -1,4 +1,4 @@
-"""Hidden tokens: which, how, and told by a model that then judges texts."""
+"""Masked language modeling: mask selection, training, and fine-tuning as a classifier."""
 
 import math
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Losses and scores against scikit-learn, and what a task says of data it cannot learn from."""
+"""Losses and metrics against scikit-learn, and errors for unsuitable data."""
 
 import dataclasses
 
@@ -33,7 +33,7 @@ KEPT = np.array([True] * 20 + [False] * 4)
 
 
 class Given(nn.Module):
-    """Gives its input, so that a test says what a model puts out."""
+    """Returns its input, so that a test sets the outputs."""
 
     def __call__(self, x):
         return x

@@ -1,4 +1,4 @@
-"""Translation: what is minimised, what is scored, and what is written."""
+"""Translation: loss, metrics and decoded text."""
 
 import io
 import json

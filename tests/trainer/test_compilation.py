@@ -1,4 +1,4 @@
-"""What was compiled is kept, privately."""
+"""Compiled programs are cached, readable by their owner alone."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What held a run back is recorded, and kept when it goes on."""
+"""Costs of a run are recorded, and kept when it resumes."""
 
 import json
 import resource
@@ -58,7 +58,7 @@ def test_a_result_says_what_was_traced_and_how_large_it_was(plain):
 
 
 class Device:
-    """An accelerator that says how much memory was in use."""
+    """An accelerator that reports its memory in use."""
 
     def __init__(self, stats):
         self.process_index, self._stats = jax.process_index(), stats

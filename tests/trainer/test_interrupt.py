@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C, sent to real processes: code 75 within a grace period, and nothing lost.
+"""SIGTERM and Ctrl-C, sent to real processes: exit code 75 within a grace period, nothing lost.
 
 A slow place sleeps for longer than any test waits, or until the file `go` is there: no outcome
 depends on how fast the machine is.

@@ -1,4 +1,4 @@
-"""What a run directory says about its run."""
+"""The metadata in a run directory."""
 
 import hashlib
 import json

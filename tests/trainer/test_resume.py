@@ -1,4 +1,4 @@
-"""A run that was broken off anywhere ends, bit for bit, as one that never was."""
+"""A run interrupted anywhere ends bit for bit like an uninterrupted one."""
 
 import contextlib
 import dataclasses
@@ -103,7 +103,7 @@ def test_a_signal_loses_no_step(at, plain, tmp_path):
 
 @dataclass(frozen=True, kw_only=True)
 class Seen(Hook):
-    """Keeps what hooks are told of each step."""
+    """Records the events of each step."""
 
     steps: Any = dataclasses.field(default_factory=dict)
 
@@ -122,7 +122,7 @@ class _Seen(Callback):
 
 @dataclass(frozen=True, kw_only=True)
 class Listing(Hook):
-    """Keeps the steps that it was told of, in a list that it gives away as its state."""
+    """Records the steps that it sees in a list, which is its state."""
 
     def build(self, run):
         return _Listing()

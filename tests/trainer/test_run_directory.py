@@ -1,4 +1,4 @@
-"""What a run directory takes and what it refuses: changes, a second writer, what is left in it."""
+"""What a run directory accepts and refuses: changes, a second writer, leftover files."""
 
 import dataclasses
 import fcntl

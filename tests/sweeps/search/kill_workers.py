@@ -1,4 +1,4 @@
-"""Kills workers of one search with `kill -9`, starts some again, and looks at what came of it.
+"""Kills workers of one search with `kill -9`, restarts some, and checks the result.
 
     python tests/sweeps/search/kill_workers.py --workers 4 --kills 2 --restarts 1 --points 12
     python tests/sweeps/search/kill_workers.py --storage sqlite
@@ -146,7 +146,7 @@ def faults(folder: Path, points: int, storage: str | None) -> list[str]:
 def check(
     folder: Path, *, workers: int, kills: int, restarts: int, points: int, sqlite: bool, seed: int
 ) -> list[str]:
-    """Does everything and says what is wrong."""
+    """Runs all checks and returns the failures."""
     (folder / "clouds.py").write_text(EXPERIMENT.replace("POINTS", str(points)))
     storage = f"sqlite:///{folder}/study.db" if sqlite else None
     draw, landed, hold = random.Random(seed), 0, folder / "hold"

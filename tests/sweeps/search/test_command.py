@@ -1,4 +1,4 @@
-"""`jdl tune`: what it leaves is used by the other commands, and its mistakes take one sentence."""
+"""`jdl tune`: other commands read its directories, and its errors are one sentence."""
 
 import importlib.util
 import json

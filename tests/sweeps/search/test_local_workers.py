@@ -1,4 +1,4 @@
-"""Several processes share a search, and one that is killed costs nothing but its last steps."""
+"""Several processes share a search; a killed one loses only its last steps."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""The comparison of samplers counts what it says it counts."""
+"""The benchmark of samplers counts trials and wins correctly."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""A search finds the best of its trials, goes on where it broke off, and says what is wrong."""
+"""A search finds its best trial, resumes after interruptions, and reports errors."""
 
 import dataclasses
 import json
