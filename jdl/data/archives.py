@@ -1,4 +1,4 @@
-"""Reading files and archives that may be damaged, or made to do damage.
+"""Readers of files and archives that may be damaged or malicious.
 
 Archives are read member by member in memory: nothing is extracted, so no name in them can matter.
 """
@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from jdl.errors import UserError, first_line
 
-# No file within the originals comes near this: a longer one is a decompression bomb.
+# Far above any file in the originals: a longer one is a decompression bomb.
 LARGEST_BYTES = 256 << 20
 
 # What truncated, damaged or unreadable files raise (RuntimeError: an encrypted zip member).
@@ -31,7 +31,7 @@ DAMAGE = (
 
 
 def find_files(raw: Path, names: Sequence[str]) -> dict[str, Path]:
-    """Returns where each of `names` lies in the directory `raw`, plain or as `.gz`."""
+    """Returns the path of each of `names` in the directory `raw`, plain or as `.gz`."""
     found = {
         name: path for name in names for path in (raw / f"{name}.gz", raw / name) if path.is_file()
     }
@@ -43,7 +43,7 @@ def find_files(raw: Path, names: Sequence[str]) -> dict[str, Path]:
 
 
 def find_archive(raw: Path, archive: str, folder: str, *, inside: str) -> Path:
-    """Returns the archive, or the extracted folder (known by what is `inside`), at or in `raw`."""
+    """Returns the archive, or the extracted folder (which contains `inside`), at or in `raw`."""
     if raw.is_file():
         return raw
     if (raw / inside).exists():
@@ -58,12 +58,12 @@ def find_archive(raw: Path, archive: str, folder: str, *, inside: str) -> Path:
 def read_members(
     source: Path, folder: str, pattern: re.Pattern[str]
 ) -> Iterator[tuple[re.Match[str], bytes]]:
-    """Yields the names that match fully, and the contents, from an archive or an extracted folder.
+    """Yields (name, contents) of each full match in an archive or an extracted folder.
 
     Args:
-      source: tar or zip file, or a directory, whose names then count as lying in `folder`.
+      source: tar or zip file, or a directory, whose names are then prefixed with `folder`.
       folder: name of the archive's top folder.
-      pattern: what a name, with `/` between its parts, must match.
+      pattern: regular expression for `/`-separated names.
 
     Raises:
       UserError: the archive is damaged.
@@ -80,7 +80,7 @@ def read_members(
 def open_members(
     source: Path, folder: str, pattern: re.Pattern[str]
 ) -> Iterator[tuple[str, IO[bytes]]]:
-    """Yields the names that match `pattern`, and an open stream for each."""
+    """Yields (name, open stream) of each member that matches `pattern`."""
     if source.is_dir():
         for path in sorted(source.rglob("*")):
             name = f"{folder}/{path.relative_to(source).as_posix()}"
@@ -100,15 +100,15 @@ def open_members(
                 name = posixpath.normpath(entry.name)
                 if entry.isfile() and pattern.fullmatch(name):
                     stream = archive.extractfile(entry)
-                    assert stream is not None  # as it is a file
+                    assert stream is not None  # it is a file
                     yield name, stream
-            # tarfile takes a damaged header for the end; gzip's checksum lies behind the last byte.
+            # tarfile takes a damaged header for the end; gzip's checksum follows the last byte.
             while archive.fileobj is not None and archive.fileobj.read(1 << 20):
                 pass
 
 
 def read_whole(path: Path) -> bytes:
-    """Returns a file's bytes, unzipped if they are gzipped, whatever it is called."""
+    """Returns a file's bytes, decompressed if they are gzipped, whatever its name."""
     try:
         with path.open("rb") as stream:
             if stream.peek(2)[:2] != b"\x1f\x8b":
@@ -120,7 +120,7 @@ def read_whole(path: Path) -> bytes:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file, in UTF-8."""
+    """Returns the text of a UTF-8 file."""
     try:
         return read_whole(path).decode()
     except UnicodeDecodeError as error:
@@ -128,7 +128,7 @@ def read_text(path: Path) -> str:
 
 
 def read_bounded(stream: Any, path: Path) -> bytes:
-    """The rest of a stream, unless it is longer than any original."""
+    """Returns the rest of a stream; fails if it exceeds any original."""
     data = stream.read(LARGEST_BYTES + 1)
     if len(data) > LARGEST_BYTES:
         raise UserError(f"{path} is not the original: a file in it passes {LARGEST_BYTES} bytes")
@@ -136,6 +136,6 @@ def read_bounded(stream: Any, path: Path) -> bytes:
 
 
 def damage_error(path: Path, error: BaseException) -> UserError:
-    """What to say of a file that cannot be read."""
+    """Returns the error for an unreadable file."""
     reason = first_line(error).rstrip(":")
     return UserError(f"{path} is truncated, damaged or unreadable ({reason})")

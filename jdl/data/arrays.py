@@ -1,4 +1,4 @@
-"""Data in memory: the user's own arrays, and a small real set that needs no network."""
+"""In-memory data sets: the user's arrays, and a small real set that needs no network."""
 
 import hashlib
 import importlib.util
@@ -15,7 +15,7 @@ from jdl.errors import UserError
 
 @dataclass(frozen=True)
 class ArraySource:
-    """Arrays by name with the examples along axis 0, as a `Source`."""
+    """A `Source` of named arrays with the examples along axis 0."""
 
     arrays: Mapping[str, np.ndarray]
 
@@ -43,7 +43,7 @@ class ArraySource:
 
 @dataclass(frozen=True, kw_only=True)
 class Arrays(Data):
-    """Arrays of the caller: `Arrays({"train": {"image": x, "label": y}, "test": {...}})`."""
+    """In-memory arrays: `Arrays({"train": {"image": x, "label": y}, "test": {...}})`."""
 
     arrays: Mapping[str, Mapping[str, Any]] = field(kw_only=False)  # by split, then by name
 
@@ -53,7 +53,7 @@ class Arrays(Data):
             raise UserError(f"arrays need a split 'train' (there are {', '.join(self.arrays)})")
 
     def load(self) -> dict[str, Source]:
-        """The given splits.
+        """Returns the given splits.
 
         Raises:
           UserError: the arrays of a split differ in length.
@@ -83,7 +83,7 @@ class Digits(Data):
     """
 
     def load(self) -> dict[str, Source]:
-        """One split, `train`."""
+        """Returns one split, `train`."""
         spec = importlib.util.find_spec("sklearn")
         if spec is None or spec.origin is None:
             raise UserError("the digits come with scikit-learn: pip install scikit-learn")

@@ -1,4 +1,4 @@
-"""Augmentation in the compiled step: every example by a key of its own, evaluation left alone."""
+"""Augmentation in the compiled step, with one key per example; no-op in evaluation."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -16,20 +16,20 @@ FillMode = Literal["nearest", "reflect", "constant", "wrap"]
 
 @dataclass(frozen=True, kw_only=True)
 class RandomAffine:
-    """Turns, shifts, shears, zooms and mirrors images, resampling once, bilinearly.
+    """Rotates, shifts, shears, zooms and flips images in one bilinear resampling.
 
     Options, ranges and the order of the parts are those of Keras' `ImageDataGenerator`. Training
     images become float32.
     """
 
     rotation_range: float = 0.0  # degrees each way
-    width_shift_range: float = 0.0  # share of the width each way
-    height_shift_range: float = 0.0  # share of the height each way
+    width_shift_range: float = 0.0  # fraction of the width each way
+    height_shift_range: float = 0.0  # fraction of the height each way
     shear_range: float = 0.0  # degrees each way
     zoom_range: float = 0.0  # each side is scaled by its own factor in [1 - zoom, 1 + zoom]
-    horizontal_flip: bool = False  # mirror half of the images left to right
-    fill_mode: FillMode = "nearest"  # what lies beyond the edges, see `resample`
-    cval: float = 0.0  # beyond the edges under `constant`
+    horizontal_flip: bool = False  # flip half of the images
+    fill_mode: FillMode = "nearest"  # fill beyond the edges, see `resample`
+    cval: float = 0.0  # fill value of `constant`
     name: str = "image"  # of the array (batch, height, width, channels)
 
     def __post_init__(self) -> None:
@@ -37,7 +37,7 @@ class RandomAffine:
             raise UserError(f"zoom_range is a share in [0, 1), not {self.zoom_range}")
 
     def __call__(self, batch: Batch, keys: Keys | None) -> Batch:
-        """The batch, each image transformed by its own key."""
+        """Returns the batch, each image transformed with its own key."""
         if keys is None:
             return batch
 
@@ -48,7 +48,7 @@ class RandomAffine:
         return {**batch, self.name: jax.vmap(one)(keys, batch[self.name])}
 
     def matrix(self, key: Array, height: int, width: int) -> Array:
-        """A random (2, 3) matrix from places in the new image to places in the old one."""
+        """Returns a random (2, 3) matrix from output to input positions."""
         turn, down, right, shear, tall, wide, flip = jax.random.uniform(key, (7,), minval=-1.0)
         angle = jnp.deg2rad(turn * self.rotation_range)
         shear = jnp.deg2rad(shear * self.shear_range)
@@ -77,14 +77,14 @@ class RandomAffine:
 def resample(
     image: Array, matrix: Array, fill_mode: FillMode = "nearest", cval: float = 0
 ) -> Array:
-    """An image seen through an affine map, interpolated bilinearly.
+    """Applies an affine map to an image, with bilinear interpolation.
 
     Equal to `scipy.ndimage.affine_transform(channel, matrix[:, :2], matrix[:, 2], order=1,
     mode=fill_mode, cval=cval)` for each channel.
 
     Args:
       image: (height, width, channels).
-      matrix: (2, 3); `matrix @ (row, column, 1)` is the place in `image` that is seen there.
+      matrix: (2, 3); `matrix @ (row, column, 1)` is the input position of an output pixel.
       fill_mode: beyond the edges, `nearest`: the pixel at the edge; `reflect`: mirrored, the edge
         twice; `wrap`: from the other side; `constant`: `cval`.
       cval: see `fill_mode`.
@@ -137,7 +137,7 @@ class RandomCrop:
     name: str = "image"  # of the array (batch, height, width, channels)
 
     def __call__(self, batch: Batch, keys: Keys | None) -> Batch:
-        """The batch, each image with an offset drawn from its own key."""
+        """Returns the batch, each image shifted with its own key."""
         if keys is None:
             return batch
 
@@ -152,12 +152,12 @@ class RandomCrop:
 
 @dataclass(frozen=True, kw_only=True)
 class RandomFlip:
-    """Mirrors half of the images left to right."""
+    """Flips half of the images horizontally."""
 
     name: str = "image"  # of the array (batch, height, width, channels)
 
     def __call__(self, batch: Batch, keys: Keys | None) -> Batch:
-        """The batch, each image mirrored or not by its own key."""
+        """Returns the batch, each image flipped or not by its own key."""
         if keys is None:
             return batch
         images = batch[self.name]
@@ -170,21 +170,21 @@ class RandomFlip:
 
 @dataclass(frozen=True, kw_only=True)
 class ColorJitter:
-    """Scales brightness, contrast and saturation by factors of their own, in that order.
+    """Scales brightness, contrast and saturation by random factors, in that order.
 
-    Each factor lies in [1 - x, 1 + x]; contrast is scaled about the mean grey of the image,
-    saturation about the grey of each pixel (ITU-R BT.601). Values stay within [0, `white`].
+    Each factor is in [1 - x, 1 + x]; contrast is scaled about the mean gray of the image,
+    saturation about the gray of each pixel (ITU-R BT.601). Values stay within [0, `white`].
     Training images become float32.
     """
 
     brightness: float = 0.0  # x of the factor of all values
-    contrast: float = 0.0  # x of the factor of the distance to the mean grey
-    saturation: float = 0.0  # x of the factor of the distance to the pixel's grey
+    contrast: float = 0.0  # x of the factor of the distance to the mean gray
+    saturation: float = 0.0  # x of the factor of the distance to the pixel's gray
     white: float = 255.0  # the largest value
     name: str = "image"  # of the array (batch, height, width, 1 or 3)
 
     def __call__(self, batch: Batch, keys: Keys | None) -> Batch:
-        """The batch, each image changed by its own key."""
+        """Returns the batch, each image changed with its own key."""
         if keys is None:
             return batch
 
@@ -203,7 +203,7 @@ class ColorJitter:
 
 
 def grayscale(image: Array) -> Array:
-    """The luma of an image (height, width, 1 or 3) by ITU-R BT.601, (height, width, 1)."""
+    """Returns the ITU-R BT.601 luma (height, width, 1) of an image (height, width, 1 or 3)."""
     if image.shape[-1] == 1:
         return image
     return (image * jnp.array([0.299, 0.587, 0.114])).sum(-1, keepdims=True)
@@ -211,13 +211,13 @@ def grayscale(image: Array) -> Array:
 
 @dataclass(frozen=True, kw_only=True)
 class Cutout:
-    """Sets a square at a random place to zero, cut off at the edges (DeVries and Taylor, 2017)."""
+    """Zeroes a square at a random position, clipped at the edges (DeVries and Taylor, 2017)."""
 
-    size: int = 16  # pixels of a side
+    size: int = 16  # side in pixels
     name: str = "image"  # of the array (batch, height, width, channels)
 
     def __call__(self, batch: Batch, keys: Keys | None) -> Batch:
-        """The batch, each image with a square of its own."""
+        """Returns the batch, each image with its own square."""
         if keys is None:
             return batch
         images = batch[self.name]
@@ -231,7 +231,7 @@ class Cutout:
 
 
 def _box(centres: Array, tall: Array | int, wide: Array | int, height: int, width: int) -> Array:
-    """Which pixels (batch, height, width) lie in boxes about `centres` (batch, 2)."""
+    """Returns a mask (batch, height, width) of boxes around `centres` (batch, 2)."""
     down = jnp.abs(jnp.arange(height) + 0.5 - centres[:, :1]) < jnp.asarray(tall).reshape(-1, 1) / 2
     right = jnp.abs(jnp.arange(width) + 0.5 - centres[:, 1:]) < jnp.asarray(wide).reshape(-1, 1) / 2
     return down[:, :, None] & right[:, None, :]
@@ -239,18 +239,18 @@ def _box(centres: Array, tall: Array | int, wide: Array | int, height: int, widt
 
 @dataclass(frozen=True, kw_only=True)
 class Mixup:
-    """Mixes each image with its neighbour in the batch, and their labels (Zhang et al., 2018).
+    """Mixes each image and label with its neighbor in the batch (Zhang et al., 2018).
 
-    Labels (batch,) become shares of the classes (batch, classes) float32, images float32.
+    Labels (batch,) become class weights (batch, classes) float32, images float32.
     """
 
-    num_classes: int = 10  # that there are
-    alpha: float = 0.2  # shares are drawn from the beta distribution of (alpha, alpha)
+    num_classes: int = 10  # number of classes
+    alpha: float = 0.2  # mixing weights follow Beta(alpha, alpha)
     name: str = "image"  # of the array (batch, ...)
     label: str = "label"  # of the array (batch,)
 
     def __call__(self, batch: Batch, keys: Keys | None) -> Batch:
-        """The batch, each pair mixed by the key of its first."""
+        """Returns the batch, each pair mixed with the key of its first image."""
         if keys is None:
             return batch
         share = jax.vmap(lambda key: jax.random.beta(key, self.alpha, self.alpha))(keys)
@@ -266,18 +266,18 @@ class Mixup:
 
 @dataclass(frozen=True, kw_only=True)
 class CutMix:
-    """Puts a box of its neighbour in the batch into each image (Yun et al., 2019).
+    """Pastes a box of its neighbor in the batch into each image (Yun et al., 2019).
 
-    Labels (batch,) become shares of the classes (batch, classes) float32: those of the areas.
+    Labels (batch,) become class weights (batch, classes) float32, by area.
     """
 
-    num_classes: int = 10  # that there are
-    alpha: float = 1.0  # areas that stay are drawn from the beta distribution of (alpha, alpha)
+    num_classes: int = 10  # number of classes
+    alpha: float = 1.0  # kept areas follow Beta(alpha, alpha)
     name: str = "image"  # of the array (batch, height, width, channels)
     label: str = "label"  # of the array (batch,)
 
     def __call__(self, batch: Batch, keys: Keys | None) -> Batch:
-        """The batch, each pair mixed by the key of its first."""
+        """Returns the batch, each pair mixed with the key of its first image."""
         if keys is None:
             return batch
         images = batch[self.name]

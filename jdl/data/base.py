@@ -32,7 +32,7 @@ Reader = Callable[[Path], dict[str, np.ndarray]]
 
 @runtime_checkable
 class Source(Protocol):
-    """Random access to the examples of a split, as `tfds.data_source` gives it."""
+    """Random access to the examples of a split, like `tfds.data_source`."""
 
     def __len__(self) -> int:
         """Number of examples."""
@@ -45,7 +45,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Subset:
-    """Some examples of a source."""
+    """A subset of the examples of a source."""
 
     source: Source
     indices: np.ndarray  # (n,) int64
@@ -59,31 +59,31 @@ class Subset:
         return self.source[int(self.indices[index])]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Example]:
-        """Several examples at once, which many sources read faster."""
+        """Several examples at once; many sources read these faster."""
         return read_examples(self.source, [int(self.indices[i]) for i in indices])
 
 
 def read_examples(source: Source, indices: Sequence[int]) -> list[Example]:
-    """The examples at `indices`, in one call where the source offers one."""
+    """Returns the examples at `indices`, in one call if the source has `__getitems__`."""
     many = getattr(source, "__getitems__", None)
     return list(many(indices)) if many else [source[i] for i in indices]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """A data set with its transforms. A subclass says in `load` which splits it has.
+    """A data set with its transforms. A subclass returns its splits from `load`.
 
     A split that the set lacks is held out of `train` with `split_seed`, whatever the run's seed.
     """
 
-    transforms: tuple[Transform, ...] = ()  # on the host, example by example
-    device_transforms: tuple[DeviceTransform, ...] = ()  # in the compiled step, batch by batch
-    pipeline: Literal["auto", "in_memory", "grain"] = "auto"  # auto: resident up to 1 GiB
-    test_fraction: float = 0.2  # of train held out as test where the set has none; 0: no such split
-    validation_fraction: float = 0.1  # of the rest held out as validation; 0: no such split
+    transforms: tuple[Transform, ...] = ()  # on the host, per example
+    device_transforms: tuple[DeviceTransform, ...] = ()  # in the compiled step, per batch
+    pipeline: Literal["auto", "in_memory", "grain"] = "auto"  # auto: in memory up to 1 GiB
+    test_fraction: float = 0.2  # of train held out as test if the set has none; 0: no split
+    validation_fraction: float = 0.1  # of the rest held out as validation; 0: no split
     split_seed: int = 0  # of the held-out splits
-    ordered: bool = False  # hold out the end, not a random part: for series in order of time
-    shuffle: bool = True  # train in a new order each epoch; False: always in that of the set
+    ordered: bool = False  # hold out the end, not a random part: for time series
+    shuffle: bool = True  # train in a new order each epoch; False: in stored order
 
     locations: ClassVar[tuple[str, ...]] = ()
     """Fields that only locate the bytes; a resumed run compares the bytes in their place."""
@@ -95,11 +95,11 @@ class Data:
 
     @property
     def required_batch_size(self) -> int | None:
-        """The one that the order of the training examples is made for; None: any."""
+        """The batch size that the training order requires; None: any."""
         return None
 
     def load(self) -> dict[str, Source]:
-        """The splits that the set itself has, `train` among them."""
+        """Returns the splits that the data set itself has, including `train`."""
         raise NotImplementedError
 
     def full_name(self) -> str:
@@ -107,7 +107,7 @@ class Data:
         raise NotImplementedError
 
     def splits(self) -> dict[str, Source]:
-        """`train`, `validation` and `test`, held out where the set lacks them.
+        """Returns `train`, `validation` and `test`, held out if missing.
 
         Raises:
           UserError: a split is empty, or a fraction leaves it without examples.
@@ -165,26 +165,26 @@ class Data:
 
     @property
     def has_tokenizer(self) -> bool:
-        """Whether its examples are texts as tokens: it then says how in a field `encoding`."""
+        """Whether the examples are tokenized texts, with an `encoding` field."""
         return isinstance(getattr(self, "encoding", None), Encoding)
 
     def tokenizer(self) -> Tokenizer:
-        """How texts became the tokens of the examples; it is made once, where need be by learning.
+        """Returns the tokenizer of the examples; built once, and trained if it has to be.
 
         Raises:
-          UserError: the examples are not texts as tokens.
+          UserError: the examples are not tokenized texts.
         """
         return self._tokenizer
 
     def output_names(self) -> tuple[str, ...]:
-        """What the numbers of a prediction stand for: the classes in the order of their ids.
+        """Names of the outputs of a prediction: class names in the order of their ids.
 
-        Empty where they have no names.
+        Empty if they have no names.
         """
         return ()
 
     def fingerprint(self, source: Source) -> dict[str, Any]:
-        """Source, version and SHA-256 of the examples of a split."""
+        """Returns source, version and SHA-256 of a split's examples."""
         digest = hashlib.sha256()
         while isinstance(source, Subset):
             digest.update(np.ascontiguousarray(source.indices).tobytes())
@@ -194,7 +194,7 @@ class Data:
         return {"source": name, "version": version, "sha256": digest.hexdigest()}
 
     def digest(self, source: Source) -> str:
-        """SHA-256 of a split: the source's own `digest`, or a hash of every example."""
+        """Returns a split's SHA-256: the source's `digest`, or a hash of all examples."""
         own = getattr(source, "digest", None)
         if own is not None:
             return own()
@@ -244,7 +244,7 @@ def _image_reader(shapes: set[tuple[int, ...]], resized: bool) -> Reader:
 
 
 def location_paths(data: Data, path: str = "data") -> list[str]:
-    """Paths of the fields that only locate the bytes, in this set and in those it wraps."""
+    """Paths of fields that only locate the bytes, in this data set and those it wraps."""
     found = [f"{path}.{name}" for name in data.locations]
     for field in fields(data):
         value = getattr(data, field.name)
@@ -254,10 +254,10 @@ def location_paths(data: Data, path: str = "data") -> list[str]:
 
 
 def get_split(splits: Mapping[str, Any], name: str) -> Any:
-    """The split called `name`.
+    """Returns the split called `name`.
 
     Raises:
-      UserError: there is no such split; names the nearest.
+      UserError: there is no such split; suggests the nearest.
     """
     if name not in splits:
         known = ", ".join(splits)
@@ -281,5 +281,5 @@ def add_array(digest: Any, array: np.ndarray) -> None:
 
 
 def default_data_dir() -> Path:
-    """`TFDS_DATA_DIR` where it is set, else `~/tensorflow_datasets`."""
+    """Returns `TFDS_DATA_DIR` if set, else `~/tensorflow_datasets`."""
     return Path(os.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets")

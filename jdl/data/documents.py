@@ -1,4 +1,4 @@
-"""Many texts as tokens, begun and ended by tokens of their own: packed in rows, or one a row."""
+"""Tokenized texts with begin and end tokens: packed in rows, or one per row."""
 
 import hashlib
 from collections.abc import Sequence
@@ -17,14 +17,14 @@ from jdl.errors import UserError
 
 @dataclass(frozen=True)
 class PackedDocuments:
-    """Documents one after the other, in windows of `length + 1` tokens that begin `length` apart.
+    """Concatenated documents in windows of `length + 1` tokens with stride `length`.
 
     Every token but those that begin a document is predicted exactly once, from what its window
     shows of the document before it.
     """
 
     tokens: np.ndarray  # (n,) int32
-    documents: np.ndarray  # (n,) int32, to which of them each token belongs
+    documents: np.ndarray  # (n,) int32, document index of each token
     sizes: np.ndarray  # bytes that each id stands for
     length: int
 
@@ -47,18 +47,18 @@ class PackedDocuments:
 
 @dataclass(frozen=True, kw_only=True)
 class Documents(Data):
-    """Texts for language modelling, packed: none sees another and no place is left empty.
+    """Packed texts for language modeling, without padding or attention across texts.
 
     Examples are windows `tokens` (length + 1,) over all texts, `<bos>` before and `<eos>` behind
     each, and `segments` (length + 1,), which tell them apart; what follows an `<eos>` is not
-    predicted. A text that goes on in the next window is read from there as if it began. `bytes` is
+    predicted. A text that continues in the next window is read there as if it began. `bytes` is
     what the predicted tokens stand for, `<eos>` for none. Splits are those of `text`; pieces are
     learned from its training texts alone.
     """
 
     text: Data = field(kw_only=False)  # the set; its examples have `text`
     encoding: Encoding = BPE()  # how text becomes tokens
-    length: int = 128  # tokens that a model reads at once
+    length: int = 128  # input tokens of a window
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -66,7 +66,7 @@ class Documents(Data):
             raise UserError(f"data.length must be at least 1, not {self.length}")
 
     def splits(self) -> dict[str, Source]:
-        """The splits of the text, packed."""
+        """Returns the splits of the text, packed."""
         return {name: self._packed(source) for name, source in self.text.splits().items()}
 
     def reader(self) -> Reader:
@@ -74,7 +74,7 @@ class Documents(Data):
         return no_reader(self)
 
     def full_name(self) -> str:
-        """That of the texts."""
+        """Full name of the texts."""
         return self.text.full_name()
 
     def _make_tokenizer(self) -> Tokenizer:
@@ -89,7 +89,7 @@ class Documents(Data):
 
 @dataclass(frozen=True)
 class EncodedTexts:
-    """Texts as tokens of a fixed number, encoded when they are read."""
+    """Texts as a fixed number of tokens, encoded on access."""
 
     source: Source
     tokenizer: Tokenizer
@@ -101,15 +101,15 @@ class EncodedTexts:
         return len(self.source)
 
     def __getitem__(self, index: int) -> Example:
-        """`tokens` (length,) int32, and `label` where the text has one."""
+        """`tokens` (length,) int32, and `label` if the text has one."""
         return self._encoded(self.source[index])
 
     def __getitems__(self, indices: Sequence[int]) -> list[Example]:
-        """Several at once."""
+        """Several examples at once."""
         return [self._encoded(example) for example in read_examples(self.source, indices)]
 
     def tokens(self, text: Any) -> np.ndarray:
-        """`<bos>` and the text, (length,) int32; padded behind, and cut where it is too long."""
+        """Returns `<bos>` and the text, (length,) int32, padded at the end or truncated."""
         found = self.tokenizer.encode(as_text(text))
         room = self.length - 1
         found = (
@@ -124,7 +124,7 @@ class EncodedTexts:
 
 @dataclass(frozen=True, kw_only=True)
 class Texts(Data):
-    """Texts of their own, such as BERT reads: `tokens` (length,) and `label` where they have one.
+    """Texts one per row, as for BERT: `tokens` (length,) and `label` if present.
 
     `<bos>` comes first, padding last. Splits are those of `text`; pieces are learned from its
     training texts alone.
@@ -133,7 +133,7 @@ class Texts(Data):
     text: Data = field(kw_only=False)  # the set; its examples have `text`
     encoding: Encoding = BPE()  # how text becomes tokens
     length: int = 128  # tokens of a text, `<bos>` included
-    truncation_side: Literal["right", "left"] = "right"  # of a text that is too long
+    truncation_side: Literal["right", "left"] = "right"  # side cut off a text that is too long
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -141,11 +141,11 @@ class Texts(Data):
             raise UserError(f"data.length must be at least 2, not {self.length}")
 
     def splits(self) -> dict[str, Source]:
-        """The splits of the text, encoded when they are read."""
+        """Returns the splits of the text, encoded on access."""
         return {name: self._encoded(source) for name, source in self.text.splits().items()}
 
     def reader(self) -> Reader:
-        """Of the files that the text set reads; pieces are those of training."""
+        """Returns the reader of the text set, with the training tokenizer."""
         read, encoded = self.text.reader(), self._encoded(())
 
         def tokens(path: Path) -> dict[str, np.ndarray]:
@@ -154,18 +154,18 @@ class Texts(Data):
         return tokens
 
     def fingerprint(self, source: Source) -> dict[str, Any]:
-        """That of the texts, with the tokenizer and how they are cut."""
+        """Fingerprint of the texts, the tokenizer and the truncation."""
         assert isinstance(source, EncodedTexts)
         found = self.text.fingerprint(source.source)
         cut = f"{found['sha256']} {self.length} {self.truncation_side} {self.tokenizer().to_json()}"
         return {**found, "sha256": hashlib.sha256(cut.encode()).hexdigest()}
 
     def output_names(self) -> tuple[str, ...]:
-        """Those of the text."""
+        """Output names of the text."""
         return self.text.output_names()
 
     def full_name(self) -> str:
-        """That of the text."""
+        """Full name of the text."""
         return self.text.full_name()
 
     def _make_tokenizer(self) -> Tokenizer:
@@ -176,10 +176,10 @@ class Texts(Data):
 
 
 def _with_specials(encoding: Encoding, data: Data) -> Tokenizer:
-    """The tokenizer of texts that are begun and ended.
+    """Returns the tokenizer, which needs `<bos>` and `<eos>`.
 
     Raises:
-      UserError: it has no tokens for that.
+      UserError: it lacks them.
     """
     tokenizer = encoding.build(text for text, _ in read_texts(data.splits()["train"]))
     if tokenizer.token_bytes()[: len(SPECIAL_TOKENS)].any():

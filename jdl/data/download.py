@@ -1,4 +1,4 @@
-"""Downloads of the originals of public data sets, each whole or not at all."""
+"""Atomic downloads of the originals of public data sets."""
 
 import hashlib
 import http.client
@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from jdl.errors import UserError
 
-# What a connection that cannot be made or breaks off raises.
+# Raised when a connection fails or breaks off.
 _BROKEN_OFF = (
     URLError,
     http.client.HTTPException,
@@ -30,14 +30,14 @@ def fetch(
     known: Mapping[str, Any],
     report: Callable[[str], object] = print,
 ) -> None:
-    """Downloads files that are not in `folder` yet; each appears there only when it is complete.
+    """Downloads files that are not in `folder` yet; each appears only when complete.
 
     Args:
       urls: addresses, whose last parts name the files.
-      folder: where the files go; made if need be.
+      folder: destination; created if missing.
       known: for an address, an object that tells the file's `size` in bytes and its SHA-256,
         `checksum`; others are only checked for being as long as the server says, and not empty.
-      report: is told what is downloaded.
+      report: called with a message per download.
 
     Raises:
       UserError: no connection, a file that is not the one expected, or no permission to write.
@@ -84,7 +84,7 @@ def _download(url: str, part: Path, expected: Any) -> None:
 
 
 def checksums(name: str) -> Mapping[str, Any]:
-    """Sizes and SHA-256 by address, from TFDS' own records; empty if it has none."""
+    """Returns size and SHA-256 by address from TFDS' records; empty if it has none."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.download import checksums as records_of
 
@@ -97,5 +97,5 @@ def checksums(name: str) -> Mapping[str, Any]:
 
 
 def file_name(url: str) -> str:
-    """The last part of an address."""
+    """Returns the last part of an address."""
     return PurePosixPath(urlsplit(url).path).name

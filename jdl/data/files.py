@@ -1,4 +1,4 @@
-"""Files of the user, read with errors that name the place."""
+"""Readers of user files, with errors that name the location."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -14,9 +14,9 @@ MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
 def read_csv(path: str | Path) -> tuple[list[str], list[list[str]]]:
-    """The header and the rows of a CSV file; blank lines are left out.
+    """Returns the header and the rows of a CSV file, without blank lines.
 
-    Fields of a file called `.tsv` end at tabs, and quotes in them are characters like others.
+    Files called `.tsv` are split at tabs, and quotes in them are ordinary characters.
 
     Raises:
       UserError: it cannot be read, is empty, or a row is longer or shorter than the header.
@@ -42,16 +42,16 @@ def read_csv(path: str | Path) -> tuple[list[str], list[list[str]]]:
 
 
 def read_columns(path: str | Path) -> dict[str, tuple[str, ...]]:
-    """The columns of a CSV file by name, their fields as text; raises as `read_csv` does."""
+    """Returns the columns of a CSV file by name, as text; raises as `read_csv` does."""
     header, rows = read_csv(path)
     return dict(zip(header, zip(*rows, strict=True), strict=True))
 
 
 def column_index(path: str | Path, header: Sequence[str], name: str) -> int:
-    """The place of a column.
+    """Returns the index of a column.
 
     Raises:
-      UserError: there is none of this name; names the nearest.
+      UserError: there is no such column; suggests the nearest.
     """
     if name not in header:
         known = ", ".join(map(repr, header))
@@ -60,10 +60,10 @@ def column_index(path: str | Path, header: Sequence[str], name: str) -> int:
 
 
 def parse_numbers(path: str | Path, name: str, texts: Sequence[str]) -> np.ndarray:
-    """A column as float64.
+    """Returns a column as float64.
 
     Raises:
-      UserError: a field is no finite number; names its row, the first below the header being 1.
+      UserError: a field is not a finite number; names its row, the first below the header being 1.
     """
     values = np.empty(len(texts))
     for row, text in enumerate(texts):
@@ -79,10 +79,10 @@ def parse_numbers(path: str | Path, name: str, texts: Sequence[str]) -> np.ndarr
 def parse_matrix(
     path: str | Path, columns: Mapping[str, Sequence[str]], names: Sequence[str]
 ) -> np.ndarray:
-    """Some columns side by side, (rows, names) float64.
+    """Returns the named columns as (rows, names) float64.
 
     Raises:
-      UserError: a column is missing, or holds a field that is no finite number.
+      UserError: a column is missing, or a field is not a finite number.
     """
     for name in names:
         column_index(path, list(columns), name)
@@ -90,7 +90,7 @@ def parse_matrix(
 
 
 def is_numeric(texts: Sequence[str]) -> bool:
-    """Whether the first of a column's fields is a number."""
+    """Returns whether a column's first field is a number."""
     try:
         float(texts[0])
     except ValueError:
@@ -99,7 +99,7 @@ def is_numeric(texts: Sequence[str]) -> bool:
 
 
 def read_text(path: str | Path) -> str:
-    """A text file, UTF-8.
+    """Returns the text of a UTF-8 file.
 
     Raises:
       UserError: it cannot be read.
@@ -112,7 +112,7 @@ def read_text(path: str | Path) -> str:
 
 
 def read_texts(path: Path, column: str) -> list[str]:
-    """The texts of a file: a column of a CSV file, else the whole file as one.
+    """Returns the texts of a file: a column of a CSV file, else the whole file.
 
     Raises:
       UserError: it cannot be read, or has no such column.
@@ -125,14 +125,14 @@ def read_texts(path: Path, column: str) -> list[str]:
 
 
 def decode_image(path: Path, mode: str) -> np.ndarray:
-    """An image file as (height, width, channels) uint8.
+    """Returns an image file as (height, width, channels) uint8.
 
     Args:
-      path: of the file.
-      mode: of Pillow, such as `RGB` or `L`.
+      path: the file.
+      mode: Pillow mode, such as `RGB` or `L`.
 
     Raises:
-      UserError: it is no image, or damaged.
+      UserError: it is not an image, or damaged.
     """
     from PIL import Image
 

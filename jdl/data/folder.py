@@ -1,4 +1,4 @@
-"""Images in folders: one folder a class, or a CSV file of labels."""
+"""Image folders, labeled by one folder per class or by a CSV file."""
 
 import concurrent.futures
 import functools
@@ -25,11 +25,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Images by path with their labels, decoded when they are read."""
+    """Images by path with their labels, decoded on access."""
 
     paths: tuple[Path, ...]
     labels: tuple[int, ...]
-    mode: str  # of Pillow
+    mode: str  # Pillow mode
 
     def __len__(self) -> int:
         """Number of images."""
@@ -58,17 +58,17 @@ class ImageFolder(Data):
     of different sizes need a `Resize` transform.
     """
 
-    path: str = field(kw_only=False)  # of the folder
-    labels_file: str | None = None  # a CSV file with a row for each image
-    file_column: str = "file"  # in it, of paths below `path`
-    label_column: str = "label"  # in it, of classes
-    mode: Literal["RGB", "L"] = "RGB"  # colours, or greys of one channel
-    max_unreadable: int = 10  # unreadable images that are named and left out; one more is an error
+    path: str = field(kw_only=False)  # the folder
+    labels_file: str | None = None  # CSV file with a row per image
+    file_column: str = "file"  # its column of paths below `path`
+    label_column: str = "label"  # its column of classes
+    mode: Literal["RGB", "L"] = "RGB"  # color, or one channel of gray
+    max_unreadable: int = 10  # unreadable images to warn of and skip; one more is an error
 
     locations = ("path", "labels_file")
 
     def load(self) -> dict[str, Source]:
-        """The splits that are there, else `train`.
+        """Returns the splits with a folder, else `train`.
 
         Raises:
           UserError: there are no images, fewer than two classes, or too many images are unreadable.
@@ -94,7 +94,7 @@ class ImageFolder(Data):
         return Path(self.path).expanduser().name
 
     def _found(self) -> dict[str, list[tuple[Path, str]]]:
-        """Image files with their class, by split."""
+        """Returns image files with their class, by split."""
         root = Path(self.path).expanduser()
         if not root.is_dir():
             raise UserError(f"{root} is no folder")
@@ -108,14 +108,14 @@ class ImageFolder(Data):
         return found
 
     def _split(self, root: Path) -> dict[str, list[tuple[Path, str]]]:
-        """Image files with their folder's name, by split."""
+        """Returns image files with their folder's name, by split."""
         splits = [name for name in SPLITS if (root / name).is_dir()]
         if "train" not in splits:
             return {"train": list(_images(root))}
         return {name: list(_images(root / name)) for name in splits}
 
     def _listed(self, root: Path) -> list[tuple[Path, str]]:
-        """Image files with the label that the CSV file gives them."""
+        """Returns image files with their labels from the CSV file."""
         header, rows = read_csv(str(self.labels_file))
         file, label = (
             column_index(str(self.labels_file), header, name)
@@ -144,7 +144,7 @@ class ImageFolder(Data):
 
 @functools.lru_cache(maxsize=4)
 def unreadable(paths: tuple[Path, ...], mode: str) -> Mapping[Path, str]:
-    """Those images that cannot be decoded, and why."""
+    """Returns the images that cannot be decoded, with the reasons."""
 
     def look(path: Path) -> str:
         try:

@@ -1,4 +1,4 @@
-"""Long texts as tokens, for language modelling."""
+"""Tokenized long texts for language modeling."""
 
 from dataclasses import dataclass, field
 
@@ -12,7 +12,7 @@ from jdl.errors import UserError
 
 @dataclass(frozen=True)
 class Windows:
-    """Windows of a long text, `length + 1` tokens that begin `stride` apart; the last is padded.
+    """Windows of `length + 1` tokens of a long text, `stride` apart; the last is padded.
 
     With `stride == length` every token but the very first is predicted exactly once.
     """
@@ -21,7 +21,7 @@ class Windows:
     sizes: np.ndarray  # bytes that each id stands for
     length: int
     stride: int
-    begins: bool = False  # say of each that it `begins` a stream, as in `StreamWindows`
+    begins: bool = False  # add `begins` (True), as in `StreamWindows`
 
     def __len__(self) -> int:
         """Number of windows."""
@@ -39,17 +39,17 @@ class Windows:
 
 @dataclass(frozen=True, kw_only=True)
 class Tokens(Data):
-    """A long text: windows `tokens` (length + 1,) and the `bytes` that their targets stand for.
+    """A long text: windows `tokens` (length + 1,) and the number of `bytes` of their targets.
 
-    Where the set has a test split it is joined to validation: one text, scored once. Ids of
+    A test split is appended to validation: one text, scored once. Ids of
     characters are ranks of those of the whole text in Unicode order; pieces are learned from the
     training text alone.
     """
 
     text: Data = field(kw_only=False)  # the set; its examples have `text`
     encoding: Encoding = Chars()  # how text becomes tokens
-    length: int = 64  # tokens that are predicted in a window
-    stride: int = 16  # between the beginnings of training windows; of others it is `length`
+    length: int = 64  # predicted tokens of a window
+    stride: int = 16  # between training windows; `length` between others
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -57,10 +57,10 @@ class Tokens(Data):
             raise UserError(f"Tokens needs length, stride >= 1, not {self.length}, {self.stride}")
 
     def splits(self) -> dict[str, Source]:
-        """`train` and `validation`.
+        """Returns `train` and `validation`.
 
         Raises:
-          UserError: the text has one split only, or next to nothing in one.
+          UserError: the text has only one split, or too little in one.
         """
         tokens, sizes = _encoded(self.text, self.tokenizer()), self.tokenizer().token_bytes()
         return {
@@ -73,7 +73,7 @@ class Tokens(Data):
         return no_reader(self)
 
     def full_name(self) -> str:
-        """That of the text."""
+        """Full name of the text."""
         return self.text.full_name()
 
     def _make_tokenizer(self) -> Tokenizer:
@@ -82,7 +82,7 @@ class Tokens(Data):
 
 @dataclass(frozen=True)
 class StreamWindows:
-    """A text cut into streams, of which each row of a batch reads one, window after window.
+    """A text cut into streams; each row of a batch reads one, window by window.
 
     Example `t * streams + i` is window t of stream i; the text's last few tokens are left over.
     """
@@ -107,7 +107,7 @@ class StreamWindows:
 
 @dataclass(frozen=True, kw_only=True)
 class Streams(Data):
-    """A long text for models that carry their state from batch to batch.
+    """A long text for models that carry state between batches.
 
     The training text is cut into as many streams as a batch has rows, and row i of each batch goes
     on where row i of the batch before ended; `begins` is True where it does not, at the start of
@@ -117,9 +117,9 @@ class Streams(Data):
 
     text: Data = field(kw_only=False)  # the set; its examples have `text`
     encoding: Encoding = Chars()  # how text becomes tokens
-    length: int = 64  # tokens from one cut of the gradient to the next
-    num_streams: int = 32  # that lie side by side: the experiment's batch size
-    validation_length: int = 1024  # tokens that are predicted in a window of validation
+    length: int = 64  # tokens of backpropagation through time
+    num_streams: int = 32  # must equal the experiment's batch size
+    validation_length: int = 1024  # predicted tokens of a validation window
     shuffle: bool = False  # streams are read in order
 
     def __post_init__(self) -> None:
@@ -132,14 +132,14 @@ class Streams(Data):
 
     @property
     def required_batch_size(self) -> int:
-        """A row for each stream."""
+        """One row per stream."""
         return self.num_streams
 
     def splits(self) -> dict[str, Source]:
-        """`train` and `validation`.
+        """Returns `train` and `validation`.
 
         Raises:
-          UserError: the text has one split only, or is too short for a window in each stream.
+          UserError: the text has only one split, or is too short for a window in each stream.
         """
         tokens, sizes = _encoded(self.text, self.tokenizer()), self.tokenizer().token_bytes()
         train = StreamWindows(tokens["train"], sizes, self.length, self.num_streams)
@@ -159,7 +159,7 @@ class Streams(Data):
         return no_reader(self)
 
     def full_name(self) -> str:
-        """That of the text."""
+        """Full name of the text."""
         return self.text.full_name()
 
     def _make_tokenizer(self) -> Tokenizer:
@@ -167,7 +167,7 @@ class Streams(Data):
 
 
 def no_reader(data: Data) -> Reader:
-    """Of texts for language models there is no one prediction for a file.
+    """Rejects prediction for files, undefined for language modeling.
 
     Raises:
       UserError: always.
@@ -179,10 +179,10 @@ def no_reader(data: Data) -> Reader:
 
 
 def _encoded(data: Data, tokenizer: Tokenizer) -> dict[str, np.ndarray]:
-    """The tokens of a text, (n,) int32 for `train` and for `validation`.
+    """Returns the tokens of a text, (n,) int32, for `train` and `validation`.
 
     Raises:
-      UserError: one of them is too short to predict anything.
+      UserError: one of them is too short to predict a token.
     """
     found = {}
     for name, texts in _parts(data).items():
@@ -197,14 +197,14 @@ def _encoded(data: Data, tokenizer: Tokenizer) -> dict[str, np.ndarray]:
 
 
 def _built(data: Data, encoding: Encoding) -> Tokenizer:
-    """The tokenizer of a text; an alphabet, which learns nothing, is that of all its parts."""
+    """Builds the tokenizer of a text; `Chars` takes the alphabet of all splits."""
     parts = _parts(data)
     known = parts["train"]
     return encoding.build(known + parts["validation"] if isinstance(encoding, Chars) else known)
 
 
 def _parts(data: Data) -> dict[str, list[str]]:
-    """The texts of `train`, and those of all other splits as `validation`."""
+    """Returns the texts of `train`, and those of all other splits as `validation`."""
     texts = {name: [text for text, _ in read_texts(source)] for name, source in data.load().items()}
     held_out = [texts[name] for name in ("validation", "test") if name in texts]
     if not held_out:

@@ -1,4 +1,4 @@
-"""Pairs of texts, one the translation of the other, as the ids of pieces of words."""
+"""Tokenized sentence pairs for translation."""
 
 import functools
 import logging
@@ -20,14 +20,14 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class PairTable(Data):
-    """A CSV or TSV file of texts: an example holds a row's fields, by the names of the columns."""
+    """A CSV or TSV file of texts; an example maps column names to a row's fields."""
 
     path: str = field(kw_only=False)  # of the file, whose first row names its columns
 
     locations = ("path",)
 
     def load(self) -> dict[str, Source]:
-        """One split, `train`.
+        """Returns one split, `train`.
 
         Raises:
           UserError: the file cannot be read.
@@ -51,10 +51,10 @@ class Pairs(Data):
     warning counts them. Other splits are never truncated: their arrays may be longer.
     """
 
-    text: Data = field(kw_only=False)  # the set, whose splits are taken; its examples hold texts
-    source_lang: str = "en"  # feature or column that is translated
-    target_lang: str = "de"  # what it is translated to
-    encoding: Encoding = BPE(vocab_size=8192)  # pieces of both languages together
+    text: Data = field(kw_only=False)  # the data set of texts
+    source_lang: str = "en"  # feature or column to translate from
+    target_lang: str = "de"  # feature or column of the translation
+    encoding: Encoding = BPE(vocab_size=8192)  # shared by both languages
     max_source_length: int = 48  # tokens of a training source, `<eos>` included
     max_target_length: int = 48  # tokens of a training target, `<eos>` included
 
@@ -70,7 +70,7 @@ class Pairs(Data):
             )
 
     def splits(self) -> dict[str, Source]:
-        """Those of the text, encoded once.
+        """Returns the splits of the text, encoded once.
 
         Raises:
           UserError: an example lacks one of the texts, or it is empty.
@@ -82,19 +82,19 @@ class Pairs(Data):
         return _padded(self._pieces().encode_batch(texts), self.max_source_length)
 
     def reader(self) -> Reader:
-        """Raises a UserError: what a file says is translated by `jdl translate`."""
+        """Raises a UserError: files are translated by `jdl translate`."""
         raise UserError(
             f"{self.full_name()} holds pairs of texts: `jdl translate` translates lines of text, "
             f"and predict does not"
         )
 
     def full_name(self) -> str:
-        """That of the text."""
+        """Full name of the text."""
         return self.text.full_name()
 
     @functools.cached_property
     def _texts(self) -> dict[str, tuple[list[str], list[str]]]:
-        """The sources and the targets of each split."""
+        """Returns the sources and the targets of each split."""
         return {name: self._read(name, source) for name, source in self.text.splits().items()}
 
     @functools.cached_property
@@ -106,7 +106,7 @@ class Pairs(Data):
         return self.encoding.build(text for side in self._texts["train"] for text in side)
 
     def _pieces(self) -> BPETokenizer:
-        """The tokenizer, which needs `<bos>`, `<eos>` and `<pad>` tokens."""
+        """Returns the tokenizer, which needs `<bos>`, `<eos>` and `<pad>` tokens."""
         pieces = self.tokenizer()
         if not isinstance(pieces, BPETokenizer):
             raise UserError(
@@ -116,7 +116,7 @@ class Pairs(Data):
         return pieces
 
     def _read(self, split: str, source: Source) -> tuple[list[str], list[str]]:
-        """The sources and the targets of a split."""
+        """Returns the sources and the targets of a split."""
         examples = read_examples(source, range(len(source)))
         for name in (self.source_lang, self.target_lang):
             known = [key for key, value in examples[0].items() if isinstance(value, (str, bytes))]
@@ -167,7 +167,7 @@ class Pairs(Data):
 def _padded(
     texts: list[list[int]], length: int, begin: tuple[int, ...] = (), cut: bool = False
 ) -> np.ndarray:
-    """Ids after `begin` and before `<eos>`, padded behind to `length`.
+    """Returns ids between `begin` and `<eos>`, padded at the end to `length`.
 
     What is longer makes all longer, or is cut.
     """

@@ -33,14 +33,14 @@ ENDLESS = 2**62
 
 @functools.lru_cache(maxsize=4)
 def permutation(seed: int, epoch: int, size: int) -> np.ndarray:
-    """The order of examples in an epoch, (size,) int64."""
+    """Returns the order of examples in an epoch, (size,) int64."""
     return np.random.default_rng((seed, epoch)).permutation(size)
 
 
 def example_indices(
     positions: np.ndarray, size: int, seed: int, shuffle: bool = True
 ) -> np.ndarray:
-    """Indices (n,) int32 of the examples at the given training positions (n,)."""
+    """Returns example indices (n,) int32 of training positions (n,)."""
     if not shuffle:
         return (positions % size).astype(np.int32)
     epoch, begin = divmod(int(positions[0]), size)
@@ -62,7 +62,7 @@ class Shard:
     count: int = 1
 
     def positions(self, step: int, batch_size: int) -> np.ndarray:
-        """This process's positions in the batch of `step`."""
+        """Returns this process's positions in the batch of `step`."""
         local = batch_size // self.count
         return step * batch_size + self.index * local + np.arange(local)
 
@@ -79,17 +79,17 @@ class InMemory:
         return len(next(iter(self.arrays.values())))
 
     def examples(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """The examples at `indices` as a batch."""
+        """Returns the examples at `indices` as a batch."""
         return {name: array[indices] for name, array in self.arrays.items()}
 
     def step_input(self, step: int, batch_size: int, seed: int, shard: Shard) -> np.ndarray:
-        """Indices of the examples in the batch of `step`, (rows,) int32."""
+        """Returns example indices (rows,) int32 of the batch of `step`."""
         return example_indices(shard.positions(step, batch_size), len(self), seed, self.shuffle)
 
     def step_inputs(
         self, start: int, batch_size: int, seed: int, shard: Shard, workers: int = 0
     ) -> Iterator[np.ndarray]:
-        """Endless training step inputs from step `start`; `workers` has no effect in memory."""
+        """Yields endless training step inputs from `start`; `workers` has no effect in memory."""
         del workers
         for step in itertools.count(start):
             yield self.step_input(step, batch_size, seed, shard)
@@ -97,7 +97,7 @@ class InMemory:
     def evaluation_batches(
         self, batch_size: int, shard: Shard, workers: int = 0
     ) -> Iterator[dict[str, np.ndarray]]:
-        """The examples in order; see `evaluation_batch`."""
+        """Yields the examples in order; see `evaluation_batch`."""
         del workers
         steps = range(-(-len(self) // batch_size))
         return (evaluation_batch(self, step, batch_size, shard) for step in steps)
@@ -115,7 +115,7 @@ class Streamed:
         return len(self.source)
 
     def examples(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """The examples at `indices` as a batch."""
+        """Returns the examples at `indices` as a batch."""
         examples = read_examples(self.source, indices.tolist())
         return stack_examples(
             [apply_transforms(self.data, example) for example in examples], indices
@@ -124,7 +124,7 @@ class Streamed:
     def step_input(
         self, step: int, batch_size: int, seed: int, shard: Shard
     ) -> dict[str, np.ndarray]:
-        """The batch of `step` itself."""
+        """Returns the batch of `step` itself."""
         rows = shard.positions(step, batch_size)
         batch = self.examples(example_indices(rows, len(self), seed, self.data.shuffle))
         return {**batch, "mask": np.ones(len(rows), bool)}
@@ -132,7 +132,7 @@ class Streamed:
     def step_inputs(
         self, start: int, batch_size: int, seed: int, shard: Shard, workers: int = 0
     ) -> Iterator[dict[str, np.ndarray]]:
-        """Endless training batches from step `start`, read ahead by threads or `workers`."""
+        """Yields endless training batches from `start`, prefetched by threads or `workers`."""
 
         def load(index: int) -> dict[str, np.ndarray]:
             return self.step_input(start + index, batch_size, seed, shard)
@@ -142,7 +142,7 @@ class Streamed:
     def evaluation_batches(
         self, batch_size: int, shard: Shard, workers: int = 0
     ) -> Iterator[dict[str, np.ndarray]]:
-        """The examples in order, read ahead as in training; see `evaluation_batch`."""
+        """Yields the examples in order, prefetched as in training; see `evaluation_batch`."""
 
         def load(step: int) -> dict[str, np.ndarray]:
             return evaluation_batch(self, step, batch_size, shard)
@@ -152,7 +152,7 @@ class Streamed:
     def _read_ahead(
         self, load: Callable[[int], dict[str, np.ndarray]], count: int, workers: int
     ) -> Iterator[dict[str, np.ndarray]]:
-        """`load(0), ..., load(count - 1)` through Grain: in threads, or in `workers` processes."""
+        """Yields `load(0), ..., load(count - 1)`, prefetched by threads or `workers` processes."""
         import grain
 
         dataset = grain.MapDataset.range(count).map(load)
@@ -169,7 +169,7 @@ Pipeline = InMemory | Streamed
 
 
 def to_batch(in_memory: Mapping[str, jax.Array], step_input: Any) -> dict[str, Any]:
-    """The batch of a step input; pure, for use inside the compiled step."""
+    """Returns the batch of a step input; pure, for use in the compiled step."""
     if isinstance(step_input, Mapping):
         return dict(step_input)
     batch = {name: array[step_input] for name, array in in_memory.items()}
@@ -179,7 +179,7 @@ def to_batch(in_memory: Mapping[str, jax.Array], step_input: Any) -> dict[str, A
 def evaluation_batch(
     pipeline: Pipeline, step: int, batch_size: int, shard: Shard
 ) -> dict[str, np.ndarray]:
-    """This process's rows of batch `step` of a split in order.
+    """Returns this process's rows of batch `step` of a split in order.
 
     Rows past the end repeat the first example under a `mask` of False, so that every process gives
     as many batches, each of `batch_size / shard.count` rows.
@@ -214,7 +214,7 @@ def open_pipeline(data: Data, source: Source, name: str) -> Pipeline:
 
 
 def fits_in_memory(data: Data, size: int) -> bool:
-    """Whether a split of `size` bytes is kept in memory."""
+    """Returns whether a split of `size` bytes is kept in memory."""
     return data.pipeline == "in_memory" or (data.pipeline == "auto" and size <= IN_MEMORY_BYTES)
 
 

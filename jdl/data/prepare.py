@@ -23,37 +23,37 @@ from jdl.errors import UserError, nearest
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """One data set: where its originals are, how they are read, and what becomes of them."""
+    """Where the originals of a data set are, how to read them, and its TFDS metadata."""
 
-    # Name in the catalogue of TensorFlow Datasets, or like one.
+    # Name in TensorFlow Datasets, or in its style.
     name: str
-    # Version in that catalogue.
+    # TFDS version.
     version: str
-    # Name of the configuration, which is a folder above the version; empty if it has none.
+    # Configuration name, the folder above the version; empty if none.
     config: str = ""
-    # One sentence on what it is and whose.
+    # One sentence: contents and authors.
     description: str
     # The originals' home page.
     homepage: str
     # Where the originals can be downloaded from.
     urls: tuple[str, ...]
-    # Gives the features; takes the module `tensorflow_datasets.features`.
+    # Returns the features, given the module `tensorflow_datasets.features`.
     features: Callable[[Any], dict[str, Any]]
-    # Names of the input's and the target's feature, if it is made for supervised learning.
+    # Names of the input and target features, if supervised.
     supervised: tuple[str, str] | None
-    # Reads the originals, which lie in the directory given (see `jdl.data.raw`).
+    # Reads the originals in a directory (see `jdl.data.raw`).
     read: Callable[[Path], originals.Splits]
-    # How many examples each split of the complete data set has.
+    # Number of examples by split of the complete data set.
     examples: Mapping[str, int]
 
     @property
     def path(self) -> Path:
-        """Where in a data directory the prepared data set lies."""
+        """Path of the prepared data set in a data directory."""
         return Path(self.name, self.config, self.version)
 
     @property
     def files(self) -> tuple[str, ...]:
-        """The names of the originals."""
+        """Names of the originals."""
         return tuple(file_name(url) for url in self.urls)
 
 
@@ -192,11 +192,11 @@ def prepare(
       name: a name of `RECIPES`.
       raw: file or directory with the originals; None to take them from
         `DATA_DIR/downloads/NAME`, where they are downloaded to if they are not there.
-      data_dir: where prepared data sets lie; by default `$TFDS_DATA_DIR`, or else
+      data_dir: directory of prepared data sets; by default `$TFDS_DATA_DIR`, or else
         `~/tensorflow_datasets`.
       download: whether to download what is missing.
       overwrite: whether to replace a data set that is already there.
-      report: is told, in a sentence each, what is done.
+      report: called with a sentence per action.
 
     Returns:
       The directory of the data set's version, such as `DATA_DIR/mnist/3.0.1`.
@@ -245,18 +245,18 @@ def _recipe(name: str) -> Recipe:
 
 
 def _write(recipe: Recipe, splits: originals.Splits, root: Path) -> tuple[dict[str, int], int]:
-    """Writes the splits beside where they belong, and then renames.
+    """Writes the splits to a temporary directory, then renames it.
 
     Returns:
       The number of examples in each split, and the number skipped.
     """
     target = root / recipe.path
     target.parent.mkdir(parents=True, exist_ok=True)
-    # TFDS takes no folder for a version whose name begins with a dot.
+    # TFDS ignores version folders whose name begins with a dot.
     with tempfile.TemporaryDirectory(prefix=".incomplete-", dir=target.parent) as scratch:
         skipped = Counter()
         builder = _builder(recipe, splits, Path(scratch), skipped)
-        with contextlib.redirect_stdout(io.StringIO()):  # it would name the scratch directory
+        with contextlib.redirect_stdout(io.StringIO()):  # it names the temporary directory
             builder.download_and_prepare()
         counts = {split: info.num_examples for split, info in builder.info.splits.items()}
         if recipe.config:
@@ -271,7 +271,7 @@ def _write(recipe: Recipe, splits: originals.Splits, root: Path) -> tuple[dict[s
 def _builder(
     recipe: Recipe, splits: originals.Splits, data_dir: Path, skipped: Counter[str]
 ) -> Any:
-    """Returns a TFDS builder that writes the splits, and counts in `skipped` what it leaves out."""
+    """Returns a TFDS builder that writes the splits and counts skipped examples in `skipped`."""
     import tensorflow_datasets as tfds
 
     class Prepared(tfds.core.GeneratorBasedBuilder, skip_registration=True):

@@ -1,4 +1,4 @@
-"""RandAugment in the compiled step: a few operations for each image, drawn from fourteen."""
+"""RandAugment in the compiled step: random choices from fourteen operations."""
 
 from dataclasses import dataclass
 
@@ -17,15 +17,15 @@ MAX_MAGNITUDE = 30
 
 @dataclass(frozen=True, kw_only=True)
 class RandAugment:
-    """Applies `num_ops` operations to each image, drawn anew for it (Cubuk et al., 2020).
+    """Applies `num_ops` random operations to each image (Cubuk et al., 2020).
 
-    The operations: nothing, shear and shift along each side, rotation, brightness, colour,
-    contrast, sharpness, posterising, solarising, automatic contrast, equalisation. Images are of
+    The operations: identity, shear and shift along each axis, rotation, brightness, color,
+    contrast, sharpness, posterize, solarize, autocontrast, equalize. Images are of
     bytes 0 to 255; training images become float32 with whole numbers in that range.
     """
 
     num_ops: int = 2  # operations on each image
-    magnitude: int = 9  # of them all, 0 to 30
+    magnitude: int = 9  # of all operations, 0 to 30
     name: str = "image"  # of the array (batch, height, width, 1 or 3)
 
     def __post_init__(self) -> None:
@@ -36,7 +36,7 @@ class RandAugment:
             )
 
     def __call__(self, batch: Batch, keys: Keys | None) -> Batch:
-        """The batch, each image changed by its own key."""
+        """Returns the batch, each image changed with its own key."""
         if keys is None:
             return batch
 
@@ -53,7 +53,7 @@ class RandAugment:
         level = self.magnitude / MAX_MAGNITUDE
         signed = jnp.where(jax.random.bernoulli(sign), level, -level)
         drawn = jax.random.randint(which, (), 0, len(GEOMETRIC_OPS) + len(COLOR_OPS) + 1)
-        # What moves pixels is one resampling, whichever it is; batched, every branch is computed.
+        # Geometric operations share one resampling: under vmap, every branch is computed.
         matrices = jnp.stack([shape(signed, *image.shape[:2]) for shape in GEOMETRIC_OPS])
         moved = resample(image, matrices[jnp.minimum(drawn, len(GEOMETRIC_OPS) - 1)], "constant")
         colours = [lambda x, f=f: f(x, signed, level) for f in COLOR_OPS]
@@ -83,7 +83,7 @@ def shift_columns(m: Array, height: int, width: int) -> Array:
 
 
 def rotate(m: Array, height: int, width: int) -> Array:
-    """Turns the image about its middle by up to 30 degrees."""
+    """Rotates the image about its center by up to 30 degrees."""
     angle = jnp.deg2rad(30 * m)
     turn = jnp.array([[jnp.cos(angle), -jnp.sin(angle)], [jnp.sin(angle), jnp.cos(angle)]])
     middle = jnp.array([(height - 1) / 2, (width - 1) / 2])
@@ -96,12 +96,12 @@ def brightness(x: Array, m: Array, level: float) -> Array:
 
 
 def colour(x: Array, m: Array, level: float) -> Array:
-    """Scales the distance to the grey of each pixel."""
+    """Scales the distance to the gray of each pixel."""
     return _blend(jnp.round(grayscale(x)), x, m)
 
 
 def contrast(x: Array, m: Array, level: float) -> Array:
-    """Scales the distance to the mean grey."""
+    """Scales the distance to the mean gray."""
     return _blend(jnp.floor(jnp.round(grayscale(x)).mean() + 0.5), x, m)
 
 
@@ -123,7 +123,7 @@ def posterize(x: Array, m: Array, level: float) -> Array:
 
 
 def solarize(x: Array, m: Array, level: float) -> Array:
-    """Inverts the values from a threshold on, which falls from 255 to 0."""
+    """Inverts the values at or above a threshold, which falls from 255 to 0."""
     return jnp.where(x >= 255 * (1 - level), 255 - x, x)
 
 

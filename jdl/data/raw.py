@@ -2,7 +2,7 @@
 
 Each reader takes the file or directory that holds the originals and returns, per split, an iterator
 over `(key, example)`. The keys are those of the TensorFlow Datasets catalogue: it orders examples
-by them. An example of `None` stands for one that is damaged and to be skipped.
+by them. A damaged example, to be skipped, is `None`.
 
 Nothing is unpickled, and archives are read member by member in memory: nothing is extracted.
 """
@@ -31,13 +31,13 @@ def read_mnist(raw: Path) -> Splits:
     """Reads MNIST's or Fashion-MNIST's four idx files, gzipped or not.
 
     Args:
-      raw: directory with `train-images-idx3-ubyte.gz` and its three fellows.
+      raw: directory with `train-images-idx3-ubyte.gz` and the other three.
 
     Returns:
       `train` and `test` of `image` (PNG bytes of a uint8 [28, 28, 1] image) and `label` (0-9).
 
     Raises:
-      UserError: a file is missing, damaged or does not fit its fellow.
+      UserError: a file is missing, damaged or disagrees with its counterpart.
     """
     parts = {"train": "train", "test": "t10k"}
     kinds = ("images-idx3-ubyte", "labels-idx1-ubyte")
@@ -80,7 +80,7 @@ def read_cifar10(raw: Path) -> Splits:
     """Reads the binary version of CIFAR-10: records of one label byte and 3 x 32 x 32 pixels.
 
     Args:
-      raw: `cifar-10-binary.tar.gz`, the extracted `cifar-10-batches-bin`, or where either lies.
+      raw: `cifar-10-binary.tar.gz`, the extracted `cifar-10-batches-bin`, or the parent of either.
 
     Returns:
       `train` and `test` of `id`, `image` (PNG bytes of a uint8 [32, 32, 3] image) and `label`.
@@ -133,7 +133,7 @@ def read_imdb(raw: Path) -> Splits:
     """Reads the Large Movie Review Dataset (Maas et al., 2011).
 
     Args:
-      raw: `aclImdb_v1.tar.gz`, the extracted `aclImdb`, or where either lies.
+      raw: `aclImdb_v1.tar.gz`, the extracted `aclImdb`, or the parent of either.
 
     Returns:
       `train`, `test` and `unsupervised` of `text` (bytes) and `label` (-1 where there is none).
@@ -158,7 +158,7 @@ def read_cats_vs_dogs(raw: Path) -> Splits:
     """Reads the Asirra images (Elson et al., 2007), as they are: JPEG bytes.
 
     Args:
-      raw: `kagglecatsanddogs_5340.zip`, the extracted `PetImages`, or where either lies.
+      raw: `kagglecatsanddogs_5340.zip`, the extracted `PetImages`, or the parent of either.
 
     Returns:
       `train` of `image`, `image/filename` and `label`; `None` for each damaged image.
@@ -173,7 +173,7 @@ def read_cats_vs_dogs(raw: Path) -> Splits:
 def _pets(source: Path) -> Iterator[tuple[str, Example | None]]:
     pattern = re.compile(r"PetImages/(Cat|Dog)/\d+\.jpg")
     for match, data in read_members(source, "PetImages", pattern):
-        # The catalogue peeks into the zip member, which shows 512 bytes: so it drops 1,738.
+        # TFDS peeks into the zip member, which shows 512 bytes: so it drops 1,738.
         image = _checked(data) if b"JFIF" in data[:512] else None
         example = {"image": image, "image/filename": match[0], "label": match[1].lower()}
         yield match[0], None if image is None else example
@@ -182,7 +182,7 @@ def _pets(source: Path) -> Iterator[tuple[str, Example | None]]:
 def _checked(data: bytes) -> bytes | None:
     """Returns the encoded image, recoded if it is neither RGB nor gray, or None if damaged."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # remarks on EXIF blocks; only the pixels matter here
+        warnings.simplefilter("ignore")  # about EXIF blocks; only the pixels matter here
         try:
             with Image.open(io.BytesIO(data)) as image:
                 image.load()
@@ -223,7 +223,7 @@ def read_multi30k(raw: Path) -> Splits:
       `train`, `validation` and `test` of `en` and `de`, one sentence each.
 
     Raises:
-      UserError: a file is missing or damaged, or two that belong together differ in length.
+      UserError: a file is missing or damaged, or the two of a split differ in length.
     """
     parts = {"train": "train", "validation": "val", "test": "test_2016_flickr"}
     paths = find_files(raw, [f"{part}.{code}" for part in parts.values() for code in ("en", "de")])

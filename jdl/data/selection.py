@@ -1,4 +1,4 @@
-"""A part of a data set: some of its classes, few of its training examples."""
+"""Subsets of a data set: some classes, few training examples."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,18 +11,18 @@ from jdl.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Selection(Data):
-    """Those examples of a set that show some classes, which are numbered anew from 0.
+    """The examples of some classes of a data set, relabeled from 0.
 
     Splits and transforms are those of `data`. Of the training split, as few examples as asked for
     are kept, each class alike, drawn by `split_seed`.
     """
 
     data: Data = field(kw_only=False)  # the set; its examples have `label`
-    classes: tuple[int, ...]  # labels that are kept, in the order of their new numbers
-    num_examples: int | None = None  # of the training split; none given: all
+    classes: tuple[int, ...]  # labels to keep, in the order of their new ids
+    num_examples: int | None = None  # of the training split; None: all
 
     def splits(self) -> dict[str, Source]:
-        """The splits of the set, reduced.
+        """Returns the reduced splits.
 
         Raises:
           UserError: a class has too few training examples.
@@ -33,16 +33,16 @@ class Selection(Data):
         return dict(kept)
 
     def reader(self) -> Reader:
-        """That of the set."""
+        """Delegates to `data`."""
         return self.data.reader()
 
     def output_names(self) -> tuple[str, ...]:
-        """Those of the chosen classes."""
+        """Names of the chosen classes."""
         names = self.data.output_names()
         return tuple(names[label] for label in self.classes) if names else ()
 
     def full_name(self) -> str:
-        """That of the set."""
+        """Delegates to `data`."""
         return self.data.full_name()
 
     def _of_classes(self, source: Source) -> "Relabeled":
@@ -52,7 +52,7 @@ class Selection(Data):
         return Relabeled(Subset(source, kept), np.array([number[labels[i]] for i in kept]))
 
     def _few(self, source: "Relabeled", count: int) -> "Relabeled":
-        """As many examples of each class as of any other."""
+        """Selects equally many examples of each class."""
         each, rest = divmod(count, len(self.classes))
         rng, kept = np.random.default_rng(self.split_seed), []
         for label in range(len(self.classes)):
@@ -69,7 +69,7 @@ class Selection(Data):
 
 @dataclass(frozen=True)
 class Relabeled:
-    """A source with other labels."""
+    """A source with replaced labels."""
 
     source: Source
     labels: np.ndarray  # (n,) int

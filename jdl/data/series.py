@@ -1,4 +1,4 @@
-"""Windows of time series."""
+"""Time series in windows."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,21 +13,21 @@ from jdl.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Series(Data):
-    """Forecasts from the values before, of a CSV file with a row for each point in time.
+    """Forecasting from past values, of a CSV file with a row per time step.
 
-    The last windows are held out, never random ones, and what scales the values is fitted on the
+    The last windows are held out, never random ones, and the scaling is fitted on the
     training part alone. An example holds `x` (length, columns) and `y` (targets,), both scaled;
     and for `Forecast` to undo that, `value` (targets,) in the series' own unit with `offset`,
     `scale` (targets,) and `log` (): `value = f(offset + scale y)`, f the exponential where `log`.
     """
 
-    path: str = field(kw_only=False)  # of the CSV file, whose first row names its columns
-    columns: tuple[str, ...] = ()  # that are read; none given: all that hold numbers
-    targets: tuple[str, ...] = ()  # that are forecast; none given: all that are read
-    length: int = 20  # values before, from which a forecast is made
-    horizon: int = 1  # steps from the last of them to the forecast
+    path: str = field(kw_only=False)  # CSV file whose first row names its columns
+    columns: tuple[str, ...] = ()  # inputs; empty: all numeric ones
+    targets: tuple[str, ...] = ()  # to forecast; empty: all inputs
+    length: int = 20  # input time steps
+    horizon: int = 1  # steps from the last input to the forecast
     log: bool = False  # take logarithms first
-    difference: int = 0  # then subtract the value so many steps earlier; 0: do not
+    difference: int = 0  # then subtract the value this many steps earlier; 0: off
     ordered: bool = True  # hold out the end
 
     locations = ("path",)
@@ -46,7 +46,7 @@ class Series(Data):
             raise UserError("a series is held out in order: data.ordered must stay true")
 
     def splits(self) -> dict[str, Source]:
-        """`train`, `validation` and `test`, one after the other.
+        """Returns `train`, `validation` and `test`, in time order.
 
         Raises:
           UserError: the file cannot be read, or is shorter than a window.
@@ -77,9 +77,9 @@ class Series(Data):
         return {name: build(starts) for name, starts in parts.items()}
 
     def reader(self) -> Reader:
-        """Of CSV files with the columns of the series: one window, the last, of each.
+        """Returns a reader of the last window of CSV files with the same columns.
 
-        It is scaled as in training; what is forecast lies `horizon` steps after the last row.
+        It scales as in training; the forecast is for `horizon` steps after the last row.
         """
         lag, ahead = self.difference, self.horizon
         names, values = self.read()
@@ -106,11 +106,11 @@ class Series(Data):
         return read
 
     def output_names(self) -> tuple[str, ...]:
-        """The columns that are forecast."""
+        """Names of the target columns."""
         return self.targets or tuple(self.read()[0])
 
     def read(self) -> tuple[list[str], np.ndarray]:
-        """Names of the columns, and their values (points, columns) float64 in their own units."""
+        """Returns column names, and unscaled values (points, columns) float64."""
         texts = read_columns(self.path)
         names = list(self.columns) or [name for name in texts if is_numeric(texts[name])]
         if not names:
@@ -122,11 +122,11 @@ class Series(Data):
         return Path(self.path).name
 
     def _targets(self, names: list[str]) -> list[int]:
-        """The places of the targets among the columns."""
+        """Returns the column indices of the targets."""
         return [column_index(self.path, names, name) for name in self.targets or names]
 
     def _parts(self, points: int) -> dict[str, np.ndarray]:
-        """The first indices of the windows of each split."""
+        """Returns the first indices of the windows of each split."""
         reach = self.difference + self.length + self.horizon
         count = max(points - reach + 1, 0)
         test = round(count * self.test_fraction)
@@ -145,13 +145,13 @@ class Series(Data):
         return parts
 
     def _changes(self, path: str | Path, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The values, or their logarithms; and what is forecast of them, still unscaled."""
+        """Returns the values, or their logarithms, and the unscaled targets."""
         if self.log and values.min() <= 0:
             raise UserError(f"{path} holds {values.min():g}, which has no logarithm")
         levels, lag = np.log(values) if self.log else values, self.difference
         return levels, levels[lag:] - levels[: len(levels) - lag] if lag else levels
 
     def _fitted(self, changes: np.ndarray, train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and deviation of each column, up to the last value that training forecasts."""
+        """Returns mean and standard deviation by column, up to the last training target."""
         known = changes[: train[-1] + self.length + self.horizon]
         return known.mean(0), np.maximum(known.std(0), 1e-12)

@@ -25,7 +25,7 @@ class Splits:
         self._pipelines: dict[str, Pipeline] = {}
 
     def with_data(self, data: Data) -> "Splits":
-        """Splits of another data set, with the same ones excluded."""
+        """Returns the splits of another data set, with the same exclusions."""
         return Splits(data, self._exclude)
 
     @property
@@ -34,11 +34,11 @@ class Splits:
         return tuple(self._sources)
 
     def count(self, name: str) -> int:
-        """Number of examples in a split."""
+        """Returns the number of examples in a split."""
         return len(get_split(self._sources, name))
 
     def pipeline(self, name: str) -> Pipeline:
-        """The pipeline of a split, opened on first use.
+        """Returns the pipeline of a split, opened on first use.
 
         Raises:
           UserError: there is no such split, or its examples cannot be batched.
@@ -49,7 +49,7 @@ class Splits:
         return self._pipelines[name]
 
     def fingerprints(self) -> dict[str, Json]:
-        """Source, version, count and SHA-256 of each split, by name."""
+        """Returns source, version, count and SHA-256 by split name."""
         return {
             name: {**self._data.fingerprint(source), "count": len(source)}
             for name, source in self._sources.items()

@@ -1,4 +1,4 @@
-"""Python's own standard library as text: real, large, and at hand without a network."""
+"""Python's standard library as text: real, large, and available offline."""
 
 import platform
 import sys
@@ -18,16 +18,16 @@ LEFT_OUT = ("distutils", "ensurepip", "idlelib", "lib2to3", "tkinter", "turtle",
 
 @dataclass(frozen=True, kw_only=True)
 class StandardLibrary(Data):
-    """The modules of Python's standard library, each file a `text`, in the order of their paths.
+    """The modules of Python's standard library, one `text` per file, sorted by path.
 
     Some files are held out by `split_seed`. Tests are left out, and `LEFT_OUT`. The text is that of
     the Python that runs.
     """
 
-    test_fraction: float = 0.0  # of the files; 0: no such split
+    test_fraction: float = 0.0  # of the files; 0: no split
 
     def load(self) -> dict[str, Source]:
-        """One split, `train`, or with `validation_fraction` also `validation`."""
+        """Returns `train`, and with `validation_fraction` also `validation`."""
         texts = np.array([read_text(path) for path in _files()], object)
         train: Source = ArraySource({"text": texts})
         if not self.validation_fraction:

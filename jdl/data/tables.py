@@ -1,4 +1,4 @@
-"""Tables and texts in files, read with errors that name the place."""
+"""Tables and texts in files, with errors that name the location."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,24 +22,24 @@ from jdl.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Table(Data):
-    """A CSV file with a row for each example: `x` (columns,) float32 and `y`.
+    """A CSV file with a row per example: `x` (columns,) float32 and `y`.
 
-    Inputs are brought to mean 0 and deviation 1, both fitted on the training part. A target of
+    Inputs are standardized to mean 0 and deviation 1, fitted on the training split. A target of
     numbers is `y` () float32; one of words is the class, () int32, in the order of their names.
     """
 
-    path: str = field(kw_only=False)  # of the file, whose first row names its columns
+    path: str = field(kw_only=False)  # CSV file whose first row names its columns
     target: str = field(kw_only=False)  # column to predict
-    columns: tuple[str, ...] = ()  # inputs; none given: all others that hold numbers
-    categorical: bool | None = None  # the target is a class; None: where it holds words
+    columns: tuple[str, ...] = ()  # inputs; empty: all other numeric ones
+    categorical: bool | None = None  # the target is a class; None: if not numeric
 
     locations = ("path",)
 
     def load(self) -> dict[str, Source]:
-        """One split, `train`, not yet scaled.
+        """Returns one split, `train`, unscaled.
 
         Raises:
-          UserError: the file cannot be read, a column is missing, or a field is no number.
+          UserError: the file cannot be read, a column is missing, or a field is not a number.
         """
         texts = read_columns(self.path)
         column_index(self.path, list(texts), self.target)
@@ -47,7 +47,7 @@ class Table(Data):
         return {"train": ArraySource({"x": inputs, "y": self._targets(texts[self.target])})}
 
     def splits(self) -> dict[str, Source]:
-        """All splits, scaled alike."""
+        """Returns all splits, scaled alike."""
         parts = {name: _columns(source) for name, source in super().splits().items()}
         mean, spread = _fitted(parts["train"]["x"])
         return {
@@ -56,7 +56,7 @@ class Table(Data):
         }
 
     def reader(self) -> Reader:
-        """Of CSV files with the input columns, in any order; they are scaled as in training."""
+        """Returns a reader of CSV files with the input columns, scaled as in training."""
         names = self._inputs(read_columns(self.path))
         mean, spread = _fitted(_columns(super().splits()["train"])["x"])
 
@@ -67,7 +67,7 @@ class Table(Data):
         return read
 
     def output_names(self) -> tuple[str, ...]:
-        """The classes, where the target is one."""
+        """Class names, if the target is a class."""
         texts = read_columns(self.path)[self.target]
         return tuple(sorted(set(texts))) if self._words(texts) else ()
 
@@ -96,19 +96,19 @@ class Table(Data):
 
 @dataclass(frozen=True, kw_only=True)
 class TextTable(Data):
-    """A CSV file of texts, each with a label: `text` and `label`, as `Words` takes them.
+    """A CSV file of labeled texts: `text` and `label`, as for `Words`.
 
-    Labels are numbered in the order of their names.
+    Labels are ids of the sorted names.
     """
 
-    path: str = field(kw_only=False)  # of the file, whose first row names its columns
+    path: str = field(kw_only=False)  # CSV file whose first row names its columns
     text_column: str = "text"  # column of texts
     label_column: str = "label"  # column of labels
 
     locations = ("path",)
 
     def load(self) -> dict[str, Source]:
-        """One split, `train`.
+        """Returns one split, `train`.
 
         Raises:
           UserError: the file cannot be read, a column is missing, or a label.
@@ -126,7 +126,7 @@ class TextTable(Data):
         return {"train": ArraySource({"text": texts, "label": labels.astype(np.int32)})}
 
     def reader(self) -> Reader:
-        """Of CSV files with the column of texts, and of text files."""
+        """Returns a reader of CSV files with the text column, and of text files."""
         return lambda path: {"text": np.array(read_texts(path, self.text_column), object)}
 
     def output_names(self) -> tuple[str, ...]:
@@ -140,15 +140,15 @@ class TextTable(Data):
 
 @dataclass(frozen=True, kw_only=True)
 class TextFile(Data):
-    """A long text in a file, as `Tokens` takes it: its end is held out, `text` is a part."""
+    """A long text in a file, as for `Tokens`: its end is held out; `text` is one part."""
 
-    path: str = field(kw_only=False)  # of the file, UTF-8
-    test_fraction: float = 0.0  # of the characters, at the end; 0: no such split
+    path: str = field(kw_only=False)  # UTF-8 file
+    test_fraction: float = 0.0  # of the characters, at the end; 0: no split
 
     locations = ("path",)
 
     def load(self) -> dict[str, Source]:
-        """`train`, and `validation` and `test` after it.
+        """Returns `train`, followed by `validation` and `test`.
 
         Raises:
           UserError: the file cannot be read.
@@ -170,7 +170,7 @@ class TextFile(Data):
 
 
 def _fitted(inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and deviation of each column; the deviation of a constant one counts as 1."""
+    """Returns mean and standard deviation by column, 1 for a constant column."""
     spread = inputs.std(0)
     return inputs.mean(0), np.where(spread > 0, spread, 1)
 

@@ -1,4 +1,4 @@
-"""Labelled texts as the ids of their words."""
+"""Labeled texts as word ids."""
 
 import collections
 from collections.abc import Iterable, Mapping
@@ -20,13 +20,13 @@ PADDING, START, UNKNOWN = 0, 1, 2
 
 
 def split_words(text: str) -> list[str]:
-    """A text's words: lower case, without `FILTERS`, split at spaces and no other character."""
+    """Returns a text's words: lower case, without `FILTERS`, split at spaces only."""
     spaced = text.lower().translate(str.maketrans(FILTERS, " " * len(FILTERS)))
     return [word for word in spaced.split(" ") if word]
 
 
 def build_vocabulary(texts: Iterable[str], size: int) -> dict[str, int]:
-    """Ids of the most frequent words, from 3 to `size - 1`; ties by first appearance."""
+    """Returns ids of the most frequent words, from 3 to `size - 1`; ties by first appearance."""
     counts: collections.Counter[str] = collections.Counter()
     for text in texts:
         counts.update(split_words(text))
@@ -35,24 +35,24 @@ def build_vocabulary(texts: Iterable[str], size: int) -> dict[str, int]:
 
 
 def encode_words(text: str, ids: Mapping[str, int], length: int) -> np.ndarray:
-    """Ids (length,) int32 with `START` in front; what is too long loses its beginning."""
+    """Returns ids (length,) int32 after `START`, truncated at the front."""
     found = [START, *(ids.get(word, UNKNOWN) for word in split_words(text))][-length:]
     return np.array([PADDING] * (length - len(found)) + found, np.int32)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Words(Data):
-    """Labelled texts as word ids, as in Keras' IMDb example: `tokens` (length,) and `label`.
+    """Labeled texts as word ids, as in Keras' IMDb example: `tokens` (length,) and `label`.
 
     Words are ranked by frequency on the training text alone. Held-out splits are those of `text`.
     """
 
     text: Data = field(kw_only=False)  # the set; its examples have `text` and `label`
-    vocab_size: int = 10_000  # ids, of which 0 pads, 1 starts a text and 2 stands for other words
-    length: int = 200  # ids of a text; it is padded and cut at the front
+    vocab_size: int = 10_000  # with 0 for padding, 1 for the start, 2 for other words
+    length: int = 200  # ids of a text; padded and truncated at the front
 
     def splits(self) -> dict[str, Source]:
-        """The splits of the text, encoded."""
+        """Returns the splits of the text, encoded."""
         texts = {name: list(read_texts(source)) for name, source in self.text.splits().items()}
         ids = build_vocabulary((text for text, _ in texts["train"]), self.vocab_size)
         if any(label is None for _, label in texts["train"]):
@@ -70,11 +70,11 @@ class Words(Data):
         }
 
     def vocabulary_words(self) -> tuple[str, ...]:
-        """What each id stands for, in order; the training text is read again."""
+        """Returns the word of each id, in order; reads the training text again."""
         return ("(padding)", "(start)", "(unknown)", *self._ids())
 
     def reader(self) -> Reader:
-        """Of the files that the text set reads; ids are those of training."""
+        """Returns the reader of the text set, with the training ids."""
         read, ids = self.text.reader(), self._ids()
 
         def encoded(path: Path) -> dict[str, np.ndarray]:
@@ -84,11 +84,11 @@ class Words(Data):
         return encoded
 
     def output_names(self) -> tuple[str, ...]:
-        """Those of the text."""
+        """Output names of the text."""
         return self.text.output_names()
 
     def full_name(self) -> str:
-        """That of the text."""
+        """Full name of the text."""
         return self.text.full_name()
 
     def _ids(self) -> dict[str, int]:
@@ -97,10 +97,10 @@ class Words(Data):
 
 
 def read_texts(source: Source) -> Iterable[tuple[str, Any]]:
-    """Each example's text and label, None where it has none.
+    """Returns each example's text and label, None if it has none.
 
     Raises:
-      UserError: an example has no text, or one that is no UTF-8.
+      UserError: an example has no text, or invalid UTF-8.
     """
     for index in range(len(source)):
         example = source[index]
@@ -114,10 +114,10 @@ def read_texts(source: Source) -> Iterable[tuple[str, Any]]:
 
 
 def as_text(value: Any) -> str:
-    """A text that may be given as bytes of UTF-8.
+    """Decodes a text given as a string or UTF-8 bytes.
 
     Raises:
-      UserError: it cannot be UTF-8.
+      UserError: it is not UTF-8.
     """
     try:
         text = value.decode() if isinstance(value, bytes) else str(value)

@@ -18,7 +18,7 @@ HASHED_BYTES = 1 << 24
 
 @dataclass(frozen=True)
 class TFDSSource:
-    """A split of a prepared data set; a plain description that worker processes can be sent."""
+    """A split of a prepared data set; picklable, for worker processes."""
 
     directory: Path
     split: str
@@ -44,7 +44,7 @@ class TFDSSource:
         return self._source.__getitems__(indices)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leaves the open files behind."""
+        """Drops the open files."""
         return {"directory": self.directory, "split": self.split}
 
 
@@ -56,16 +56,16 @@ class TFDS(Data):
     """
 
     name: str = field(kw_only=False)  # NAME, NAME/CONFIG or NAME:VERSION
-    data_dir: str | None = None  # where sets lie; None: TFDS_DATA_DIR or ~/tensorflow_datasets
-    download: bool = False  # fetch and prepare the set if it is missing
+    data_dir: str | None = None  # of prepared sets; None: TFDS_DATA_DIR or ~/tensorflow_datasets
+    download: bool = False  # download and prepare the set if missing
 
     locations = ("data_dir", "download")
 
     def load(self) -> dict[str, Source]:
-        """The splits that the set was prepared with.
+        """Returns the prepared splits.
 
         Raises:
-          UserError: the set is not there, or was prepared in a format that needs TensorFlow.
+          UserError: the set is missing, or its format needs TensorFlow.
         """
         directory = self.directory()
         info = _read_info(directory)
@@ -92,7 +92,7 @@ class TFDS(Data):
             return self.name
 
     def output_names(self) -> tuple[str, ...]:
-        """The classes of the feature `label`, unless they are called by their ids."""
+        """Class names of the feature `label`, unless they are its ids."""
         import tensorflow_datasets as tfds
 
         builder: Any = tfds.builder_from_directory(self.directory())
@@ -101,10 +101,10 @@ class TFDS(Data):
         return () if names == tuple(map(str, range(len(names)))) else names
 
     def directory(self) -> Path:
-        """The directory of the prepared version, prepared now if that was asked for.
+        """Directory of the prepared version, prepared now with `download`.
 
         Raises:
-          UserError: it is not there; says how to get it.
+          UserError: it is missing; the message tells how to get it.
         """
         root = self.root()
         found = self._find(root)
@@ -121,7 +121,7 @@ class TFDS(Data):
         return found
 
     def root(self) -> Path:
-        """Where prepared sets lie."""
+        """Directory of prepared data sets."""
         return Path(self.data_dir).expanduser() if self.data_dir else default_data_dir()
 
     def digest(self, source: Source) -> str:
@@ -139,7 +139,7 @@ class TFDS(Data):
         return digest.hexdigest()
 
     def _download(self, root: Path) -> Path:
-        """Prepares the set: ours without TensorFlow, the others by the catalogue's own builder."""
+        """Prepares the set: those of `prepare` without TensorFlow, others with TFDS' builder."""
         from jdl.data.prepare import RECIPES, prepare
 
         name = self._stem().split("/")[0]

@@ -1,4 +1,4 @@
-"""How text becomes tokens: by bytes, by characters, or by pieces learned from the training text."""
+"""Tokenizers: bytes, characters, or BPE trained on the training text."""
 
 import functools
 import json
@@ -20,51 +20,51 @@ PAD, BOS, EOS, MASK = range(4)
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """Texts as ids and back."""
+    """Converts texts to ids and back."""
 
     @property
     def vocab_size(self) -> int:
-        """How many ids there are."""
+        """Number of ids."""
         ...
 
     def token_bytes(self) -> np.ndarray:
-        """How many bytes of UTF-8 each id stands for, (vocab_size,) int32; 0 for special tokens."""
+        """UTF-8 bytes of each id, (vocab_size,) int32; 0 for special tokens."""
         ...
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text; no special token is added.
+        """Returns the ids of a text, without special tokens.
 
         Raises:
-          UserError: the text holds what has no id.
+          UserError: a character has no id.
         """
         ...
 
     def decode(self, tokens: Iterable[SupportsIndex]) -> str:
-        """The text of ids; special tokens are left out."""
+        """Returns the text of ids, without special tokens."""
         ...
 
     def to_json(self) -> str:
-        """Everything that `read_tokenizer` needs."""
+        """Serializes it for `read_tokenizer`."""
         ...
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """Makes the tokenizer of some text."""
+    """Builds a tokenizer from texts."""
 
     def build(self, texts: Iterable[str]) -> Tokenizer:
-        """The tokenizer for data whose training texts these are."""
+        """Returns the tokenizer for these training texts."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class Bytes(Encoding):
-    """The bytes of UTF-8: 256 ids, and nothing to learn. It is its own `Tokenizer`."""
+    """UTF-8 bytes: 256 ids, without training. It is its own `Tokenizer`."""
 
     vocab_size = 256
 
     def build(self, texts: Iterable[str]) -> Tokenizer:
-        """Itself, whatever the texts."""
+        """Returns itself."""
         del texts
         return self
 
@@ -77,7 +77,7 @@ class Bytes(Encoding):
         return list(text.encode())
 
     def decode(self, tokens: Iterable[SupportsIndex]) -> str:
-        """See `Tokenizer.decode`; what is no UTF-8 shows as the replacement character."""
+        """See `Tokenizer.decode`; invalid UTF-8 becomes the replacement character."""
         return bytes(map(int, tokens)).decode(errors="replace")
 
     def to_json(self) -> str:
@@ -87,16 +87,16 @@ class Bytes(Encoding):
 
 @dataclass(frozen=True)
 class Chars(Encoding):
-    """One id for each character of the text, in Unicode order."""
+    """One id per character of the text, in Unicode order."""
 
     def build(self, texts: Iterable[str]) -> Tokenizer:
-        """The tokenizer of the characters in these texts."""
+        """Returns the tokenizer of the characters in these texts."""
         return CharTokenizer("".join(sorted(set().union(*texts))))
 
 
 @dataclass(frozen=True)
 class CharTokenizer:
-    """Characters by their place."""
+    """Tokenizer whose ids are indices into `characters`."""
 
     characters: str
 
@@ -135,14 +135,14 @@ class CharTokenizer:
 
 @dataclass(frozen=True)
 class BPE(Encoding):
-    """BPETokenizer that pairs of bytes, frequent in the training text, were merged to.
+    """Byte-level BPE trained on the training text.
 
     Sennrich et al. (2016), on bytes (Radford et al., 2019), by the library `tokenizers` (the extra
-    `text`). Ids 0 to 3 are `SPECIAL_TOKENS`; every text has an encoding.
+    `text`). Ids 0 to 3 are `SPECIAL_TOKENS`; every text can be encoded.
     """
 
-    vocab_size: int = 8192  # ids, the special ones and 256 bytes included
-    lowercase: bool = False  # read capitals as small letters
+    vocab_size: int = 8192  # including special tokens and 256 bytes
+    lowercase: bool = False  # lowercase the text
 
     def __post_init__(self) -> None:
         least = 256 + len(SPECIAL_TOKENS)
@@ -150,7 +150,7 @@ class BPE(Encoding):
             raise UserError(f"BPE.vocab_size must be at least {least}, not {self.vocab_size}")
 
     def build(self, texts: Iterable[str]) -> "BPETokenizer":
-        """Learns from texts.
+        """Trains on texts.
 
         Raises:
           UserError: `tokenizers` is not installed.
@@ -173,18 +173,18 @@ class BPE(Encoding):
 
 @dataclass(frozen=True)
 class BPETokenizer:
-    """A tokenizer of the library `tokenizers`, as JSON."""
+    """A tokenizer of the library `tokenizers`, stored as JSON."""
 
     text: str
 
     def __reduce__(self) -> Any:
-        # Without what is cached: a pickled tokenizer of the library forgets how it was set.
+        # Without cached values: a pickled library tokenizer loses its settings.
         return BPETokenizer, (self.text,)
 
     @functools.cached_property
     def _pieces(self) -> Any:
         pieces = _library().Tokenizer.from_str(self.text)
-        pieces.encode_special_tokens = True  # "<eos>" in a text is five characters, no command
+        pieces.encode_special_tokens = True  # "<eos>" in a text is five characters, not special
         return pieces
 
     @property
@@ -193,12 +193,10 @@ class BPETokenizer:
         return self._pieces.get_vocab_size()
 
     def token_bytes(self) -> np.ndarray:
-        """See `Tokenizer.token_bytes`; where capitals are lost, of the text in small letters."""
+        """See `Tokenizer.token_bytes`; with `lowercase`, of the lowercased text."""
         found = np.zeros(self.vocab_size, np.int32)
         for piece, token in self._pieces.get_vocab().items():
-            found[token] = (
-                0 if piece in SPECIAL_TOKENS else len(piece)
-            )  # a letter stands for a byte
+            found[token] = 0 if piece in SPECIAL_TOKENS else len(piece)  # one letter per byte
         return found
 
     def encode(self, text: str) -> list[int]:
@@ -206,7 +204,7 @@ class BPETokenizer:
         return self._pieces.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of several texts, by all cores."""
+        """Returns the ids of several texts, using all cores."""
         found = self._pieces.encode_batch(list(texts), add_special_tokens=False)
         return [each.ids for each in found]
 
@@ -221,15 +219,15 @@ class BPETokenizer:
 
 @dataclass(frozen=True)
 class Saved(Encoding):
-    """The tokenizer that another run used, whatever the texts."""
+    """The tokenizer of another run."""
 
-    run: str  # the other run's directory
+    run: str  # directory of the other run
 
     def build(self, texts: Iterable[str]) -> Tokenizer:
-        """Reads it.
+        """Reads the tokenizer.
 
         Raises:
-          UserError: the run holds none, or it cannot be read.
+          UserError: the run has none, or it cannot be read.
         """
         del texts
         path = RunDirectory(Path(self.run).expanduser()).tokenizer
@@ -242,10 +240,10 @@ class Saved(Encoding):
 
 
 def read_tokenizer(text: str) -> Tokenizer:
-    """The inverse of `Tokenizer.to_json`.
+    """Parses a tokenizer; inverse of `Tokenizer.to_json`.
 
     Raises:
-      UserError: it is no tokenizer.
+      UserError: it is not a tokenizer.
     """
     try:
         known = json.loads(text)
@@ -262,12 +260,12 @@ def read_tokenizer(text: str) -> Tokenizer:
         return CharTokenizer(characters)
     except UserError:
         raise
-    except Exception as error:  # of the library's own kind, which is Exception itself
+    except Exception as error:  # the library raises plain Exception
         raise UserError("this is no tokenizer that jdl has saved") from error
 
 
 def _library() -> Any:
-    """The module `tokenizers`."""
+    """Imports `tokenizers`."""
     try:
         import tokenizers
         from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers

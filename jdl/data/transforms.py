@@ -1,4 +1,4 @@
-"""What is done to every example: on the host one by one, on the device batch by batch."""
+"""Transforms: per example on the host, per batch on the device."""
 
 import math
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ class Resize:
             raise UserError(f"Resize needs a positive size, not {self.height}x{self.width}")
 
     def __call__(self, example: Mapping[str, Any]) -> dict[str, Any]:
-        """The example with the image at its new size."""
+        """Returns the example with the image resized."""
         from PIL import Image
 
         image = np.asarray(example[self.name])
@@ -41,12 +41,12 @@ class Resize:
 class Scale:
     """Device: `(x - offset) / divisor` in float32."""
 
-    divisor: float = 255.0  # what is divided by, after the subtraction
-    offset: float = 0.0  # what is subtracted first
+    divisor: float = 255.0  # divides after the subtraction
+    offset: float = 0.0  # subtracted first
     name: str = "image"  # of the array
 
     def __call__(self, batch: Batch, keys: Keys | None) -> Batch:
-        """The batch with the array scaled."""
+        """Returns the batch with the array scaled."""
         del keys
         scaled = (batch[self.name].astype(jnp.float32) - self.offset) / self.divisor
         return {**batch, self.name: scaled}
@@ -63,8 +63,8 @@ class MaskTokens:
     it from the text's tokens, so that a text scores the same in any batch of any run.
     """
 
-    vocab_size: int = 8192  # tokens that there are: the model's
-    mlm_probability: float = 0.15  # of the tokens that are hidden
+    vocab_size: int = 8192  # the model's
+    mlm_probability: float = 0.15  # fraction of tokens to select
     name: str = "tokens"  # of the array (batch, length)
 
     def __post_init__(self) -> None:
@@ -78,13 +78,13 @@ class MaskTokens:
             )
 
     def __call__(self, batch: Batch, keys: Keys | None) -> Batch:
-        """The batch with tokens hidden."""
+        """Returns the batch with tokens masked."""
         tokens = batch[self.name]
         keys = _keys(tokens) if keys is None else keys
         return {**batch, **jax.vmap(self._hide)(tokens, keys)}
 
     def _hide(self, tokens: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
-        """What becomes of one text, (length,) int32."""
+        """Masks one text, (length,) int32."""
         where, how, what = jax.random.split(key, 3)
         may = tokens >= len(SPECIAL_TOKENS)
         count = math.ceil(self.mlm_probability * len(tokens))
@@ -105,7 +105,7 @@ class MaskTokens:
 
 
 def _keys(tokens: jax.Array) -> Keys:
-    """A key for each text (batch, length) that depends on its tokens alone."""
+    """Returns a key for each text (batch, length), a function of its tokens alone."""
     factors = jax.random.bits(jax.random.key(0), tokens.shape[1:], jnp.uint32)
     hashes = (tokens.astype(jnp.uint32) * factors).sum(1, dtype=jnp.uint32)
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(1), hashes)

@@ -16,8 +16,8 @@ def check_token_ids(
 
     Args:
       tokens: integers of any shape.
-      vocab_size: number of tokens that the model knows.
-      where: the subject of the message, such as "split 'train': 'tokens'".
+      vocab_size: the model's vocabulary size.
+      where: subject of the message, such as "split 'train': 'tokens'".
       least: the smallest id; -1 where the task masks padding of that id.
       hint: what to do about an id that is too large, with the size needed in place of `{}`.
     """
