@@ -111,7 +111,7 @@ def decoder(
         return logits.at[..., jnp.array(suppress_tokens, jnp.int32)].set(-jnp.inf), cache
 
     # The call that creates a cache decodes dummy tokens as long as the cache. One token suffices:
-    # what a longer call would only enlarge is padded instead.
+    # the axes that a longer call would enlarge are padded instead.
     shapes = jax.eval_shape(lambda: init_cache(cache_length))
     return step, jax.tree.map(_pad_to, init_cache(1), shapes)
 

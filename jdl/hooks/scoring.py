@@ -71,7 +71,7 @@ class EarlyStopping(Hook):
     metric: str = "validation.loss"  # SPLIT.NAME
     patience: int = 3  # evaluations without improvement that end the run
     min_delta: float = 0.0  # a smaller change is no improvement
-    mode: Literal["min", "max"] | None = None  # what is better; None: as the metric defines it
+    mode: Literal["min", "max"] | None = None  # direction; None: as the metric defines it
 
     def __post_init__(self) -> None:
         if self.patience < 1:
@@ -132,7 +132,7 @@ class Checkpoint(Hook):
     keep: int = 2  # number of latest checkpoints to keep; older ones are deleted
     best: int = 0  # number of best checkpoints to keep as well
     metric: str = "validation.loss"  # SPLIT.NAME that ranks them
-    mode: Literal["min", "max"] | None = None  # what is better; None: as the metric defines it
+    mode: Literal["min", "max"] | None = None  # direction; None: as the metric defines it
     asynchronous: bool | None = None  # overlap writing with training; None: only on accelerators
 
     def __post_init__(self) -> None:

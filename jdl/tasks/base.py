@@ -33,7 +33,7 @@ def forward(
       collections: the other variables, such as `batch_stats`.
       *inputs: positional inputs of the module.
       train: whether dropout is active and running statistics are updated.
-      key: for the `dropout` RNG stream, needed only where `train`.
+      key: for the `dropout` RNG stream, needed only with `train`.
       **named: keyword inputs; those that the module's `__call__` does not take are dropped.
 
     Returns:
@@ -68,10 +68,9 @@ class HostMetrics:
 class Task:
     """A learning problem as pure functions over the arrays of a batch.
 
-    A subclass defines `loss_and_metrics` and `predict`. It overrides `batch_metrics` where metrics
-    need more than the model's output for `inputs`, `loss` where the training objective is not one
-    of the metrics, and `gradient` where there is no single loss, as in a game whose players descend
-    different ones.
+    A subclass defines `loss_and_metrics` and `predict`. It overrides `batch_metrics` if metrics
+    need more than the model's output for `inputs`, `loss` if the training objective is not one of
+    the metrics, and `gradient` if there is no single loss, as in a game with one loss per player.
     """
 
     inputs: str = "image"  # name of the model's input in a batch
@@ -85,7 +84,7 @@ class Task:
     def loss_and_metrics(self, outputs: Any, batch: Batch) -> dict[str, Any]:
         """Computes mergeable metrics from the model's outputs; rows with `mask` False never count.
 
-        `loss`, a `Mean`, is what training minimizes.
+        Training minimizes `loss`, a `Mean`.
         """
         raise NotImplementedError
 
@@ -127,7 +126,7 @@ class Task:
     def gradient(
         self, model: nn.Module, state: TrainState, batch: Batch, key: Key
     ) -> tuple[PyTree, PyTree, dict[str, PyTree], Metrics]:
-        """Computes what the optimizer receives before division by the weight: `loss`'s gradient.
+        """Computes the gradient of the total of `loss`, which the step divides by the weight.
 
         Returns:
           gradients: of the total, shaped like `state.params`.
@@ -147,7 +146,7 @@ class Task:
         return self.batch_metrics(model, state.params, state, batch, train=False)[0]
 
     def predict(self, model: nn.Module, state: TrainState, batch: Batch) -> Any:
-        """Predicts for each row of `batch[self.inputs]`."""
+        """Returns the prediction for each row of `batch[self.inputs]`."""
         raise NotImplementedError
 
     def higher_is_better(self, metric: str) -> bool | None:
@@ -162,7 +161,7 @@ class Task:
         """Whether `compute_metrics` is called for a split, which then has to be predicted.
 
         Raises:
-          UserError: a package that it needs is not installed.
+          UserError: a required package is not installed.
         """
         del split, data
         return False
@@ -170,7 +169,7 @@ class Task:
     def compute_metrics(
         self, prediction: Any, batch: Mapping[str, np.ndarray], data: Data
     ) -> HostMetrics:
-        """Computes metrics of a whole split that are not means over examples, or need texts.
+        """Computes metrics of a whole split that are not means over examples, or need text.
 
         Args:
           prediction: the output of `predict` for all examples of a split, in order.
@@ -184,7 +183,7 @@ class Task:
 
         Args:
           prediction: the output of `predict` for the example, without the batch axis.
-          names: of the classes or targets (`Data.output_names`); empty where they have none.
+          names: of the classes or targets (`Data.output_names`); empty if they have none.
         """
         del names
         return {"prediction": jax.tree.map(to_json, prediction)}

@@ -22,8 +22,8 @@ from jdl.typing import Batch, Json
 class BinaryClassification(Task):
     """Sigmoid cross-entropy on logits (batch, 1) with labels (batch,) that are 0 or 1.
 
-    Metrics: `loss`, which training minimizes, weighted by `class_weights`; `nll`, the cross-entropy
-    without weights; both in nats; and `accuracy` as a fraction.
+    Metrics: `loss`, weighted by `class_weights`, and `nll`, unweighted, both cross-entropies in
+    nats; and `accuracy` as a fraction.
     """
 
     class_weights: tuple[float, ...] = ()  # weights of classes 0 and 1; (): both 1
