@@ -1,1 +1,1 @@
-"""What jdl's training costs, measured with the compiled steps that `jdl train` runs."""
+"""Benchmarks of jdl's training, on the compiled steps that `jdl train` runs."""

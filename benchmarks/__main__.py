@@ -78,22 +78,22 @@ def run(
 
 
 def implementations(workload: Workload, peers: Sequence[str], quick: bool) -> list[str]:
-    """The rows of a workload, jdl's first."""
+    """The implementations of a workload, jdl's first."""
     names = ["jdl", *(name for peer in peers for name in PEERS[peer])]
     senseless = (
         set() if workload.name in ("cnn", "resnet50", "vit_s16") else {"torch-channels_last"}
     )
     if workload.name in ("lstm", "lstm_lm"):
-        senseless.add("torch-compile")  # it compiles nothing of `nn.LSTM`
+        senseless.add("torch-compile")  # it does not compile `nn.LSTM`
     slow = {"torch-compile"} if quick else set()
     return [name for name in names if name not in senseless | slow]
 
 
 def check(names: Sequence[str], known: Sequence[str], what: str) -> None:
-    """Refuses what is not known.
+    """Validates names.
 
     Raises:
-      UserError: names it, and the nearest that is.
+      UserError: a name is unknown; suggests the nearest.
     """
     for name in names:
         if name not in known:
@@ -113,7 +113,7 @@ def installed(peers: Sequence[str]) -> list[str]:
 
 
 def open_rows(path: Path | None) -> Any:
-    """The file for rows; where none was asked for, nowhere.
+    """Opens the file for rows; without a path, a null file.
 
     Raises:
       UserError: it cannot be written.
@@ -127,7 +127,7 @@ def open_rows(path: Path | None) -> Any:
 
 
 def ask_machine() -> dict[str, Any]:
-    """What a process of its own sees: asked here, JAX would take the device for itself."""
+    """Describes the machine in a subprocess: in this one, JAX would occupy the device."""
     worker = Worker("jdl", 1)
     try:
         return worker.ask("describe")
@@ -136,7 +136,7 @@ def ask_machine() -> dict[str, Any]:
 
 
 def main() -> int:
-    """Reads the command line; a user's mistake is one sentence and exit code 2."""
+    """Reads the command line; a UserError is one sentence and exit code 2."""
     try:
         return tyro.cli(run, prog="python -m benchmarks")
     except (UserError, Failed) as error:

@@ -1,6 +1,6 @@
-"""What each operation of `jdl.ops` gives: `python -m benchmarks.ablation [WORKLOAD ...]`.
+"""Ablation of the operations in `jdl.ops`: `python -m benchmarks.ablation [WORKLOAD ...]`.
 
-jdl's whole training step, beside the same step with one operation replaced by its plain definition.
+Times jdl's training step and the same step with one operation in its plain definition.
 """
 
 import json as json_lib
@@ -26,12 +26,12 @@ USED = {
 
 
 def kind(workload: Workload) -> str:
-    """Which operations a workload has."""
+    """The kind of a workload, which determines its operations."""
     return workload.changes.get("model.cell", workload.name)
 
 
 def main(chosen: Positional[tuple[str, ...]] = (), /, json: Path | None = None) -> None:
-    """Times steps with and without each operation, block by block in turn.
+    """Times steps with and without each operation, in interleaved blocks.
 
     Args:
         chosen: cnn, lstm, gru, transformer (default: all four).

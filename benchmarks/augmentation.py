@@ -1,6 +1,6 @@
-"""What augmentation costs: `python -m benchmarks.augmentation`.
+"""The cost of augmentation: `python -m benchmarks.augmentation`.
 
-The whole training step of `cats_vs_dogs_augmented`, beside the same step on images as they are.
+Times the training step of `cats_vs_dogs_augmented` with and without augmentation.
 """
 
 import json as json_lib
@@ -21,7 +21,7 @@ GOAL = 0.1
 
 
 def share(ratio: dict[str, float]) -> dict[str, float]:
-    """What of the augmented step is augmentation, from the plain step's seconds over its own."""
+    """The share of augmentation in a step, from the ratio of plain to augmented seconds."""
     return {
         "median": 1 - ratio["median"],
         "low": max(1 - ratio["high"], 0.0),
@@ -30,7 +30,7 @@ def share(ratio: dict[str, float]) -> dict[str, float]:
 
 
 def main(json: Path | None = None, quick: bool = False) -> None:
-    """Times steps with and without `RandomAffine`, block by block in turn.
+    """Times steps with and without `RandomAffine`, in interleaved blocks.
 
     Args:
         json: a file for the rows, one JSON object a line.
@@ -52,7 +52,7 @@ def main(json: Path | None = None, quick: bool = False) -> None:
 
 
 def sentence(row: dict[str, Any], accelerator: bool) -> str:
-    """The share in words, on an accelerator beside the goal."""
+    """Formats the share, on an accelerator with the goal."""
     if "augmentation_share" not in row:
         return f"the share is not known: {row.get('error', 'parity failed')}"
     found = {name: 100 * value for name, value in row["augmentation_share"].items()}

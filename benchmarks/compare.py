@@ -1,4 +1,4 @@
-"""What became slower between two results files: `python -m benchmarks.compare OLD NEW`."""
+"""Regressions between two results files: `python -m benchmarks.compare OLD NEW`."""
 
 import sys
 from pathlib import Path
@@ -15,7 +15,7 @@ NOISE = 0.07
 
 
 def compare(old: list[Row], new: list[Row]) -> list[tuple[str, float, bool]]:
-    """Name, ratio of new to old seconds, and whether that is slower beyond noise, row by row.
+    """Name, ratio of new to old seconds, and whether it is slower beyond noise, for each row.
 
     Beyond noise: the median is more than `NOISE` worse, and the quartiles do not overlap.
     """
@@ -35,7 +35,7 @@ def compare(old: list[Row], new: list[Row]) -> list[tuple[str, float, bool]]:
 
 
 def main(old: Positional[Path], new: Positional[Path], /) -> int:
-    """Prints every row that both files have; exit code 1 where one became slower beyond noise."""
+    """Prints every row that both files have; exit code 1 if one is slower beyond noise."""
     rows = compare(read(old), read(new))
     if not rows:
         raise UserError(f"{old} and {new} have no row in common")

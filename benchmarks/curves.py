@@ -1,7 +1,7 @@
-"""How the cost of a step grows: `python -m benchmarks.curves [CURVE ...] --out DIR`.
+"""Scaling of the cost of a step: `python -m benchmarks.curves [CURVE ...] --out DIR`.
 
-Batch, sequence length, width, depth and number of devices; for each the seconds of a step and of
-compiling, and the exponent of the growth, as JSON lines and a PNG.
+By batch size, sequence length, width, depth and number of devices; writes the seconds of a step
+and of compiling, and the exponent of the growth, as JSON lines and a PNG.
 """
 
 import json
@@ -44,7 +44,7 @@ CURVES: dict[str, list[tuple[int, Workload]]] = {
 
 
 def measure(workload: Workload) -> dict[str, float]:
-    """Seconds of a step and of the first, which compiles, in this process."""
+    """Measures seconds of a step and of the first, which compiles, in this process."""
     from benchmarks import ours
 
     case = ours.make_case(workload, "fp32", os.cpu_count() or 1)
@@ -79,7 +79,7 @@ def points(name: str) -> Iterator[dict[str, Any]]:
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """The curves on double logarithmic axes, with their exponents."""
+    """Plots the curves on logarithmic axes, with their exponents."""
     import matplotlib
 
     matplotlib.use("Agg")

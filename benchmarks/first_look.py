@@ -1,7 +1,7 @@
-"""The first minutes on an accelerator, most important first: `python -m benchmarks.first_look`.
+"""Short benchmarks for an accelerator, most important first: `python -m benchmarks.first_look`.
 
-Each part writes its rows as soon as they are known, so that a machine lent for minutes leaves
-something behind. Rounds are short and only the first step's parity is checked: rows are marked
+Each part writes its rows as soon as they are measured, so that a machine available for minutes
+yields results. Rounds are short and only the first step's parity is checked: rows are marked
 `quick`. `python -m benchmarks` is the full protocol.
 """
 
@@ -98,7 +98,7 @@ def write(rows: list[dict[str, Any]], out: Path) -> None:
 
 
 def exact() -> dict[str, Any]:
-    """SHA-256 of the parameters of one run, of the same again, and of one killed and resumed."""
+    """SHA-256 of the parameters of a run, of a repetition, and of one killed and resumed."""
     command = [sys.executable, "-m", "jdl", "train", "digits_cnn", "--epochs", "3"]
     environment = {**os.environ, "XLA_FLAGS": DETERMINISTIC}
     found: dict[str, Any] = {}
@@ -137,7 +137,7 @@ def exact() -> dict[str, Any]:
 
 
 def main() -> int:
-    """Reads the command line; a user's mistake is one sentence and exit code 2."""
+    """Reads the command line; a UserError is one sentence and exit code 2."""
     try:
         return tyro.cli(run, prog="python -m benchmarks.first_look")
     except (UserError, Failed) as error:

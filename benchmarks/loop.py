@@ -1,4 +1,4 @@
-"""How much of the bare compiled step's speed is left in the whole loop.
+"""Overhead of the training loop over the bare compiled step.
 
     python -m benchmarks.loop digits_mlp --steps 2000
 
@@ -28,7 +28,7 @@ from jdl.trainer.run import Run
 
 
 def bare(run: Run, steps: int, count: int) -> float:
-    """Steps per second of the compiled step alone, dispatched as in the loop: `count` at once."""
+    """Steps per second of the compiled step alone, submitted as in the loop: `count` at once."""
     step_inputs = run.step_inputs(0)
     if count == 1:
         step_input, step = run.compiled.put(next(step_inputs)), run.compiled.update

@@ -1,4 +1,4 @@
-"""One workload, every implementation: parity first, then interleaved blocks."""
+"""Measures all implementations of a workload: parity, then interleaved blocks."""
 
 import hashlib
 import json
@@ -30,7 +30,7 @@ DATASHEET = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 
 @dataclass(frozen=True)
 class Protocol:
-    """How long and how often."""
+    """Numbers of blocks and steps, and their durations."""
 
     rounds: int = 5
     steps: int = 3  # of a block, at least
@@ -48,7 +48,7 @@ class Failed(Exception):
 
 
 class Worker:
-    """An implementation in a process of its own."""
+    """An implementation in its own process."""
 
     def __init__(self, implementation: str, threads: int, **environment: str) -> None:
         self.implementation = implementation
@@ -70,15 +70,15 @@ class Worker:
         )
 
     def ask(self, do: str, **arguments: Any) -> Any:
-        """The answer to a request.
+        """Sends a request and returns the answer.
 
         Raises:
-          Failed: it reported an error, or the process is gone.
+          Failed: it reported an error, or the process has died.
         """
         return self.timed(do, **arguments)[0]
 
     def timed(self, do: str, **arguments: Any) -> tuple[Any, float]:
-        """The answer, and the seconds that the worker took for it."""
+        """The answer, and the seconds that it took."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
@@ -107,7 +107,7 @@ def measure(
     dtype: str,
     protocol: Protocol,
 ) -> list[dict[str, Any]]:
-    """A row per implementation; `jdl` comes first and the others are compared with it."""
+    """Returns a row per implementation; the others are compared with `jdl`, the first."""
     chosen = workload.key
     threads = machine["cores"]
     rows: dict[str, dict[str, Any]] = {}
@@ -121,7 +121,7 @@ def measure(
             ours = {"jdl": workers["jdl"]}
             _each(ours, rows, lambda worker, _: worker.ask("make", **made))
             if "error" in rows["jdl"]:
-                return [rows["jdl"]]  # there is nothing for the others to begin from
+                return [rows["jdl"]]  # the others have no initial weights
             _each(workers, rows, lambda w, row: _start(w, row, folder, chosen, protocol))
             _judge(rows, dtype)
             blocks = _interleave(workers, rows, protocol)
@@ -151,7 +151,7 @@ def _empty(
 
 
 def _each(workers: dict[str, Worker], rows: dict[str, dict[str, Any]], act: Any) -> None:
-    """Acts on each worker that still works; what fails becomes its row's error."""
+    """Calls each worker that has not failed; a failure becomes its row's error."""
     for name, worker in workers.items():
         if "error" not in rows[name]:
             try:
@@ -167,7 +167,7 @@ def _start(
     chosen: dict[str, str],
     protocol: Protocol,
 ) -> None:
-    """Loads, takes the first step, and measures what parity is judged by."""
+    """Loads, takes the first step, and measures what parity compares."""
     name = worker.implementation
     version = worker.ask("load", implementation=name, folder=folder, **chosen)
     row["versions"][name.partition("-")[0]] = version
@@ -197,7 +197,7 @@ def _curve(worker: Worker, row: dict[str, Any], steps: int) -> list[float]:
 
 
 def _profile(worker: Worker, row: dict[str, Any], protocol: Protocol) -> None:
-    """Milliseconds and number of each event in a step, the costliest first."""
+    """Milliseconds and count of each event in a step, the most expensive first."""
     events = worker.ask("profile", steps=protocol.profile)
     costs = {
         name: (milliseconds / protocol.profile, count / protocol.profile)
@@ -235,14 +235,14 @@ def _off(value: float, reference: float) -> float:
 def _interleave(
     workers: dict[str, Worker], rows: dict[str, dict[str, Any]], protocol: Protocol
 ) -> dict[str, list[float]]:
-    """Seconds of a step in each block: forth and back through the implementations."""
+    """Seconds of a step in each block, alternating the order of the implementations."""
     steps: dict[str, int] = {}
     blocks: dict[str, list[float]] = {name: [] for name in workers}
 
     def warm(worker: Worker, row: dict[str, Any]) -> None:
         once = worker.ask("run", steps=protocol.steps) / protocol.steps
         count = max(protocol.steps, round(protocol.seconds / max(once, 1e-6)))
-        if once < 0.05:  # a few steps say too little about many
+        if once < 0.05:  # too few steps to estimate the duration of many
             once = worker.ask("run", steps=count) / count
             count = max(protocol.steps, round(protocol.seconds / once))
         steps[worker.implementation] = count

@@ -23,7 +23,7 @@ from jdl.trainer.allocator import configure_allocator
 
 
 def make_case(workload: Workload, dtype: str, threads: int) -> Case:
-    """A workload with the initial weights that every implementation begins from."""
+    """A workload with the initial weights of all implementations."""
     experiment = load(workload, dtype)
     arrays = workload.examples(200 * workload.batch if workload.loop else None)
     program = make_program(experiment)
@@ -47,14 +47,14 @@ def make_case(workload: Workload, dtype: str, threads: int) -> Case:
 
 
 def load(workload: Workload, dtype: str) -> jdl.Experiment:
-    """The workload's experiment, in a process whose memory is kept as `jdl train` keeps it."""
+    """Loads the experiment, and configures memory allocation as `jdl train` does."""
     experiment = workload.load(dtype)
     configure_allocator(experiment.runtime.malloc_arenas)
     return experiment
 
 
 def make_program(experiment: jdl.Experiment) -> Program:
-    """What `jdl train` compiles for an experiment of constant learning rate."""
+    """The program of `jdl train` for an experiment with a constant learning rate."""
     optimizer: Optimizer = experiment.optimizer
     return Program(
         experiment.compute_model(),
@@ -67,7 +67,7 @@ def make_program(experiment: jdl.Experiment) -> Program:
 
 
 def compile_steps(experiment: jdl.Experiment, program: Program, batch: dict[str, Any]) -> Steps:
-    """The compiled steps for batches like this one."""
+    """Compiles the steps for batches of this shape."""
     mask = np.ones(experiment.batch_size, bool)
     return experiment.strategy.compile(program, {}, {**batch, "mask": mask})
 
@@ -120,7 +120,7 @@ class Bare:
 
 
 class Loop(Bare):
-    """`jdl.train` as a user calls it, with no hook but a clock."""
+    """`jdl.train` as a user calls it, with a clock as its only hook."""
 
     def __init__(self, experiment: jdl.Experiment, case: Case) -> None:
         super().__init__(experiment, case)
@@ -152,7 +152,7 @@ class Loop(Bare):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Clock(Hook):
-    """Reads the time when a step is done, and after each one later."""
+    """Records the time after a step and each later one."""
 
     after: int  # the first step whose time is read
     readings: list[float] = dataclasses.field(default_factory=list)

@@ -1,4 +1,4 @@
-"""The plain definition of each operation in `jdl.ops`, in JAX's and Flax's own words."""
+"""Reference definitions of the operations in `jdl.ops`, in plain JAX and Flax."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ Array = jax.Array
 def attention(
     query: Array, key: Array, value: Array, *, causal: bool = False, **rest: Any
 ) -> Array:
-    """Scores, softmax, sum."""
+    """Materializes scores and softmax."""
     return jax.nn.dot_product_attention(query, key, value, is_causal=causal, **rest)
 
 
@@ -32,7 +32,7 @@ def gru(projected: Array, h: Array, kernel: Array, bias: Array) -> Array:
 
 
 def linear_cross_entropy(hidden: Array, kernel: Array, targets: Array, weights: Array) -> Array:
-    """All logits at once."""
+    """Materializes all logits."""
     logits = jnp.matmul(hidden, kernel.astype(hidden.dtype).T, preferred_element_type=jnp.float32)
     return (weights * optax.softmax_cross_entropy_with_integer_labels(logits, targets)).sum()
 
@@ -67,6 +67,6 @@ DEFINITIONS: dict[str, Any] = {
 
 
 def use(operation: str) -> None:
-    """Puts the plain definition in the place of jdl's, in this process from now on."""
+    """Replaces jdl's operation by the plain definition, for the rest of this process."""
     owner = augment if operation == "resample" else ops
     setattr(owner, operation, DEFINITIONS[operation])

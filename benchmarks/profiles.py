@@ -1,7 +1,7 @@
-"""Where a step's time goes: `python -m benchmarks.profiles [WORKLOAD ...]`.
+"""Profiles of training steps: `python -m benchmarks.profiles [WORKLOAD ...]`.
 
-The costliest operations of plain Flax's step and of jdl's, on the same bytes and weights: before
-and after. Times are those of XLA's thunks, which may overlap, and profiling itself slows a step.
+The most expensive operations of plain Flax's step and of jdl's, on the same data and weights.
+Times are those of XLA's thunks, which may overlap, and profiling itself slows a step.
 """
 
 import collections
@@ -31,7 +31,7 @@ OVERHEAD = re.compile(r"^(ThunkExecutor|PjitFunction|end: |Slinky|CommonPjRt|Par
 
 
 def make(workload: Workload, threads: int, folder: str) -> None:
-    """Writes the case that both begin from: the bare step, also where the loop is what is timed."""
+    """Writes the case of both: the bare step, also for workloads that time the loop."""
     maker = Worker("jdl", threads)
     try:
         maker.ask("make", folder=folder, dtype="fp32", threads=threads, **workload.key)
@@ -44,7 +44,7 @@ def make(workload: Workload, threads: int, folder: str) -> None:
 def profile(
     workload: Workload, implementation: str, threads: int, folder: str
 ) -> tuple[float, dict[str, Any]]:
-    """Milliseconds of a step, and of each operation in it, in a process of its own."""
+    """Milliseconds of a step, and of each operation in it, in its own process."""
     dump = Path(folder) / implementation
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_dump_to={dump} --xla_dump_hlo_as_text"
     worker = Worker(implementation, threads, XLA_FLAGS=flags)
@@ -67,7 +67,7 @@ def profile(
 
 
 def describe(dump: Path, events: Container[str]) -> dict[str, str]:
-    """What each instruction does, by its name, in that compiled program which has the events."""
+    """Descriptions of instructions by name, in the compiled program that has the events."""
     best: dict[str, str] = {}
     text = ""
     for path in dump.glob("*after_optimizations.txt"):
@@ -93,7 +93,7 @@ def _purpose(line: str, bodies: dict[str, str]) -> str:
 
 
 def lines(workload: Workload, threads: int, top: int) -> Iterator[str]:
-    """The text for one workload."""
+    """Formats one workload."""
     with tempfile.TemporaryDirectory() as folder:
         make(workload, threads, folder)
         for title, name in (("before", "flax"), ("after", "jdl")):

@@ -1,4 +1,4 @@
-"""The table and the chart of a results file, as the README shows them.
+"""The README's table and chart of a results file.
 
 python -m benchmarks.report FILE [--chart PNG] [--readme README.md]
 """
@@ -61,12 +61,12 @@ def rate(row: Row) -> tuple[float, str]:
 
 
 def shown(speed: float) -> str:
-    """A rate in whole numbers, a small one with a decimal."""
+    """Formats a rate as a whole number, a small one with one decimal."""
     return f"{speed:,.0f}" if speed >= 10 else f"{speed:.1f}"
 
 
 def interval(found: Mapping[str, float]) -> str:
-    """A ratio with its 95 % interval."""
+    """Formats a ratio with its 95 % interval."""
     return f"{found['median']:.2f}x [{found['low']:.2f}, {found['high']:.2f}]"
 
 
@@ -144,12 +144,12 @@ def chart(rows: Sequence[Row], path: Path) -> None:
 def main(
     file: Positional[Path], /, chart_file: Path | None = None, readme: Path | None = None
 ) -> None:
-    """Prints the table; draws the chart and renews the README's table where asked to.
+    """Prints the table; optionally draws the chart and updates the README's table.
 
     Args:
         file: what `python -m benchmarks --json` wrote.
         chart_file: a PNG for the chart (needs matplotlib).
-        readme: a file whose table between the two marks is renewed.
+        readme: a file whose table between the two marks is updated.
     """
     rows = read(file)
     print(table(rows))
@@ -160,7 +160,7 @@ def main(
 
 
 def between(file: Path, name: str) -> str:
-    """What stands between the two marks of this name in a Markdown file.
+    """The text between the two marks of this name in a Markdown file.
 
     Raises:
       UserError: the file has no such marks.
@@ -173,7 +173,7 @@ def between(file: Path, name: str) -> str:
 
 
 def renew(file: Path, name: str, text: str) -> None:
-    """Puts `text` between the two marks of this name in a Markdown file.
+    """Replaces the text between the two marks of this name in a Markdown file.
 
     Raises:
       UserError: as `between`.

@@ -20,7 +20,7 @@ HEAD = """| experiment | data | metric | mean | worst | seeds | seconds a run |
 
 
 def row(directory: Path) -> str:
-    """A line for a run, or for the runs that `--seeds` made.
+    """A row for a run, or for the runs of `--seeds`.
 
     Raises:
       UserError: the directory holds no finished run.
@@ -52,19 +52,19 @@ def _read(path: Path) -> Any:
 
 
 def merged(old: str, rows: Sequence[str]) -> str:
-    """A table in which rows of the same experiments are replaced, and others come last."""
+    """Merges rows into a table: replaces those of the same experiments, appends others."""
     named = {line.split("`")[1]: line for line in old.splitlines() if line.startswith("| `")}
     named |= {line.split("`")[1]: line for line in rows}
     return "\n".join([HEAD, *named.values()])
 
 
 def main(directories: Positional[Sequence[Path]], /, readme: Path | None = None) -> None:
-    """Prints the table; renews the README's where asked to.
+    """Prints the table; optionally updates the README's.
 
     Args:
         directories: of runs, or of several seeds of one.
         readme: a file in whose table, between the two marks, the rows of these experiments are
-            renewed, or added.
+            updated or added.
     """
     rows = [row(directory) for directory in directories]
     print("\n".join([HEAD, *rows]))

@@ -24,7 +24,7 @@ from jdl.errors import UserError
 def search(
     experiment: str, sampler: str, seed: int, trials: int, metric: str, workdir: Path
 ) -> list[float]:
-    """The best value after each trial of one search that came to its end."""
+    """The best value after each trial of a finished search."""
     import jdl
 
     file = jdl.load(experiment)
@@ -67,7 +67,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def draw(rows: Sequence[dict[str, Any]], metric: str, path: Path) -> None:
-    """The median of the best values after each trial, and the middle half of them."""
+    """Plots the median and the interquartile range of the best values after each trial."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -106,10 +106,10 @@ def main(
     Args:
         experiment: with a space beside it.
         out: a directory for samplers.jsonl, samplers.png and the searches themselves.
-        samplers: to compare; gp is left out where torch is not installed.
+        samplers: to compare; gp is skipped if torch is not installed.
         repeats: searches of each sampler.
         trials: of each search.
-        metric: SPLIT.NAME of what is made small.
+        metric: SPLIT.NAME to minimize.
         jobs: searches that run at once.
     """
     if importlib.util.find_spec("torch") is None:

@@ -1,4 +1,4 @@
-"""Medians, quartiles, and how sure a ratio is."""
+"""Medians, quartiles, and confidence intervals of ratios."""
 
 from collections.abc import Sequence
 
@@ -14,10 +14,10 @@ def summary(values: Sequence[float]) -> dict[str, float]:
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
-    """How many times faster `ours` is, from seconds taken in turn, round by round.
+    """How many times faster `ours` is, from the seconds of alternating rounds.
 
     The bounds are those of a 95 % bootstrap interval of the median over rounds (Efron, 1979): a
-    round's two times were taken one right after the other, so what slows the machine slows both.
+    round's two times are adjacent, so a slow machine affects both.
     """
     each = np.asarray(theirs, float) / np.asarray(ours, float)
     draws = np.random.default_rng(0).integers(0, len(each), (RESAMPLES, len(each)))

@@ -1,4 +1,4 @@
-"""What an implementation of a workload offers to be measured by."""
+"""The interface of an implementation that is benchmarked."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -8,13 +8,13 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Case:
-    """One workload as every implementation gets it.
+    """A workload as given to every implementation.
 
     Attributes:
       name: of the workload, such as `mlp`.
       model: fields of jdl's model, such as `num_layers` and `num_heads`.
       params: initial weights by path, joined by dots, as jdl's model has them.
-      arrays: a batch by name, or for `loop` the whole data set, as it is before any transform.
+      arrays: a batch by name, or for `loop` the whole data set, before any transform.
       batch: examples of a step.
       dtype: of the computation, `fp32` or `bf16`; parameters and Adam's moments are fp32.
       loop: whether a step also fetches its batch from the data set.
@@ -52,8 +52,8 @@ class Trainer(Protocol):
         """Takes steps on the first batch, or under `loop` on batch after batch of the data set.
 
         Returns:
-          Seconds that they took, the wait for the last included, compiling and making batches
-          ready for the device not.
+          Seconds of the steps, including the wait for the last, without compiling and preparing
+          batches for the device.
         """
         ...
 

@@ -39,13 +39,13 @@ def main() -> None:
 
 
 class Server:
-    """What requests act on."""
+    """The state that requests act on."""
 
     def __init__(self) -> None:
         self._trainer: Trainer | None = None
 
     def answer(self, do: str, **arguments: Any) -> Any:
-        """Does one thing."""
+        """Answers a request."""
         known: dict[str, Callable[..., Any]] = {
             "describe": describe,
             "make": make,
@@ -77,7 +77,7 @@ class Server:
         return str(peer.VERSION)
 
     def profile(self, steps: int) -> dict[str, tuple[float, int]]:
-        """Milliseconds and number of each kind of event while JAX takes some steps."""
+        """Milliseconds and count of each kind of event during some steps of JAX."""
         import jax
 
         assert self._trainer is not None
@@ -99,7 +99,7 @@ class Server:
         return events
 
     def peak(self) -> int:
-        """Most bytes that were in use: of the accelerator, else of the process."""
+        """Peak bytes in use on the accelerator, else by the process."""
         jax, torch = sys.modules.get("jax"), sys.modules.get("torch")
         if torch is not None and torch.cuda.is_available():
             return int(torch.cuda.max_memory_allocated())
@@ -123,7 +123,7 @@ def pick(**key: Any) -> Workload:
 
 
 def describe() -> dict[str, Any]:
-    """The machine and the versions that jdl runs with."""
+    """Describes the machine and jdl's versions."""
     import jax
 
     from jdl.trainer import record
@@ -139,13 +139,13 @@ def describe() -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The processor's name and how many of its cores there are."""
+    """The processor's name and number of cores."""
     names = [x for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x]
     return f"{len(os.sched_getaffinity(0))} cores of {names[0].partition(':')[2].strip()}"
 
 
 def make(folder: str, dtype: str, threads: int, **chosen: Any) -> None:
-    """Writes the case that every implementation reads."""
+    """Writes the case for every implementation."""
     from benchmarks import ours
 
     case = ours.make_case(pick(**chosen), dtype, threads)
@@ -167,7 +167,7 @@ def read_case(folder: Path) -> Case:
 
 
 def cost(folder: str) -> dict[str, int]:
-    """Operations and least traffic of a training step, from the plain definition in Flax."""
+    """FLOPs and minimum memory traffic of a training step, from the plain Flax definition."""
     import jax
 
     from benchmarks.peers.flax import loss_function
@@ -182,7 +182,7 @@ def cost(folder: str) -> dict[str, int]:
 
 
 def ceilings(dtype: str) -> dict[str, float]:
-    """What this machine reaches on a large matrix product and on a large copy, right now."""
+    """The machine's current rates of a large matrix product and a large copy."""
     import jax
     import jax.numpy as jnp
 

@@ -1,4 +1,4 @@
-"""What is timed: experiments of this repository at stated sizes, on random data."""
+"""Workloads: experiments of this repository at given sizes, on random data."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -79,7 +79,7 @@ def _text(vocab_size: int, length: int) -> Callable[[np.random.Generator, int], 
 
 
 def _pairs(vocab_size: int, length: int) -> Callable[[np.random.Generator, int], Arrays]:
-    """Sources and targets of 2 tokens to as many as have room, as `jdl.data.Pairs` pads them."""
+    """Sources and targets of 2 tokens up to the maximum, as `jdl.data.Pairs` pads them."""
 
     def side(rng: np.random.Generator, count: int, length: int) -> np.ndarray:
         tokens = rng.integers(1, vocab_size, (count, length), np.int32)
@@ -152,7 +152,7 @@ def lstm_lm(
 ) -> Workload:
     """A language model of LSTMs, by default the medium one of Zaremba et al. (2014).
 
-    Every window begins at zero, in all implementations: to carry the state would cost nothing.
+    Every window starts from a zero state, in all implementations: carrying it would cost nothing.
     """
     shape = {"num_layers": num_layers, "hidden_size": hidden_size, "vocab_size": vocab_size}
     changes = {**{f"model.{k}": v for k, v in shape.items()}, "data.num_streams": batch}
@@ -205,7 +205,7 @@ def vit_s16(batch: int = 4, side: int = 224, **model: Any) -> Workload:
 
 
 def bert_base(batch: int = 8, length: int = 128, **model: Any) -> Workload:
-    """BERT-base judges texts, with further fields of the model by name; no dropout."""
+    """BERT-base as a text classifier, with further fields of the model by name; no dropout."""
     base = {
         "vocab_size": 30_522,
         "max_position_embeddings": 512,
@@ -234,7 +234,7 @@ def seq2seq(
     vocab_size: int = 8192,
     **model: Any,
 ) -> Workload:
-    """A transformer translates, with further fields of the model by name; no dropout."""
+    """A transformer for translation, with further fields of the model by name; no dropout."""
     shape = {"num_layers": num_layers, "embed_dim": embed_dim, "vocab_size": vocab_size}
     return Workload(
         name="seq2seq",
@@ -248,7 +248,7 @@ def seq2seq(
 
 
 def augmented(batch: int = 32) -> Workload:
-    """The CNN that sees every photograph moved at random."""
+    """The CNN with random augmentation."""
     experiment = "cats_vs_dogs_augmented"
     return dataclasses.replace(cnn(batch), size="150x150x3, augmented", experiment=experiment)
 

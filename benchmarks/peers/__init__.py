@@ -1,1 +1,1 @@
-"""The same workloads in other frameworks, each as its own users write it."""
+"""The workloads in other frameworks, in the idiom of each."""

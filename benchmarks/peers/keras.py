@@ -35,7 +35,7 @@ class Positions(layers.Layer):
     """Adds a trained vector to each position of (batch, time, width)."""
 
     def build(self, shape: Any) -> None:
-        """Makes the table."""
+        """Creates the table."""
         self.table = self.add_weight(shape=shape[1:], name="table")
 
     def call(self, x: jax.Array) -> jax.Array:
@@ -139,12 +139,12 @@ def transformer(model: dict[str, Any], shape: tuple[int, ...], dtype: str) -> ke
 class Adam(keras.optimizers.Adam):
     """Keras' own, with epsilon at the bias-corrected root (Kingma and Ba, 2015, algorithm 1).
 
-    Keras adds it to the root that is not corrected yet, so here it shrinks like that root.
+    Keras adds it to the uncorrected root, so it is scaled by that correction here.
     """
 
     @property
     def epsilon(self) -> Any:
-        """What the step that is being taken adds."""
+        """The epsilon of the current step."""
         step = keras.ops.cast(self.iterations + 1, "float32")
         return self._epsilon * keras.ops.sqrt(1 - keras.ops.power(self.beta_2, step))
 
@@ -164,7 +164,7 @@ MODELS = {
 
 
 class Bare:
-    """A jitted stateless step on one batch, as in Keras' guide to loops written in JAX."""
+    """A jitted stateless step on one batch, as in Keras' guide to custom JAX loops."""
 
     def __init__(self, case: Case) -> None:
         x, y = _pair(first_batch(case))
@@ -235,11 +235,11 @@ class Clock(keras.callbacks.Callback):
     seconds = 0.0
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Everything is compiled and the data set stands ready."""
+        """Starts the clock: everything is compiled, the data is ready."""
         self.begun = time.perf_counter()
 
     def on_train_end(self, logs: Any = None) -> None:
-        """The last epoch's mean loss has been fetched."""
+        """Stops the clock: the last epoch's mean loss has been fetched."""
         self.seconds = time.perf_counter() - self.begun
 
 
@@ -247,7 +247,7 @@ class Loop(Bare):
     """`fit` on arrays in memory."""
 
     def run(self, steps: int) -> float:
-        """See `Trainer.run`; what whole epochs leave over is an epoch of fewer examples."""
+        """See `Trainer.run`; remaining steps are an epoch of fewer examples."""
         size = self._case.batch
         epochs, rest = divmod(steps, len(self._data[0]) // size)
         seconds = self._fit(len(self._data[0]) // size, epochs) if epochs else 0.0
@@ -288,7 +288,7 @@ def _pair(arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _convert(case: Case) -> dict[str, np.ndarray]:
-    """jdl's weights under Keras' names and in its layout."""
+    """Converts jdl's weights to Keras' names and layout."""
     weights: dict[str, np.ndarray] = {}
     for name, array in case.params.items():
         path = name.replace(".feed_forward.", ".")
@@ -310,7 +310,7 @@ def _convert(case: Case) -> dict[str, np.ndarray]:
 
 
 def _heads(path: str, array: np.ndarray, heads: int) -> dict[str, np.ndarray]:
-    """Takes apart the queries, keys and values, which jdl has side by side for each head."""
+    """Splits the fused queries, keys and values of each head."""
     place, layer, leaf = path.rsplit(".", 2)
     if layer == "output":
         shape = (heads, -1, array.shape[-1]) if leaf == "kernel" else array.shape

@@ -1,4 +1,4 @@
-"""Flax: linen modules, a jitted step and a `TrainState`, as Flax's own examples write them."""
+"""Flax: linen modules, a jitted step and a `TrainState`, as in Flax's examples."""
 
 import flax
 

@@ -1,4 +1,4 @@
-"""The networks that are no transformers, as Flax's examples write them."""
+"""Networks other than transformers, as in Flax's examples."""
 
 from typing import Any
 
@@ -63,7 +63,7 @@ class NormedConv(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """Three convolutions, of which the second has the strides, added to their input."""
+    """Three convolutions, the second strided, with a residual connection."""
 
     channels: int  # inside; at the end four times as many
     strides: int  # by which height and width shrink

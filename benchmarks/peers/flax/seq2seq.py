@@ -9,7 +9,7 @@ import numpy as np
 
 
 class Layer(nn.Module):
-    """Attention, in a decoder also to a memory, and two dense layers, each normed and added."""
+    """Self-attention, in a decoder cross-attention, and an MLP, with residuals and norms."""
 
     num_heads: int  # of each attention
     mlp_dim: int  # units between the dense layers
@@ -24,7 +24,7 @@ class Layer(nn.Module):
         memory: jax.Array | None = None,
         memory_mask: jax.Array | None = None,
     ) -> jax.Array:
-        """(batch, time, width) to the same; masks are True where one looks."""
+        """(batch, time, width) to the same; masks are True where attention is allowed."""
         attention = self._attention("attention")
         x = self._add(x, "norm1", lambda y: attention(y, mask=mask))
         if memory is not None:
@@ -89,6 +89,6 @@ class EncoderDecoder(nn.Module):
 
 
 def sinusoids(length: int, width: int) -> np.ndarray:
-    """Sines and cosines in turn, (length, width)."""
+    """Interleaved sines and cosines, (length, width)."""
     angles = np.arange(length)[:, None] * 10_000 ** (-np.arange(0, width, 2) / width)
     return np.stack([np.sin(angles), np.cos(angles)], -1).reshape(length, width)

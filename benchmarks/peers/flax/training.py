@@ -1,4 +1,4 @@
-"""The loss, the jitted step and the loop, as Flax's examples write them."""
+"""The loss, the jitted step and the loop, as in Flax's examples."""
 
 import time
 from collections.abc import Callable
@@ -56,7 +56,7 @@ def loss_function(case: Case) -> tuple[Callable[..., tuple[jax.Array, Any]], Any
     batch = first_batch(case)
     shapes = dict(jax.eval_shape(model.init, jax.random.key(0), *_split(batch)[0]))
     shapes.pop("params")
-    # In training they are written and not read: what they begin with does not matter.
+    # Training writes and never reads them: their initial values do not matter.
     rest = jax.tree.map(lambda shape: np.zeros(shape.shape, shape.dtype), shapes)
     return loss, convert(case), rest, batch
 
@@ -98,7 +98,7 @@ class Bare:
         self._batch = jax.device_put(batch)
         self._step = jax.jit(train_step, donate_argnums=0)
         self._state = self._fresh()
-        self._advance(2)  # compiles; the second sees a state as steps leave it
+        self._advance(2)  # compiles; the second step has the sharding and types of later ones
 
     def gradient(self) -> tuple[float, float]:
         """See `Trainer.gradient`."""

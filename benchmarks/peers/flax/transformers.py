@@ -1,4 +1,4 @@
-"""The transformers, as Flax's examples write them."""
+"""Transformers, as in Flax's examples."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 
 class Block(nn.Module):
-    """Attention and two dense layers, each normed before and added after."""
+    """A pre-norm block: attention and an MLP."""
 
     num_heads: int  # of the attention
     dtype: Any  # of the computation
@@ -53,7 +53,7 @@ class GPT(nn.Module):
 
 
 class ViT(nn.Module):
-    """A vision transformer whose patches' mean is classified; uint8 images to logits."""
+    """A vision transformer with mean pooling; uint8 images to logits."""
 
     patch_size: int  # side of a patch
     num_layers: int  # blocks
@@ -77,7 +77,7 @@ class ViT(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-    """Attention and two dense layers, each added and then normed."""
+    """A post-norm block: attention and an MLP."""
 
     num_heads: int  # of the attention
     dtype: Any  # of the computation
@@ -97,7 +97,7 @@ class EncoderBlock(nn.Module):
 
 
 class BERT(nn.Module):
-    """An encoder normed after each part; tokens (batch, time) to logits from the first place."""
+    """A post-norm encoder; tokens (batch, time) to logits from the first position."""
 
     vocab_size: int  # tokens that there are
     max_position_embeddings: int  # longest sequence

@@ -9,7 +9,7 @@ from benchmarks.trainer import Case
 
 
 def convert(case: Case) -> Any:
-    """jdl's weights in Flax's layout: attention by heads, the LSTM's gates each on its own."""
+    """Converts jdl's weights to Flax's layout: separate heads and LSTM gates."""
     params: dict[str, np.ndarray] = {}
     for name, array in case.params.items():
         path = name.replace(".feed_forward.", ".")
@@ -30,7 +30,7 @@ def convert(case: Case) -> Any:
 
 
 def _gates(layer: str, name: str, array: np.ndarray) -> dict[str, np.ndarray]:
-    """Splits the gates, and says where Flax's cells have them."""
+    """Splits the gates by the names of Flax's cells."""
     gates, biased = ("ifog", "h") if layer.startswith("LSTM") else ("rzn", "i")
     if name == "recurrent_bias":
         return {f"{layer}.hn.bias": array}
@@ -41,7 +41,7 @@ def _gates(layer: str, name: str, array: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _heads(path: str, array: np.ndarray, heads: int) -> dict[str, np.ndarray]:
-    """Takes apart the queries, keys and values, which jdl has side by side for each head."""
+    """Splits the fused queries, keys and values of each head."""
     place, layer, leaf = path.rsplit(".", 2)
     if layer == "output":
         shape = (heads, -1, array.shape[-1]) if leaf == "kernel" else array.shape

@@ -1,4 +1,4 @@
-"""PyTorch, on an NVIDIA card where there is one: models as its examples write them.
+"""PyTorch, on an NVIDIA GPU if available: models as in its examples.
 
 The initial weights are jdl's.
 Variants: `eager`; `channels_last`, the memory layout that PyTorch recommends for convolutions; and
@@ -34,7 +34,7 @@ def build(case: Case, variant: str) -> Training:
     """The trainer of a workload.
 
     Raises:
-      UserError: if the variant is unknown, or of no use to the workload.
+      UserError: if the variant is unknown, or useless for the workload.
     """
     if variant not in VARIANTS:
         raise UserError(
@@ -49,12 +49,12 @@ def build(case: Case, variant: str) -> Training:
     torch.set_num_threads(case.threads)
     inputs, targets = tensors(case)
     model = MODELS[case.name](case).to(DEVICE)
-    # Compiled for CPUs, images that lie channels first get wrong gradients in PyTorch 2.13.
+    # Compiled for CPUs, channels-first images get wrong gradients in PyTorch 2.13.
     if case.name in IMAGES and variant != "eager":
         model = model.to(memory_format=torch.channels_last)
         inputs = inputs.contiguous(memory_format=torch.channels_last)
     if variant == "compile":
-        model.compile(fullgraph=True)  # an error where a part would be left to eager mode
+        model.compile(fullgraph=True)  # an error if a part would run in eager mode
     training = Training(case, model, (inputs, targets))
     try:
         training.gradient()  # compiles both passes before anything is timed

@@ -1,4 +1,4 @@
-"""The networks that are no transformers, as PyTorch's examples write them."""
+"""Networks other than transformers, as in PyTorch's examples."""
 
 import contextlib
 import itertools
@@ -92,7 +92,7 @@ class ResNet(nn.Module):
 
 
 class Recurrent(nn.Module):
-    """LSTM layers one upon the other, (batch, time, features) to outputs and last states."""
+    """Stacked LSTM layers, (batch, time, features) to outputs and last states."""
 
     def __init__(self, params: Params, layers: int = 1) -> None:
         super().__init__()

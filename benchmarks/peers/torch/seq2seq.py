@@ -9,7 +9,7 @@ from benchmarks.trainer import Case
 
 
 class Layer(nn.Module):
-    """`jdl.layers.Block` with relu: an encoder's, or a causal one that looks at a memory too."""
+    """`jdl.layers.Block` with relu: an encoder's, or a causal one with cross-attention."""
 
     def __init__(
         self, params: Params, name: str, heads: int, decoder: bool, pre_norm: bool
@@ -44,14 +44,14 @@ class Layer(nn.Module):
         return self.norm2(x + self.feed_forward(x))
 
     def look_around(self, x: Tensor, seen: Tensor) -> Tensor:
-        """Attention of the sequence to itself."""
+        """Self-attention."""
         query, key, value = (self.split(part) for part in self.qkv(x).chunk(3, -1))
         mask = None if self.decoder else seen
         x = F.scaled_dot_product_attention(query, key, value, mask, is_causal=self.decoder)
         return self.output(x.transpose(1, 2).flatten(2))
 
     def look_at(self, x: Tensor, memory: Tensor, seen: Tensor) -> Tensor:
-        """Attention to what the encoder made."""
+        """Cross-attention to the encoder's output."""
         key, value = (self.split(part) for part in self.kv(memory).chunk(2, -1))
         x = F.scaled_dot_product_attention(self.split(self.query(x)), key, value, seen)
         return self.cross_output(x.transpose(1, 2).flatten(2))
@@ -116,7 +116,7 @@ def side(
 
 
 def sinusoids(length: int, width: int) -> Tensor:
-    """Sines and cosines in turn (length, width), as in PyTorch's tutorial on translation."""
+    """Interleaved sines and cosines (length, width), as in PyTorch's tutorial on translation."""
     rates = 10_000 ** (-torch.arange(0, width, 2) / width)
     angles = torch.arange(length)[:, None] * rates
     return torch.stack([angles.sin(), angles.cos()], -1).flatten(1)

@@ -1,4 +1,4 @@
-"""Training as PyTorch's examples do it."""
+"""Training as in PyTorch's examples."""
 
 import contextlib
 import itertools
@@ -33,7 +33,7 @@ def tensors(case: Case) -> tuple[Tensor, Tensor]:
 
 
 class Training:
-    """A model, Adam, and the data that it is trained on."""
+    """A model, Adam, and the training data."""
 
     def __init__(self, case: Case, model: nn.Module, data: tuple[Tensor, Tensor]) -> None:
         self._case, self._model, self._data = case, model, data

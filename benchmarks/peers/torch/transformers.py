@@ -1,4 +1,4 @@
-"""The transformers, as nanoGPT and the like write them."""
+"""Transformers in the style of nanoGPT."""
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +31,7 @@ class Block(nn.Module):
         self.outer = linear(params, f"{name}.feed_forward.outer")
 
     def forward(self, x: Tensor, seen: Tensor | None = None) -> Tensor:
-        """(batch, time, width) to the same; `seen` (batch, 1, 1, time) is True where one looks."""
+        """(batch, time, width) to the same; `seen` (batch, 1, 1, time) is the mask."""
         if self.pre_norm:
             x = x + self.output(self.attention(self.qkv(self.norm1(x)), seen))
             return x + self.outer(self.gelu(self.inner(self.norm2(x))))
@@ -71,7 +71,7 @@ class GPT(nn.Module):
 
 
 class ViT(nn.Module):
-    """`jdl.models.ViT` of the patches' mean: images (batch, channels, height, width) uint8."""
+    """`jdl.models.ViT` with mean pooling: images (batch, channels, height, width) uint8."""
 
     def __init__(self, case: Case) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Layers of PyTorch that hold jdl's weights."""
+"""PyTorch layers initialized with jdl's weights."""
 
 import numpy as np
 import torch
@@ -8,14 +8,14 @@ Params = dict[str, np.ndarray]
 
 
 def fill(layer: nn.Module, **weights: np.ndarray) -> None:
-    """Copies weights, already in PyTorch's form, into a layer's parameters."""
+    """Copies weights in PyTorch's layout into a layer's parameters."""
     with torch.no_grad():
         for name, value in weights.items():
             layer.get_parameter(name).copy_(torch.tensor(value))
 
 
 def joint(params: Params, name: str, heads: int, kinds: int = 3) -> nn.Linear:
-    """All queries, all keys, all values, or the last two; jdl has them head by head."""
+    """Fuses all queries, keys and values, or the last two; jdl's are grouped by head."""
     apart = {}
     for path in (f"{name}.kernel", f"{name}.bias"):
         array = params[path]
@@ -27,7 +27,7 @@ def joint(params: Params, name: str, heads: int, kinds: int = 3) -> nn.Linear:
 def linear(params: Params, name: str, shape: tuple[int, ...] | None = None) -> nn.Linear:
     """A dense layer; `shape` (channels, height, width) is what was flattened before it, if so.
 
-    jdl flattens channels last and PyTorch channels first: the inputs change places.
+    jdl flattens channels last and PyTorch channels first: the inputs are permuted.
     """
     kernel, bias = params[f"{name}.kernel"], params[f"{name}.bias"]
     if shape:
