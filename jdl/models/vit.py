@@ -63,7 +63,7 @@ class ViT(nn.Module):
         if height % side or width % side:
             raise UserError(
                 f"images of {height}x{width} pixels cannot be cut into patches of {side}: set "
-                f"model.patch"
+                f"model.patch_size"
             )
         x = images.reshape(batch, height // side, side, width // side, side, channels)
         x = x.swapaxes(2, 3).reshape(batch, -1, side * side * channels).astype(self.dtype)
