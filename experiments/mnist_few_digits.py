@@ -15,7 +15,7 @@ from jdl.data import Scale
 experiment = dataclasses.replace(
     low,
     data=dataclasses.replace(
-        low.data, classes=(5, 6, 7, 8, 9), examples=100, device_transforms=(Scale(),)
+        low.data, classes=(5, 6, 7, 8, 9), num_examples=100, device_transforms=(Scale(),)
     ),
     epochs=10,
     batch_size=20,
