@@ -1,6 +1,6 @@
 """jdl: deep-learning research on JAX.
 
-One experiment file says what to train; `train` runs it through a pure, compiled update on the
+One experiment file defines what to train; `train` runs it through a pure, compiled update on the
 devices that are there, and leaves a directory from which the result can be reproduced.
 """
 

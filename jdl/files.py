@@ -21,7 +21,7 @@ Record = TypeVar("Record", bound="ExperimentRecord | CheckpointMetadata")
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """Where each file of a run lies, and what it contains.
+    """Paths and contents of the files of a run directory.
 
     `experiment.json` is written first: a directory is that of a run once it is there. `result.json`
     is written last: the run has finished once it is there.
@@ -117,7 +117,7 @@ class RunDirectory:
 class ExperimentRecord:
     """The contents of `experiment.json`."""
 
-    experiment: str  # name of the experiment
+    experiment: str  # name of its file, without .py
     total_steps: int  # batches that the whole run consumes
     fields: dict  # every setting by its path, as `jdl.config.overrides.flatten` gives them
 

@@ -1,4 +1,4 @@
-"""What is known while a step is traced: arguments, concrete numbers, axes that shard a batch."""
+"""Helpers for code that runs while JAX traces a step."""
 
 import contextlib
 import inspect

@@ -131,7 +131,10 @@ def draw(curve: LrCurve, path: Path) -> None:
     axes.semilogx(curve.rates, curve.smoothed, label="averaged")
     if curve.suggestion is not None:
         axes.axvline(curve.suggestion, color="0.5", linestyle=":", label=f"{curve.suggestion:.1e}")
-    low, high = curve.smoothed.min(), np.quantile(curve.smoothed, 0.9)  # without the divergence
+    low, high = (
+        curve.smoothed.min(),
+        np.quantile(curve.smoothed, 0.9),
+    )  # diverging losses would flatten the rest
     margin = 0.2 * (high - low) or 1.0
     axes.set(xlabel="learning rate", ylabel="loss", ylim=(low - margin, high + margin))
     axes.legend()

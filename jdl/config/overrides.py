@@ -219,7 +219,7 @@ def _named(
     path: str,
     below: Mapping[tuple[str, ...], Any],
 ) -> Any:
-    """Creates an instance of the named class, with its required fields filled in."""
+    """Creates an instance of the named class; required fields come from overrides or `old`."""
     name = " ".join(tokens)
     wanted = {key.replace("_", ""): kind for key, kind in kinds.items()}.get(
         name.replace("_", "").replace("-", "").lower()

@@ -80,7 +80,7 @@ class Data:
     device_transforms: tuple[DeviceTransform, ...] = ()  # in the compiled step, per batch
     pipeline: Literal["auto", "in_memory", "grain"] = "auto"  # auto: in memory up to 1 GiB
     test_fraction: float = 0.2  # of train held out as test if the set has none; 0: no split
-    validation_fraction: float = 0.1  # of the rest held out as validation; 0: no split
+    validation_fraction: float = 0.1  # of train, less test, held out as validation; 0: no split
     split_seed: int = 0  # of the held-out splits
     ordered: bool = False  # hold out the end, not a random part: for time series
     shuffle: bool = True  # train in a new order each epoch; False: in stored order

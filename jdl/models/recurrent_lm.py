@@ -27,7 +27,7 @@ class RecurrentLM(nn.Module):
     read from and written to the collection `cache`, initially zero.
     """
 
-    vocab_size: int = 65  # number of tokens
+    vocab_size: int = 65  # number of token ids
     hidden_size: int = 256  # of the embedding and of each recurrent layer
     num_layers: int = 2  # recurrent layers
     cell: Literal["simple", "lstm", "gru"] = "lstm"  # of the recurrent layers

@@ -127,8 +127,8 @@ class VectorizedSteps:
         """Stacks the states of some runs, to be updated together.
 
         Args:
-          runs: their indices.
-          states: their states.
+          runs: indices into the `numbers` that the steps were made with.
+          states: the state of each; copies of the first pad the stack to a multiple of devices.
         """
         size = len(runs) + -len(runs) % self._mesh.size
         # Copies of the first run fill the last device.
@@ -158,7 +158,7 @@ class VectorizedSteps:
 
     def _put(self, tree: PyTree, spec: P) -> PyTree:
         if self._mesh.size == 1:
-            return tree  # faster: the call transfers it
+            return tree  # the compiled call transfers host arrays faster than device_put
         sharding = NamedSharding(self._mesh, spec)
         return jax.tree.map(lambda array: jax.device_put(array, sharding), tree)
 

@@ -70,7 +70,8 @@ class Task:
 
     A subclass defines `loss_and_metrics` and `predict`. It overrides `batch_metrics` if metrics
     need more than the model's output for `inputs`, `loss` if the training objective is not one of
-    the metrics, and `gradient` if there is no single loss, as in a game with one loss per player.
+    the metrics, and `gradient` if there is no single loss, as in a game with one loss per player. A
+    game also overrides `evaluate` (the guide "Custom tasks" has a complete one).
     """
 
     inputs: str = "image"  # name of the model's input in a batch

@@ -12,7 +12,7 @@ class Clock:
     """Accounts for the seconds of one run, those before it was resumed included.
 
     Args:
-      compilations: of the run's compiled functions; the one place that times compiling.
+      compilations: traces and compile time of the run's compiled functions.
 
     Attributes:
       training_seconds: spent in training steps, without compiling.

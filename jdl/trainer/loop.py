@@ -161,7 +161,7 @@ class TrainingLoop:
         """Saves the last step and scores every split, with the best weights where a hook kept them.
 
         Raises:
-          Interrupted: a signal came meanwhile; everything is saved.
+          Interrupted: a signal arrived while saving; everything is saved.
         """
         run, context = self.run, self.context
         if self._saved != step:

@@ -287,7 +287,7 @@ def locked(workdir: Path) -> Iterator[None]:
 
 
 def _git_commit(origin: Path | None) -> str | None:
-    """The commit of the working tree that a file lies in, with `+changes` if it was edited."""
+    """Returns the git commit of a file's working tree, with `+changes` if it has edits."""
     folder = (origin or Path.cwd() / "_").resolve().parent
 
     def git(*words: str) -> str:

@@ -137,7 +137,7 @@ def _describe(dimension: Dimension) -> str:
 
 
 def _first(dimension: Dimension) -> Dimension:
-    """A dimension that has only the first of its bounds."""
+    """Returns a dimension fixed to its first value, while another one is varied."""
     first = dimension.bounds()[0]
     if not isinstance(first, When):
         return Choice(first)
