@@ -214,8 +214,11 @@ class VectorizedSteps:
         def update(numbers: Numbers, states: TrainState, data: Any, step_inputs: Any) -> Any:
             if not many:
                 return mapped(numbers, states, data, step_inputs)
-            step = lambda carry, x: mapped(numbers, carry, data, x)  # noqa: E731
-            return scan_or_unroll(step, states, step_inputs)
+            return scan_or_unroll(
+                lambda carry, step_input: mapped(numbers, carry, data, step_input),
+                states,
+                step_inputs,
+            )
 
         name = "update_many" if many else "update"
         if name in self.compilations.traces:

@@ -88,8 +88,8 @@ def fresh(program):
 def lay(steps, state):
     """A state of NumPy arrays on a strategy's devices."""
     state = state.replace(key=jax.random.wrap_key_data(state.key))
-    place = lambda x, leaf: jax.device_put(x, leaf.sharding)  # noqa: E731
-    return steps.shard(jax.tree.map(place, state, steps.abstract_state))
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, steps.abstract_state)
+    return steps.shard(jax.device_put(state, shardings))
 
 
 def descend(strategy, step_inputs, program=MAIN):
