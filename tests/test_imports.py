@@ -161,8 +161,7 @@ def test_an_experiment_takes_a_step(path, tiny, tmp_path):
     )
     changes = {"data": data, "steps": 3, "batch_size": 4 * experiment.num_microbatches}
     run = Run(dataclasses.replace(experiment, **changes), path.stem, tmp_path)
-    arrays = {name: np.empty((1, *v.shape[1:]), v.dtype) for name, v in run.batch.items()}
-    assert run.outputs(arrays).shape[0] == run.experiment.batch_size
+    assert run.prediction.shape[0] == run.experiment.batch_size
 
     state = run.compiled.init(jax.random.key(0))
     before = jax.device_get(run.compiled.gather(state))

@@ -23,6 +23,6 @@ def evaluate(
     if split is None:
         scored = run.result.get("metrics", {"test": {}})
         split = "test" if "test" in scored else "validation"
-    scores, host_metrics = run.score(split)
+    scores, host_metrics = run.evaluate_with_host_metrics(split)
     signatures = {"signatures": dict(host_metrics.signatures)} if host_metrics else {}
     print(to_json({"split": split, **scores, **signatures}))

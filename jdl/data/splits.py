@@ -26,7 +26,7 @@ class Splits:
 
     def with_data(self, data: Data) -> "Splits":
         """Returns the splits of another data set, with the same exclusions."""
-        return Splits(data, self._exclude)
+        return self if data is self._data else Splits(data, self._exclude)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -12,7 +12,9 @@ from jdl.data.base import Example, Reader
 from jdl.data.pipeline import apply_transforms
 from jdl.errors import UserError
 from jdl.experiment import Experiment
+from jdl.files import RunDirectory
 from jdl.trainer.api import restore_run
+from jdl.trainer.record import with_tokenizer
 from jdl.trainer.run import Run
 from jdl.typing import Json
 
@@ -27,8 +29,10 @@ def open_for_inference(workdir: Path, experiment: Experiment) -> Run:
     Raises:
       UserError: the directory holds no checkpoint that fits the experiment.
     """
+    name = RunDirectory(workdir).read_experiment().experiment
+    experiment = with_tokenizer(workdir, experiment)
     data = dataclasses.replace(experiment.data, pipeline="grain")
-    return restore_run(workdir, dataclasses.replace(experiment, data=data))
+    return restore_run(workdir, dataclasses.replace(experiment, data=data), name)
 
 
 def predict_files(

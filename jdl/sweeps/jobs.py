@@ -24,9 +24,11 @@ from jdl.sweeps.compile import compile_vectorized
 from jdl.sweeps.loop import Member, redirect_output, train_vectorized
 from jdl.sweeps.vectorized import VectorizedSteps, structure
 from jdl.trainer.allocator import configure_allocator
-from jdl.trainer.api import load_finished, open_for_training, prepare, train
+from jdl.trainer.api import load, open_loop, train
 from jdl.trainer.compilation_cache import enable_compilation_cache
 from jdl.trainer.interrupt import Interruption
+from jdl.trainer.loop import TrainingLoop
+from jdl.trainer.record import FoundRun, find_run
 from jdl.trainer.run import Run
 from jdl.typing import Json
 
@@ -99,7 +101,8 @@ def train_jobs(
         configure_allocator(job.experiment.runtime.malloc_arenas)
         with redirect_output(job.output):
             try:
-                outcome = load_finished(job.experiment, job.workdir, file)
+                found = _find(job, file)
+                outcome = load(found) if found.is_finished else None
             except Exception as error:
                 outcome = error
         if outcome is None:
@@ -154,22 +157,15 @@ def _train_group(
         stack.enter_context(interruption)
         outputs = _outputs([jobs[index].output for index in indices])
         for place, (index, output) in enumerate(zip(indices, outputs, strict=True)):
-            job = jobs[index]
             try:
-                run = stack.enter_context(_open(job, file, compiled.steps(place)))
-                run.interruption = interruption
                 with redirect_output(output):
-                    loop = prepare(
-                        run,
-                        job.experiment,
-                        file=file,
-                        overrides=job.overrides,
-                        vectorized=len(indices),
+                    loop = stack.enter_context(
+                        _open(jobs[index], file, interruption, compiled.steps(place), len(indices))
                     )
             except Exception as error:
                 ended(index, error)
             else:
-                runs[index] = run
+                runs[index] = loop.run
                 members.append(Member(loop, place, output, functools.partial(ended, index)))
         try:
             train_vectorized(members, compiled, interruption)
@@ -179,16 +175,26 @@ def _train_group(
 
 
 def _open(
-    job: Job, file: ExperimentFile | None, steps: Steps
-) -> contextlib.AbstractContextManager[Run]:
-    return open_for_training(
-        job.experiment,
-        job.workdir,
+    job: Job,
+    file: ExperimentFile | None,
+    interruption: Interruption,
+    steps: Steps,
+    vectorized: int,
+) -> contextlib.AbstractContextManager[TrainingLoop]:
+    return open_loop(
+        _find(job, file),
+        interruption,
         file=file,
+        overrides=job.overrides,
         data=job.data,
         hooks=job.hooks,
         compile=lambda *_: steps,
+        vectorized=vectorized,
     )
+
+
+def _find(job: Job, file: ExperimentFile | None) -> FoundRun:
+    return find_run(job.workdir, job.experiment, file.name if file else "experiment")
 
 
 def _outputs(given: Sequence[TextIOBase | None]) -> list[TextIOBase | None]:

@@ -19,13 +19,14 @@ from jdl.data.arrays import Arrays
 from jdl.data.splits import Splits
 from jdl.errors import UserError
 from jdl.experiment import Experiment
-from jdl.files import RunDirectory, read_json
+from jdl.files import RunDirectory
 from jdl.hooks import Hook
 from jdl.parallel import Single, Steps
 from jdl.tasks import Classification, Regression, Task
 from jdl.trainer import record
 from jdl.trainer.allocator import configure_allocator
 from jdl.trainer.compilation_cache import enable_compilation_cache
+from jdl.trainer.interrupt import Interruption
 from jdl.trainer.loop import TrainingLoop
 from jdl.trainer.run import Run
 from jdl.typing import Json
@@ -62,86 +63,58 @@ def train(
     enable_compilation_cache()
     temporary = None if workdir else tempfile.mkdtemp(prefix="jdl-")
     workdir = Path(workdir or temporary or ".")
-    if run := load_finished(experiment, workdir, file):
-        return run
-    with open_for_training(experiment, workdir, file=file, data=data, hooks=hooks) as run:
+    found = record.find_run(workdir, experiment, file.name if file else "experiment")
+    if found.is_finished:
+        return load(found)
+    interruption = Interruption(shared=jax.process_count() > 1)
+    with (
+        interruption,
+        open_loop(
+            found, interruption, file=file, overrides=overrides, data=data, hooks=hooks
+        ) as loop,
+    ):
         if temporary:
-            weakref.finalize(run, shutil.rmtree, temporary, ignore_errors=True)
-        with run.interruption:
-            prepare(run, experiment, file=file, overrides=overrides).train()
-    return run
-
-
-def load_finished(experiment: Experiment, workdir: Path, file: ExperimentFile | None) -> Run | None:
-    """Returns the run in a directory if it is finished, else None.
-
-    Raises:
-      UserError: the directory holds a run of another experiment.
-    """
-    if not RunDirectory(workdir).experiment.exists():
-        return None
-    record.check_name(workdir, _name(file))
-    record.check_settings(workdir, experiment)
-    return open_run(workdir, experiment) if record.is_finished(workdir, experiment) else None
+            weakref.finalize(loop.run, shutil.rmtree, temporary, ignore_errors=True)
+        loop.train()
+    return loop.run
 
 
 @contextlib.contextmanager
-def open_for_training(
-    experiment: Experiment,
-    workdir: Path,
-    *,
-    file: ExperimentFile | None = None,
-    data: Splits | None = None,
-    hooks: Sequence[Hook] = (),
-    compile: Callable[..., Steps] | None = None,
-) -> Iterator[Run]:
-    """Opens a run to train, with its directory locked.
-
-    Args:
-      experiment, workdir, file, data, hooks: as for `train`.
-      compile: prepares the compiled steps; None for the strategy's.
-    """
-    known = record.with_tokenizer(workdir, experiment)
-    with _directory(workdir):
-        watched = dataclasses.replace(known, hooks=(*known.hooks, *hooks))
-        if data is not None and known is not experiment:
-            data = data.with_data(known.data)
-        yield Run(watched, _name(file), workdir, data, compile)
-
-
-def prepare(
-    run: Run,
-    experiment: Experiment,
+def open_loop(
+    found: record.FoundRun,
+    interruption: Interruption,
     *,
     file: ExperimentFile | None = None,
     overrides: Mapping[str, Json] | None = None,
+    data: Splits | None = None,
+    hooks: Sequence[Hook] = (),
+    compile: Callable[..., Steps] | None = None,
     vectorized: int = 1,
-) -> TrainingLoop:
-    """Writes the run's metadata and returns its training loop.
+) -> Iterator[TrainingLoop]:
+    """Opens a run to train: locks its directory, prepares its steps, and writes its metadata.
 
     Args:
-      run: the run.
-      experiment: as for `train`, without additions by the directory or the caller.
-      file: the experiment's file.
-      overrides: what was changed in it, by path.
+      found: the experiment, compared with its directory.
+      interruption: handles signals to the run.
+      file, overrides, data, hooks: as for `train`.
+      compile: prepares the compiled steps; None for the strategy's.
       vectorized: number of runs that are stepped together.
     """
-    workdir = run.workdir
-    for split in run.splits:
-        run.pipeline(split)  # errors in the data are raised before compiling
-    loop = TrainingLoop(run)
-    surroundings = record.environment(run.data.fingerprints(), file and file.path, vectorized)
-    if RunDirectory(workdir).experiment.exists():
-        _check_surroundings(run, surroundings)
-    else:
-        # Raises errors in them before compiling.
-        experiment.init_from.read(run.compiled.abstract_state, experiment.model)
-    if jax.process_index() == 0:
-        RunDirectory(workdir).result.unlink(missing_ok=True)
-        record.write_experiment(workdir, run.name, experiment, run.steps)
-        record.save_tokenizer(workdir, experiment.data)
-        record.write_provenance(workdir, file, overrides or {}, surroundings)
-    return loop
+    experiment, workdir = found.experiment, found.workdir
+    with _directory(workdir):
+        if data is not None and found.recorded is not None:
+            data = data.with_data(experiment.data)  # which may have the directory's tokenizer
+        watched = dataclasses.replace(experiment, hooks=(*experiment.hooks, *hooks))
+        run = Run(watched, found.name, workdir, data, compile)
+        run.interruption = interruption
+        for split in run.splits:
+            run.pipeline(split)  # errors in the data are raised before compiling
+        if found.recorded is None:
+            # Raises errors in them before compiling.
+            experiment.init_from.read(run.compiled.abstract_state, experiment.model)
+        loop = TrainingLoop(run)
+        record.write(run, found, file, overrides or {}, vectorized)
+        yield loop
 
 
 def fit(
@@ -191,30 +164,35 @@ def open_run(workdir: str | Path, experiment: Experiment | None = None) -> Run:
     workdir = Path(workdir)
     if experiment is None:
         experiment = record.read_run(workdir).experiment
-    record.check_settings(workdir, experiment)
-    run = restore_run(workdir, experiment)
-    if record.moved(workdir, experiment):
-        known = (read_json(RunDirectory(workdir).environment) or {}).get("data", {})
-        found = run.data.fingerprints()
-        record.check_data(workdir, {name: x for name, x in found.items() if name in known})
+    return load(record.find_run(workdir, experiment))
+
+
+def load(found: record.FoundRun) -> Run:
+    """Restores the weights of the run that a directory holds.
+
+    Raises:
+      UserError: as `restore_run`, or the data is located elsewhere and differs.
+    """
+    run = restore_run(found.workdir, found.experiment, found.name)
+    if found.is_moved:
+        record.check_data(found.workdir, run.data.fingerprints(), exclude_new=True)
     return run
 
 
-def restore_run(workdir: Path, experiment: Experiment) -> Run:
-    """Restores the weights in a directory into a run of an experiment, without comparing settings.
+def restore_run(workdir: Path, experiment: Experiment, name: str) -> Run:
+    """Restores the last or best weights in a directory into a run, without comparing settings.
 
     Raises:
       UserError: the directory holds no checkpoint, or its arrays do not fit the model.
     """
     enable_compilation_cache()
-    name = RunDirectory(workdir).read_experiment().experiment
-    run = Run(record.with_tokenizer(workdir, experiment), name, workdir)
+    run = Run(experiment, name, workdir)
     store = CheckpointStore(RunDirectory(workdir).checkpoints, run.print)
     try:
-        found = store.restore_latest(run.compiled.abstract_state)
-        if found is None:
+        latest = store.restore_latest(run.compiled.abstract_state)
+        if latest is None:
             raise UserError(f"{workdir} has no checkpoint yet: train it first")
-        state, meta = found
+        state, meta = latest
         if meta.best_step not in (None, meta.step):
             state, _ = store.restore(meta.best_step, run.compiled.abstract_state)
     finally:
@@ -222,10 +200,6 @@ def restore_run(workdir: Path, experiment: Experiment) -> Run:
     run.state = run.compiled.shard(state)
     run.result = RunDirectory(workdir).read_result() or {}
     return run
-
-
-def _name(file: ExperimentFile | None) -> str:
-    return file.name if file else "experiment"
 
 
 @contextlib.contextmanager
@@ -257,23 +231,3 @@ def _directory(workdir: Path) -> Iterator[None]:
                 (workdir / ".lock").unlink(missing_ok=True)
                 with contextlib.suppress(OSError):
                     workdir.rmdir()
-
-
-def _check_surroundings(run: Run, surroundings: Mapping[str, Any]) -> None:
-    """Raises for changed data or a shorter run; prints what else may change the results.
-
-    Raises:
-      UserError: the data changed, or the run would be shorter.
-    """
-    directory = RunDirectory(run.workdir)
-    before = directory.read_experiment().total_steps
-    if run.steps < before:
-        raise UserError(
-            f"{run.workdir} holds a run of {before} steps: steps and epochs may "
-            f"only grow, not shrink to {run.steps}"
-        )
-    before = read_json(directory.environment) or surroundings
-    record.check_data(run.workdir, surroundings["data"])
-    for part in ("versions", "devices", "flags"):
-        for difference in record.differences(before[part], surroundings[part], part):
-            run.print(f"resuming, but results may differ in bits: {difference}")

@@ -22,12 +22,13 @@ import numpy as np
 from jdl._version import __version__
 from jdl.config.experiment_file import ExperimentFile, load
 from jdl.config.overrides import flatten, override
-from jdl.data.base import Data, location_paths
+from jdl.data.base import location_paths
 from jdl.data.tokenizers import Saved
 from jdl.errors import UserError
 from jdl.experiment import Experiment
 from jdl.files import ExperimentRecord, RunDirectory, json_value, read_json, write_json
 from jdl.paths import path_name
+from jdl.trainer.run import Run
 from jdl.typing import Json, PyTree
 
 RESUMABLE = ("steps", "epochs", "strategy", "hooks", "runtime")
@@ -116,22 +117,41 @@ def to_host(leaf: Any) -> np.ndarray:
     return np.asarray(leaf)
 
 
-def write_experiment(workdir: Path, name: str, experiment: Experiment, steps: int) -> None:
-    """Writes `experiment.json`, which makes the directory a run directory."""
-    described = ExperimentRecord(experiment=name, total_steps=steps, fields=flatten(experiment))
-    write_json(RunDirectory(workdir).experiment, described.to_json())
-
-
-def write_provenance(
-    workdir: Path,
+def write(
+    run: Run,
+    found: "FoundRun",
     file: ExperimentFile | None,
     overrides: Mapping[str, Json],
-    surroundings: Mapping[str, Json],
+    vectorized: int,
 ) -> None:
-    """Writes experiment file, overrides and environment, for `jdl reproduce`."""
-    directory = RunDirectory(workdir)
+    """Writes what a run directory records before training; checks the data of a resumed run.
+
+    `experiment.json`, which makes the directory a run directory, comes first. The others are those
+    that `jdl reproduce` reads.
+
+    Args:
+      run: the run that starts or resumes.
+      found: its experiment, compared with the directory.
+      file: the experiment's file.
+      overrides: what was changed in it, by path.
+      vectorized: number of runs that are stepped together.
+
+    Raises:
+      UserError: the data changed, or the run would be shorter.
+    """
+    directory, data = RunDirectory(run.workdir), run.experiment.data
+    surroundings = environment(run.data.fingerprints(), file and file.path, vectorized)
+    if found.recorded is not None:
+        _check_surroundings(run, found.recorded, surroundings)
+    if jax.process_index() != 0:
+        return
+    directory.result.unlink(missing_ok=True)
+    written = ExperimentRecord(experiment=run.name, total_steps=run.steps, fields=found.fields)
+    write_json(directory.experiment, written.to_json())
+    if data.has_tokenizer and not directory.tokenizer.exists():
+        write_json(directory.tokenizer, json.loads(data.tokenizer().to_json()))
     if file is not None:
-        siblings = ((source, workdir / source.name) for source in file.siblings)
+        siblings = ((source, run.workdir / source.name) for source in file.siblings)
         for source, target in [(file.path, directory.script), *siblings]:
             if not target.exists() or not source.samefile(target):
                 shutil.copyfile(source, target)
@@ -139,11 +159,20 @@ def write_provenance(
     write_json(directory.environment, surroundings)
 
 
-def save_tokenizer(workdir: Path, data: Data) -> None:
-    """Writes the tokenizer of the data, if it has one, unless the directory contains it already."""
-    path = RunDirectory(workdir).tokenizer
-    if data.has_tokenizer and not path.exists():
-        write_json(path, json.loads(data.tokenizer().to_json()))
+def _check_surroundings(
+    run: Run, recorded: ExperimentRecord, surroundings: Mapping[str, Any]
+) -> None:
+    """Raises for changed data or a shorter run; prints what else may change the results."""
+    if run.steps < recorded.total_steps:
+        raise UserError(
+            f"{run.workdir} holds a run of {recorded.total_steps} steps: steps and epochs may "
+            f"only grow, not shrink to {run.steps}"
+        )
+    before = read_json(RunDirectory(run.workdir).environment) or surroundings
+    check_data(run.workdir, surroundings["data"])
+    for part in ("versions", "devices", "flags"):
+        for difference in differences(before[part], surroundings[part], part):
+            run.print(f"resuming, but results may differ in bits: {difference}")
 
 
 def with_tokenizer(workdir: Path, experiment: Experiment) -> Experiment:
@@ -191,53 +220,81 @@ def read_run(workdir: Path, path: Path | None = None) -> RecordedRun:
     file = dataclasses.replace(file, name=recorded.experiment)
     overrides = read_json(directory.overrides) or {}
     experiment = override(file.experiment, overrides)
-    if changed := _changes(recorded, experiment):
+    locations = location_paths(experiment.data)
+    if changed := _changes(recorded, flatten(experiment), locations):
         raise UserError(
             f"{file.path} no longer gives the settings recorded in {workdir}: {'; '.join(changed)}"
         )
     return RecordedRun(file, experiment, overrides)
 
 
-def check_name(workdir: Path, name: str) -> None:
-    """Raises a UserError if a directory holds a run of an experiment of another name."""
-    recorded = RunDirectory(workdir).read_experiment().experiment
-    if recorded != name:
-        raise UserError(
-            f"{workdir} holds a run of {recorded!r}, not of {name!r}: choose another --workdir"
-        )
+@dataclass(frozen=True, kw_only=True)
+class FoundRun:
+    """An experiment, compared with the run that a directory holds of it."""
+
+    experiment: Experiment  # with the tokenizer that the directory contains, if any
+    name: str
+    workdir: Path
+    fields: dict[str, Json]  # the settings of the experiment by path, without that tokenizer
+    recorded: ExperimentRecord | None = None  # None: the directory holds no run yet
+    is_finished: bool = False  # and the experiment asks for no further steps
+    is_moved: bool = False  # whether the experiment locates its data elsewhere
 
 
-def check_settings(workdir: Path, experiment: Experiment) -> None:
-    """Raises if an experiment is not that of a run directory, apart from what a resume may change.
+def find_run(workdir: Path, experiment: Experiment, name: str | None = None) -> FoundRun:
+    """Compares an experiment with what a directory records.
+
+    Args:
+      workdir: the run directory, which may be empty or missing if there is a `name`.
+      experiment: only what a resumed run may change may differ from the record.
+      name: of the experiment; None for the recorded one.
 
     Raises:
-      UserError: names the fields that differ.
+      UserError: the directory holds a run of another experiment; names the fields that differ.
     """
-    recorded = RunDirectory(workdir).read_experiment()
-    if changed := _changes(recorded, experiment, RESUMABLE):
+    directory, known = RunDirectory(workdir), with_tokenizer(workdir, experiment)
+    fields = flatten(experiment)
+    if name is not None and not directory.experiment.exists():
+        return FoundRun(experiment=known, name=name, workdir=workdir, fields=fields)
+    recorded = directory.read_experiment()
+    if name not in (None, recorded.experiment):
+        raise UserError(
+            f"{workdir} holds a run of {recorded.experiment!r}, not of {name!r}: choose another "
+            f"--workdir"
+        )
+    locations = location_paths(experiment.data)
+    if changed := _changes(recorded, fields, (*RESUMABLE, *locations)):
         raise UserError(
             f"{workdir} holds a run with other settings ({'; '.join(changed)}): only "
             f"{', '.join(RESUMABLE)} and the location of the data may change when a run is resumed"
         )
+    before = recorded.fields
+    same_length = all(before[each] == fields[each] for each in ("steps", "epochs"))
+    return FoundRun(
+        experiment=known,
+        name=recorded.experiment,
+        workdir=workdir,
+        fields=fields,
+        recorded=recorded,
+        is_finished=same_length and directory.result.exists(),
+        is_moved=any(before.get(path) != fields[path] for path in locations),
+    )
 
 
-def moved(workdir: Path, experiment: Experiment) -> bool:
-    """Whether an experiment locates its data elsewhere than the run in a directory."""
-    recorded, given = RunDirectory(workdir).read_experiment().fields, flatten(experiment)
-    return any(recorded.get(path) != given[path] for path in location_paths(experiment.data))
-
-
-def check_data(workdir: Path, found: Mapping[str, Json]) -> None:
+def check_data(workdir: Path, found: Mapping[str, Json], exclude_new: bool = False) -> None:
     """Raises if the splits are not those that a run in a directory began with.
 
     Args:
       workdir: the run directory.
       found: fingerprints of the splits, by name.
+      exclude_new: ignore splits that the run did not read, as a trial of a search the test split.
 
     Raises:
       UserError: names the splits that differ.
     """
     recorded = (read_json(RunDirectory(workdir).environment) or {}).get("data", found)
+    if exclude_new:
+        found = {split: each for split, each in found.items() if split in recorded}
     # The name of a source may be that of its file, which may have been renamed.
     old, new = (
         {split: {k: v for k, v in each.items() if k != "source"} for split, each in data.items()}
@@ -248,22 +305,14 @@ def check_data(workdir: Path, found: Mapping[str, Json]) -> None:
 
 
 def _changes(
-    recorded: ExperimentRecord, experiment: Experiment, free: tuple[str, ...] = ()
+    recorded: ExperimentRecord, fields: Mapping[str, Json], free: Sequence[str] = ()
 ) -> list[str]:
-    """Recorded settings that an experiment changes, except `free` fields and data locations."""
-    free = (*free, *location_paths(experiment.data))
+    """Recorded settings that differ in the fields of an experiment, except `free` ones."""
     old, new = (
-        {path: x for path, x in fields.items() if not {path, path.split(".")[0]} & {*free}}
-        for fields in (recorded.fields, json_value(flatten(experiment)))
+        {path: x for path, x in each.items() if not {path, path.split(".")[0]} & {*free}}
+        for each in (recorded.fields, json_value(fields))
     )
     return differences(old, new)
-
-
-def is_finished(workdir: Path, experiment: Experiment) -> bool:
-    """Whether the run of a directory has finished and the experiment is no longer than it."""
-    recorded = RunDirectory(workdir).read_experiment()
-    length = [(e["steps"], e["epochs"]) for e in (recorded.fields, flatten(experiment))]
-    return RunDirectory(workdir).result.exists() and length[0] == length[1]
 
 
 @contextlib.contextmanager

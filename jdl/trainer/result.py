@@ -27,7 +27,7 @@ def write(run: Run, step: int, clock: Clock, running: Mapping[str, float]) -> No
         if split == "train" and not run.evaluates_train:
             metrics[split] = dict(running)
             continue
-        metrics[split], host_metrics = run.score(split)
+        metrics[split], host_metrics = run.evaluate_with_host_metrics(split)
         if host_metrics is not None:
             signatures |= host_metrics.signatures
             write_lines(RunDirectory(run.workdir).predictions(split), host_metrics.lines)

@@ -10,7 +10,14 @@ import jax
 import numpy as np
 
 from jdl import metrics as metrics_lib
-from jdl.data.pipeline import InMemory, Pipeline, Shard, apply_transforms, stack_examples
+from jdl.data.pipeline import (
+    InMemory,
+    Pipeline,
+    Shard,
+    Streamed,
+    apply_transforms,
+    stack_examples,
+)
 from jdl.data.splits import Splits
 from jdl.data.vocabulary import check_token_ids, check_vocab_size
 from jdl.errors import UserError
@@ -60,15 +67,30 @@ class Run:
         Raises:
           UserError: data, model, task and devices do not fit together.
         """
+        _check_batch_size(experiment)
         check_vocabulary(experiment)
         self.experiment, self.name, self.workdir = experiment, name, workdir
         self.result: dict[str, Json] = {}
+        self.interruption = Interruption()
+        self.shard = Shard(jax.process_index(), jax.process_count())
         self._state: Any = None
         self._fetch: Callable[[], Any] | None = None
+        self._predictions: dict[str, Any] = {}  # shape and dtype, by split
         self.data = data or Splits(experiment.data)
-        self.interruption = Interruption(shared=jax.process_count() > 1)
-        self._checked: set[str] = set()
-        self._prepare(compile or experiment.strategy.compile)
+        self.examples = self.data.count("train")
+        self.steps = experiment.total_steps(self.examples)
+        self.steps_per_epoch = max(1, -(-self.examples // experiment.batch_size))
+        self.program = experiment.program(self.steps)
+        self._host_metric_splits = self._splits_with_host_metrics()
+        pipeline = self.pipeline("train")
+        size, seed = experiment.batch_size, experiment.seed
+        step_input = pipeline.step_input(0, size, seed, self.shard)
+        if isinstance(pipeline, Streamed):
+            self._validate(step_input, "train", "a batch of ")
+        in_memory = pipeline.arrays if isinstance(pipeline, InMemory) else {}
+        self.batch = batch_shapes(in_memory, step_input)
+        compile = compile or experiment.strategy.compile
+        self.compiled = compile(self.program, in_memory, step_input)
 
     @property
     def state(self) -> Any:
@@ -89,6 +111,11 @@ class Run:
     def params(self) -> Any:
         """Parameters used for evaluation, averaged if the optimizer averages, as global arrays."""
         return self.evaluation_state(self.gather_state()).params
+
+    @property
+    def prediction(self) -> Any:
+        """Shape and dtype of the prediction for one training batch."""
+        return self._predictions["train"]
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -120,9 +147,9 @@ class Run:
         Raises:
           UserError: there is no such split.
         """
-        return self.score(split, state)[0]
+        return self.evaluate_with_host_metrics(split, state)[0]
 
-    def score(
+    def evaluate_with_host_metrics(
         self, split: str = "test", state: Any = None
     ) -> tuple[dict[str, float], HostMetrics | None]:
         """Evaluates as `evaluate`, and also returns the task's host metrics if it defines any."""
@@ -131,7 +158,8 @@ class Run:
         size, parts, last = self.experiment.batch_size, [], None
         predicted: list[Any] = []
         for batch in pipeline.evaluation_batches(size, self.shard, self.experiment.runtime.workers):
-            self._validate(pipeline, batch, split)
+            if isinstance(pipeline, Streamed):
+                self._validate(batch, split, "a batch of ")
             placed = self.compiled.put(batch)
             scores = self.compiled.evaluate(state, placed)
             if last is not None:
@@ -197,10 +225,12 @@ class Run:
           UserError: there is no such split, or its examples are not valid for task and model.
         """
         pipeline = self.data.pipeline(split)
-        if split not in self._checked and isinstance(pipeline, InMemory):
-            prediction = self.outputs(pipeline.arrays)
-            self._check(pipeline.arrays, prediction, f"split {split!r}")
-            self._checked.add(split)
+        if split not in self._predictions:
+            in_memory = isinstance(pipeline, InMemory)
+            arrays = pipeline.arrays if in_memory else pipeline.examples(np.zeros(1, int))
+            self._predictions[split] = self._abstract_prediction(arrays)
+            if in_memory:
+                self._validate(arrays, split)
         return pipeline
 
     def step_inputs(self, start: int) -> Iterator[Any]:
@@ -208,7 +238,8 @@ class Run:
         size, seed = self.experiment.batch_size, self.experiment.seed
         pipeline, workers = self.pipeline("train"), self.experiment.runtime.workers
         for step_input in pipeline.step_inputs(start, size, seed, self.shard, workers):
-            self._validate(pipeline, step_input, "train")
+            if isinstance(pipeline, Streamed):
+                self._validate(step_input, "train", "a batch of ")
             yield step_input
 
     def update(self, step_inputs: Sequence[Any]) -> Packed:
@@ -224,22 +255,6 @@ class Run:
             stacked = jax.tree.map(lambda *each: np.stack(each), *step_inputs)
             self.state, metrics = compiled.update_many(self.state, compiled.put_many(stacked))
         return metrics
-
-    def outputs(self, arrays: Mapping[str, np.ndarray]) -> Any:
-        """Returns shape and dtype of the prediction for one batch.
-
-        Raises:
-          UserError: the model cannot take such a batch.
-        """
-        size = self.experiment.batch_size
-        batch = {k: jax.ShapeDtypeStruct((size, *v.shape[1:]), v.dtype) for k, v in arrays.items()}
-        batch["mask"] = jax.ShapeDtypeStruct((size,), bool)
-
-        def abstract_predict(key: jax.Array, batch: Any) -> Any:
-            return predict(self.program, init(self.program, key, batch), batch)
-
-        with tracing_errors({name: value.shape[1:] for name, value in arrays.items()}):
-            return jax.eval_shape(abstract_predict, jax.random.key(0), batch)
 
     def abstract_metrics(self) -> Metrics:
         """The metrics of an evaluation by name, without numbers."""
@@ -265,15 +280,37 @@ class Run:
         except BrokenPipeError:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the reader is gone
 
-    def _validate(self, pipeline: Pipeline, batch: Any, split: str) -> None:
-        """Validates a streamed batch; data in memory is validated as a whole by `pipeline`."""
-        if not isinstance(pipeline, InMemory):
-            self._check(batch, self.prediction, f"a batch of split {split!r}")
+    def _abstract_prediction(self, arrays: Mapping[str, np.ndarray]) -> Any:
+        """Returns shape and dtype of the prediction for a batch of such examples.
 
-    def _check(self, arrays: Mapping[str, Any], outputs: Any, where: str) -> None:
-        """Raises a UserError for arrays that are not valid for task and model."""
-        self.experiment.task.validate_batch(arrays, outputs, where)
-        _check_tokens(self.experiment, arrays, where)
+        Raises:
+          UserError: the model cannot take them.
+        """
+        size = self.experiment.batch_size
+        batch = {k: jax.ShapeDtypeStruct((size, *v.shape[1:]), v.dtype) for k, v in arrays.items()}
+        batch["mask"] = jax.ShapeDtypeStruct((size,), bool)
+
+        def abstract_predict(key: jax.Array, batch: Any) -> Any:
+            return predict(self.program, init(self.program, key, batch), batch)
+
+        with tracing_errors({name: value.shape[1:] for name, value in arrays.items()}):
+            return jax.eval_shape(abstract_predict, jax.random.key(0), batch)
+
+    def _validate(self, arrays: Any, split: str, part: str = "") -> None:
+        """Validates a split in memory, or the `part` of it that a streamed batch is.
+
+        Raises:
+          UserError: it is not valid for the task, or holds tokens beyond the model's vocabulary.
+        """
+        where = f"{part}split {split!r}"
+        task, vocab_size = self.experiment.task, getattr(self.experiment.model, "vocab_size", 0)
+        task.validate_batch(arrays, self._predictions[split], where)
+        # The targets of other tasks may be integers that are no tokens.
+        names = (task.inputs, task.targets) if isinstance(task, Translation) else (task.inputs,)
+        for name in names if vocab_size else ():
+            tokens = np.asarray(arrays[name])
+            if tokens.ndim == 2 and np.issubdtype(tokens.dtype, np.integer):
+                check_token_ids(tokens, vocab_size, f"{where}: {name!r}", least=-1)
 
     def _splits_with_host_metrics(self) -> set[str]:
         """Splits with host metrics; none in multi-process runs, where a warning is printed.
@@ -291,46 +328,23 @@ class Run:
             return set()
         return found
 
-    def _prepare(self, compile: Callable[..., Steps]) -> None:
-        experiment = self.experiment
-        self.shard = Shard(jax.process_index(), jax.process_count())
-        count = experiment.strategy.num_batch_shards()
-        rows = experiment.batch_size // experiment.num_microbatches
-        if rows % count:
-            micro = " of a microbatch" if experiment.num_microbatches > 1 else ""
-            kind = "devices" if count == len(experiment.strategy.used()) else "groups of devices"
-            raise UserError(
-                f"batch_size: {rows} examples{micro} cannot be divided evenly over {count} {kind}"
-            )
-        self.examples = self.data.count("train")
-        self.steps = experiment.total_steps(self.examples)
-        self.steps_per_epoch = max(1, -(-self.examples // experiment.batch_size))
-        self.program = experiment.program(self.steps)
-        self._host_metric_splits = self._splits_with_host_metrics()
-        pipeline = self.pipeline("train")
-        self.prediction = self.outputs(pipeline.examples(np.zeros(1, int)))
-        in_memory = pipeline.arrays if isinstance(pipeline, InMemory) else {}
-        step_input = pipeline.step_input(0, experiment.batch_size, experiment.seed, self.shard)
-        self._validate(pipeline, step_input, "train")
-        self.compiled = compile(self.program, in_memory, step_input)
-        self.batch = batch_shapes(in_memory, step_input)
+
+def _check_batch_size(experiment: Experiment) -> None:
+    """Raises a UserError unless the devices can share each microbatch evenly."""
+    count = experiment.strategy.num_batch_shards()
+    rows = experiment.batch_size // experiment.num_microbatches
+    if rows % count:
+        micro = " of a microbatch" if experiment.num_microbatches > 1 else ""
+        kind = "devices" if count == len(experiment.strategy.used()) else "groups of devices"
+        raise UserError(
+            f"batch_size: {rows} examples{micro} cannot be divided evenly over {count} {kind}"
+        )
 
 
 def check_vocabulary(experiment: Experiment) -> None:
     """Raises a UserError if tokenizer or transforms have tokens that the model does not know."""
     if vocab_size := getattr(experiment.model, "vocab_size", None):
         check_vocab_size(experiment.data, vocab_size)
-
-
-def _check_tokens(experiment: Experiment, arrays: Mapping[str, Any], where: str) -> None:
-    """Raises a UserError for token ids beyond the vocabulary of a model that has one."""
-    vocab_size, task = getattr(experiment.model, "vocab_size", 0), experiment.task
-    # The targets of other tasks may be integers that are no tokens.
-    names = (task.inputs, task.targets) if isinstance(task, Translation) else (task.inputs,)
-    for name in names if vocab_size else ():
-        tokens = np.asarray(arrays[name])
-        if tokens.ndim == 2 and np.issubdtype(tokens.dtype, np.integer):
-            check_token_ids(tokens, vocab_size, f"{where}: {name!r}", least=-1)
 
 
 def _rows(tree: Any, mask: np.ndarray) -> Any:

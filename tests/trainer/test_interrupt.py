@@ -316,7 +316,7 @@ def make_experiment(**changes):
 
 
 def test_while_the_finished_run_is_scored(tmp_path, monkeypatch):
-    real = Run.score
+    real = Run.evaluate_with_host_metrics
 
     def score(self, split="test", state=None):
         if split == "test":
@@ -324,7 +324,7 @@ def test_while_the_finished_run_is_scored(tmp_path, monkeypatch):
         return real(self, split, state)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Run, "score", score)
+        patched.setattr(Run, "evaluate_with_host_metrics", score)
         with pytest.raises(SystemExit) as ended:
             jdl.train(make_experiment(), tmp_path / "run")
     assert ended.value.code == 75
