@@ -38,19 +38,12 @@ BLOCKS, BLOCK_SECONDS, LONGEST_SECONDS = 3, 0.2, 2.0
 
 @dataclass(frozen=True)
 class LrCurve:
-    """Learning rates and losses of a range test, step by step.
+    """Learning rates and losses of a range test, step by step."""
 
-    Attributes:
-      rates: geometrically spaced, (n,).
-      losses: of each batch before its step, (n,).
-      smoothed: exponential moving average of the losses, (n,).
-      suggestion: the rate at which the loss falls steepest; None if it never falls.
-    """
-
-    rates: np.ndarray
-    losses: np.ndarray
-    smoothed: np.ndarray
-    suggestion: float | None
+    rates: np.ndarray  # geometrically spaced, (n,)
+    losses: np.ndarray  # of each batch before its step, (n,)
+    smoothed: np.ndarray  # exponential moving average of the losses, (n,)
+    suggestion: float | None  # the rate at which the loss falls steepest; None if it never falls
 
 
 def find_lr(
@@ -143,19 +136,12 @@ def draw(curve: LrCurve, path: Path) -> None:
 
 @dataclass(frozen=True)
 class BatchRow:
-    """Throughput and memory of a batch size.
+    """Throughput and memory of a batch size."""
 
-    Attributes:
-      batch_size: examples per step, over all devices.
-      items_per_second: examples per second.
-      seconds: of a step, the median over blocks of steps.
-      memory: peak bytes of the fullest device; on CPU, of the process.
-    """
-
-    batch_size: int
-    items_per_second: float
-    seconds: float
-    memory: int
+    batch_size: int  # examples per step, over all devices
+    items_per_second: float  # examples per second
+    seconds: float  # of a step, the median over blocks of steps
+    memory: int  # peak bytes of the fullest device; on CPU, of the process
 
 
 @dataclass(frozen=True)

@@ -17,19 +17,12 @@ from jdl.trainer.record import read_run
 
 @dataclass(frozen=True)
 class Comparison:
-    """A repeated run compared with the recorded one.
+    """A repeated run compared with the recorded one."""
 
-    Attributes:
-      workdir: of the repeated run.
-      equal: whether the parameters are equal bit for bit.
-      metrics: recorded and new value of each metric, by `split name`.
-      surroundings: differing versions, devices, flags and data, as `path: old -> new`.
-    """
-
-    workdir: Path
-    equal: bool
-    metrics: dict[str, tuple[float, float]]
-    surroundings: list[str]
+    workdir: Path  # of the repeated run
+    equal: bool  # whether the parameters are equal bit for bit
+    metrics: dict[str, tuple[float, float]]  # recorded and new value, by `split name`
+    surroundings: list[str]  # differing versions, devices, flags and data, as `path: old -> new`
 
     def within(self, tolerance: float) -> bool:
         """Whether the run counts as reproduced.

@@ -59,6 +59,15 @@ class Optimizer(abc.ABC):
         check(self, "schedule", is_schedule, "a schedule such as Cosine(warmup=0.1)")
         factors = all(0 <= factor < math.inf for _, factor in self.lr_multipliers)
         check(self, "lr_multipliers", factors, "factors that are finite and at least 0")
+        self._check_method()
+
+    def _check_method(self) -> None:
+        """Checks the fields that several methods have, each with the same meaning in all."""
+        for name in ("momentum", "decay", "b1", "b2", "beta"):
+            check(self, name, 0 <= getattr(self, name, 0) < 1, "at least 0 and below 1")
+        check(self, "eps", 0 < getattr(self, "eps", 1) < math.inf, "finite and above 0")
+        still = getattr(self, "nesterov", False) and not getattr(self, "momentum", 1) > 0
+        check(self, "nesterov", not still, "False without momentum")
 
     @abc.abstractmethod
     def direction(self, add_decay: optax.GradientTransformation) -> optax.GradientTransformation:
@@ -103,18 +112,6 @@ class Optimizer(abc.ABC):
         return freeze(method, self.frozen) if self.frozen else method
 
 
-def _check_decays(optimizer: Optimizer, *names: str) -> None:
-    """Raises a UserError unless each named field is at least 0 and below 1."""
-    for name in names:
-        check(optimizer, name, 0 <= getattr(optimizer, name) < 1, "at least 0 and below 1")
-
-
-def _check_positive(optimizer: Optimizer, *names: str) -> None:
-    """Raises a UserError unless each named field is finite and above 0."""
-    for name in names:
-        check(optimizer, name, 0 < getattr(optimizer, name) < math.inf, "finite and above 0")
-
-
 def _momentum(momentum: float, nesterov: bool) -> optax.GradientTransformation:
     """The trace v = momentum * v + g, or nothing where `momentum` is 0."""
     return optax.identity() if is_zero(momentum) else optax.trace(momentum, nesterov)
@@ -124,17 +121,9 @@ def _momentum(momentum: float, nesterov: bool) -> optax.GradientTransformation:
 class SGD(Optimizer):
     """Stochastic gradient descent, with momentum (Polyak, 1964; Sutskever et al., 2013)."""
 
-    learning_rate: float = field(default=0.01, kw_only=False)
-    """The peak of the schedule."""
-    momentum: float = 0.0
-    """Decay of the velocity: v = momentum * v + g, w -= rate * v."""
-    nesterov: bool = False
-    """Nesterov's look-ahead: w -= rate * (momentum * v + g). Needs momentum."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_decays(self, "momentum")
-        check(self, "nesterov", not self.nesterov or self.momentum > 0, "False without momentum")
+    learning_rate: float = field(default=0.01, kw_only=False)  # the peak of the schedule
+    momentum: float = 0.0  # decay of the velocity: v = momentum * v + g, w -= rate * v
+    nesterov: bool = False  # look-ahead: w -= rate * (momentum * v + g); needs momentum
 
     def direction(self, add_decay: optax.GradientTransformation) -> optax.GradientTransformation:
         """As in `Optimizer.direction`."""
@@ -149,22 +138,11 @@ class RMSprop(Optimizer):
     Optax's alias and Keras accumulate them after, which differs only while the rate changes.
     """
 
-    decay: float = 0.9
-    """Decay of the mean squared gradient."""
-    eps: float = 1e-8
-    """Added to the mean square, under the root."""
-    centered: bool = False
-    """Divide by the standard deviation of the gradient (Graves, 2013) instead."""
-    momentum: float = 0.0
-    """Decay of the velocity."""
-    nesterov: bool = False
-    """Nesterov's look-ahead. Needs momentum."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_decays(self, "decay", "momentum")
-        _check_positive(self, "eps")
-        check(self, "nesterov", not self.nesterov or self.momentum > 0, "False without momentum")
+    decay: float = 0.9  # decay of the mean squared gradient
+    eps: float = 1e-8  # added to the mean square, under the root
+    centered: bool = False  # divide by the gradient's standard deviation (Graves, 2013) instead
+    momentum: float = 0.0  # decay of the velocity
+    nesterov: bool = False  # Nesterov's look-ahead; needs momentum
 
     def direction(self, add_decay: optax.GradientTransformation) -> optax.GradientTransformation:
         """As in `Optimizer.direction`."""
@@ -177,18 +155,14 @@ class RMSprop(Optimizer):
 class Adagrad(Optimizer):
     """Adagrad (Duchi et al., 2011), with Optax's defaults and PyTorch's learning rate."""
 
-    learning_rate: float = field(default=0.01, kw_only=False)
-    """The peak of the schedule."""
-    initial_accumulator: float = 0.1
-    """Initial value of the sum of squared gradients, at least 0."""
-    eps: float = 1e-7
-    """Added to the sum, under the root."""
+    learning_rate: float = field(default=0.01, kw_only=False)  # the peak of the schedule
+    initial_accumulator: float = 0.1  # initial value of the sum of squared gradients, at least 0
+    eps: float = 1e-7  # added to the sum, under the root
 
     def __post_init__(self) -> None:
         super().__post_init__()
         valid = 0 <= self.initial_accumulator < math.inf
         check(self, "initial_accumulator", valid, "finite and at least 0")
-        _check_positive(self, "eps")
 
     def direction(self, add_decay: optax.GradientTransformation) -> optax.GradientTransformation:
         """As in `Optimizer.direction`."""
@@ -199,19 +173,10 @@ class Adagrad(Optimizer):
 class Adam(Optimizer):
     """Adam (Kingma and Ba, 2015, algorithm 1), with the paper's defaults."""
 
-    b1: float = 0.9
-    """Decay of the mean gradient."""
-    b2: float = 0.999
-    """Decay of the mean squared gradient."""
-    eps: float = 1e-8
-    """Added to the root mean square."""
-    nesterov: bool = False
-    """Nesterov's look-ahead: NAdam (Dozat, 2016)."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_decays(self, "b1", "b2")
-        _check_positive(self, "eps")
+    b1: float = 0.9  # decay of the mean gradient
+    b2: float = 0.999  # decay of the mean squared gradient
+    eps: float = 1e-8  # added to the root mean square
+    nesterov: bool = False  # Nesterov's look-ahead: NAdam (Dozat, 2016)
 
     def direction(self, add_decay: optax.GradientTransformation) -> optax.GradientTransformation:
         """As in `Optimizer.direction`."""
@@ -223,21 +188,11 @@ class Adam(Optimizer):
 class AdamW(Optimizer):
     """Adam with decoupled weight decay (Loshchilov and Hutter, 2019), with Optax's defaults."""
 
-    weight_decay: float = 1e-4
-    """Decoupled decay: each step subtracts rate * this * weight."""
-    b1: float = 0.9
-    """Decay of the mean gradient."""
-    b2: float = 0.999
-    """Decay of the mean squared gradient."""
-    eps: float = 1e-8
-    """Added to the root mean square."""
-    nesterov: bool = False
-    """Nesterov's look-ahead: NAdamW."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_decays(self, "b1", "b2")
-        _check_positive(self, "eps")
+    weight_decay: float = 1e-4  # decoupled decay: each step subtracts rate * this * weight
+    b1: float = 0.9  # decay of the mean gradient
+    b2: float = 0.999  # decay of the mean squared gradient
+    eps: float = 1e-8  # added to the root mean square
+    nesterov: bool = False  # Nesterov's look-ahead: NAdamW
 
     def direction(self, add_decay: optax.GradientTransformation) -> optax.GradientTransformation:
         """As in `Optimizer.direction`."""
@@ -252,19 +207,10 @@ class Lamb(Optimizer):
     As in the authors' code, parameters without weight decay have no layer-wise scaling either.
     """
 
-    weight_decay: float = 0.01
-    """Decoupled decay, inside the layer-wise scaling."""
-    b1: float = 0.9
-    """Decay of the mean gradient."""
-    b2: float = 0.999
-    """Decay of the mean squared gradient."""
-    eps: float = 1e-6
-    """Added to the root mean square."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_decays(self, "b1", "b2")
-        _check_positive(self, "eps")
+    weight_decay: float = 0.01  # decoupled decay, inside the layer-wise scaling
+    b1: float = 0.9  # decay of the mean gradient
+    b2: float = 0.999  # decay of the mean squared gradient
+    eps: float = 1e-6  # added to the root mean square
 
     def direction(self, add_decay: optax.GradientTransformation) -> optax.GradientTransformation:
         """As in `Optimizer.direction`."""
@@ -280,18 +226,10 @@ class Lion(Optimizer):
     by as much.
     """
 
-    learning_rate: float = field(default=1e-4, kw_only=False)
-    """The peak of the schedule."""
-    weight_decay: float = 1e-3
-    """Decoupled decay: each step subtracts rate * this * weight."""
-    b1: float = 0.9
-    """Weight of the momentum in the update, whose sign is taken."""
-    b2: float = 0.99
-    """Decay of the momentum."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_decays(self, "b1", "b2")
+    learning_rate: float = field(default=1e-4, kw_only=False)  # the peak of the schedule
+    weight_decay: float = 1e-3  # decoupled decay: each step subtracts rate * this * weight
+    b1: float = 0.9  # weight of the momentum in the update, whose sign is taken
+    b2: float = 0.99  # decay of the momentum
 
     def direction(self, add_decay: optax.GradientTransformation) -> optax.GradientTransformation:
         """As in `Optimizer.direction`."""
@@ -315,29 +253,19 @@ class Muon(Optimizer):
     model's output layer there unless it is named `head` or `logits`.
     """
 
-    weight_decay: float = 0.1
-    """Decoupled decay: each step subtracts rate * this * weight."""
-    beta: float = 0.95
-    """Decay of Muon's momentum."""
-    nesterov: bool = True
-    """Nesterov's look-ahead in Muon's momentum."""
-    ns_steps: int = 5
-    """Newton-Schulz iterations, at least 1."""
-    rms: float | None = 0.2
-    """Root mean square of Muon's updates; None: Jordan's scale, for a rate near 0.02."""
-    b1: float = 0.9
-    """Adam's decay of the mean gradient."""
-    b2: float = 0.999
-    """Adam's decay of the mean squared gradient."""
-    eps: float = 1e-8
-    """Added to Adam's root mean square and to Muon's norms."""
+    weight_decay: float = 0.1  # decoupled decay: each step subtracts rate * this * weight
+    beta: float = 0.95  # decay of Muon's momentum
+    nesterov: bool = True  # Nesterov's look-ahead in Muon's momentum
+    ns_steps: int = 5  # Newton-Schulz iterations, at least 1
+    rms: float | None = 0.2  # RMS of Muon's updates; None: Jordan's scale, for a rate near 0.02
+    b1: float = 0.9  # Adam's decay of the mean gradient
+    b2: float = 0.999  # Adam's decay of the mean squared gradient
+    eps: float = 1e-8  # added to Adam's root mean square and to Muon's norms
     adam_names: tuple[str, ...] = ("embed", "embedding", "head", "logits")
     """Names of modules (exact, such as Dense_2) whose kernels use Adam."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_decays(self, "beta", "b1", "b2")
-        _check_positive(self, "eps")
         check(self, "ns_steps", self.ns_steps >= 1, "at least 1")
         check(
             self, "rms", self.rms is None or 0 < self.rms < math.inf, "finite and above 0, or None"

@@ -81,8 +81,7 @@ class Step(Schedule):
 
     at: tuple[float, ...] = (0.5, 0.75)
     """Where the rate drops, as fractions of the whole run (warm-up included), increasing."""
-    factor: float = 0.1
-    """Multiplier of the rate at each drop, above 0 and at most 1."""
+    factor: float = 0.1  # multiplier of the rate at each drop, above 0 and at most 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -125,8 +124,7 @@ class Linear(Schedule):
     With `warmup=0.01` this is how BERT was trained (Devlin et al., 2019, appendix A.2).
     """
 
-    end: float = 0.0
-    """The rate after the last step, as a fraction of the peak: from 0 to 1."""
+    end: float = 0.0  # the rate after the last step, as a fraction of the peak: from 0 to 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -145,8 +143,7 @@ class Cosine(Schedule):
     Loshchilov and Hutter, 2017 (SGDR), equation 5, without restarts.
     """
 
-    end: float = 0.0
-    """The rate after the last step, as a fraction of the peak: from 0 to 1."""
+    end: float = 0.0  # the rate after the last step, as a fraction of the peak: from 0 to 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -167,8 +164,7 @@ class OneCycle(Schedule):
 
     warmup: float = 0.3
     """Fraction of the run, at least 0 and below 1, in which the rate rises to the peak."""
-    div_factor: float = 25.0
-    """The peak over the rate at the first step, at least 1."""
+    div_factor: float = 25.0  # the peak over the rate at the first step, at least 1
     final_div_factor: float = 1e4
     """The rate at the first step over the rate after the last, at least 1."""
 
@@ -213,16 +209,11 @@ class ReduceOnPlateau(Schedule):
     (`optax.contrib.reduce_on_plateau`); the other defaults are Optax's.
     """
 
-    factor: float = 0.1
-    """Multiplier of the rate on a plateau, above 0 and below 1."""
-    patience: int = 10
-    """Consecutive averages without improvement before a reduction, at least 1."""
-    cooldown: int = 0
-    """Averages after a reduction that do not count toward the patience."""
-    accumulation_size: int = 100
-    """Optimizer steps per average, at least 1."""
-    min_scale: float = 0.0
-    """The lowest rate, as a fraction of the peak: from 0 to 1."""
+    factor: float = 0.1  # multiplier of the rate on a plateau, above 0 and below 1
+    patience: int = 10  # consecutive averages without improvement before a reduction, at least 1
+    cooldown: int = 0  # averages after a reduction that do not count toward the patience
+    accumulation_size: int = 100  # optimizer steps per average, at least 1
+    min_scale: float = 0.0  # the lowest rate, as a fraction of the peak: from 0 to 1
     rtol: float = 1e-4
     """Relative decrease of the average that counts as improvement, above 0 and at most 1."""
 

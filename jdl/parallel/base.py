@@ -68,19 +68,14 @@ class Compilations:
 
 @dataclass(frozen=True)
 class Functions:
-    """The pure functions of a program that a strategy compiles.
-
-    Attributes:
-      update: `(state, data, step_input) -> (state, packed metrics)`, one step.
-      update_many: the same for step inputs stacked along axis 0, in one scan.
-      evaluate: `(state, batch) -> metrics`.
-      predict: `(state, batch) -> prediction`.
-    """
+    """The pure functions of a program that a strategy compiles."""
 
     update: Callable[[TrainState, Any, Any], tuple[TrainState, Packed]]
+    """`(state, data, step_input) -> (state, packed metrics)`, one step."""
     update_many: Callable[[TrainState, Any, Any], tuple[TrainState, Packed]]
-    evaluate: Callable[[TrainState, Batch], Metrics]
-    predict: Callable[[TrainState, Batch], Any]
+    """The same for step inputs stacked along axis 0, in one scan."""
+    evaluate: Callable[[TrainState, Batch], Metrics]  # `(state, batch) -> metrics`
+    predict: Callable[[TrainState, Batch], Any]  # `(state, batch) -> prediction`
 
     @classmethod
     def of(cls, program: Program, axis_name: str | None = None) -> "Functions":
@@ -103,34 +98,25 @@ class Functions:
 
 @dataclass(frozen=True)
 class Steps:
-    """A program compiled for its devices.
+    """A program compiled for its devices."""
 
-    Attributes:
-      init: a fresh state from a key.
-      update: one step on a step input; donates the state, returns the new one and the metrics.
-      update_many: several steps on step inputs stacked along axis 0; metrics are stacked too.
-      evaluate: metrics of one batch, equal on every device.
-      predict: the prediction for one batch, as one global array.
-      put: transfers a step input or batch, of which each process holds its rows, to the devices;
-        with one device the identity, since the call itself transfers faster.
-      put_many: the same for stacked step inputs.
-      gather: the state as one global TrainState, independent of the strategy.
-      spread: the inverse of `gather`, from a state as `abstract_state` describes it.
-      abstract_state: shapes, dtypes and shardings of a gathered state.
-      compilations: traces of each function, and seconds spent compiling.
-    """
-
-    init: Callable[[Key], PyTree]
+    init: Callable[[Key], PyTree]  # a fresh state from a key
     update: Callable[[PyTree, Any], tuple[PyTree, Packed]]
+    """One step on a step input; donates the state, returns the new one and the metrics."""
     update_many: Callable[[PyTree, Any], tuple[PyTree, Packed]]
-    evaluate: Callable[[PyTree, Batch], Metrics]
-    predict: Callable[[PyTree, Batch], Any]
+    """Several steps on step inputs stacked along axis 0; metrics are stacked too."""
+    evaluate: Callable[[PyTree, Batch], Metrics]  # metrics of one batch, equal on every device
+    predict: Callable[[PyTree, Batch], Any]  # the prediction for one batch, as one global array
     put: Callable[[Any], Any]
-    put_many: Callable[[Any], Any]
-    gather: Callable[[PyTree], TrainState]
-    shard: Callable[[TrainState], PyTree]
-    abstract_state: TrainState
-    compilations: Compilations
+    """Transfers a step input or batch, of which each process holds its rows, to the devices.
+
+    With one device it is the identity, since the call itself transfers faster.
+    """
+    put_many: Callable[[Any], Any]  # the same for stacked step inputs
+    gather: Callable[[PyTree], TrainState]  # one global state, independent of the strategy
+    shard: Callable[[TrainState], PyTree]  # the inverse, of a state like `abstract_state`
+    abstract_state: TrainState  # shapes, dtypes and shardings of a gathered state
+    compilations: Compilations  # traces of each function, and seconds spent compiling
 
 
 @dataclass(frozen=True)

@@ -35,8 +35,7 @@ class Entry:
 
     field: str
     key: str
-    default: Any
-    """The default of transformers."""
+    default: Any  # the default of transformers
 
 
 @dataclass(frozen=True)
@@ -44,39 +43,27 @@ class Row:
     """A parameter and the tensors that hold it; `*` is the index of the block."""
 
     path: str
-    tensor: str
-    """A part such as `query|key|value` names several tensors, stacked along a new axis 0."""
-    source: str
-    """Axes of the tensors (see `jdl.pretrained.axes`)."""
-    target: str
-    """Axes of the parameter."""
+    tensor: str  # a part such as `query|key|value` names several, stacked along a new axis 0
+    source: str  # axes of the tensors (see `jdl.pretrained.axes`)
+    target: str  # axes of the parameter
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
     """The format of one model type."""
 
-    kind: str
-    """Its `model_type` in config.json."""
+    kind: str  # its `model_type` in config.json
     model: type[nn.Module]
-    architectures: Mapping[str, Mapping[str, Any]]
-    """Supported classes of transformers, with the fields that distinguish them."""
-    prefix: str
-    """Prefix of all tensor names except those of a head."""
-    heads: tuple[str, ...]
-    """First parts of a head's tensor names; a class without a head has no prefix."""
+    architectures: Mapping[str, Mapping[str, Any]]  # classes of transformers: fields that differ
+    prefix: str  # prefix of all tensor names except those of a head
+    heads: tuple[str, ...]  # first parts of a head's tensor names; without a head, no prefix
     entries: tuple[Entry, ...]
-    fixed: Mapping[str, Any]
-    """Fields that config.json cannot represent, with the values it implies."""
-    required: Mapping[str, Any]
-    """Entries with the only supported value, which is also the default."""
+    fixed: Mapping[str, Any]  # fields that config.json cannot represent, with the values it implies
+    required: Mapping[str, Any]  # entries with the only supported value, which is also the default
     rows: tuple[Row, ...]
-    unused: tuple[str, ...]
-    """Patterns of tensors that repeat others or belong to unsupported heads."""
-    written: Mapping[str, Any]
-    """Other entries of config.json, which affect training in transformers only."""
-    images: bool = False
-    """Whether inputs are images: uses `image_size` and `num_channels`."""
+    unused: tuple[str, ...]  # patterns of tensors that repeat others or belong to unsupported heads
+    written: Mapping[str, Any]  # other entries, which affect training in transformers only
+    images: bool = False  # whether inputs are images: uses `image_size` and `num_channels`
 
 
 def _dense(path: str, tensor: str, source: str, target: str) -> tuple[Row, Row]:

@@ -23,8 +23,7 @@ class Tensor:
     file: Path
     name: str
     shape: tuple[int, ...]
-    dtype: str
-    """As named by safetensors, such as `BF16`."""
+    dtype: str  # as named by safetensors, such as `BF16`
 
     def read(self) -> np.ndarray:
         """Reads the values as float32.

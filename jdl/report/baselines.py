@@ -19,11 +19,9 @@ class Baseline:
     """The score of a simple rule."""
 
     name: str
-    metric: str
-    """As the task calls it."""
+    metric: str  # as the task calls it
     value: float
-    note: str = ""
-    """What it was fitted and scored on, where not on everything."""
+    note: str = ""  # what it was fitted and scored on, where not on everything
 
     def beaten_by(self, value: float, margin: float = 0.0) -> bool:
         """Whether a score is better by more than a margin."""

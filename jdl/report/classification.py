@@ -25,14 +25,10 @@ class Judged:
     """Predictions for examples of a split."""
 
     split: str
-    indices: np.ndarray
-    """Of the examples in the split, (n,)."""
-    chances: np.ndarray
-    """Probability of each class, (n, classes)."""
-    labels: np.ndarray
-    """(n,) int."""
-    note: str
-    """Which examples these are, in words."""
+    indices: np.ndarray  # of the examples in the split, (n,)
+    chances: np.ndarray  # probability of each class, (n, classes)
+    labels: np.ndarray  # (n,) int
+    note: str  # which examples these are, in words
 
     @property
     def said(self) -> np.ndarray:

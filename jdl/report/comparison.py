@@ -23,17 +23,14 @@ SPLITS = ("test", "validation")
 class Entry:
     """A row of the comparison: a run, or several seeds of one."""
 
-    name: str
-    """Its directory."""
-    fields: Mapping[str, Json]
-    """Every setting by its path."""
+    name: str  # its directory
+    fields: Mapping[str, Json]  # every setting by its path
     metrics: Mapping[str, tuple[float, ...]]
     """By `split name`: the value; of several seeds mean, least and most."""
     steps: str
     seconds: float | None
     parameters: int | None
-    rows: Sequence[Mapping[str, Any]]
-    """Of `metrics.jsonl`; of several seeds the first one's."""
+    rows: Sequence[Mapping[str, Any]]  # of `metrics.jsonl`; of several seeds the first one's
 
 
 def read_entry(directory: Path) -> Entry:

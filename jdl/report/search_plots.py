@@ -21,17 +21,11 @@ OUTLIER = 10.0
 
 @dataclass(frozen=True)
 class Objective:
-    """The metric that trials are ranked by, and the range in which it is plotted.
+    """The metric that trials are ranked by, and the range in which it is plotted."""
 
-    Attributes:
-      name: SPLIT.NAME.
-      minimize: whether lower is better.
-      limit: the worst value on the plots; outliers are clipped to it.
-    """
-
-    name: str
-    minimize: bool
-    limit: float
+    name: str  # SPLIT.NAME
+    minimize: bool  # whether lower is better
+    limit: float  # the worst value on the plots; outliers are clipped to it
 
     def best(self, values: Sequence[float]) -> float:
         """The best of some values."""
@@ -68,17 +62,11 @@ def has_value(trial: Mapping[str, Any], state: str | None = None) -> bool:
 
 @dataclass(frozen=True)
 class Axis:
-    """The horizontal axis of a dimension.
+    """The horizontal axis of a dimension."""
 
-    Attributes:
-      path: of the field.
-      log: whether it is logarithmic.
-      options: of a choice, in order; empty for numbers.
-    """
-
-    path: str
-    log: bool
-    options: tuple[str, ...]
+    path: str  # of the field
+    log: bool  # whether it is logarithmic
+    options: tuple[str, ...]  # of a choice, in order; empty for numbers
 
     def position(self, trial: Mapping[str, Any]) -> float:
         """The position of a trial; NaN if the dimension did not vary in it."""

@@ -39,36 +39,20 @@ class Choice:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Parameters, FLOPs, memory and time of a run.
+    """Parameters, FLOPs, memory and time of a run."""
 
-    Attributes:
-      modules: number of parameters of each module of the model.
-      parameters: of all modules.
-      flops: of the matrix products and convolutions of a step, on all devices together; None
-        if they cannot be counted.
-      batch_size: examples per step, over all devices.
-      steps: of the run.
-      devices: number of devices.
-      memory: bytes of each device.
-      rate: FLOP/s of each device.
-      seconds: of a step at that rate, a lower bound.
-      bytes: memory of a device under the experiment's own settings.
-      choices: other settings.
-      notes: why some settings are missing.
-    """
-
-    modules: dict[str, int]
-    parameters: int
-    flops: int | None
-    batch_size: int
-    steps: int
-    devices: int
-    memory: int
-    rate: float
-    seconds: float | None
-    bytes: Bytes
-    choices: tuple[Choice, ...]
-    notes: tuple[str, ...]
+    modules: dict[str, int]  # number of parameters of each module of the model
+    parameters: int  # of all modules
+    flops: int | None  # of products and convolutions of a step, all devices; None: not countable
+    batch_size: int  # examples per step, over all devices
+    steps: int  # of the run
+    devices: int  # number of devices
+    memory: int  # bytes of each device
+    rate: float  # FLOP/s of each device
+    seconds: float | None  # of a step at that rate, a lower bound
+    bytes: Bytes  # memory of a device under the experiment's own settings
+    choices: tuple[Choice, ...]  # other settings
+    notes: tuple[str, ...]  # why some settings are missing
 
 
 def plan(

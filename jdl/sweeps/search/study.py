@@ -28,23 +28,14 @@ IDENTITY = "jdl"
 
 @dataclasses.dataclass(frozen=True)
 class TrialRecord:
-    """A trial as `study.jsonl` records it.
+    """A trial as `study.jsonl` records it."""
 
-    Attributes:
-      number: of the trial, and of its directory.
-      state: `complete`, `pruned`, `failed` or `running`.
-      value: the metric; of a pruned trial the last one reported, None if there is none.
-      point: values by path.
-      seconds: of training.
-      error: why it failed.
-    """
-
-    number: int
+    number: int  # of the trial, and of its directory
     state: Literal["complete", "pruned", "failed", "running"]
-    value: float | None
-    point: Mapping[str, Json]
-    seconds: float | None
-    error: str | None
+    value: float | None  # the metric, of a pruned trial the last one reported; None: there is none
+    point: Mapping[str, Json]  # values by path
+    seconds: float | None  # of training
+    error: str | None  # why it failed
 
 
 def open_storage(url: str | None, workdir: Path) -> BaseStorage:

@@ -33,19 +33,12 @@ from jdl.typing import Json
 
 @dataclass(frozen=True, kw_only=True)
 class SearchResult:
-    """The result of `tune`.
+    """The result of `tune`."""
 
-    Attributes:
-      workdir: `trials/NNNN` in it are the run directories, `best` links to the best one.
-      metric: SPLIT.NAME that was optimized.
-      trials: of all workers, in the order in which they started.
-      best: the complete trial with the best value; None if there is none.
-    """
-
-    workdir: Path
-    metric: str
-    trials: tuple[TrialRecord, ...]
-    best: TrialRecord | None
+    workdir: Path  # `trials/NNNN` in it are the run directories, `best` links to the best one
+    metric: str  # SPLIT.NAME that was optimized
+    trials: tuple[TrialRecord, ...]  # of all workers, in the order in which they started
+    best: TrialRecord | None  # the complete trial with the best value; None if there is none
 
 
 @dataclass(frozen=True, kw_only=True)

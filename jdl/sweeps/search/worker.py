@@ -36,33 +36,19 @@ POLL_INTERVAL = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class StudyConfig:
-    """What a study searches, and where.
+    """What a study searches, and where."""
 
-    Attributes:
-      experiment: that the points override.
-      space: the dimensions.
-      constraints: predicates that every point must satisfy.
-      grid: all points, as `grid_points` lists them; None for other samplers.
-      num_trials: complete and pruned trials to reach.
-      metric: SPLIT.NAME to optimize.
-      workdir: its folder `trials` holds a run directory per trial.
-      file: the experiment's file.
-      overrides: of the experiment, by path.
-      vectorize: whether points of equal shapes train in one vmapped step.
-      vectorized_trials: how many of them a worker takes at once.
-    """
-
-    experiment: Experiment
-    space: Space
-    constraints: tuple[Constraint, ...] = ()
-    grid: Sequence[Mapping[str, Any]] | None = None
-    num_trials: int
-    metric: str
-    workdir: Path
-    file: ExperimentFile | None = None
-    overrides: Mapping[str, Json] = dataclasses.field(default_factory=dict)
-    vectorize: Vectorize = "never"
-    vectorized_trials: int = 1
+    experiment: Experiment  # that the points override
+    space: Space  # the dimensions
+    constraints: tuple[Constraint, ...] = ()  # predicates that every point must satisfy
+    grid: Sequence[Mapping[str, Any]] | None = None  # from `grid_points`; None: another sampler
+    num_trials: int  # complete and pruned trials to reach
+    metric: str  # SPLIT.NAME to optimize
+    workdir: Path  # its folder `trials` holds a run directory per trial
+    file: ExperimentFile | None = None  # the experiment's file
+    overrides: Mapping[str, Json] = dataclasses.field(default_factory=dict)  # by path
+    vectorize: Vectorize = "never"  # whether points of equal shapes train in one vmapped step
+    vectorized_trials: int = 1  # how many of them a worker takes at once
 
     def directory(self, number: int) -> Path:
         """The run directory of a trial."""
