@@ -32,7 +32,7 @@ def override(config: T, changes: Mapping[str, Any]) -> T:
       UserError: a path does not exist, or a value has the wrong type or is out of range.
     """
     named = {tuple(path.replace("-", "_").split(".")): value for path, value in changes.items()}
-    return _changed(config, named, "")
+    return _changed(config, type(config), named, "")
 
 
 def flatten(config: Any, path: str = "") -> dict[str, Json]:
@@ -62,26 +62,17 @@ def fields(config: Any) -> list[dataclasses.Field[Any]]:
     ]
 
 
-def paths(config: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
-    """Every settable path with its annotation and current value."""
+def paths(config: Any, path: str = "", annotation: Any = None) -> dict[str, tuple[Any, Any]]:
+    """Every settable path below `path` with its annotation and current value."""
     found: dict[str, tuple[Any, Any]] = {}
     if dataclasses.is_dataclass(config):
-        hints = _hints(type(config))
-        children = [(f.name, hints[f.name], getattr(config, f.name)) for f in fields(config)]
-    elif isinstance(config, tuple):
-        children = [(str(i), _element(None, config, i), value) for i, value in enumerate(config)]
+        names = [field.name for field in fields(config)]
     else:
-        return found
-    for name, annotation, value in children:
+        names = list(map(str, range(len(config)))) if isinstance(config, tuple) else []
+    for name in names:
         below = f"{path}.{name}" if path else name
-        found[below] = (annotation, value)
-        if isinstance(value, tuple):
-            element = (_element(annotation, value, i) for i in range(len(value)))
-            deeper = paths(value, below)
-            direct = {f"{below}.{i}": (kind, value[i]) for i, kind in enumerate(element)}
-            found |= deeper | direct
-        else:
-            found |= paths(value, below)
+        kind, value = _child(config, annotation, name, below)
+        found |= {below: (kind, value)} | paths(value, below, kind)
     return found
 
 
@@ -124,34 +115,32 @@ def describe(annotation: Any) -> str:
     return str(annotation).replace("typing.", "").replace("collections.abc.", "")
 
 
-def _changed(config: Any, changes: Mapping[tuple[str, ...], Any], path: str) -> Any:
+def _changed(
+    config: Any, annotation: Any, changes: Mapping[tuple[str, ...], Any], path: str
+) -> Any:
     """Applies all changes at once, so that their order does not matter."""
     new: dict[str, Any] = {}
     for name in dict.fromkeys(parts[0] for parts in changes):
         full = f"{path}.{name}" if path else name
         whole = next(".".join(parts) for parts in changes if parts[0] == name)
-        annotation, value = _child(config, name, f"{path}.{whole}" if path else whole)
+        kind, value = _child(config, annotation, name, f"{path}.{whole}" if path else whole)
         below = {parts[1:]: v for parts, v in changes.items() if parts[0] == name and parts[1:]}
         if (name,) in changes:
-            value = _convert(annotation, value, changes[(name,)], full, below)
-        if isinstance(value, tuple) and element_kind(annotation) is not None:
-            direct = {p: v for p, v in below.items() if len(p) == 1}
-            for part, given in direct.items():
-                index = _index(value, part[0], f"{full}.{'.'.join(part)}")
-                kind = _element(annotation, value, index)
-                nested = {p[1:]: v for p, v in below.items() if p[0] == part[0] and p[1:]}
-                item = _convert(kind, value[index], given, f"{full}.{part[0]}", nested)
-                value = (*value[:index], item, *value[index + 1 :])
-            below = {p: v for p, v in below.items() if len(p) > 1}
-        new[name] = _changed(value, below, full) if below else value
+            value = _convert(kind, value, changes[(name,)], full, below)
+        new[name] = _changed(value, kind, below, full) if below else value
     return _replace(config, new)
 
 
-def _child(config: Any, name: str, path: str) -> tuple[Any, Any]:
-    """Annotation and current value of a field or a tuple element."""
+def _child(config: Any, annotation: Any, name: str, path: str) -> tuple[Any, Any]:
+    """Annotation and current value of a field, or of an element of a tuple so annotated."""
     if isinstance(config, (tuple, list)):
-        index = _index(config, name, path)
-        return _element(None, tuple(config), index), config[index]
+        if not name.isdigit() or int(name) >= len(config):
+            raise UserError(f"{path}: {name!r} is not the index of one of {len(config)} elements")
+        value = config[int(name)]
+        args = typing.get_args(annotation) if typing.get_origin(annotation) is tuple else ()
+        if not args:
+            return type(value), value
+        return element_kind(annotation) or args[int(name)], value
     if not dataclasses.is_dataclass(config) or isinstance(config, type):
         raise UserError(f"{path}: a value of type {type(config).__name__} has no field {name!r}")
     known = [field.name for field in fields(config)]
@@ -159,12 +148,6 @@ def _child(config: Any, name: str, path: str) -> tuple[Any, Any]:
         hint = nearest(name, known) or f" (it has {', '.join(known)})"
         raise UserError(f"{path}: {type(config).__name__} has no field {name!r}{hint}")
     return _hints(type(config))[name], getattr(config, name)
-
-
-def _index(values: Sequence[Any], name: str, path: str) -> int:
-    if not name.isdigit() or int(name) >= len(values):
-        raise UserError(f"{path}: {name!r} is not the index of one of {len(values)} elements")
-    return int(name)
 
 
 def _replace(config: Any, new: Mapping[str, Any]) -> Any:
@@ -302,14 +285,6 @@ def element_kind(annotation: Any) -> Any:
     return args[0] if len(args) == 2 and args[1] is Ellipsis else None
 
 
-def _element(annotation: Any, values: tuple[Any, ...], index: int) -> Any:
-    """The type of a tuple's element: as annotated, else that of the current element."""
-    args = typing.get_args(annotation) if typing.get_origin(annotation) is tuple else ()
-    if args:
-        return args[0] if len(args) == 2 and args[1] is Ellipsis else args[index]
-    return type(values[index])
-
-
 @functools.cache
 def _hints(kind: type) -> dict[str, Any]:
     return typing.get_type_hints(kind)
@@ -329,12 +304,10 @@ def _json(value: Any) -> Json:
         import hashlib
 
         array = np.ascontiguousarray(value)
-        if array.dtype.hasobject:  # whose bytes are addresses
-            text = str([_json(item) for item in array.flat])
-            return f"object{list(array.shape)} sha256:{hashlib.sha256(text.encode()).hexdigest()}"
-        return (
-            f"{array.dtype}{list(array.shape)} sha256:{hashlib.sha256(array.tobytes()).hexdigest()}"
-        )
+        # The bytes of an array of objects are addresses.
+        text = str([_json(item) for item in array.flat]) if array.dtype.hasobject else None
+        digest = hashlib.sha256(array.tobytes() if text is None else text.encode()).hexdigest()
+        return f"{array.dtype}{list(array.shape)} sha256:{digest}"
     name = getattr(value, "__qualname__", getattr(value, "__name__", None))
     if not (callable(value) and name):
         return str(value)

@@ -1,10 +1,12 @@
 """Augmentation in the compiled step, with one key per example; no-op in evaluation."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.ndimage import map_coordinates
 
 from jdl.errors import UserError
 from jdl.typing import Batch, Keys
@@ -12,6 +14,13 @@ from jdl.typing import Batch, Keys
 Array = jax.Array
 
 FillMode = Literal["nearest", "reflect", "constant", "wrap"]
+
+
+def map_images(
+    batch: Batch, keys: Keys | None, name: str, transform: Callable[[Array, Array], Array]
+) -> Batch:
+    """Replaces each image (height, width, channels) by `transform(key, image)` in training."""
+    return batch if keys is None else {**batch, name: jax.vmap(transform)(keys, batch[name])}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,14 +47,12 @@ class RandomAffine:
 
     def __call__(self, batch: Batch, keys: Keys | None) -> Batch:
         """Returns the batch, each image transformed with its own key."""
-        if keys is None:
-            return batch
 
         def one(key: Array, image: Array) -> Array:
             matrix = self.matrix(key, *image.shape[:2])
             return resample(image, matrix, self.fill_mode, self.cval)
 
-        return {**batch, self.name: jax.vmap(one)(keys, batch[self.name])}
+        return map_images(batch, keys, self.name, one)
 
     def matrix(self, key: Array, height: int, width: int) -> Array:
         """Returns a random (2, 3) matrix from output to input positions."""
@@ -57,10 +64,10 @@ class RandomAffine:
         def rows(*values: Array) -> Array:
             return jnp.stack([*values, zero, zero, one]).reshape(3, 3)
 
-        centre = jnp.array([height / 2 - 0.5, width / 2 - 0.5])
+        center = jnp.array([height / 2 - 0.5, width / 2 - 0.5])
         mirrored = jnp.where(self.horizontal_flip & (flip > 0), -1.0, 1.0)
         parts = (
-            rows(one, zero, centre[0], zero, one, centre[1]),
+            rows(one, zero, center[0], zero, one, center[1]),
             rows(jnp.cos(angle), -jnp.sin(angle), zero, jnp.sin(angle), jnp.cos(angle), zero),
             rows(
                 one, zero, down * self.height_shift_range * height,
@@ -69,7 +76,7 @@ class RandomAffine:
             rows(one, -jnp.sin(shear), zero, zero, jnp.cos(shear), zero),
             rows(1 + tall * self.zoom_range, zero, zero, zero, 1 + wide * self.zoom_range, zero),
             rows(one, zero, zero, zero, mirrored, zero),
-            rows(one, zero, -centre[0], zero, one, -centre[1]),
+            rows(one, zero, -center[0], zero, one, -center[1]),
         )  # fmt: skip
         return jnp.linalg.multi_dot([*parts], precision="highest")[:2]
 
@@ -92,38 +99,23 @@ def resample(
     Returns:
       (height, width, channels) float32.
     """
-    height, width, channels = image.shape
+    height, width, _ = image.shape
     i, j = jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij")
     places = [row[0] * i + row[1] * j + row[2] for row in matrix]
+    ends = (height - 1, width - 1)
+    inside = [(place >= 0) & (place <= end) for place, end in zip(places, ends, strict=True)]
     if fill_mode == "wrap":  # as SciPy: the last pixel is the first again
-        sizes = [max(size - 1, 1) for size in (height, width)]
-        places = [
-            jnp.where((p < 0) | (p > n), p % n, p) for p, n in zip(places, sizes, strict=True)
-        ]
-    lower = [jnp.floor(place) for place in places]
-    pixels = image.reshape(-1, channels).astype(jnp.float32)
+        turned = [place % max(end, 1) for place, end in zip(places, ends, strict=True)]
+        places = [jnp.where(*each) for each in zip(inside, places, turned, strict=True)]
 
-    def corner(down: int, right: int) -> Array:
-        row = _inside(lower[0].astype(jnp.int32) + down, height, fill_mode)
-        column = _inside(lower[1].astype(jnp.int32) + right, width, fill_mode)
-        weight = jnp.ones(())
-        for place, low, step in zip(places, lower, (down, right), strict=True):
-            weight = weight * (place - low if step else 1 - (place - low))
-        return weight[..., None] * pixels[row * width + column]
+    def interpolate(channel: Array) -> Array:
+        mode = "reflect" if fill_mode == "reflect" else "nearest"
+        return map_coordinates(channel, places, order=1, mode=mode)
 
-    found = corner(0, 0) + corner(0, 1) + corner(1, 0) + corner(1, 1)
+    found = jax.vmap(interpolate, in_axes=2, out_axes=2)(image.astype(jnp.float32))
     if fill_mode == "constant":
-        (row, column), ends = places, (height - 1, width - 1)
-        seen = (row >= 0) & (row <= ends[0]) & (column >= 0) & (column <= ends[1])
-        found = jnp.where(seen[..., None], found, cval)
+        found = jnp.where((inside[0] & inside[1])[..., None], found, cval)
     return found
-
-
-def _inside(index: Array, size: int, fill_mode: FillMode) -> Array:
-    if fill_mode == "reflect":
-        index = index % (2 * size)
-        return jnp.minimum(index, 2 * size - 1 - index)
-    return jnp.clip(index, 0, size - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,8 +130,6 @@ class RandomCrop:
 
     def __call__(self, batch: Batch, keys: Keys | None) -> Batch:
         """Returns the batch, each image shifted with its own key."""
-        if keys is None:
-            return batch
 
         def crop(key: Array, image: Array) -> Array:
             pad = self.padding
@@ -147,7 +137,7 @@ class RandomCrop:
             padded = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)))
             return jax.lax.dynamic_slice(padded, (offset[0], offset[1], 0), image.shape)
 
-        return {**batch, self.name: jax.vmap(crop)(keys, batch[self.name])}
+        return map_images(batch, keys, self.name, crop)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,14 +148,11 @@ class RandomFlip:
 
     def __call__(self, batch: Batch, keys: Keys | None) -> Batch:
         """Returns the batch, each image flipped or not by its own key."""
-        if keys is None:
-            return batch
-        images = batch[self.name]
-        flip = jax.vmap(jax.random.bernoulli)(keys)
-        return {
-            **batch,
-            self.name: jnp.where(flip[:, None, None, None], images[:, :, ::-1], images),
-        }
+
+        def flip(key: Array, image: Array) -> Array:
+            return jnp.where(jax.random.bernoulli(key), image[:, ::-1], image)
+
+        return map_images(batch, keys, self.name, flip)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,8 +172,6 @@ class ColorJitter:
 
     def __call__(self, batch: Batch, keys: Keys | None) -> Batch:
         """Returns the batch, each image changed with its own key."""
-        if keys is None:
-            return batch
 
         def one(key: Array, image: Array) -> Array:
             x, factors = image.astype(jnp.float32), jax.random.uniform(key, (3,), minval=-1.0)
@@ -196,7 +181,7 @@ class ColorJitter:
             luma = grayscale(x)
             return self._clip(luma + (x - luma) * (1 + self.saturation * factors[2]))
 
-        return {**batch, self.name: jax.vmap(one)(keys, batch[self.name])}
+        return map_images(batch, keys, self.name, one)
 
     def _clip(self, x: Array) -> Array:
         return jnp.clip(x, 0, self.white)
@@ -218,23 +203,21 @@ class Cutout:
 
     def __call__(self, batch: Batch, keys: Keys | None) -> Batch:
         """Returns the batch, each image with its own square."""
-        if keys is None:
-            return batch
-        images = batch[self.name]
-        height, width = images.shape[1:3]
-        centres = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys)
-        inside = _box(centres * jnp.array([height, width]), self.size, self.size, height, width)
-        return {
-            **batch,
-            self.name: jnp.where(inside[..., None], jnp.zeros((), images.dtype), images),
-        }
+
+        def cut(key: Array, image: Array) -> Array:
+            inside = _random_box(key, image.shape, self.size, self.size)
+            return jnp.where(inside, jnp.zeros((), image.dtype), image)
+
+        return map_images(batch, keys, self.name, cut)
 
 
-def _box(centres: Array, tall: Array | int, wide: Array | int, height: int, width: int) -> Array:
-    """Returns a mask (batch, height, width) of boxes around `centres` (batch, 2)."""
-    down = jnp.abs(jnp.arange(height) + 0.5 - centres[:, :1]) < jnp.asarray(tall).reshape(-1, 1) / 2
-    right = jnp.abs(jnp.arange(width) + 0.5 - centres[:, 1:]) < jnp.asarray(wide).reshape(-1, 1) / 2
-    return down[:, :, None] & right[:, None, :]
+def _random_box(key: Array, shape: tuple[int, ...], tall: Array | int, wide: Array | int) -> Array:
+    """Returns the mask (height, width, 1) of a box with a random center in an image."""
+    height, width = shape[:2]
+    row, column = jax.random.uniform(key, (2,)) * jnp.array([height, width])
+    rows = jnp.abs(jnp.arange(height) + 0.5 - row) < tall / 2
+    columns = jnp.abs(jnp.arange(width) + 0.5 - column) < wide / 2
+    return rows[:, None, None] & columns[:, None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,11 +240,8 @@ class Mixup:
         images = batch[self.name].astype(jnp.float32)
         each = share.reshape(-1, *[1] * (images.ndim - 1))
         mixed = each * images + (1 - each) * jnp.roll(images, 1, axis=0)
-        return {
-            **batch,
-            self.name: mixed,
-            self.label: _mix(batch[self.label], share, self.num_classes),
-        }
+        labels = _mix(batch[self.label], share, self.num_classes)
+        return {**batch, self.name: mixed, self.label: labels}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,22 +261,18 @@ class CutMix:
         if keys is None:
             return batch
         images = batch[self.name]
-        height, width = images.shape[1:3]
+        _, height, width, _ = images.shape
 
-        def draw(key: Array) -> tuple[Array, Array]:
-            area, place = jax.random.split(key)
+        def box(key: Array) -> Array:
+            area, center = jax.random.split(key)
             side = jnp.sqrt(1 - jax.random.beta(area, self.alpha, self.alpha))
-            return side, jax.random.uniform(place, (2,)) * jnp.array([height, width])
+            return _random_box(center, (height, width), side * height, side * width)
 
-        sides, centres = jax.vmap(draw)(keys)
-        inside = _box(centres, sides * height, sides * width, height, width)
-        mixed = jnp.where(inside[..., None], jnp.roll(images, 1, axis=0), images)
-        share = 1 - inside.astype(jnp.float32).mean((1, 2))
-        return {
-            **batch,
-            self.name: mixed,
-            self.label: _mix(batch[self.label], share, self.num_classes),
-        }
+        inside = jax.vmap(box)(keys)
+        mixed = jnp.where(inside, jnp.roll(images, 1, axis=0), images)
+        share = 1 - inside.astype(jnp.float32).mean((1, 2, 3))
+        labels = _mix(batch[self.label], share, self.num_classes)
+        return {**batch, self.name: mixed, self.label: labels}
 
 
 def _mix(labels: Array, share: Array, classes: int) -> Array:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from jdl.data.augment import grayscale, resample
+from jdl.data.augment import grayscale, map_images, resample
 from jdl.errors import UserError
 from jdl.typing import Batch, Keys
 
@@ -37,8 +37,6 @@ class RandAugment:
 
     def __call__(self, batch: Batch, keys: Keys | None) -> Batch:
         """Returns the batch, each image changed with its own key."""
-        if keys is None:
-            return batch
 
         def one(key: Array, image: Array) -> Array:
             image = image.astype(jnp.float32)
@@ -46,7 +44,7 @@ class RandAugment:
                 image = self._apply(jax.random.fold_in(key, index), image)
             return image
 
-        return {**batch, self.name: jax.vmap(one)(keys, batch[self.name])}
+        return map_images(batch, keys, self.name, one)
 
     def _apply(self, key: Array, image: Array) -> Array:
         which, sign = jax.random.split(key)
@@ -56,8 +54,8 @@ class RandAugment:
         # Geometric operations share one resampling: under vmap, every branch is computed.
         matrices = jnp.stack([shape(signed, *image.shape[:2]) for shape in GEOMETRIC_OPS])
         moved = resample(image, matrices[jnp.minimum(drawn, len(GEOMETRIC_OPS) - 1)], "constant")
-        colours = [lambda x, f=f: f(x, signed, level) for f in COLOR_OPS]
-        options = [lambda _: moved, *colours, lambda x: x]
+        color_ops = [lambda x, f=f: f(x, signed, level) for f in COLOR_OPS]
+        options = [lambda _: moved, *color_ops, lambda x: x]
         found = jax.lax.switch(jnp.maximum(drawn - len(GEOMETRIC_OPS) + 1, 0), options, image)
         return jnp.clip(jnp.round(found), 0, 255)
 
@@ -95,7 +93,7 @@ def brightness(x: Array, m: Array, level: float) -> Array:
     return x * (1 + 0.9 * m)
 
 
-def colour(x: Array, m: Array, level: float) -> Array:
+def color(x: Array, m: Array, level: float) -> Array:
     """Scales the distance to the gray of each pixel."""
     return _blend(jnp.round(grayscale(x)), x, m)
 
@@ -155,12 +153,5 @@ def _blend(other: Array, x: Array, m: Array) -> Array:
 
 GEOMETRIC_OPS = (shear_rows, shear_columns, shift_rows, shift_columns, rotate)
 COLOR_OPS = (
-    brightness,
-    colour,
-    contrast,
-    sharpness,
-    posterize,
-    solarize,
-    auto_contrast,
-    equalize,
-)
+    brightness, color, contrast, sharpness, posterize, solarize, auto_contrast, equalize,
+)  # fmt: skip

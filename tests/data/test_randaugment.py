@@ -23,7 +23,7 @@ def applied(function, signed, level=0.4):
     ("function", "enhance"),
     [
         (randaugment.brightness, ImageEnhance.Brightness),
-        (randaugment.colour, ImageEnhance.Color),
+        (randaugment.color, ImageEnhance.Color),
         (randaugment.contrast, ImageEnhance.Contrast),
         (randaugment.sharpness, ImageEnhance.Sharpness),
     ],
