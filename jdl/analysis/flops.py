@@ -23,10 +23,8 @@ JAXPRS = (core.Jaxpr, core.ClosedJaxpr)  # one class since JAX 0.11
 class Cost:
     """FLOPs and bytes of one call, on all devices together."""
 
-    # Of matrix products and convolutions, two per multiply-add.
-    flops: int
-    # Bytes of all inputs and outputs, each moved once.
-    bytes: int
+    flops: int  # of matrix products and convolutions, two per multiply-add
+    bytes: int  # of all inputs and outputs, each moved once
 
 
 def count(function: Callable[..., Any], *args: Any) -> Cost:

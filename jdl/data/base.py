@@ -102,9 +102,17 @@ class Data:
         """Returns the splits that the data set itself has, including `train`."""
         raise NotImplementedError
 
+    @property
+    def wrapped(self) -> "Data | None":
+        """The data set among the fields, from whose examples this one's are made; None: none."""
+        values = (getattr(self, field.name) for field in fields(self))
+        return next((value for value in values if isinstance(value, Data)), None)
+
     def full_name(self) -> str:
-        """`NAME` or `NAME:VERSION` of the data set."""
-        raise NotImplementedError
+        """`NAME` or `NAME:VERSION` of the data set; by default of the one that it wraps."""
+        if self.wrapped is None:
+            raise NotImplementedError
+        return self.wrapped.full_name()
 
     def splits(self) -> dict[str, Source]:
         """Returns `train`, `validation` and `test`, held out if missing.
@@ -179,9 +187,9 @@ class Data:
     def output_names(self) -> tuple[str, ...]:
         """Names of the outputs of a prediction: class names in the order of their ids.
 
-        Empty if they have no names.
+        Empty if they have no names; by default those of the data set that this one wraps.
         """
-        return ()
+        return () if self.wrapped is None else self.wrapped.output_names()
 
     def fingerprint(self, source: Source) -> dict[str, Any]:
         """Returns source, version and SHA-256 of a split's examples."""

@@ -73,10 +73,6 @@ class Documents(Data):
         """Raises a UserError: there is no one prediction for a file."""
         return no_reader(self)
 
-    def full_name(self) -> str:
-        """Full name of the texts."""
-        return self.text.full_name()
-
     def _make_tokenizer(self) -> Tokenizer:
         return _with_specials(self.encoding, self.text)
 
@@ -159,14 +155,6 @@ class Texts(Data):
         found = self.text.fingerprint(source.source)
         cut = f"{found['sha256']} {self.length} {self.truncation_side} {self.tokenizer().to_json()}"
         return {**found, "sha256": hashlib.sha256(cut.encode()).hexdigest()}
-
-    def output_names(self) -> tuple[str, ...]:
-        """Output names of the text."""
-        return self.text.output_names()
-
-    def full_name(self) -> str:
-        """Full name of the text."""
-        return self.text.full_name()
 
     def _make_tokenizer(self) -> Tokenizer:
         return _with_specials(self.encoding, self.text)

@@ -12,29 +12,42 @@ from jdl.errors import UserError
 
 @dataclass(frozen=True)
 class Windows:
-    """Windows of `length + 1` tokens of a long text, `stride` apart; the last is padded.
-
-    With `stride == length` every token but the very first is predicted exactly once.
-    """
+    """Windows of `length + 1` tokens of a long text."""
 
     tokens: np.ndarray  # (n,) int32
     sizes: np.ndarray  # bytes that each id stands for
     length: int
-    stride: int
-    begins: bool = False  # add `begins` (True), as in `StreamWindows`
+    starts: np.ndarray  # (windows,) positions of their first tokens
+    begins: np.ndarray | None = None  # (windows,) bool, whether a stream begins; None: no `begins`
 
     def __len__(self) -> int:
         """Number of windows."""
-        rest = max(len(self.tokens) - 1 - self.length, 0)
-        return -(-rest // self.stride) + 1 if len(self.tokens) > 1 else 0
+        return len(self.starts)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         """`tokens` (length + 1,) int32, -1 beyond the end, and the `bytes` of all but the first."""
         window = np.full(self.length + 1, -1, np.int32)
-        found = self.tokens[index * self.stride :][: self.length + 1]
+        found = self.tokens[self.starts[index] :][: self.length + 1]
         window[: len(found)] = found
         example = {"tokens": window, "bytes": self.sizes[found[1:]].sum()}
-        return example | ({"begins": np.array(True)} if self.begins else {})
+        return example if self.begins is None else {**example, "begins": self.begins[index, ...]}
+
+
+def window_starts(count: int, length: int, stride: int) -> np.ndarray:
+    """Positions of windows, `stride` apart, that cover `count` tokens; the last is padded.
+
+    With `stride == length` every token but the very first is predicted exactly once.
+    """
+    return np.arange(0, max(count - 1 - length, 0) + stride, stride)
+
+
+def stream_starts(count: int, length: int, streams: int) -> np.ndarray:
+    """Positions of windows of `count` tokens cut into streams; the last few are left over.
+
+    Item `t * streams + i` is window t of stream i.
+    """
+    windows = (count - 1) // (length * streams)
+    return length * (np.arange(windows)[:, None] + windows * np.arange(streams)).ravel()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,47 +75,18 @@ class Tokens(Data):
         Raises:
           UserError: the text has only one split, or too little in one.
         """
-        tokens, sizes = _encoded(self.text, self.tokenizer()), self.tokenizer().token_bytes()
-        return {
-            "train": Windows(tokens["train"], sizes, self.length, self.stride),
-            "validation": Windows(tokens["validation"], sizes, self.length, self.length),
-        }
+        length, sizes, splits = self.length, self.tokenizer().token_bytes(), {}
+        for name, tokens in _encoded(self.text, self.tokenizer()).items():
+            starts = window_starts(len(tokens), length, self.stride if name == "train" else length)
+            splits[name] = Windows(tokens, sizes, length, starts)
+        return splits
 
     def reader(self) -> Reader:
         """Raises a UserError: there is no one prediction for a file."""
         return no_reader(self)
 
-    def full_name(self) -> str:
-        """Full name of the text."""
-        return self.text.full_name()
-
     def _make_tokenizer(self) -> Tokenizer:
         return _built(self.text, self.encoding)
-
-
-@dataclass(frozen=True)
-class StreamWindows:
-    """A text cut into streams; each row of a batch reads one, window by window.
-
-    Example `t * streams + i` is window t of stream i; the text's last few tokens are left over.
-    """
-
-    tokens: np.ndarray  # (n,) int32
-    sizes: np.ndarray  # bytes that each id stands for
-    length: int
-    streams: int
-
-    def __len__(self) -> int:
-        """Number of windows in all streams."""
-        return max(len(self.tokens) - 1, 0) // (self.length * self.streams) * self.streams
-
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        """`tokens` (length + 1,) int32, their `bytes`, and whether a stream `begins`, a bool."""
-        window, stream = divmod(index, self.streams)
-        start = (stream * len(self) // self.streams + window) * self.length
-        found = self.tokens[start : start + self.length + 1]
-        size = self.sizes[found[1:]].sum()
-        return {"tokens": found, "bytes": size, "begins": np.array(window == 0)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,25 +126,23 @@ class Streams(Data):
           UserError: the text has only one split, or is too short for a window in each stream.
         """
         tokens, sizes = _encoded(self.text, self.tokenizer()), self.tokenizer().token_bytes()
-        train = StreamWindows(tokens["train"], sizes, self.length, self.num_streams)
-        if not len(train):
+        train, validation = tokens["train"], tokens["validation"]
+        starts = stream_starts(len(train), self.length, self.num_streams)
+        if not len(starts):
             raise UserError(
-                f"{self.full_name()} has {len(tokens['train'])} tokens, too few for "
+                f"{self.full_name()} has {len(train)} tokens, too few for "
                 f"{self.num_streams} streams of windows of {self.length}"
             )
-        length = self.validation_length
+        begins, length = np.arange(len(starts)) < self.num_streams, self.validation_length
+        alone = window_starts(len(validation), length, length)
         return {
-            "train": train,
-            "validation": Windows(tokens["validation"], sizes, length, length, begins=True),
+            "train": Windows(train, sizes, self.length, starts, begins),
+            "validation": Windows(validation, sizes, length, alone, np.ones(len(alone), bool)),
         }
 
     def reader(self) -> Reader:
         """Raises a UserError: there is no one prediction for a file."""
         return no_reader(self)
-
-    def full_name(self) -> str:
-        """Full name of the text."""
-        return self.text.full_name()
 
     def _make_tokenizer(self) -> Tokenizer:
         return _built(self.text, self.encoding)

@@ -88,10 +88,6 @@ class Pairs(Data):
             f"and predict does not"
         )
 
-    def full_name(self) -> str:
-        """Full name of the text."""
-        return self.text.full_name()
-
     @functools.cached_property
     def _texts(self) -> dict[str, tuple[list[str], list[str]]]:
         """Returns the sources and the targets of each split."""

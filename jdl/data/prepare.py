@@ -25,26 +25,16 @@ from jdl.errors import UserError, nearest
 class Recipe:
     """Where the originals of a data set are, how to read them, and its TFDS metadata."""
 
-    # Name in TensorFlow Datasets, or in its style.
-    name: str
-    # TFDS version.
-    version: str
-    # Configuration name, the folder above the version; empty if none.
-    config: str = ""
-    # One sentence: contents and authors.
-    description: str
-    # The originals' home page.
-    homepage: str
-    # Where the originals can be downloaded from.
-    urls: tuple[str, ...]
-    # Returns the features, given the module `tensorflow_datasets.features`.
-    features: Callable[[Any], dict[str, Any]]
-    # Names of the input and target features, if supervised.
-    supervised: tuple[str, str] | None
-    # Reads the originals in a directory (see `jdl.data.raw`).
-    read: Callable[[Path], originals.Splits]
-    # Number of examples by split of the complete data set.
-    examples: Mapping[str, int]
+    name: str  # in TensorFlow Datasets, or in its style
+    version: str  # of TensorFlow Datasets
+    config: str = ""  # configuration name, the folder above the version; empty: none
+    description: str  # one sentence: contents and authors
+    homepage: str  # of the originals
+    urls: tuple[str, ...]  # of the originals
+    features: Callable[[Any], dict[str, Any]]  # of the module `tensorflow_datasets.features`
+    supervised: tuple[str, str] | None  # names of the input and target features
+    read: Callable[[Path], originals.Splits]  # reads a directory of originals (`jdl.data.raw`)
+    examples: Mapping[str, int]  # number of examples by split of the complete data set
 
     @property
     def path(self) -> Path:
@@ -67,8 +57,16 @@ def _multi30k_urls(site: str) -> tuple[str, ...]:
     return tuple(f"{site}/{part}.{code}.gz" for part in parts for code in ("en", "de"))
 
 
-_FASHION = "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot"
-_CIFAR10 = "airplane,automobile,bird,cat,deer,dog,frog,horse,ship,truck"
+def _images(features: Any, shape: tuple[int, ...], **classes: Any) -> dict[str, Any]:
+    """The features of labeled PNG images; `classes` are their number or names."""
+    return {
+        "image": features.Image(shape=shape, encoding_format="png"),
+        "label": features.ClassLabel(**classes),
+    }
+
+
+_FASHION = "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot".split(",")
+_CIFAR10 = "airplane,automobile,bird,cat,deer,dog,frog,horse,ship,truck".split(",")
 
 RECIPES = (
     Recipe(
@@ -77,10 +75,7 @@ RECIPES = (
         description="MNIST: handwritten digits (LeCun et al., 1998).",
         homepage="http://yann.lecun.com/exdb/mnist/",
         urls=_idx_urls("https://storage.googleapis.com/cvdf-datasets/mnist"),
-        features=lambda f: {
-            "image": f.Image(shape=(28, 28, 1), encoding_format="png"),
-            "label": f.ClassLabel(num_classes=10),
-        },
+        features=lambda f: _images(f, (28, 28, 1), num_classes=10),
         supervised=("image", "label"),
         read=originals.read_mnist,
         examples={"train": 60_000, "test": 10_000},
@@ -91,10 +86,7 @@ RECIPES = (
         description="Fashion-MNIST: Zalando's article images (Xiao et al., 2017).",
         homepage="https://github.com/zalandoresearch/fashion-mnist",
         urls=_idx_urls("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"),
-        features=lambda f: {
-            "image": f.Image(shape=(28, 28, 1), encoding_format="png"),
-            "label": f.ClassLabel(names=_FASHION.split(",")),
-        },
+        features=lambda f: _images(f, (28, 28, 1), names=_FASHION),
         supervised=("image", "label"),
         read=originals.read_mnist,
         examples={"train": 60_000, "test": 10_000},
@@ -102,14 +94,10 @@ RECIPES = (
     Recipe(
         name="cifar10",
         version="3.0.2",
-        description="CIFAR-10: small colour photographs of ten classes (Krizhevsky, 2009).",
+        description="CIFAR-10: small color photographs of ten classes (Krizhevsky, 2009).",
         homepage="https://www.cs.toronto.edu/~kriz/cifar.html",
         urls=("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",),
-        features=lambda f: {
-            "id": f.Text(),
-            "image": f.Image(shape=(32, 32, 3), encoding_format="png"),
-            "label": f.ClassLabel(names=_CIFAR10.split(",")),
-        },
+        features=lambda f: {"id": f.Text(), **_images(f, (32, 32, 3), names=_CIFAR10)},
         supervised=("image", "label"),
         read=originals.read_cifar10,
         examples={"train": 50_000, "test": 10_000},

@@ -41,10 +41,6 @@ class Selection(Data):
         names = self.data.output_names()
         return tuple(names[label] for label in self.classes) if names else ()
 
-    def full_name(self) -> str:
-        """Delegates to `data`."""
-        return self.data.full_name()
-
     def _of_classes(self, source: Source) -> "Relabeled":
         labels = np.array([int(x["label"]) for x in read_examples(source, range(len(source)))])
         number = {label: index for index, label in enumerate(self.classes)}

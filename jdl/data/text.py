@@ -83,14 +83,6 @@ class Words(Data):
 
         return encoded
 
-    def output_names(self) -> tuple[str, ...]:
-        """Output names of the text."""
-        return self.text.output_names()
-
-    def full_name(self) -> str:
-        """Full name of the text."""
-        return self.text.full_name()
-
     def _ids(self) -> dict[str, int]:
         texts = (text for text, _ in read_texts(self.text.splits()["train"]))
         return build_vocabulary(texts, self.vocab_size)

@@ -13,7 +13,7 @@ import pytest
 import jdl
 from jdl import UserError
 from jdl.data import Arrays, Tokens, Words
-from jdl.data.language import Windows
+from jdl.data.language import Windows, window_starts
 from jdl.data.text import PADDING, START, UNKNOWN, build_vocabulary, encode_words, split_words
 from jdl.models import GPT, RNN
 from jdl.optimizers import Adam
@@ -103,7 +103,8 @@ def test_the_numbers_on_file_are_keras_own():
 
 @pytest.mark.parametrize("size", [2, 5, 6, 7, 11, 12, 13, 26])
 def test_windows_of_their_own_length_predict_every_token_once(size):
-    windows = Windows(np.arange(size, dtype=np.int32), np.arange(size), 5, 5)
+    starts = window_starts(size, 5, 5)
+    windows = Windows(np.arange(size, dtype=np.int32), np.arange(size), 5, starts)
     rows = [windows[i]["tokens"] for i in range(len(windows))]
     predicted = [token for row in rows for token in row[1:] if token >= 0]
     assert predicted == list(range(1, size))

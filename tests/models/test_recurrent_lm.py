@@ -15,7 +15,7 @@ import pytest
 import jdl
 from jdl import UserError
 from jdl.data import Arrays, Streams, Tokens
-from jdl.data.language import StreamWindows
+from jdl.data.language import Windows, stream_starts
 from jdl.data.pipeline import InMemory, Shard, open_pipeline, to_batch
 from jdl.hooks import Checkpoint, Evaluate
 from jdl.models import GPT, RecurrentLM
@@ -217,7 +217,9 @@ def test_parameter_counts_are_the_closed_forms():
 
 
 def test_streams_lie_side_by_side_and_predict_each_token_once():
-    source = StreamWindows(np.arange(101, dtype=np.int32), np.ones(101, int), length=4, streams=3)
+    starts = stream_starts(101, length=4, streams=3)
+    begins = np.arange(24) < 3
+    source = Windows(np.arange(101, dtype=np.int32), np.ones(101, int), 4, starts, begins)
     assert len(source) == 8 * 3
     examples = [source[i] for i in range(len(source))]
     for row in range(3):
