@@ -19,6 +19,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
@@ -27,13 +28,29 @@ from jax.experimental import multihost_utils
 
 from jdl.errors import UserError, first_line
 from jdl.files import CheckpointMetadata
-from jdl.optimizers import average_paths
 from jdl.paths import path_name
 from jdl.state import TrainState
 from jdl.typing import Json, PyTree
 
 MANIFEST = "manifest.json"
 META = "meta.json"
+
+
+@dataclass(frozen=True, order=True)
+class SaveName:
+    """The name `STEP.N` of a checkpoint; ordered by its numbers, since "10.0" < "9.0" as text."""
+
+    step: int
+    count: int  # earlier saves of this step
+
+    @classmethod
+    def parse(cls, name: str) -> "SaveName | None":
+        """The inverse of `str`; None for the name of anything else."""
+        match = re.fullmatch(r"(\d+)\.(\d+)", name)
+        return cls(*map(int, match.groups())) if match else None
+
+    def __str__(self) -> str:
+        return f"{self.step}.{self.count}"
 
 
 class CheckpointStore:
@@ -58,7 +75,7 @@ class CheckpointStore:
 
     def steps(self) -> list[int]:
         """Steps with a checkpoint, oldest first."""
-        return sorted({step for step, _ in map(_order, self._complete())})
+        return sorted({name.step for name in self._complete()})
 
     def save(self, state: TrainState, metadata: CheckpointMetadata, keep: Iterable[int]) -> None:
         """Starts writing a checkpoint; returns once the state may be changed.
@@ -70,8 +87,15 @@ class CheckpointStore:
           UserError: the previous one could not be written.
         """
         self.wait()
-        path = self._next(metadata.step)
-        metadata = dataclasses.replace(metadata, averages=average_paths(state))
+        # No earlier save has used this name, complete or not.
+        count = max(
+            (name.count + 1 for name in self._all() if name.step == metadata.step), default=0
+        )
+        if jax.process_count() > 1:
+            # Processes may see a shared file system at different times; all must use one name.
+            count = int(multihost_utils.broadcast_one_to_all(np.int32(count)))
+        name = SaveName(metadata.step, count)
+        path = self._directory / str(name)
         try:
             if jax.process_index() == 0:
                 path.mkdir(parents=True)
@@ -83,7 +107,7 @@ class CheckpointStore:
             raise _unwritten(path, error) from error
         # As text: what the hooks returned may change while the thread writes.
         text = json.dumps(metadata.to_json(), allow_nan=False)
-        self._pending = self._thread.submit(self._finish, path, text, {metadata.step, *keep})
+        self._pending = self._thread.submit(self._finish, name, text, {metadata.step, *keep})
 
     def wait(self) -> None:
         """Waits until the last save is complete, on all processes.
@@ -131,7 +155,8 @@ class CheckpointStore:
           UserError: there are checkpoints, and all are damaged.
         """
         path = self._evaluation_path()
-        return None if path is None else _order(path)[0]
+        name = path and SaveName.parse(path.name)
+        return name.step if name else None
 
     def evaluation_arrays(self) -> dict[str, np.ndarray] | None:
         """The arrays that the run is evaluated with, by path; None where no save was completed.
@@ -163,12 +188,13 @@ class CheckpointStore:
             self._writer.close()
 
     def _of_step(self, step: int) -> Path:
-        paths = [path for path in self._complete() if _order(path)[0] == step]
-        if not paths:
+        names = [name for name in self._complete() if name.step == step]
+        if not names:
             raise UserError(f"{self._directory} has no checkpoint of step {step}")
-        if damage := verify(paths[-1]):
-            raise UserError(f"checkpoint {paths[-1].name} is damaged: {damage}")
-        return paths[-1]
+        path = self._directory / str(names[-1])
+        if damage := verify(path):
+            raise UserError(f"checkpoint {path.name} is damaged: {damage}")
+        return path
 
     def _evaluation_path(self) -> Path | None:
         """The best checkpoint if the run returns to it, else the newest valid one."""
@@ -179,14 +205,15 @@ class CheckpointStore:
     def _latest(self) -> Path | None:
         """The newest valid checkpoint; warns about each that is skipped."""
         complete = self._complete()
-        for path in self._all():
-            if path not in complete:
-                self._warn(f"checkpoint {path.name} is incomplete (it has no {MANIFEST}): ignored")
-        for path in reversed(complete):
+        for name in self._all():
+            if name not in complete:
+                self._warn(f"checkpoint {name} is incomplete (it has no {MANIFEST}): ignored")
+        for name in reversed(complete):
+            path = self._directory / str(name)
             damage = verify(path)
             if not damage:
                 return path
-            self._warn(f"checkpoint {path.name} is damaged, trying the one before: {damage}")
+            self._warn(f"checkpoint {name} is damaged, trying the one before: {damage}")
         if complete:
             # Starting over in silence would delete days of work with the next save.
             raise UserError(
@@ -220,8 +247,9 @@ class CheckpointStore:
         key = jax.random.wrap_key_data(plain["key"])
         return dataclasses.replace(abstract_state, **{**plain, "key": key}), metadata
 
-    def _finish(self, path: Path, metadata: str, keep: set[int]) -> None:
+    def _finish(self, name: SaveName, metadata: str, keep: set[int]) -> None:
         """Completes a checkpoint, then deletes old ones; runs in the thread."""
+        path = self._directory / str(name)
         try:
             self._writer.wait_until_finished()
             if jax.process_index() != 0:
@@ -232,33 +260,22 @@ class CheckpointStore:
             raise _unwritten(path, error) from error
         # Only now, since until here an older checkpoint may be the only valid one.
         for other in self._all():
-            replaced = _order(other) < _order(path) and _order(other)[0] == _order(path)[0]
-            if other != path and (replaced or _order(other)[0] not in keep):
+            replaced = other < name and other.step == name.step
+            if other != name and (replaced or other.step not in keep):
                 # The manifest goes first: if deletion is cut short, what remains is incomplete
                 # rather than damaged.
-                (other / MANIFEST).unlink(missing_ok=True)
-                shutil.rmtree(other, ignore_errors=True)
+                old = self._directory / str(other)
+                (old / MANIFEST).unlink(missing_ok=True)
+                shutil.rmtree(old, ignore_errors=True)
 
-    def _next(self, step: int) -> Path:
-        """A directory for a save of this step that no earlier save has used, complete or not."""
-        taken = [_order(path)[1] for path in self._all() if _order(path)[0] == step]
-        count = max(taken, default=-1) + 1
-        if jax.process_count() > 1:
-            # Processes may see a shared file system at different times; all must use one name.
-            count = int(multihost_utils.broadcast_one_to_all(np.int32(count)))
-        return self._directory / f"{step}.{count}"
-
-    def _all(self) -> list[Path]:
+    def _all(self) -> list[SaveName]:
         """Directories named like checkpoints, oldest first; no links, which may lead elsewhere."""
-        found = [
-            path
-            for path in self._directory.glob("*.*")
-            if re.fullmatch(r"\d+\.\d+", path.name) and not path.is_symlink()
-        ]
-        return sorted(found, key=_order)
+        paths = self._directory.glob("*.*")
+        names = (SaveName.parse(path.name) for path in paths if not path.is_symlink())
+        return sorted(name for name in names if name is not None)
 
-    def _complete(self) -> list[Path]:
-        return [path for path in self._all() if (path / MANIFEST).is_file()]
+    def _complete(self) -> list[SaveName]:
+        return [name for name in self._all() if (self._directory / str(name) / MANIFEST).is_file()]
 
 
 def verify(path: Path) -> str:
@@ -331,12 +348,6 @@ def _fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _order(path: Path) -> tuple[int, int]:
-    """Step and count of a checkpoint directory; as numbers, since "10.0" < "9.0" as text."""
-    step, _, count = path.name.partition(".")
-    return int(step), int(count)
 
 
 def _plain(state: TrainState) -> dict[str, PyTree]:

@@ -98,8 +98,13 @@ class RunContext(Protocol):
     steps_submitted: int
     """The last step given to the devices, one or more ahead of a late event."""
 
-    def save(self) -> None:
-        """Requests a checkpoint after all hooks have handled this event, which has a state."""
+    def save(self, background: bool | None = None) -> None:
+        """Requests a checkpoint after all hooks have handled this event, which has a state.
+
+        Args:
+          background: whether the checkpoints of this run are written while it trains on; None to
+            leave that as it is, by default only on accelerators.
+        """
         ...
 
     def stop(self, reason: str) -> None:

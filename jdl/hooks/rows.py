@@ -1,12 +1,12 @@
 """Writes the training rows of `metrics.jsonl`, in every run."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from jdl.errors import UserError
 from jdl.hooks.base import Callback
-from jdl.metrics import Mean, Metrics, compute
+from jdl.metrics import Metrics, compute
 from jdl.typing import Event, Json, RunContext
 
 
@@ -27,15 +27,15 @@ class Rows(Callback):
 
     def __call__(self, event: Event) -> None:
         """Adds the step's metrics to the sums, and writes a row every `log_every` steps."""
-        self._mind_skipped(event)
+        self._check_skipped(event)
         if self._next_epoch != self._epoch:
             self._epoch, self._epoch_sums = self._next_epoch, {}
         self._next_epoch = int(event.epoch)  # a step belongs to the epoch in which it begins
-        missing = {name for name, metric in event.metrics.items() if not _is_finite(metric)}
+        missing = {k for k, m in event.metrics.items() if not math.isfinite(m.total + m.count)}
         self._missing |= missing
-        self._warn(missing, event.step)
+        self._warn_missing(missing, event.step)
         for sums in (self._sums, self._epoch_sums):
-            _add(sums, event.metrics)
+            _add(sums, event.metrics, missing)
         self._latest = event.metrics
         if self._last is None:
             self._last = (event.step, event.timing["training_seconds"])
@@ -79,7 +79,7 @@ class Rows(Callback):
         items = rate * self._run.experiment.batch_size
         return {**event.timing, "steps_per_second": rate, "items_per_second": items}
 
-    def _warn(self, missing: set[str], step: int) -> None:
+    def _warn_missing(self, missing: set[str], step: int) -> None:
         for name in sorted(missing - self._warned):
             self._run.print(
                 f"the metric {name} is not finite at step {step}: such steps are left out of its "
@@ -87,7 +87,7 @@ class Rows(Callback):
             )
         self._warned |= missing
 
-    def _mind_skipped(self, event: Event) -> None:
+    def _check_skipped(self, event: Event) -> None:
         if not event.metrics["skipped"].total:
             self._skipped = 0
             return
@@ -115,15 +115,11 @@ class Rows(Callback):
         )
 
 
-def _is_finite(metric: Mean) -> bool:
-    return math.isfinite(metric.total) and math.isfinite(metric.count)
-
-
-def _add(sums: dict[str, list[float]], metrics: Metrics) -> None:
-    """Adds the finite metrics of a step to `sums`."""
+def _add(sums: dict[str, list[float]], metrics: Metrics, missing: Collection[str]) -> None:
+    """Adds the metrics of a step to `sums`, except those that are not finite."""
     for name, metric in metrics.items():
         total, count = sums.get(name, (0.0, 0.0))
-        if _is_finite(metric):
+        if name not in missing:
             total, count = total + float(metric.total), count + float(metric.count)
         sums[name] = [total, count]
 

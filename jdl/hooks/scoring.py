@@ -170,11 +170,11 @@ class _Checkpoint(Callback):
             found = [(self._fresh, event.step)] if math.isfinite(self._fresh) else []
             ranked = sorted([*self._best, *found])[: self._config.best]
             if ranked != self._best:
-                self._run.save()
+                self._run.save(self._config.asynchronous)
             self._best, self._fresh = ranked, None
         if self.due(event.step):
             self._last = [*self._last, event.step][-self._config.keep :]
-            self._run.save()
+            self._run.save(self._config.asynchronous)
 
     def state(self) -> Json:
         return {"last": self._last, "best": self._best}

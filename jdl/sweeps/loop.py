@@ -167,10 +167,10 @@ def _notify(
     with member.isolated():
         loop.context.steps_submitted = step
         for at, count, metrics in events:
-            state = member.run.state if at == step and loop.is_due(step) else None
-            loop.notify(at, count, metrics.replace(run=index), state=state)
-        if interrupted:
-            loop.save_and_exit(step)
+            now = at == step
+            state = member.run.state if now and loop.is_due(step) else None
+            own = metrics.replace(run=index)
+            loop.notify(at, count, own, state=state, interrupted=interrupted and now)
     if member.active and member.done:
         member.finish()
 

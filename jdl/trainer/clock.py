@@ -24,15 +24,14 @@ class Clock:
         self._compilations, self._begun = compilations, time.perf_counter()
         self._earlier = self._compiled_earlier = 0.0
 
-    @property
-    def seconds(self) -> float:
-        """Seconds since the run began."""
-        return self._earlier + time.perf_counter() - self._begun
-
-    @property
-    def compile_seconds(self) -> float:
-        """Seconds spent compiling."""
-        return self._compiled_earlier + self._compilations.seconds
+    def timing(self) -> dict[str, float]:
+        """Returns the seconds until now, as `CheckpointMetadata` names them."""
+        return {
+            "seconds": self._earlier + time.perf_counter() - self._begun,
+            "training_seconds": self.training_seconds,
+            "input_seconds": self.input_seconds,
+            "compile_seconds": self._compiled_earlier + self._compilations.seconds,
+        }
 
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:

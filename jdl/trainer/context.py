@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
+
 from jdl.files import MetricsLog
 from jdl.trainer.run import Run
 from jdl.typing import Json
@@ -16,7 +18,10 @@ class LoopContext:
 
     Attributes:
       steps_submitted: last step given to the devices, one or more ahead of a late event.
+      rows: file that rows are written to; None before and after training, and where another
+        process writes it.
       save_requested: whether a hook requested a checkpoint at this event.
+      save_in_background: whether the loop trains on while it is written.
       stop_reason: why a hook ends the run; empty if none does.
     """
 
@@ -25,35 +30,31 @@ class LoopContext:
         self.steps, self.steps_per_epoch, self.splits = run.steps, run.steps_per_epoch, run.splits
         self.evaluate, self.print, self.traces = run.evaluate, run.print, run.traces
         self.higher_is_better = run.higher_is_better
-        self._log: MetricsLog | None = None
+        self.rows: MetricsLog | None = None
         self._callbacks: Sequence[Any] = ()
         self.steps_submitted = 0
         self.save_requested = False
+        # On CPUs, writing would take the cores from training.
+        self.save_in_background = jax.default_backend() != "cpu"
         self.stop_reason = ""
 
     def log(self, row: Mapping[str, Json]) -> None:
         """See `RunContext`."""
-        if self._log is not None:
-            self._log.append(row)
+        if self.rows is not None:
+            self.rows.append(row)
         for callback in self._callbacks:
             callback.row(row)
 
-    def save(self) -> None:
+    def save(self, background: bool | None = None) -> None:
         """See `RunContext`."""
         self.save_requested = True
+        if background is not None:
+            self.save_in_background = background
 
     def stop(self, reason: str) -> None:
         """See `RunContext`."""
         self.stop_reason = self.stop_reason or reason
 
-    def attach(self, log: MetricsLog | None, callbacks: Sequence[Any]) -> None:
-        """Sets the file and the callbacks that receive rows.
-
-        With several processes, only the first has a file.
-        """
-        self._log, self._callbacks = log, callbacks
-
-    def sync(self) -> None:
-        """Returns when all rows are on the disk."""
-        if self._log is not None:
-            self._log.sync()
+    def attach(self, rows: MetricsLog | None, callbacks: Sequence[Any]) -> None:
+        """Sets the file and the callbacks that receive rows."""
+        self.rows, self._callbacks = rows, callbacks

@@ -10,9 +10,10 @@ import jax
 from jdl.checkpoint import CheckpointStore
 from jdl.errors import UserError
 from jdl.files import CheckpointMetadata, MetricsLog, RunDirectory, truncate_rows
-from jdl.hooks import Callback, Checkpoint
+from jdl.hooks import Callback
 from jdl.hooks.rows import Rows
 from jdl.metrics import Metrics, Packed
+from jdl.optimizers import average_paths
 from jdl.pretrained import replace_arrays
 from jdl.step import update
 from jdl.trainer import result
@@ -54,10 +55,8 @@ def train_steps(loop: "TrainingLoop", step: int, until: int) -> int:
             if due or interrupted:
                 jax.block_until_ready(metrics)
         if due or interrupted:
-            loop.notify(*late, state=run.state if due else None)
+            loop.notify(*late, state=run.state if due else None, interrupted=interrupted)
             late = None
-        if interrupted:
-            loop.save_and_exit(step)
     if late is not None:
         loop.notify(*late)
     return step
@@ -75,6 +74,7 @@ class TrainingLoop:
         self.clock = Clock(run.compiled.compilations)
         self._directory = RunDirectory(run.workdir)
         self._store = CheckpointStore(self._directory.checkpoints, run.print)
+        self._averages = average_paths(run.compiled.abstract_state)
         self._rows = Rows(self.context)
         self._callbacks: dict[str, Callback] = {"Rows 0": self._rows}
         for hook in run.experiment.hooks:
@@ -82,7 +82,6 @@ class TrainingLoop:
             kind = type(hook).__name__
             count = sum(name.split()[0] == kind for name in self._callbacks)
             self._callbacks[f"{kind} {count}"] = hook.build(self.context)
-        self._saved: int | None = None
 
     def train(self) -> None:
         """Trains to the end.
@@ -100,12 +99,12 @@ class TrainingLoop:
         Yields:
           The step to continue from.
         """
-        log = None
+        rows = None
         try:
             step, pending = self._restore()
             if jax.process_index() == 0:
-                log = MetricsLog(self._directory.metrics)
-            self.context.attach(log, list(self._callbacks.values()))
+                rows = MetricsLog(self._directory.metrics)
+            self.context.attach(rows, list(self._callbacks.values()))
             for callback in self._callbacks.values():
                 callback.begin()
             self.run.interruption.begin()
@@ -116,8 +115,8 @@ class TrainingLoop:
             self.context.attach(None, ())
             for callback in self._callbacks.values():
                 callback.close()
-            if log is not None:
-                log.close()
+            if rows is not None:
+                rows.close()
             self._store.close()
 
     def steps_at_once(self, step: int, until: int) -> int:
@@ -143,29 +142,32 @@ class TrainingLoop:
 
         return multihost_utils.reached_preemption_sync_point(step)
 
-    def notify(self, step: int, count: int, metrics: Packed, state: Any = None) -> None:
-        """Calls the hooks for each step of an execution; the last one carries the state."""
-        for at, one in enumerate(metrics.unpack(), start=step - count + 1):
-            self._deliver(at, one, state if at == step else None)
+    def notify(
+        self, step: int, count: int, metrics: Packed, state: Any = None, interrupted: bool = False
+    ) -> None:
+        """Calls the hooks for each step of an execution, and saves where that is due.
 
-    def save_and_exit(self, step: int) -> NoReturn:
-        """Saves, and raises `Interrupted`."""
-        self.run.interruption.acknowledge()
-        if self._saved != step:
-            self._save(step, self._states())
-        self._store.wait()
-        self._print_interrupted(step)
-        raise Interrupted
+        Args:
+          step: the last step of the execution.
+          count: its number of steps.
+          metrics: of each of them.
+          state: after the last one; None where no hook needs it.
+          interrupted: save after the last one, and end the run.
+
+        Raises:
+          Interrupted: after saving, if `interrupted`, or if a signal cuts an evaluation short.
+        """
+        for at, one in enumerate(metrics.unpack(), start=step - count + 1):
+            last = at == step
+            self._deliver(at, one, state if last else None, interrupted and last)
 
     def finish(self, step: int) -> None:
-        """Saves the last step and scores every split, with the best weights where a hook kept them.
+        """Scores every split, with the best weights where a hook kept them.
 
         Raises:
           Interrupted: a signal arrived while saving; everything is saved.
         """
         run, context = self.run, self.context
-        if self._saved != step:
-            self._save(step, self._states())
         run.interruption.end()
         self._store.wait()
         if context.stop_reason:
@@ -205,21 +207,20 @@ class TrainingLoop:
         # A run that a hook stopped continues if it is now to take more steps.
         same_length = metadata.total_steps == run.steps
         self.context.stop_reason = metadata.stop_reason if same_length else ""
-        self._saved = step if pending is None else None
         run.print(f"resuming from step {step} of {run.steps}")
         return step, pending
 
-    def _deliver(self, step: int, metrics: Metrics, state: Any) -> None:
-        run, context, clock = self.run, self.context, self.clock
+    def _deliver(self, step: int, metrics: Metrics, state: Any, interrupted: bool = False) -> None:
+        """Calls the hooks with one step, then saves if it is time to."""
+        run, context, timing = self.run, self.context, self.clock.timing()
         event = Event(
             step=step,
             epoch=round(step * run.experiment.batch_size / run.examples, 6),
             metrics=metrics,
             state=state,
             timing={
-                "seconds": round(clock.seconds, 4),
-                "training_seconds": round(clock.training_seconds, 4),
-                "compile_seconds": round(clock.compile_seconds, 4),
+                name: round(timing[name], 4)
+                for name in ("seconds", "training_seconds", "compile_seconds")
             },
         )
         before = self._states() if state is not None else {}
@@ -231,52 +232,49 @@ class TrainingLoop:
                 raise
             # An evaluation was cut short: the resumed run delivers this event again, to hooks in
             # the state that they had before it.
-            run.interruption.acknowledge()
             pending = {k: [float(m.total), float(m.count)] for k, m in metrics.items()}
-            self._save(step, before, pending)
-            self._store.wait()
-            self._print_interrupted(step)
-            raise
+            self._save_and_exit(step, before, pending)
         if state is None and (context.save_requested or context.stop_reason):
             raise UserError(
                 f"a hook called save or stop at step {step}, for which its `due` returned False: "
                 f"let `due` return True there"
             )
-        if context.save_requested:
-            context.save_requested = False
+        if interrupted:
+            self._save_and_exit(step, self._states())
+        if context.save_requested or context.stop_reason or step == run.steps:
             self._save(step, self._states())
 
     def _states(self) -> dict[str, Json]:
         states = {name: callback.state() for name, callback in self._callbacks.items()}
         return json.loads(json.dumps(states))  # a copy: callbacks may change what they returned
 
+    def _save_and_exit(self, step: int, hooks: Json, pending: Json = None) -> NoReturn:
+        """Saves, and raises `Interrupted`."""
+        self.run.interruption.acknowledge()
+        self._save(step, hooks, pending)
+        self._store.wait()
+        self.run.print(f"interrupted; saved at step {step}: run the same command to resume")
+        raise Interrupted
+
     def _save(self, step: int, hooks: Json, pending: Json = None) -> None:
-        run = self.run
-        self.context.sync()  # rows first: no checkpoint is ahead of the rows that it stands for
+        run, context = self.run, self.context
+        if context.rows is not None:
+            context.rows.sync()  # first: no checkpoint is ahead of the rows that it stands for
         metadata = CheckpointMetadata(
             step=step,
             total_steps=run.steps,
             hooks=hooks,
             pending=pending,
             best_step=self._best_step(),
-            stop_reason=self.context.stop_reason,
-            seconds=self.clock.seconds,
-            training_seconds=self.clock.training_seconds,
-            input_seconds=self.clock.input_seconds,
-            compile_seconds=self.clock.compile_seconds,
+            stop_reason=context.stop_reason,
+            averages=self._averages,
+            **self.clock.timing(),
         )
         protected = (callback.protected_steps() for callback in self._callbacks.values())
-        self._store.save(run.gather_state(), metadata, set().union(*protected))
-        self._saved = step if pending is None else None
-        if not self._saves_in_background():
+        self._store.save(run.compiled.gather(run.state), metadata, set().union(*protected))
+        if not context.save_in_background:
             self._store.wait()
-
-    def _saves_in_background(self) -> bool:
-        for hook in self.run.experiment.hooks:
-            if isinstance(hook, Checkpoint) and hook.asynchronous is not None:
-                return hook.asynchronous
-        # On CPUs, writing would take the cores from training.
-        return jax.default_backend() != "cpu"
+        context.save_requested = False
 
     def _best_step(self) -> int | None:
         steps = [callback.best_step() for callback in self._callbacks.values()]
@@ -291,6 +289,3 @@ class TrainingLoop:
             run.batch,
         )
         return {k: metrics[k].replace(total=total, count=n) for k, (total, n) in pending.items()}
-
-    def _print_interrupted(self, step: int) -> None:
-        self.run.print(f"interrupted; saved at step {step}: run the same command to resume")

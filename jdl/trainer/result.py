@@ -31,7 +31,8 @@ def write(run: Run, step: int, clock: Clock, running: Mapping[str, float]) -> No
         if host_metrics is not None:
             signatures |= host_metrics.signatures
             write_lines(RunDirectory(run.workdir).predictions(split), host_metrics.lines)
-    training = clock.training_seconds
+    timing = clock.timing()
+    training = timing["training_seconds"]
     params, devices = run.params, experiment.strategy.used()
     run.result = {
         "experiment": run.name,
@@ -40,9 +41,9 @@ def write(run: Run, step: int, clock: Clock, running: Mapping[str, float]) -> No
         "train_metrics": "evaluated" if run.evaluates_train else "running",
         **({"signatures": signatures} if signatures else {}),
         "params_sha256": record.params_sha256(params),
-        "seconds": round(clock.seconds, 3),
-        "compile_seconds": round(clock.compile_seconds, 3),
-        "input_seconds": round(clock.input_seconds, 3),
+        **{
+            name: round(timing[name], 3) for name in ("seconds", "compile_seconds", "input_seconds")
+        },
         "items_per_second": round(step * experiment.batch_size / training if training else 0.0, 1),
         "traces": dict(run.traces),
         "peak_bytes": record.peak_bytes(devices),

@@ -45,7 +45,7 @@ class FakeRun:
         self.rows = []
         self.experiment = make_experiment(Evaluate(), hook, task=Scored())
 
-    def save(self):
+    def save(self, background=None):
         self.saves += 1
 
     def stop(self, reason):

@@ -92,7 +92,7 @@ def watched(tmp_path_factory):
     experiment = make_experiment(
         *hooks, steps=18, runtime=jdl.Runtime(log_every=5), strategy=Spied()
     )
-    said, pipeline, score = io.StringIO(), Splits.pipeline, Run.score
+    said, pipeline, score = io.StringIO(), Splits.pipeline, Run.evaluate_with_host_metrics
 
     def spied_pipeline(self, name):
         CALLS.append(("open", name))
@@ -105,7 +105,7 @@ def watched(tmp_path_factory):
     CALLS.clear()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
         patch.setattr(Splits, "pipeline", spied_pipeline)
-        patch.setattr(Run, "score", spied_score)
+        patch.setattr(Run, "evaluate_with_host_metrics", spied_score)
         run = jdl.train(experiment, workdir)
     return run, workdir, list(CALLS), said.getvalue()
 
