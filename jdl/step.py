@@ -12,6 +12,7 @@ import optax
 
 from jdl.data.base import DeviceTransform
 from jdl.metrics import Mean, Metrics
+from jdl.paths import path_name
 from jdl.state import TrainState
 from jdl.tasks import Task
 from jdl.typing import Batch, Key, PyTree
@@ -55,7 +56,8 @@ def update(
     Totals and weights are summed over microbatches and devices before the one division, so the
     gradient is that of the whole batch however it is split. If the gradient or the loss is not
     finite, or every row is masked, parameters, collections and optimizer state stay as they are and
-    only `step` advances.
+    only `step` advances. In a game this holds for each player: one without examples keeps its
+    parameters and their optimizer state, while counters that all players share advance.
 
     Args:
       program: what to compute.
@@ -93,7 +95,9 @@ def update(
     def step() -> tuple[PyTree, PyTree, PyTree]:
         given = (gradients, state.opt_state, state.params)
         updates, opt_state = program.optimizer.update(*given, value=value)
-        return optax.apply_updates(state.params, updates), collections, opt_state
+        new = (optax.apply_updates(state.params, updates), opt_state)
+        params, opt_state = _keep_idle(weight, new, (state.params, state.opt_state))
+        return params, collections, opt_state
 
     # A batch without examples has a zero gradient; momentum and decay would still move parameters.
     has_examples = jnp.stack([jnp.any(leaf > 0) for leaf in jax.tree.leaves(weight)]).any()
@@ -171,3 +175,28 @@ def _divide(weight: jax.Array, gradients: PyTree) -> PyTree:
     # The inner `where` keeps 1 / 0 from being computed.
     scale = jnp.where(weight > 0, 1 / jnp.where(weight > 0, weight, 1), 0)
     return jax.tree.map(lambda gradient: gradient * scale, gradients)
+
+
+def _keep_idle(
+    weight: PyTree, new: tuple[PyTree, PyTree], old: tuple[PyTree, PyTree]
+) -> tuple[PyTree, PyTree]:
+    """Returns new parameters and optimizer state, but the old ones of players without examples.
+
+    Args:
+      weight: a scalar, or a tree of scalars that is a prefix of the parameters, one per player.
+      new: parameters and optimizer state after the update.
+      old: the same before it.
+    """
+    if jax.tree_util.treedef_is_leaf(jax.tree.structure(weight)):
+        return new  # no game
+    active = jax.tree.map(lambda w, params: jax.tree.map(lambda _: w > 0, params), weight, old[0])
+    # An array of the optimizer belongs to the parameter whose path its own path ends in.
+    players = {path_name(path): x for path, x in jax.tree_util.tree_leaves_with_path(active)}
+
+    def choose(path: jax.tree_util.KeyPath, new: jax.Array, old: jax.Array) -> jax.Array:
+        parts = path_name(path).split(".")
+        suffixes = (".".join(parts[start:]) for start in range(1, len(parts)))
+        owner = next((suffix for suffix in suffixes if suffix in players), None)
+        return new if owner is None else jnp.where(players[owner], new, old)
+
+    return jax.tree_util.tree_map_with_path(choose, new, old)

@@ -298,6 +298,26 @@ def test_each_player_of_a_game_is_divided_by_its_own_weight(num_microbatches):
     assert metrics["skipped"].total == idle_metrics["skipped"].total == 0
 
 
+@pytest.mark.parametrize("num_microbatches", [1, 4])
+def test_a_player_without_examples_does_not_move(num_microbatches):
+    optimizer = SGD(0.3, momentum=0.9, weight_decay=0.1, ema_decay=0.5).build(9)
+    compute = Program(LINEAR, Game(), optimizer, num_microbatches=num_microbatches)
+    both = {**batch(mask=MASK), "label": np.arange(12) % 3 == 0}
+    before, _ = advance(compute, start(compute, both), both)
+    after, _ = advance(compute, before, {**both, "label": np.zeros(12, bool)})
+    found = [
+        {jax.tree_util.keystr(path): x for path, x in jax.tree_util.tree_leaves_with_path(state)}
+        for state in (before, after)
+    ]
+    moved = {path for path, x in found[0].items() if not np.array_equal(x, found[1][path])}
+    left = {path for path in found[0] if "'left'" in path}
+    assert len(left) == 6, "parameters, momentum and average, of v and w each"
+    assert left <= moved
+    assert not [path for path in moved if "'right'" in path]
+    resumed, _ = advance(compute, after, both)
+    assert not np.array_equal(resumed.params["right"]["w"], after.params["right"]["w"])
+
+
 def watched(count, ahead):
     """A strategy and a hook that note how many steps the device is ahead of the hooks."""
     dispatched = [0]
