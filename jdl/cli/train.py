@@ -66,14 +66,14 @@ def train(
     for split, metrics in summary["metrics"].items():
         for name, spread in metrics.items():
             shown = "  ".join(f"{key} {value:.4f}" for key, value in spread.items())
-            print(f"{split:<10} {name:<10} {shown}")
+            print(f"{split:<10} {name:<10} {shown}{_remark(split, summary)}")
     print(f"{summary['seconds']['mean']:.1f} s a run; {workdir}/summary.json")
 
 
 def print_result(run: Any, workdir: Path) -> None:
     """Prints the scores, signatures and seconds of a finished run."""
     for split, metrics in run.result["metrics"].items():
-        run.print(_score_line(split, metrics))
+        run.print(_score_line(split, metrics) + _remark(split, run.result))
     for name, signature in run.result.get("signatures", {}).items():
         run.print(f"{name:<10} {signature}")
     run.print(f"{run.result['seconds']:.1f} s; {workdir} holds the run")
@@ -82,6 +82,12 @@ def print_result(run: Any, workdir: Path) -> None:
 def _score_line(split: str, metrics: Mapping[str, float]) -> str:
     shown = without_duplicates(metrics)
     return f"{split:<10} " + "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
+
+
+def _remark(split: str, result: Mapping[str, Any]) -> str:
+    """Marks training metrics that are means over the steps of the last epoch."""
+    running = split == "train" and result.get("train_metrics") == "running"
+    return "  (running mean of the last epoch)" if running else ""
 
 
 def dated(path: Path) -> Path:

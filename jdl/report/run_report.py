@@ -53,7 +53,7 @@ def write_report(directory: Path, out: Path | None = None, experiment: Path | No
         "index.html",
         recorded.file.name,
         paragraph(about, quiet=True),
-        _scores(run, rows, beside),
+        scores(run, rows, beside),
         _learning(run, rows, beside, folder),
         *_of_the_task(run, folder),
         run_details.parameters(run),
@@ -62,7 +62,7 @@ def write_report(directory: Path, out: Path | None = None, experiment: Path | No
     )
 
 
-def _scores(run: Run, rows: Sequence[Mapping[str, Any]], beside: Sequence[Baseline]) -> Html:
+def scores(run: Run, rows: Sequence[Mapping[str, Any]], beside: Sequence[Baseline]) -> Html:
     """Scores by split, then those of the baselines."""
     metrics, parts = run.result.get("metrics"), []
     if metrics is None:
@@ -71,6 +71,12 @@ def _scores(run: Run, rows: Sequence[Mapping[str, Any]], beside: Sequence[Baseli
     names = list(dict.fromkeys(name for scores in metrics.values() for name in scores))
     lines = [[s, *(float(scores.get(n, np.nan)) for n in names)] for s, scores in metrics.items()]
     parts.append(table(("", *names), lines))
+    if run.result.get("train_metrics") == "running":
+        parts.append(
+            paragraph(
+                "train: running mean over the steps of the last epoch, not an evaluation."
+            )
+        )
     split = held_out(run)
     reached = metrics.get(split, {})
     if beside:

@@ -63,6 +63,7 @@ def train_seeds(
             }
             for split, metrics in splits.items()
         },
+        "train_metrics": results[0]["train_metrics"],
         "seconds": spread([result["seconds"] for result in results]),
         "device": results[0]["device"],
         "versions": results[0]["versions"],

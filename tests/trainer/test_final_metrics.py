@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 import jdl
+from jdl.cli.train import print_result
 from jdl.data import Arrays
 from jdl.hooks import Checkpoint
 from jdl.models import MLP
 from jdl.optimizers import SGD
+from jdl.report.run_report import scores
 from jdl.trainer.run import Run
 
 COUNT, SIZE = 23, 6  # the last epoch is steps 5 to 8: step 4 begins in the one before
@@ -57,10 +59,11 @@ def test_the_training_split_is_evaluated(pipeline, wanted, scored, tmp_path):
     assert scored == ["train", "validation"]
     assert run.result["train_metrics"] == "evaluated"
     assert run.result["metrics"]["train"] == run.evaluate("train")
+    assert "running mean" not in str(scores(run, [], []))
 
 
 @pytest.mark.parametrize(("pipeline", "wanted"), [("grain", None), ("in_memory", False)])
-def test_running_metrics_of_the_last_epoch_stand_for_it(pipeline, wanted, scored, tmp_path):
+def test_running_metrics_of_the_last_epoch_stand_for_it(pipeline, wanted, scored, tmp_path, capsys):
     run = jdl.train(experiment(pipeline, final_train_evaluation=wanted), tmp_path / "run")
     assert scored == ["validation"]
     assert run.result["train_metrics"] == "running"
@@ -70,6 +73,11 @@ def test_running_metrics_of_the_last_epoch_stand_for_it(pipeline, wanted, scored
         mean = np.mean([row[name] for row in rows[4:]])
         assert run.result["metrics"]["train"][name] == pytest.approx(mean, rel=1e-6)
     assert run.result["metrics"]["train"].keys() == run.evaluate("train").keys()
+    capsys.readouterr()
+    print_result(run, run.workdir)
+    marked = [line.split()[0] for line in capsys.readouterr().out.splitlines() if "running" in line]
+    assert marked == ["train"]
+    assert "running mean" in str(scores(run, [], []))
 
 
 def test_a_run_resumed_after_its_last_step_has_the_same_metrics(tmp_path):
