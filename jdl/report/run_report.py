@@ -73,9 +73,7 @@ def scores(run: Run, rows: Sequence[Mapping[str, Any]], beside: Sequence[Baselin
     parts.append(table(("", *names), lines))
     if run.result.get("train_metrics") == "running":
         parts.append(
-            paragraph(
-                "train: running mean over the steps of the last epoch, not an evaluation."
-            )
+            paragraph("train: running mean over the steps of the last epoch, not an evaluation.")
         )
     split = held_out(run)
     reached = metrics.get(split, {})
