@@ -65,30 +65,8 @@ def _images(features: Any, shape: tuple[int, ...], **classes: Any) -> dict[str, 
     }
 
 
-_FASHION = [
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
-]
-_CIFAR10 = [
-    "airplane",
-    "automobile",
-    "bird",
-    "cat",
-    "deer",
-    "dog",
-    "frog",
-    "horse",
-    "ship",
-    "truck",
-]
+_FASHION = "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot"
+_CIFAR10 = "airplane,automobile,bird,cat,deer,dog,frog,horse,ship,truck"
 
 RECIPES = (
     Recipe(
@@ -108,7 +86,7 @@ RECIPES = (
         description="Fashion-MNIST: Zalando's article images (Xiao et al., 2017).",
         homepage="https://github.com/zalandoresearch/fashion-mnist",
         urls=_idx_urls("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"),
-        features=lambda f: _images(f, (28, 28, 1), names=_FASHION),
+        features=lambda f: _images(f, (28, 28, 1), names=_FASHION.split(",")),
         supervised=("image", "label"),
         read=originals.read_mnist,
         examples={"train": 60_000, "test": 10_000},
@@ -119,7 +97,7 @@ RECIPES = (
         description="CIFAR-10: small color photographs of ten classes (Krizhevsky, 2009).",
         homepage="https://www.cs.toronto.edu/~kriz/cifar.html",
         urls=("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",),
-        features=lambda f: {"id": f.Text(), **_images(f, (32, 32, 3), names=_CIFAR10)},
+        features=lambda f: {"id": f.Text(), **_images(f, (32, 32, 3), names=_CIFAR10.split(","))},
         supervised=("image", "label"),
         read=originals.read_cifar10,
         examples={"train": 50_000, "test": 10_000},
