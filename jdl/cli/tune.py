@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from jdl.cli.arguments import ExperimentName, Overrides
 from jdl.cli.train import print_result
+from jdl.config.overrides import as_flags
 from jdl.errors import UserError
 from jdl.trainer.interrupt import Interrupted, Interruption
 
@@ -132,7 +133,7 @@ def _print_best(study: Any) -> None:
         where = f"{study.workdir}/best, a link to {name}"
     print(f"{study.metric} {study.best.value:.4f} in {where}, with")
     for path, value in study.best.point.items():
-        print(f"  --{path.replace('_', '-')} {_text(value)}")
+        print(" ", *as_flags({path: value}))
 
 
 def _worker_command(
@@ -146,13 +147,5 @@ def _worker_command(
     command = ["tune", experiment, "--workdir", str(workdir)]
     if space:
         command += ["--space", *space]
-    for name, value in options.items():
-        if value is not None:
-            command += [f"--{name.replace('_', '-')}", str(value)]
-    for path, value in overrides.items():
-        command += [f"--{path}", *([value] if isinstance(value, str) else map(str, value))]
-    return command
-
-
-def _text(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    given = {name: value for name, value in options.items() if value is not None}
+    return [*command, *as_flags(given), *as_flags(overrides)]

@@ -35,6 +35,17 @@ def override(config: T, changes: Mapping[str, Any]) -> T:
     return _changed(config, type(config), named, "")
 
 
+def as_flags(changes: Mapping[str, Any]) -> list[str]:
+    """Returns overrides as words of a command line."""
+    words: list[str] = []
+    for path, value in changes.items():
+        flag = f"--{path.replace('_', '-')}"
+        values = list(map(str, value)) if isinstance(value, (list, tuple)) else [str(value)]
+        dashed = len(values) == 1 and values[0].startswith("--")
+        words += [f"{flag}={values[0]}"] if dashed else [flag, *values]
+    return words
+
+
 def flatten(config: Any, path: str = "") -> dict[str, Json]:
     """Flattens nested dataclasses to JSON by path; a dataclass's own path holds its class."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):

@@ -168,8 +168,8 @@ def _labels(entries: Sequence[Entry]) -> list[str]:
         ", ".join(f"{path} {_setting(entry.fields.get(path, ABSENT))}" for path in paths)
         for entry in entries
     ]
-    told = len(set(labels)) == len(entries) and all(labels) and max(map(len, labels)) <= 60
-    return labels if told else [entry.name for entry in entries]
+    distinct = len(set(labels)) == len(entries) and all(labels) and max(map(len, labels)) <= 60
+    return labels if distinct else [entry.name for entry in entries]
 
 
 def _setting(value: Json) -> str:

@@ -53,14 +53,14 @@ def verdict(
       floor: score of a model that ignores its input.
     """
     train, validation = points(rows, "train"), points(rows, "validation")
-    if said := _underfits(train, result, floor):
-        return said
+    if text := _underfits(train, result, floor):
+        return text
     if not validation:
         return f"No validation split: overfitting not assessed.{_gap(result)}"
     if len(validation) < 3:
         return f"Too few validation rows: overfitting not assessed.{_gap(result)}"
-    if said := _rises(train, validation):
-        return said
+    if text := _rises(train, validation):
+        return text
     best_step, best = min(validation, key=lambda point: point[1])
     first, (last_step, last) = validation[0][1], validation[-1]
     earlier = _at(validation, validation[0][0] + 0.75 * (last_step - validation[0][0]))

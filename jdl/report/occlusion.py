@@ -4,11 +4,11 @@ import numpy as np
 
 from jdl.data.text import UNKNOWN
 from jdl.report.page import Html, html, join
-from jdl.report.run_baselines import class_chances
+from jdl.report.run_baselines import class_probabilities
 from jdl.trainer.run import Run
 
 SUPPORTS, OPPOSES = "31, 119, 180", "255, 127, 14"
-"""Colours, red, green and blue, of words for and against what was said."""
+"""Colors, red, green and blue, of words for and against the predicted class."""
 
 
 def text_of(tokens: np.ndarray, words: tuple[str, ...]) -> str:
@@ -28,19 +28,19 @@ def influence(run: Run, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     Returns:
       influence: (length,), 0 for unknown words and padding.
-      chances: class probabilities of the whole text, (classes,).
+      probabilities: class probabilities of the whole text, (classes,).
     """
     places = np.flatnonzero(tokens > UNKNOWN)
     variants = np.tile(tokens, (1 + len(places), 1))
     variants[1 + np.arange(len(places)), places] = UNKNOWN
-    chances = class_chances(run, {run.experiment.task.inputs: variants})
-    said = chances[0].argmax()
+    probabilities = class_probabilities(run, {run.experiment.task.inputs: variants})
+    predicted = probabilities[0].argmax()
     changes = np.zeros(len(tokens))
-    changes[places] = chances[0, said] - chances[1:, said]
-    return changes, chances[0]
+    changes[places] = probabilities[0, predicted] - probabilities[1:, predicted]
+    return changes, probabilities[0]
 
 
-def coloured(tokens: np.ndarray, changes: np.ndarray, words: tuple[str, ...]) -> Html:
+def colored_text(tokens: np.ndarray, changes: np.ndarray, words: tuple[str, ...]) -> Html:
     """A text with each word colored by its influence, relative to the strongest."""
     strongest = max(float(np.abs(changes).max()), 1e-12)
 

@@ -2,7 +2,8 @@
 
 import base64
 import html as stdlib_html
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,20 @@ def table(header: Sequence[Any], rows: Iterable[Sequence[Any]]) -> Html:
 
     body = join(html("<tr>{}</tr>\n", line("td", row)) for row in rows)
     return html('<div class="wide"><table><tr>{}</tr>\n{}</table></div>', line("th", header), body)
+
+
+def scores_table(metrics: Mapping[str, Mapping[str, float]]) -> Html:
+    """A table of metrics by split."""
+    names = list(dict.fromkeys(name for scores in metrics.values() for name in scores))
+    rows = [[s, *(float(scores.get(n, math.nan)) for n in names)] for s, scores in metrics.items()]
+    return table(("", *names), rows)
+
+
+def value_text(value: Any) -> str:
+    """Formats the value of a setting."""
+    if isinstance(value, list):
+        return " ".join(map(str, value)) or "none"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def shown(value: Any) -> Any:

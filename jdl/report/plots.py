@@ -102,10 +102,10 @@ def forecasts(truth: np.ndarray, found: np.ndarray, names: Sequence[str], last: 
         axes = figure.add_subplot(len(panels), 1, index + 1)
         places = np.arange(start, len(truth))
         (true,) = axes.plot(places, truth[start:, target], color="0.45", linewidth=1)
-        (said,) = axes.plot(places, found[start:, target], color="tab:blue", linewidth=1.2)
+        (predicted,) = axes.plot(places, found[start:, target], color="tab:blue", linewidth=1.2)
         axes.set_ylabel(plain(names[target]))
         axes.grid(alpha=0.25)
-        axes.legend([true, said], ["truth", "forecast"], fontsize="small", frameon=False)
+        axes.legend([true, predicted], ["truth", "forecast"], fontsize="small", frameon=False)
         axes.set_xlabel("window of the split")
     return figure
 

@@ -68,12 +68,12 @@ def sample(run: Run, split: str, limit: int) -> tuple[np.ndarray, np.ndarray, li
         rows = pipeline.examples(chunk)
         parts.append((averaged(rows[task.inputs]), rows[task.targets]))
     inputs, targets = (np.concatenate(each) for each in zip(*parts, strict=True))
-    said = []
+    notes = []
     if inputs.shape[1:] != first.shape[1:]:
-        said.append(f"inputs averaged to {inputs.shape[1]}x{inputs.shape[2]}")
+        notes.append(f"inputs averaged to {inputs.shape[1]}x{inputs.shape[2]}")
     if len(indices) < len(pipeline):
-        said.append(f"{len(indices):,} of {len(pipeline):,} {split} examples")
-    return inputs, targets, said
+        notes.append(f"{len(indices):,} of {len(pipeline):,} {split} examples")
+    return inputs, targets, notes
 
 
 def chunks(indices: np.ndarray, size: int = 256) -> Iterator[np.ndarray]:
@@ -81,7 +81,7 @@ def chunks(indices: np.ndarray, size: int = 256) -> Iterator[np.ndarray]:
     return (indices[begin : begin + size] for begin in range(0, len(indices), size))
 
 
-def class_chances(run: Run, rows: Mapping[str, np.ndarray]) -> np.ndarray:
+def class_probabilities(run: Run, rows: Mapping[str, np.ndarray]) -> np.ndarray:
     """Class probabilities, (n, classes), of examples from the pipeline."""
     found = run.predict_rows(rows)
     return found if found.ndim == 2 else np.stack([1 - found, found], axis=1)

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from jdl.config.experiment_file import available
+from jdl.config.overrides import as_flags
 from jdl.files import RunDirectory, read_json
 from jdl.paths import path_name
 from jdl.report.page import Html, html, section, table
@@ -33,7 +34,7 @@ def parameters(run: Run) -> Html:
     return section("Parameters", all_of_them)
 
 
-def held_back(result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Html:
+def time_and_memory(result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Html:
     """How a run spent its time and memory."""
     return section("Time and memory", table(("", ""), costs(result, rows)))
 
@@ -51,14 +52,16 @@ def costs(result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[
         return f"{result[name]:.1f} s{share}"
 
     traced = {name: count for name, count in result.get("traces", {}).items() if count > 1}
-    again = ", ".join(f"{name}, {count} times in all" for name, count in traced.items()) or "no"
+    recompiled = (
+        ", ".join(f"{name}, {count} times in all" for name, count in traced.items()) or "no"
+    )
     peak = f"{result['peak_bytes'] / 2**20:,.0f} MiB" if "peak_bytes" in result else ABSENT
     speed = result.get("items_per_second")
     skipped = sum(row["split"] == "skipped" for row in rows)
     return [
         ("seconds in all", ABSENT if seconds is None else f"{seconds:.1f} s"),
         ("compiling", spent("compile_seconds")),
-        ("compiled again", again if "traces" in result else ABSENT),
+        ("compiled again", recompiled if "traces" in result else ABSENT),
         ("waiting for input", spent("input_seconds")),
         ("most memory in use", peak),
         ("training speed", ABSENT if speed is None else f"{speed:,.1f} items a second"),
@@ -66,13 +69,13 @@ def costs(result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[
     ]
 
 
-def again(directory: Path, recorded: RecordedRun, result: Mapping[str, Any]) -> Html:
+def reproduction(directory: Path, recorded: RecordedRun, result: Mapping[str, Any]) -> Html:
     """The commands that repeat a run, and where it ran."""
     name = recorded.file.name
     name = name if name in available() else str(recorded.file.path)
     commands = [
         f"jdl reproduce {shlex.quote(str(directory))}",
-        f"jdl train {shlex.quote(name)} {flags(recorded.overrides)}".rstrip(),
+        f"jdl train {shlex.quote(name)} {shlex.join(as_flags(recorded.overrides))}".rstrip(),
     ]
     environment = read_json(RunDirectory(directory).environment) or {}
     versions = result.get("versions") or environment.get("versions", {})
@@ -85,14 +88,3 @@ def again(directory: Path, recorded: RecordedRun, result: Mapping[str, Any]) -> 
     ]
     block = html("<pre>{}</pre>", "\n".join(commands))
     return section("Reproduce", block, table(("", ""), lines))
-
-
-def flags(overrides: Mapping[str, Any]) -> str:
-    """Formats overrides as command-line flags."""
-    words = []
-    for path, value in overrides.items():
-        values = [str(item) for item in (value if isinstance(value, list) else [value])]
-        flag = f"--{path.replace('_', '-')}"
-        dashed = len(values) == 1 and values[0].startswith("--")
-        words += [f"{flag}={values[0]}"] if dashed else [flag, *values]
-    return shlex.join(words)

@@ -13,7 +13,7 @@ from jdl.files import RunDirectory, read_rows
 from jdl.inference.generate import generate
 from jdl.report import classification, learning_curves, plots, run_details
 from jdl.report.baselines import Baseline
-from jdl.report.page import Folder, Html, html, paragraph, section, table
+from jdl.report.page import Folder, Html, html, paragraph, scores_table, section, table
 from jdl.report.run_baselines import baselines_of, held_out
 from jdl.tasks import BinaryClassification, Classification, Forecast, LanguageModeling
 from jdl.trainer.api import open_run
@@ -57,8 +57,8 @@ def write_report(directory: Path, out: Path | None = None, experiment: Path | No
         _learning(run, rows, beside, folder),
         *_of_the_task(run, folder),
         run_details.parameters(run),
-        run_details.held_back(run.result, rows),
-        run_details.again(directory, recorded, run.result),
+        run_details.time_and_memory(run.result, rows),
+        run_details.reproduction(directory, recorded, run.result),
     )
 
 
@@ -68,9 +68,7 @@ def scores(run: Run, rows: Sequence[Mapping[str, Any]], beside: Sequence[Baselin
     if metrics is None:
         metrics = {row["split"]: row["metrics"] for row in rows if row["split"] != "skipped"}
         parts.append(paragraph("The run has not ended: these are its last rows."))
-    names = list(dict.fromkeys(name for scores in metrics.values() for name in scores))
-    lines = [[s, *(float(scores.get(n, np.nan)) for n in names)] for s, scores in metrics.items()]
-    parts.append(table(("", *names), lines))
+    parts.append(scores_table(metrics))
     if run.result.get("train_metrics") == "running":
         parts.append(
             paragraph("train: running mean over the steps of the last epoch, not an evaluation.")
@@ -91,14 +89,14 @@ def scores(run: Run, rows: Sequence[Mapping[str, Any]], beside: Sequence[Baselin
 def _learning(
     run: Run, rows: Sequence[Mapping[str, Any]], beside: Sequence[Baseline], folder: Folder
 ) -> Html:
-    said = learning_curves.verdict(rows, run.result, beside[0] if beside else None)
+    text = learning_curves.verdict(rows, run.result, beside[0] if beside else None)
     lines = learning_curves.curves(rows)
     if not any(len(steps) > 1 for named in lines.values() for steps, _ in named.values()):
         interval = run.experiment.runtime.log_every
         few = f"There are too few rows to draw; runtime.log_every is {interval}."
-        return section("Learning curves", paragraph(said), paragraph(few))
+        return section("Learning curves", paragraph(text), paragraph(few))
     picture = folder.picture("curves", plots.curves(lines), "Learning curves")
-    return section("Learning curves", paragraph(said), picture)
+    return section("Learning curves", paragraph(text), picture)
 
 
 def _of_the_task(run: Run, folder: Folder) -> list[Html]:
@@ -106,9 +104,9 @@ def _of_the_task(run: Run, folder: Folder) -> list[Html]:
     task, data = run.experiment.task, run.experiment.data
     if isinstance(task, (Classification, BinaryClassification)):
         words = data.vocabulary_words() if isinstance(data, Words) else ()
-        judged = classification.judge(run)
-        found = classification.sections(run, judged, folder, words)
-        return [*found, classification.influences(run, judged, words)] if words else found
+        predictions = classification.predict_held_out(run)
+        found = classification.sections(run, predictions, folder, words)
+        return [*found, classification.influences(run, predictions, words)] if words else found
     if isinstance(task, Forecast) and isinstance(data, Series):
         return [_forecasts(run, data, folder)]
     if isinstance(task, LanguageModeling):

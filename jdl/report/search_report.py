@@ -11,10 +11,20 @@ from typing import Any
 import numpy as np
 
 from jdl.config.experiment_file import available, documentation
+from jdl.config.overrides import as_flags
 from jdl.files import RunDirectory, read_json, read_rows
 from jdl.report import plots, search_plots
-from jdl.report.page import Folder, Html, html, paragraph, section, shown, table
-from jdl.report.run_details import flags
+from jdl.report.page import (
+    Folder,
+    Html,
+    html,
+    paragraph,
+    scores_table,
+    section,
+    shown,
+    table,
+    value_text,
+)
 from jdl.report.search_plots import Objective, Trials, finite_values, has_value
 
 MIN_TRIALS = 10
@@ -175,15 +185,17 @@ def _best_trial(directory: Path, study: Mapping[str, Any], best: Mapping[str, An
     run = directory / f"trials/{best['number']:04d}"
     named = directory / "best" if (directory / "best").resolve() == run.resolve() else run
     parts = [paragraph(f"Trial {best['number']}, {study['metric']} {shown(best['value'])}:")]
-    parts.append(table(("", ""), [(path, _text(value)) for path, value in best["point"].items()]))
+    parts.append(
+        table(("", ""), [(path, value_text(value)) for path, value in best["point"].items()])
+    )
     metrics = (RunDirectory(run).read_result() or {}).get("metrics", {})
-    parts += _metrics(metrics)
+    parts += [scores_table(metrics)] if metrics else []
     commands = [f"jdl evaluate {shlex.quote(str(named))}"] if metrics else []
     if study["experiment"] is not None:
         name = study["experiment"]
         name = name if name in available() else str(named / "experiment.py")
         changes = {**study["overrides"], **best["point"]}
-        commands.append(f"jdl train {shlex.quote(name)} {flags(changes)}")
+        commands.append(f"jdl train {shlex.quote(name)} {shlex.join(as_flags(changes))}")
     if commands:
         parts.append(html("<pre>{}</pre>", "\n".join(commands)))
     if not metrics:
@@ -197,15 +209,9 @@ def _refit(directory: Path) -> list[Html]:
     if result is None:
         return []
     about = paragraph("The best point, trained on training and validation data together.")
-    return [section("Refit on training and validation data", about, *_metrics(result["metrics"]))]
-
-
-def _metrics(metrics: Mapping[str, Mapping[str, float]]) -> list[Html]:
-    if not metrics:
-        return []
-    names = list(dict.fromkeys(name for scores in metrics.values() for name in scores))
-    lines = [[s, *(float(scores.get(n, math.nan)) for n in names)] for s, scores in metrics.items()]
-    return [table(("", *names), lines)]
+    return [
+        section("Refit on training and validation data", about, scores_table(result["metrics"]))
+    ]
 
 
 def _plots(
@@ -265,7 +271,7 @@ def _table(study: Mapping[str, Any], ranked: Trials) -> Html:
             trial["number"],
             trial["state"] if trial["state"] == "complete" else _muted(trial["state"]),
             "-" if trial["value"] is None else float(trial["value"]),
-            *(_text(trial["point"][p]) if p in trial["point"] else "-" for p in paths),
+            *(value_text(trial["point"][p]) if p in trial["point"] else "-" for p in paths),
             "-" if trial["seconds"] is None else f"{trial['seconds']:.1f}",
         ]
         for trial in ranked
@@ -286,10 +292,3 @@ def _table(study: Mapping[str, Any], ranked: Trials) -> Html:
 
 def _muted(text: str) -> Html:
     return html('<span class="quiet">{}</span>', text)
-
-
-def _text(value: Any) -> Any:
-    """A value of a point as text."""
-    if isinstance(value, list):
-        return " ".join(map(str, value)) or "none"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -13,11 +13,12 @@ from sklearn.metrics import confusion_matrix
 
 import jdl
 from jdl.cli.arguments import overrides, split
+from jdl.config.overrides import as_flags
 from jdl.data import Arrays, Words
 from jdl.data.text import START, UNKNOWN, build_vocabulary, encode_words
 from jdl.report import classification, occlusion, page, run_details
 from jdl.report.baselines import Baseline
-from jdl.report.classification import Judged
+from jdl.report.classification import Predictions
 from jdl.report.learning_curves import curves, verdict
 from jdl.tasks import BinaryClassification
 from tests.breaks import Killed, broken, make_experiment
@@ -81,8 +82,8 @@ def test_a_model_no_better_than_the_last_value_underfits():
     floor = Baseline("the last value again", "rmse", 2.0)
     for rmse, underfits in ((1.99, True), (2.5, True), (1.9, False)):
         result = {"metrics": {"train": {"rmse": rmse}}}
-        said = verdict(rows(FALLING, FALLING), result, floor)
-        assert said.startswith("Underfits") == underfits
+        text = verdict(rows(FALLING, FALLING), result, floor)
+        assert text.startswith("Underfits") == underfits
 
 
 def test_curves_are_the_rows():
@@ -92,17 +93,19 @@ def test_curves_are_the_rows():
 
 
 def test_confusion_is_scikit_learn_s():
-    labels, said = np.random.default_rng(0).integers(0, 5, (2, 300))
+    labels, predicted = np.random.default_rng(0).integers(0, 5, (2, 300))
     np.testing.assert_array_equal(
-        classification.confusion(labels, said, 6), confusion_matrix(labels, said, labels=range(6))
+        classification.confusion(labels, predicted, 6),
+        confusion_matrix(labels, predicted, labels=range(6)),
     )
 
 
 def test_the_most_confident_errors_come_first():
-    chances = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.05, 0.95], [0.3, 0.7]])
-    judged = Judged("test", np.arange(5), chances, np.array([0, 0, 1, 0, 1]), "the test split")
-    assert list(classification.mistakes(judged)) == [3, 1, 2]
-    assert list(classification.mistakes(judged, 2)) == [3, 1]
+    probabilities = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.05, 0.95], [0.3, 0.7]])
+    labels = np.array([0, 0, 1, 0, 1])
+    predictions = Predictions("test", np.arange(5), probabilities, labels, "the test split")
+    assert list(classification.mistakes(predictions)) == [3, 1, 2]
+    assert list(classification.mistakes(predictions, 2)) == [3, 1]
 
 
 class Decides(nn.Module):
@@ -127,11 +130,15 @@ def test_occlusion_finds_the_word_that_decides(tmp_path):
     )
     run = jdl.train(experiment, tmp_path / "run")
     low, high = 1 / (1 + np.exp(2)), 1 / (1 + np.exp(-2))
-    changes, chances = occlusion.influence(run, np.array([0, START, UNKNOWN, 3, 5, 4], np.int32))
-    np.testing.assert_allclose(chances, [low, high], rtol=1e-5)
+    changes, probabilities = occlusion.influence(
+        run, np.array([0, START, UNKNOWN, 3, 5, 4], np.int32)
+    )
+    np.testing.assert_allclose(probabilities, [low, high], rtol=1e-5)
     np.testing.assert_allclose(changes, [0, 0, 0, 0, high - low, 0], atol=1e-6)
-    changes, chances = occlusion.influence(run, np.array([0, START, UNKNOWN, 3, 4, 4], np.int32))
-    assert chances.argmax() == 0
+    changes, probabilities = occlusion.influence(
+        run, np.array([0, START, UNKNOWN, 3, 4, 4], np.int32)
+    )
+    assert probabilities.argmax() == 0
     assert not changes.any()
     # Either of two alone is not needed.
     assert not occlusion.influence(run, np.array([START, 5, 3, 5], np.int32))[0].any()
@@ -148,12 +155,12 @@ def test_ids_are_turned_back_into_words():
     assert occlusion.text_of(found, words) == "the [?] a cat"
 
 
-def test_overrides_are_said_as_the_command_line_takes_them():
+def test_overrides_as_flags_of_the_command_line():
     changes = {"steps": "10", "model.widths": ["4", "3"], "data.path": "a b$c", "data.name": "--x"}
-    said = run_details.flags(changes)
-    assert said == "--steps 10 --model.widths 4 3 --data.path 'a b$c' --data.name=--x"
-    assert overrides(split(shlex.split(said), {})[1]) == changes
-    assert run_details.flags({"optimizer.learning_rate": 0.1}) == "--optimizer.learning-rate 0.1"
+    flags = shlex.join(as_flags(changes))
+    assert flags == "--steps 10 --model.widths 4 3 --data.path 'a b$c' --data.name=--x"
+    assert overrides(split(shlex.split(flags), {})[1]) == changes
+    assert as_flags({"optimizer.learning_rate": 0.1}) == ["--optimizer.learning-rate", "0.1"]
 
 
 def test_costs_in_words():
@@ -161,13 +168,13 @@ def test_costs_in_words():
     result |= {"items_per_second": 1234.5, "traces": {"update": 3, "evaluate": 1}}
     result |= {"peak_bytes": 3 << 20}
     skipped = {"split": "skipped", "step": 1, "metrics": {}}
-    said = dict(run_details.costs(result, [skipped]))
-    assert said["compiling"] == "5.0 s, 25.0 % of all"
-    assert said["waiting for input"] == "1.0 s, 5.0 % of all"
-    assert said["compiled again"] == "update, 3 times in all"
-    assert said["most memory in use"] == "3 MiB"
-    assert said["steps skipped, not finite"] == "1"
-    assert said["training speed"].startswith("1,234.5")
+    costs = dict(run_details.costs(result, [skipped]))
+    assert costs["compiling"] == "5.0 s, 25.0 % of all"
+    assert costs["waiting for input"] == "1.0 s, 5.0 % of all"
+    assert costs["compiled again"] == "update, 3 times in all"
+    assert costs["most memory in use"] == "3 MiB"
+    assert costs["steps skipped, not finite"] == "1"
+    assert costs["training speed"].startswith("1,234.5")
     old = dict(run_details.costs({"seconds": 20.0, "compile_seconds": 5.0}, []))
     for name in ("compiled again", "waiting for input", "most memory in use", "training speed"):
         assert old[name] == "not recorded"
@@ -263,8 +270,8 @@ def test_names_are_not_taken_for_html(command, run):
     hostile = "<script>alert('x')</script> & <b>"
     (run / "mine.py").write_text(CLOUDS.replace("Two clouds", hostile))
     for name in ("experiment.json", "result.json"):
-        told = read(run / name)
-        (run / name).write_text(json.dumps({**told, "experiment": hostile}))
+        recorded = read(run / name)
+        (run / name).write_text(json.dumps({**recorded, "experiment": hostile}))
     code, _, err = command("report", run, "--experiment", run / "mine.py")
     assert (code, err) == (0, "")
     text = (run / "report/index.html").read_text()
@@ -354,6 +361,7 @@ REVIEWS = '''"""Texts."""
 import numpy as np
 
 from jdl import Experiment
+from jdl.config.overrides import as_flags
 from jdl.data import Arrays, Words
 from jdl.models import RNN
 from jdl.tasks import BinaryClassification
@@ -409,8 +417,8 @@ def test_the_page_suits_the_task(command, tmp_path, text, pictures, parts):
     assert (code, err) == (0, "")
     assert out == "run/report/index.html\n"
     assert {path.stem for path in (tmp_path / "run/report").glob("*.png")} == pictures
-    said = Reader((tmp_path / "run/report/index.html").read_text()).text
-    assert all(part in said for part in parts)
+    shown = Reader((tmp_path / "run/report/index.html").read_text()).text
+    assert all(part in shown for part in parts)
 
 
 def test_a_run_broken_off_can_be_looked_at(tmp_path):
@@ -419,8 +427,8 @@ def test_a_run_broken_off_can_be_looked_at(tmp_path):
     with pytest.raises(Killed):
         jdl.train(broken(make_experiment(), 9), tmp_path / "run")
     run = jdl.open_run(tmp_path / "run", make_experiment())
-    judged = classification.judge(run)
-    assert held_out(run) == judged.split == "validation"
-    assert len(judged.labels) == run.data.count("validation")
-    accuracy = (judged.said == judged.labels).mean()
+    predictions = classification.predict_held_out(run)
+    assert held_out(run) == predictions.split == "validation"
+    assert len(predictions.labels) == run.data.count("validation")
+    accuracy = (predictions.predicted == predictions.labels).mean()
     assert run.evaluate("validation")["accuracy"] == pytest.approx(accuracy)
