@@ -31,8 +31,11 @@ def gru(projected: Array, h: Array, kernel: Array, bias: Array) -> Array:
     return lax.scan(step, h, projected)[1]
 
 
-def linear_cross_entropy(hidden: Array, kernel: Array, targets: Array, weights: Array) -> Array:
+def linear_cross_entropy(
+    hidden: Array, kernel: Array, targets: Array, weights: Array | None = None
+) -> Array:
     """Materializes all logits."""
+    weights = jnp.ones(targets.shape) if weights is None else weights
     logits = jnp.matmul(hidden, kernel.astype(hidden.dtype).T, preferred_element_type=jnp.float32)
     return (weights * optax.softmax_cross_entropy_with_integer_labels(logits, targets)).sum()
 

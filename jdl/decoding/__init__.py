@@ -3,17 +3,17 @@
 from jdl.decoding.autoregressive import generate, stream
 from jdl.decoding.beam import beam_search, length_penalty
 from jdl.decoding.greedy import greedy
-from jdl.decoding.sampling import Sampling, draw, filtered
+from jdl.decoding.sampling import Sampling, filter_logits, sample
 from jdl.decoding.translation import translate
 
 __all__ = [
     "Sampling",
     "beam_search",
-    "draw",
-    "filtered",
+    "filter_logits",
     "generate",
     "greedy",
     "length_penalty",
+    "sample",
     "stream",
     "translate",
 ]

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jdl.data.vocabulary import check_token_ids
-from jdl.decoding.cache import empty, read
-from jdl.decoding.sampling import PLAIN, Sampling, draw
+from jdl.decoding.cache import apply_with_cache, init_cache
+from jdl.decoding.sampling import PLAIN, Sampling, sample
 from jdl.errors import UserError
 from jdl.tracing import takes_argument
 from jdl.typing import Key, PyTree
@@ -218,10 +218,10 @@ def _begin(form: _Form, variables: PyTree, tokens: Any, stopped: Any, prefix: in
     """Creates the cache and prefills it with all but the last of the `prefix` known tokens."""
     tokens, cache = jnp.asarray(tokens), None
     if form.use_cache:
-        cache = empty(form.model, variables, tokens.shape[0], tokens.shape[1] - 1)
+        cache = init_cache(form.model, variables, tokens.shape[0], tokens.shape[1] - 1)
         if prefix > 1:
             before = tokens[:, : prefix - 1]
-            _, cache = read(form.model, variables, before, jnp.int32(0), cache)
+            _, cache = apply_with_cache(form.model, variables, before, jnp.int32(0), cache)
     return _State(tokens, jnp.int32(prefix), jnp.asarray(stopped), cache)
 
 
@@ -242,7 +242,7 @@ def _advance(
         at = state.position
         logits, cache = _next(form, variables, state)
         here = jax.vmap(jax.random.fold_in)(keys, at - lengths + drawn)
-        token = draw(logits[:, : form.vocab_size], form.sampling, here)
+        token = sample(logits[:, : form.vocab_size], form.sampling, here)
         given, stopped = at < lengths, state.stopped
         if form.eos_token_id is not None:
             token = jnp.where(stopped, form.eos_token_id, token)
@@ -260,7 +260,7 @@ def _next(form: _Form, variables: PyTree, state: _State) -> tuple[jax.Array, PyT
     last = state.position - 1
     if form.use_cache:
         token = jax.lax.dynamic_slice_in_dim(state.tokens, last, 1, axis=1)
-        logits, cache = read(form.model, variables, token, last, state.cache)
+        logits, cache = apply_with_cache(form.model, variables, token, last, state.cache)
         return logits[:, 0], cache
     logits = _logits(form.model, variables, state.tokens[:, :-1])
     return jax.lax.dynamic_index_in_dim(logits, last, 1, keepdims=False), state.cache

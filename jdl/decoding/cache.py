@@ -14,7 +14,7 @@ Step = Callable[[jax.Array, jax.Array, PyTree], tuple[jax.Array, PyTree]]
 updated cache."""
 
 
-def read(
+def apply_with_cache(
     model: nn.Module,
     variables: Mapping[str, PyTree],
     tokens: jax.Array,
@@ -29,7 +29,7 @@ def read(
     return logits, changed[CACHE]
 
 
-def empty(model: nn.Module, variables: Mapping[str, PyTree], rows: int, length: int) -> PyTree:
+def init_cache(model: nn.Module, variables: Mapping[str, PyTree], rows: int, length: int) -> PyTree:
     """Returns the empty cache of a language model for `rows` sequences of `length` tokens."""
 
     def make() -> PyTree:

@@ -38,7 +38,7 @@ PLAIN = Sampling()
 """Samples from the model's probabilities unchanged."""
 
 
-def filtered(logits: jax.Array, sampling: Sampling) -> jax.Array:
+def filter_logits(logits: jax.Array, sampling: Sampling) -> jax.Array:
     """Returns the logits to sample from, -inf for excluded tokens.
 
     Args:
@@ -63,8 +63,8 @@ def filtered(logits: jax.Array, sampling: Sampling) -> jax.Array:
     return logits
 
 
-def draw(logits: jax.Array, sampling: Sampling, keys: jax.Array) -> jax.Array:
+def sample(logits: jax.Array, sampling: Sampling, keys: jax.Array) -> jax.Array:
     """Samples a token per row, (rows,) int32, from logits (rows, vocab) with typed keys (rows,)."""
     if sampling.temperature < COLDEST:
         return logits.argmax(-1).astype(jnp.int32)
-    return jax.vmap(jax.random.categorical)(keys, filtered(logits, sampling)).astype(jnp.int32)
+    return jax.vmap(jax.random.categorical)(keys, filter_logits(logits, sampling)).astype(jnp.int32)

@@ -24,24 +24,16 @@ class SimpleRNN(nn.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns the hidden state of each step, from a zero initial state."""
-        return self.resume(x, self.zero(x.shape[0]))[0]
+        return self.unroll(x, self.initial_state(x.shape[0]))[0]
 
-    def zero(self, batch: Size) -> State:
+    def initial_state(self, batch: Size) -> State:
         """Returns the zero state of a batch."""
         return (jnp.zeros((batch, self.hidden_size), self.dtype),)
 
     @nn.compact
-    def resume(self, x: jax.Array, state: State) -> tuple[jax.Array, State]:
+    def unroll(self, x: jax.Array, state: State) -> tuple[jax.Array, State]:
         """Returns hidden states (batch, time, hidden_size) after `state`, and the final state."""
-        shape = (x.shape[-1], self.hidden_size)
-        inner = self.param("kernel", nn.initializers.glorot_uniform(), shape)
-        outer = self.param(
-            "recurrent", nn.initializers.orthogonal(), (self.hidden_size, self.hidden_size)
-        )
-        bias = self.param("bias", nn.initializers.zeros, (self.hidden_size,))
-        x = jnp.swapaxes(x, 0, 1).astype(self.dtype)
-        projected = x @ inner.astype(self.dtype) + bias.astype(self.dtype)
-        outer = outer.astype(self.dtype)
+        projected, outer = _project(self, x, 1)
 
         def step(h: jax.Array, z: jax.Array) -> tuple[jax.Array, jax.Array]:
             h = jnp.tanh(z + h @ outer)
@@ -63,25 +55,18 @@ class LSTM(nn.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns the hidden state of each step, from a zero initial state."""
-        return self.resume(x, self.zero(x.shape[0]))[0]
+        return self.unroll(x, self.initial_state(x.shape[0]))[0]
 
-    def zero(self, batch: Size) -> State:
+    def initial_state(self, batch: Size) -> State:
         """Returns the zero state of a batch."""
         shape = (batch, self.hidden_size)
         return jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype)
 
     @nn.compact
-    def resume(self, x: jax.Array, state: State) -> tuple[jax.Array, State]:
+    def unroll(self, x: jax.Array, state: State) -> tuple[jax.Array, State]:
         """Returns hidden states (batch, time, hidden_size) after `state`, and the final state."""
-        units = self.hidden_size
-        features = x.shape[-1]
-        inner = self.param("kernel", nn.initializers.glorot_uniform(), (features, 4 * units))
-        outer = self.param("recurrent", nn.initializers.orthogonal(), (units, 4 * units))
-        bias = self.param("bias", _forget_bias, (4 * units,))
-        # Time first: each step of the scan then reads contiguous memory.
-        x = jnp.swapaxes(x, 0, 1).astype(self.dtype)
-        projected = x @ inner.astype(self.dtype) + bias.astype(self.dtype)
-        hidden, cell = ops.lstm(projected, *state, outer.astype(self.dtype))
+        projected, outer = _project(self, x, 4, _forget_bias)
+        hidden, cell = ops.lstm(projected, *state, outer)
         return jnp.swapaxes(hidden, 0, 1), (hidden[-1], cell)
 
 
@@ -96,26 +81,18 @@ class GRU(nn.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns the hidden state of each step, from a zero initial state."""
-        return self.resume(x, self.zero(x.shape[0]))[0]
+        return self.unroll(x, self.initial_state(x.shape[0]))[0]
 
-    def zero(self, batch: Size) -> State:
+    def initial_state(self, batch: Size) -> State:
         """Returns the zero state of a batch."""
         return (jnp.zeros((batch, self.hidden_size), self.dtype),)
 
     @nn.compact
-    def resume(self, x: jax.Array, state: State) -> tuple[jax.Array, State]:
+    def unroll(self, x: jax.Array, state: State) -> tuple[jax.Array, State]:
         """Returns hidden states (batch, time, hidden_size) after `state`, and the final state."""
-        units = self.hidden_size
-        features = x.shape[-1]
-        inner = self.param("kernel", nn.initializers.glorot_uniform(), (features, 3 * units))
-        outer = self.param("recurrent", nn.initializers.orthogonal(), (units, 3 * units))
-        bias = self.param("bias", nn.initializers.zeros, (3 * units,))
-        recurrent_bias = self.param("recurrent_bias", nn.initializers.zeros, (units,))
-        x = jnp.swapaxes(x, 0, 1).astype(self.dtype)
-        projected = x @ inner.astype(self.dtype) + bias.astype(self.dtype)
-        hidden = ops.gru(
-            projected, *state, outer.astype(self.dtype), recurrent_bias.astype(self.dtype)
-        )
+        projected, outer = _project(self, x, 3)
+        bias = self.param("recurrent_bias", nn.initializers.zeros, (self.hidden_size,))
+        hidden = ops.gru(projected, *state, outer, bias.astype(self.dtype))
         return jnp.swapaxes(hidden, 0, 1), (hidden[-1],)
 
 
@@ -132,6 +109,24 @@ class Bidirectional(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns the hidden states of each step, forward then backward."""
         return jnp.concatenate([self.forward(x), self.backward(x[:, ::-1])[:, ::-1]], axis=-1)
+
+
+def _project(
+    layer: Any, x: jax.Array, gates: int, bias_init: Any = nn.initializers.zeros
+) -> tuple[jax.Array, Any]:
+    """Creates a layer's parameters and projects its inputs, (batch, time, features), at once.
+
+    Returns:
+      The projections (time, batch, gates * hidden_size), and the recurrent kernel.
+    """
+    units = gates * layer.hidden_size
+    inner = layer.param("kernel", nn.initializers.glorot_uniform(), (x.shape[-1], units))
+    outer = layer.param("recurrent", nn.initializers.orthogonal(), (layer.hidden_size, units))
+    bias = layer.param("bias", bias_init, (units,))
+    # Time first: each step of the scan then reads contiguous memory.
+    x = jnp.swapaxes(x, 0, 1).astype(layer.dtype)
+    projected = x @ inner.astype(layer.dtype) + bias.astype(layer.dtype)
+    return projected, outer.astype(layer.dtype)
 
 
 def _forget_bias(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:

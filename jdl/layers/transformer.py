@@ -54,6 +54,13 @@ class FeedForward(nn.Module):
         )
 
 
+SIZES = (
+    "vocab_size", "type_vocab_size", "max_position_embeddings", "patch_size", "num_layers",
+    "num_heads", "num_kv_heads", "embed_dim", "mlp_dim",
+)  # fmt: skip
+"""Fields of transformers that are at least 1."""
+
+
 class Block(nn.Module):
     """Self-attention, in a decoder also cross-attention, and a feed-forward network.
 
@@ -159,10 +166,10 @@ def stack(
     return looped(block(name="blocks"), x, None)[0]
 
 
-def check_sizes(model: nn.Module, *names: str) -> None:
-    """Raises a UserError if one of these fields of a model is less than 1; None is allowed."""
-    for name in names:
-        size = getattr(model, name)
+def check_sizes(model: nn.Module) -> None:
+    """Raises a UserError if one of a model's sizes is less than 1; None is allowed."""
+    for name in SIZES:
+        size = getattr(model, name, None)
         if size is not None and size < 1:
             raise UserError(f"model.{name} must be at least 1, not {size}")
 

@@ -50,16 +50,7 @@ class BERT(nn.Module):
         train: bool = False,
     ) -> jax.Array:
         """Returns logits, pooled vectors, or the sum of cross-entropies; see the class."""
-        check_sizes(
-            self,
-            "vocab_size",
-            "max_position_embeddings",
-            "num_layers",
-            "num_heads",
-            "embed_dim",
-            "mlp_dim",
-            "type_vocab_size",
-        )
+        check_sizes(self)
         check_length(tokens, self.max_position_embeddings)
         embed = nn.Embed(
             self.vocab_size, self.embed_dim, embedding_init=INIT, dtype=self.dtype, name="tokens"
@@ -78,13 +69,10 @@ class BERT(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (self.vocab_size,))
         if targets is None:
             return (x @ embed.embedding.astype(self.dtype).T).astype(jnp.float32) + bias
-        weights = jnp.ones(targets.shape) if weights is None else weights
         # The bias is a kernel column whose input is always 1: the op takes a kernel alone.
         x = jnp.concatenate([x, jnp.ones_like(x[..., :1])], -1)
         kernel = jnp.concatenate([embed.embedding, bias[:, None]], -1)
-        return ops.linear_cross_entropy(
-            x.reshape(-1, self.embed_dim + 1), kernel, targets.reshape(-1), weights.reshape(-1)
-        )
+        return ops.linear_cross_entropy(x, kernel, targets, weights)
 
     def _encode(
         self, embed: nn.Embed, tokens: jax.Array, token_type_ids: jax.Array | None, train: bool

@@ -67,16 +67,7 @@ class GPT(nn.Module):
         decode: bool = False,
     ) -> jax.Array:
         """Returns logits, or with targets the sum of cross-entropies."""
-        check_sizes(
-            self,
-            "vocab_size",
-            "max_position_embeddings",
-            "num_layers",
-            "num_heads",
-            "num_kv_heads",
-            "embed_dim",
-            "mlp_dim",
-        )
+        check_sizes(self)
         check_length(tokens, self.max_position_embeddings)
         init = nn.initializers.normal(0.02)
         embed = nn.Embed(
@@ -98,10 +89,7 @@ class GPT(nn.Module):
         x = normalization(self.norm, self.dtype, "norm", self.epsilon)(x)
         if targets is None:
             return (x @ kernel.astype(self.dtype).T).astype(jnp.float32)
-        weights = jnp.ones(targets.shape) if weights is None else weights
-        return ops.linear_cross_entropy(
-            x.reshape(-1, self.embed_dim), kernel, targets.reshape(-1), weights.reshape(-1)
-        )
+        return ops.linear_cross_entropy(x, kernel, targets, weights)
 
     def _place(self, x: jax.Array, positions: jax.Array | None) -> jax.Array:
         """Adds position embeddings to x (batch, time, embed); rotary ones act in attention."""

@@ -63,26 +63,23 @@ class RecurrentLM(nn.Module):
             x = drop(self._layer(index, x, begins, train, decode))
         if targets is None:
             return (x @ kernel.astype(self.dtype).T).astype(jnp.float32)
-        weights = jnp.ones(targets.shape) if weights is None else weights
-        return ops.linear_cross_entropy(
-            x.reshape(-1, self.hidden_size), kernel, targets.reshape(-1), weights.reshape(-1)
-        )
+        return ops.linear_cross_entropy(x, kernel, targets, weights)
 
     def _layer(
         self, index: int, x: jax.Array, begins: jax.Array | None, train: bool, decode: bool
     ) -> jax.Array:
         """Applies a recurrent layer, reading and writing its carried or cached state."""
         layer = CELLS[self.cell](self.hidden_size, dtype=self.dtype)
-        zero, name = layer.zero(x.shape[0]), f"layer_{index}"
+        initial, name = layer.initial_state(x.shape[0]), f"layer_{index}"
         if decode:
-            x, last = layer.resume(x, self.get_variable(CACHE, name, zero))
+            x, last = layer.unroll(x, self.get_variable(CACHE, name, initial))
             self.put_variable(CACHE, name, last)
             return x
         if not (self.carry and (train or self.is_initializing())):
             return layer(x)
-        state = jax.lax.stop_gradient(self.get_variable(CARRY, name, zero))
+        state = jax.lax.stop_gradient(self.get_variable(CARRY, name, initial))
         if begins is not None:
             state = jax.tree.map(lambda s: jnp.where(begins[:, None], 0, s), state)
-        x, last = layer.resume(x, state)
-        self.put_variable(CARRY, name, last if train else zero)
+        x, last = layer.unroll(x, state)
+        self.put_variable(CARRY, name, last if train else initial)
         return x

@@ -37,15 +37,7 @@ class EncoderDecoder(nn.Module):
 
     def setup(self) -> None:
         """Creates the submodules."""
-        check_sizes(
-            self,
-            "vocab_size",
-            "max_position_embeddings",
-            "num_layers",
-            "num_heads",
-            "embed_dim",
-            "mlp_dim",
-        )
+        check_sizes(self)
         init = nn.initializers.normal(self.embed_dim**-0.5)
         self.embedding = self.param("embedding", init, (self.vocab_size, self.embed_dim))
         self.encoder = self._side(cross=False)
@@ -64,11 +56,7 @@ class EncoderDecoder(nn.Module):
         x = self._decoded(tokens, self.encode(source, train), source, train=train)
         if targets is None:
             return self._logits(x)
-        weights = jnp.ones(targets.shape) if weights is None else weights
-        return ops.linear_cross_entropy(
-            x.reshape(-1, self.embed_dim), self.embedding, targets.reshape(-1), weights.reshape(-1),
-            smoothing=smoothing,
-        )  # fmt: skip
+        return ops.linear_cross_entropy(x, self.embedding, targets, weights, smoothing)
 
     def encode(self, source: jax.Array, train: bool = False) -> jax.Array:
         """Encodes a source (batch, keys) to a memory (batch, keys, embed)."""

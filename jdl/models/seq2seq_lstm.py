@@ -55,11 +55,7 @@ class LSTMEncoderDecoder(nn.Module):
         x = self._decoded(tokens, self.encode(source, train), source, train=train)
         if targets is None:
             return self._logits(x)
-        weights = jnp.ones(targets.shape) if weights is None else weights
-        return ops.linear_cross_entropy(
-            x.reshape(-1, self.hidden_size), self.embedding, targets.reshape(-1),
-            weights.reshape(-1), smoothing=smoothing,
-        )  # fmt: skip
+        return ops.linear_cross_entropy(x, self.embedding, targets, weights, smoothing)
 
     def encode(self, source: jax.Array, train: bool = False) -> jax.Array:
         """Encodes a source (batch, keys) to a memory (batch, keys, units)."""
@@ -98,7 +94,7 @@ class LSTMEncoderDecoder(nn.Module):
         mean = jnp.where(seen[..., None], memory, 0).sum(1) / seen.sum(1, keepdims=True)
         x = self._embed(tokens, train)
         for index, layer in enumerate(self.decoders):
-            state = jnp.tanh(self.begins[index](mean)), layer.zero(len(tokens))[1]
+            state = jnp.tanh(self.begins[index](mean)), layer.initial_state(len(tokens))[1]
             x = self._drop(self._resumed(index, layer, x, state, decode), train)
         heads = (y[:, :, None] for y in (self.query(x), memory, memory))
         context = ops.attention(*heads, mask=seen[:, None, None])[:, :, 0]
@@ -110,7 +106,7 @@ class LSTMEncoderDecoder(nn.Module):
         """Applies a layer; with `decode`, from its cached state."""
         name = f"decoder_{index}"
         made = decode and self.has_variable(CACHE, name)
-        x, last = layer.resume(x, self.get_variable(CACHE, name) if made else state)
+        x, last = layer.unroll(x, self.get_variable(CACHE, name) if made else state)
         if decode:
             self.put_variable(CACHE, name, last if made else state)
         return x

@@ -37,7 +37,7 @@ class ViT(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         """Returns logits (batch, num_classes)."""
-        check_sizes(self, "patch_size", "num_layers", "num_heads", "embed_dim", "mlp_dim")
+        check_sizes(self)
         x = self._patches(images)
         init = nn.initializers.normal(0.02)
         if self.pool == "first":

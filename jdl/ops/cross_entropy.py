@@ -23,7 +23,11 @@ chunks of 512 and 17 ms in chunks of 4,096.
 
 
 def linear_cross_entropy(
-    hidden: Array, kernel: Array, targets: Array, weights: Array, smoothing: float = 0.0
+    hidden: Array,
+    kernel: Array,
+    targets: Array,
+    weights: Array | None = None,
+    smoothing: float = 0.0,
 ) -> Array:
     """The weighted sum of cross-entropies of the logits `hidden kernel^T`, in nats.
 
@@ -35,16 +39,18 @@ def linear_cross_entropy(
     computes the chunks of its own tokens.
 
     Args:
-      hidden: (tokens, embed), any float dtype; logits are computed in it and summed in float32.
+      hidden: (..., embed), any float dtype; logits are computed in it and summed in float32.
       kernel: (vocab, embed), such as a tied embedding.
-      targets: (tokens,) int32.
-      weights: (tokens,) float32.
+      targets: (...) int32.
+      weights: (...) float32; None: all 1.
       smoothing: fraction of each target's probability that is spread uniformly over the
         vocabulary, the target included (Szegedy et al., 2016, section 7).
 
     Returns:
       A float32 scalar.
     """
+    weights = (jnp.ones(targets.shape) if weights is None else weights).reshape(-1)
+    hidden, targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
     if not is_zero(smoothing):
         # The smoothed loss is logsumexp(z) - (1 - s) z_target - s mean(z), which exceeds the plain
         # one by s (z_target - mean(z)). Logits are linear: mean(z) = hidden . mean(kernel).

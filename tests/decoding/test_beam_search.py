@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jdl.decoding import beam_search, generate, translate
-from jdl.decoding.cache import batch_axes, empty, read
+from jdl.decoding.cache import apply_with_cache, batch_axes, init_cache
 from jdl.errors import UserError
 from jdl.models import EncoderDecoder
 from tests.decoders import GREEDY, Says, drawn, gpt, telling
@@ -23,12 +23,12 @@ def search(model, params, prompts, length, **options):
 
     @jax.jit
     def found():
-        cache = empty(model, variables, rows, time + length)
+        cache = init_cache(model, variables, rows, time + length)
         if time > 1:
-            _, cache = read(model, variables, prompts[:, :-1], jnp.int32(0), cache)
+            _, cache = apply_with_cache(model, variables, prompts[:, :-1], jnp.int32(0), cache)
         return beam_search(
-            functools.partial(read, model, variables), cache,
-            batch_axes(lambda rows: empty(model, variables, rows, 1)),
+            functools.partial(apply_with_cache, model, variables), cache,
+            batch_axes(lambda rows: init_cache(model, variables, rows, 1)),
             prompts[:, -1], time - 1, length, **options,
         )  # fmt: skip
 

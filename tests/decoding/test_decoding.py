@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jdl.decoding import Sampling, draw, filtered, generate, stream
+from jdl.decoding import Sampling, filter_logits, generate, sample, stream
 from jdl.errors import UserError
 from jdl.models import RecurrentLM
 from tests.decoders import CONTEXT, GREEDY, Says, drawn, gpt, telling
@@ -114,7 +114,7 @@ def numpy_filter(logits, temperature, top_k, top_p):
 @pytest.mark.parametrize("top_p", [None, 1e-6, 0.4, 0.9, 1.0])
 def test_filters_equal_their_definition(temperature, top_k, top_p):
     logits = np.random.default_rng(0).normal(size=(4, 17)).astype(np.float32) * 2
-    found = filtered(jnp.asarray(logits), Sampling(temperature, top_k, top_p))
+    found = filter_logits(jnp.asarray(logits), Sampling(temperature, top_k, top_p))
     expected = [numpy_filter(row, temperature, top_k, top_p) for row in logits]
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
@@ -196,7 +196,7 @@ def test_tokens_beyond_the_size_are_never_drawn():
 def test_the_coldest_draw_is_the_likeliest_token():
     logits, keys = jnp.array([[1.0, 3.0, 2.0]]), jax.random.split(jax.random.key(0), 1)
     for temperature in (1e-29, 1e-31, 1e-42):
-        assert draw(logits, Sampling(temperature), keys) == 1
+        assert sample(logits, Sampling(temperature), keys) == 1
 
 
 @pytest.mark.parametrize(

@@ -94,9 +94,9 @@ def test_a_layer_in_two_parts_is_the_layer_gradients_included(cell):
     weights = jnp.asarray(np.random.default_rng(1).normal(size=(3, 7, 5)), jnp.float32)
 
     def in_parts(params):
-        state = layer.apply(params, 3, method="zero")
-        first, state = layer.apply(params, x[:, :4], state, method="resume")
-        second, _ = layer.apply(params, x[:, 4:], state, method="resume")
+        state = layer.apply(params, 3, method="initial_state")
+        first, state = layer.apply(params, x[:, :4], state, method="unroll")
+        second, _ = layer.apply(params, x[:, 4:], state, method="unroll")
         return (weights * jnp.concatenate([first, second], 1)).sum()
 
     def whole(params):
@@ -199,7 +199,7 @@ def test_dropout_is_on_the_way_up_and_not_on_the_way_on():
     )
     assert not logits.any()
     layer, params = CELLS["lstm"](6), {"params": variables["params"]["LSTM_1"]}
-    _, last = layer.apply(params, jnp.zeros((3, 5, 6)), held["layer_1"], method="resume")
+    _, last = layer.apply(params, jnp.zeros((3, 5, 6)), held["layer_1"], method="unroll")
     chex.assert_trees_all_close(state[CARRY]["layer_1"], last, rtol=1e-5)
 
 
