@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from jdl.data.base import DeviceTransform
-from jdl.metrics import Mean, Metrics
+from jdl.metrics import Mean, Metrics, sum_over_devices
 from jdl.paths import path_name
 from jdl.state import TrainState
 from jdl.tasks import Task
@@ -114,7 +114,7 @@ def evaluate(
 ) -> Metrics:
     """Returns the mergeable metrics of a batch, in evaluation mode."""
     metrics = program.task.evaluate(program.model, state, transform(program, batch, None))
-    return metrics if axis_name is None else jax.lax.psum(metrics, axis_name)
+    return sum_over_devices(metrics, axis_name)
 
 
 def predict(program: Program, state: TrainState, batch: Batch) -> Any:

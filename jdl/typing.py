@@ -74,8 +74,8 @@ class RunContext(Protocol):
         """Names of the splits that exist, without the test split."""
         ...
 
-    def evaluate(self, split: str, state: Any = None) -> dict[str, float]:
-        """Metrics over a whole split, each example counted once."""
+    def evaluate(self, split: str, state: Any = None) -> dict[str, Any]:
+        """Metrics over a whole split, each example counted once: floats and NumPy arrays."""
         ...
 
     def higher_is_better(self, metric: str) -> bool | None:

@@ -15,6 +15,8 @@ def evaluate(
         split: train, validation or test (default: test; validation for a run that never reads
             test, such as a trial of a search).
     """
+    import numpy as np
+
     from jdl.trainer.api import open_run
     from jdl.trainer.record import read_run
 
@@ -25,4 +27,5 @@ def evaluate(
         split = "test" if "test" in scored else "validation"
     scores, host_metrics = run.evaluate_with_host_metrics(split)
     signatures = {"signatures": dict(host_metrics.signatures)} if host_metrics else {}
+    scores = {name: np.asarray(value).tolist() for name, value in scores.items()}
     print(to_json({"split": split, **scores, **signatures}))

@@ -4,9 +4,12 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import jax
+import numpy as np
+
 from jdl.errors import UserError
 from jdl.hooks.base import Callback
-from jdl.metrics import Metrics, compute
+from jdl.metrics import Metrics, compute, scalars
 from jdl.typing import Event, Json, RunContext
 
 
@@ -15,11 +18,11 @@ class Rows(Callback):
 
     def __init__(self, run: RunContext) -> None:
         self._run = run
-        self._sums: dict[str, list[float]] = {}
+        self._sums: dict[str, list[Json]] = {}
         self._missing: set[str] = set()
         self._warned: set[str] = set()
         self._epoch = self._next_epoch = 0
-        self._epoch_sums: dict[str, list[float]] = {}
+        self._epoch_sums: dict[str, list[Json]] = {}
         self._restored: dict[str, float] = {}
         self._latest: Mapping[str, Any] = {}
         self._skipped = 0
@@ -31,7 +34,7 @@ class Rows(Callback):
         if self._next_epoch != self._epoch:
             self._epoch, self._epoch_sums = self._next_epoch, {}
         self._next_epoch = int(event.epoch)  # a step belongs to the epoch in which it begins
-        missing = {k for k, m in event.metrics.items() if not math.isfinite(m.total + m.count)}
+        missing = {name for name, metric in event.metrics.items() if not _is_finite(metric)}
         self._missing |= missing
         self._warn_missing(missing, event.step)
         for sums in (self._sums, self._epoch_sums):
@@ -47,7 +50,7 @@ class Rows(Callback):
             self._write(event, "train", scores, self._speed(event))
 
     def state(self) -> Json:
-        """Returns the sums since the last row and of the current epoch, [total, count] by name."""
+        """Returns the sums since the last row and of the current epoch, lists of arrays by name."""
         epoch = [self._epoch, self._next_epoch, dict(self._epoch_sums), self.epoch_metrics]
         return {
             "sums": dict(self._sums),
@@ -115,16 +118,37 @@ class Rows(Callback):
         )
 
 
-def _add(sums: dict[str, list[float]], metrics: Metrics, missing: Collection[str]) -> None:
-    """Adds the metrics of a step to `sums`, except those that are not finite."""
+def _is_finite(metric: Any) -> bool:
+    return all(
+        math.isfinite(leaf) if isinstance(leaf, float) else np.isfinite(leaf).all()
+        for leaf in jax.tree.leaves(metric)
+    )
+
+
+def _add(sums: dict[str, list[Json]], metrics: Metrics, missing: Collection[str]) -> None:
+    """Adds the arrays of a step's metrics to `sums`, except those that are not finite."""
     for name, metric in metrics.items():
-        total, count = sums.get(name, (0.0, 0.0))
-        if name not in missing:
-            total, count = total + float(metric.total), count + float(metric.count)
-        sums[name] = [total, count]
+        leaves = jax.tree.leaves(metric)
+        if name in missing:
+            leaves = [np.zeros(np.shape(leaf)) for leaf in leaves]
+        before = sums.get(name, [0.0] * len(leaves))
+        sums[name] = [
+            a + b if isinstance(b, float) else np.add(a, b).tolist()
+            for a, b in zip(before, leaves, strict=True)
+        ]
 
 
-def _compute(metrics: Mapping[str, Any], sums: dict[str, list[float]]) -> dict[str, float]:
+def _compute(metrics: Metrics, sums: dict[str, list[Json]]) -> dict[str, float]:
     """Computes each metric from its sums; omits `skipped` if no step was."""
-    found = compute({k: m.replace(total=sums[k][0], count=sums[k][1]) for k, m in metrics.items()})
+    merged = {
+        name: jax.tree.unflatten(
+            jax.tree.structure(metric), [_number_or_array(x) for x in sums[name]]
+        )
+        for name, metric in metrics.items()
+    }
+    found = scalars(compute(merged))
     return {name: value for name, value in found.items() if name != "skipped" or value}
+
+
+def _number_or_array(values: Json) -> Any:
+    return np.asarray(values) if isinstance(values, list) else values

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from jdl.errors import UserError, nearest
 from jdl.hooks.base import Callback, Hook
+from jdl.metrics import scalars
 from jdl.typing import Event, Json, RunContext
 
 
@@ -49,7 +50,7 @@ class _Evaluate(Callback):
         if not self.due(event.step):
             return
         for split in self._splits:
-            metrics = self._run.evaluate(split, event.state)
+            metrics = scalars(self._run.evaluate(split, event.state))
             self._run.log(
                 {
                     "step": event.step,
@@ -236,7 +237,9 @@ class Score:
         """
         if self.name not in row["metrics"]:
             known = ", ".join(row["metrics"])
-            raise UserError(f"there is no metric {self.name!r} of {self.split} (there are {known})")
+            raise UserError(
+                f"{self.split} has no metric {self.name!r} that is a number (it has {known})"
+            )
         score = row["metrics"][self.name]
         # A model that diverged is never the best.
         return self.sign * score if math.isfinite(score) else math.inf

@@ -10,7 +10,8 @@ import numpy as np
 
 from jdl.data.base import Data
 from jdl.errors import UserError
-from jdl.metrics import HIGHER_IS_BETTER, Metrics
+from jdl.metrics import HIGHER_IS_BETTER, Metric, Metrics
+from jdl.metrics.metric import check_metrics
 from jdl.state import TrainState
 from jdl.tracing import takes_argument
 from jdl.typing import Batch, Json, Key, PyTree
@@ -68,14 +69,19 @@ class HostMetrics:
 class Task:
     """A learning problem as pure functions over the arrays of a batch.
 
-    A subclass defines `loss_and_metrics` and `predict`. It overrides `batch_metrics` if metrics
-    need more than the model's output for `inputs`, `loss` if the training objective is not one of
-    the metrics, and `gradient` if there is no single loss, as in a game with one loss per player. A
-    game also overrides `evaluate` (the guide "Custom tasks" has a complete one).
+    A subclass defines `loss_and_metrics`, and `to_prediction` if its predictions are not the
+    model's outputs. It overrides `batch_metrics` and `predict` if they need more than the model's
+    output for `inputs`, `loss` if the training objective is not one of the metrics, and `gradient`
+    if there is no single loss, as in a game with one loss per player. A game also overrides
+    `evaluate` (the guide "Custom tasks" has a complete one).
     """
 
     inputs: str = "image"  # name of the model's input in a batch
     targets: str = "label"  # name of the array to predict
+    metrics: tuple[Metric, ...] = ()  # further metrics, of predictions and targets
+
+    def __post_init__(self) -> None:
+        check_metrics(self.metrics)
 
     def init(self, model: nn.Module, key: Key, batch: Batch) -> dict[str, PyTree]:
         """Initializes `params` and other collections for inputs like `batch`."""
@@ -103,7 +109,25 @@ class Task:
         outputs, collections = forward(
             model, params, state.collections, batch[self.inputs], train=train, key=key
         )
-        return self.loss_and_metrics(outputs, batch), collections
+        metrics = self.loss_and_metrics(outputs, batch)
+        return {**metrics, **self.further_metrics(outputs, batch, train=train)}, collections
+
+    def further_metrics(self, outputs: Any, batch: Batch, *, train: bool) -> dict[str, Any]:
+        """Computes `metrics` of a batch, in training without those of evaluations only."""
+        wanted = [m for m in self.metrics if not train or (m.in_training and m.merge == "sum")]
+        if not wanted:
+            return {}
+        prediction, targets = self.to_prediction(outputs, batch), self.target(batch)
+        return {m.name: m.of(prediction, targets, batch["mask"]) for m in wanted}
+
+    def to_prediction(self, outputs: Any, batch: Batch) -> Any:
+        """Converts the model's outputs to the prediction for each row; by default these are it."""
+        del batch
+        return outputs
+
+    def target(self, batch: Batch) -> Any:
+        """Returns what `metrics` compare predictions with: by default the array `targets`."""
+        return batch[self.targets]
 
     def loss(
         self, model: nn.Module, params: PyTree, state: TrainState, batch: Batch, key: Key
@@ -143,12 +167,24 @@ class Task:
         return gradients, weight, collections, metrics
 
     def evaluate(self, model: nn.Module, state: TrainState, batch: Batch) -> Metrics:
-        """Computes mergeable metrics of a batch in evaluation mode."""
-        return self.batch_metrics(model, state.params, state, batch, train=False)[0]
+        """Computes mergeable metrics of a batch in evaluation mode.
+
+        Raises:
+          UserError: they lack one of `metrics`.
+        """
+        found = self.batch_metrics(model, state.params, state, batch, train=False)[0]
+        if missing := [metric.name for metric in self.metrics if metric.name not in found]:
+            raise UserError(
+                f"{type(self).__name__} does not compute {missing[0]}, which is in task.metrics: "
+                f"let batch_metrics also return self.further_metrics(outputs, batch, train=train)"
+            )
+        return found
 
     def predict(self, model: nn.Module, state: TrainState, batch: Batch) -> Any:
         """Returns the prediction for each row of `batch[self.inputs]`."""
-        raise NotImplementedError
+        inputs = batch[self.inputs]
+        outputs, _ = forward(model, state.params, state.collections, inputs, train=False)
+        return self.to_prediction(outputs, batch)
 
     def higher_is_better(self, metric: str) -> bool | None:
         """Whether a higher value of a metric is better; None if unknown.
@@ -156,7 +192,8 @@ class Task:
         By default it is known for the usual names and for metric classes that define
         `higher_is_better`; override it for other metrics.
         """
-        return HIGHER_IS_BETTER.get(metric)
+        own = {each.name: each.higher_is_better for each in self.metrics}
+        return own[metric] if metric in own else HIGHER_IS_BETTER.get(metric)
 
     def has_host_metrics(self, split: str, data: Data) -> bool:
         """Whether `compute_metrics` is called for a split, which then has to be predicted.

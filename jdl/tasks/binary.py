@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,8 +11,7 @@ import optax
 
 from jdl.errors import UserError
 from jdl.metrics import Mean
-from jdl.state import TrainState
-from jdl.tasks.base import Task, forward
+from jdl.tasks.base import Task
 from jdl.tasks.classification import check_class_weights
 from jdl.typing import Batch, Json
 
@@ -29,6 +27,7 @@ class BinaryClassification(Task):
     class_weights: tuple[float, ...] = ()  # weights of classes 0 and 1; (): both 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_class_weights(self.class_weights)
         if len(self.class_weights) not in (0, 2):
             raise UserError(
@@ -51,10 +50,14 @@ class BinaryClassification(Task):
             weights = weights * jnp.asarray(self.class_weights)[batch[self.targets].astype(int)]
         return Mean.of(self._cross_entropy(outputs, batch), weights)
 
-    def predict(self, model: nn.Module, state: TrainState, batch: Batch) -> jax.Array:
+    def to_prediction(self, outputs: jax.Array, batch: Batch) -> jax.Array:
         """Returns the probability of class 1, (batch,) float32."""
-        logits, _ = forward(model, state.params, state.collections, batch[self.inputs], train=False)
-        return jax.nn.sigmoid(_logit(logits))
+        del batch
+        return jax.nn.sigmoid(_logit(outputs))
+
+    def target(self, batch: Batch) -> jax.Array:
+        """Returns classes, (batch,) int32."""
+        return batch[self.targets].astype(jnp.int32)
 
     def format_prediction(self, prediction: Any, names: Sequence[str]) -> dict[str, Json]:
         """Returns the predicted class by name or number, and the `probability` of class 1."""

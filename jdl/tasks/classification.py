@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,8 +12,7 @@ import optax
 
 from jdl.errors import UserError
 from jdl.metrics import Mean
-from jdl.state import TrainState
-from jdl.tasks.base import Task, forward
+from jdl.tasks.base import Task
 from jdl.tracing import is_zero
 from jdl.typing import Batch, Json
 
@@ -33,15 +31,14 @@ class Classification(Task):
     class_weights: tuple[float, ...] = ()  # weight of each class's examples; (): all 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.label_smoothing < 1:
             raise UserError(f"label_smoothing is a share in [0, 1), not {self.label_smoothing}")
         check_class_weights(self.class_weights)
 
     def loss_and_metrics(self, outputs: jax.Array, batch: Batch) -> dict[str, Mean]:
         """Computes `loss`, `nll` and `accuracy`."""
-        labels = batch[self.targets]
-        labels = labels if labels.ndim == 1 else labels.argmax(-1)
-        right = outputs.argmax(-1) == labels
+        right = outputs.argmax(-1) == self.target(batch)
         return {
             "loss": self.objective(outputs, batch),
             "nll": Mean.of(self._cross_entropy(outputs, batch, 0.0), batch["mask"]),
@@ -59,10 +56,15 @@ class Classification(Task):
             weights = weights * (shares @ jnp.asarray(self.class_weights))
         return Mean.of(self._cross_entropy(outputs, batch, self.label_smoothing), weights)
 
-    def predict(self, model: nn.Module, state: TrainState, batch: Batch) -> jax.Array:
+    def to_prediction(self, outputs: jax.Array, batch: Batch) -> jax.Array:
         """Returns class probabilities, (batch, classes) float32."""
-        logits, _ = forward(model, state.params, state.collections, batch[self.inputs], train=False)
-        return jax.nn.softmax(logits.astype(jnp.float32))
+        del batch
+        return jax.nn.softmax(outputs.astype(jnp.float32))
+
+    def target(self, batch: Batch) -> jax.Array:
+        """Returns classes, (batch,); of mixed examples the more probable."""
+        labels = batch[self.targets]
+        return labels if labels.ndim == 1 else labels.argmax(-1)
 
     def format_prediction(self, prediction: Any, names: Sequence[str]) -> dict[str, Json]:
         """Returns the predicted class by name or number, its `probability`, all `probabilities`."""

@@ -4,15 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jdl.errors import UserError
 from jdl.metrics import Mean, RootMean
-from jdl.state import TrainState
-from jdl.tasks.base import Task, forward, to_json
+from jdl.tasks.base import Task, to_json
 from jdl.typing import Batch, Json
 
 
@@ -38,12 +36,13 @@ class Forecast(Task):
             "mae": Mean.of(jnp.abs(error), mask),
         }
 
-    def predict(self, model: nn.Module, state: TrainState, batch: Batch) -> jax.Array:
+    def to_prediction(self, outputs: jax.Array, batch: Batch) -> jax.Array:
         """Returns forecasts in the unit of the series, (batch, targets) float32."""
-        outputs, _ = forward(
-            model, state.params, state.collections, batch[self.inputs], train=False
-        )
         return _in_own_unit(outputs.astype(jnp.float32), batch)
+
+    def target(self, batch: Batch) -> jax.Array:
+        """Returns the true values in the unit of the series, (batch, targets) float32."""
+        return batch["value"]
 
     def format_prediction(self, prediction: Any, names: Sequence[str]) -> dict[str, Json]:
         """Returns the forecast of each target by name, in the unit of the series."""

@@ -48,6 +48,7 @@ class Translation(Task):
     bleu: tuple[str, ...] = ("test",)  # splits to translate and score by BLEU
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.label_smoothing < 1:
             raise UserError(f"label_smoothing is a share in [0, 1), not {self.label_smoothing}")
         for name, least in (("max_extra_tokens", 0), ("num_beams", 1), ("alpha", 0)):

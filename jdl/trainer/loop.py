@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
 import jax
+import numpy as np
 
 from jdl.checkpoint import CheckpointStore
 from jdl.errors import UserError
@@ -232,7 +233,10 @@ class TrainingLoop:
                 raise
             # An evaluation was cut short: the resumed run delivers this event again, to hooks in
             # the state that they had before it.
-            pending = {k: [float(m.total), float(m.count)] for k, m in metrics.items()}
+            pending = {
+                name: [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(metric)]
+                for name, metric in metrics.items()
+            }
             self._save_and_exit(step, before, pending)
         if state is None and (context.save_requested or context.stop_reason):
             raise UserError(
@@ -280,12 +284,18 @@ class TrainingLoop:
         steps = [callback.best_step() for callback in self._callbacks.values()]
         return next((step for step in steps if step is not None), None)
 
-    def _metrics(self, pending: Mapping[str, list[float]]) -> Metrics:
-        """Rebuilds the metrics of a step from their sums; the step gives their classes."""
+    def _metrics(self, pending: Mapping[str, list[Json]]) -> Metrics:
+        """Rebuilds the metrics of a step from their arrays; the step gives their classes."""
         run = self.run
         metrics = jax.eval_shape(
             lambda state, batch: update(run.program, state, batch)[1],
             run.compiled.abstract_state,
             run.batch,
         )
-        return {k: metrics[k].replace(total=total, count=n) for k, (total, n) in pending.items()}
+        return {
+            name: jax.tree.unflatten(
+                jax.tree.structure(metrics[name]),
+                [np.asarray(x) if isinstance(x, list) else x for x in leaves],
+            )
+            for name, leaves in pending.items()
+        }

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import jax
 
 from jdl.files import RunDirectory, write_json, write_lines
+from jdl.metrics import scalars
 from jdl.trainer import record
 from jdl.trainer.clock import Clock
 from jdl.trainer.run import Run
@@ -22,12 +23,16 @@ def write(run: Run, step: int, clock: Clock, running: Mapping[str, float]) -> No
     """
     experiment = run.experiment
     metrics: dict[str, Json] = {}
+    arrays: dict[str, Json] = {}  # metrics that are no numbers, such as a confusion matrix
     signatures: dict[str, str] = {}
     for split in (name for name in ("train", "validation", "test") if name in run.data.names):
         if split == "train" and not run.evaluates_train:
             metrics[split] = dict(running)
             continue
-        metrics[split], host_metrics = run.evaluate_with_host_metrics(split)
+        values, host_metrics = run.evaluate_with_host_metrics(split)
+        metrics[split] = scalars(values)
+        if found := {name: x.tolist() for name, x in values.items() if name not in metrics[split]}:
+            arrays[split] = found
         if host_metrics is not None:
             signatures |= host_metrics.signatures
             write_lines(RunDirectory(run.workdir).predictions(split), host_metrics.lines)
@@ -39,6 +44,7 @@ def write(run: Run, step: int, clock: Clock, running: Mapping[str, float]) -> No
         "step": step,
         "metrics": metrics,
         "train_metrics": "evaluated" if run.evaluates_train else "running",
+        **({"arrays": arrays} if arrays else {}),
         **({"signatures": signatures} if signatures else {}),
         "params_sha256": record.params_sha256(params),
         **{

@@ -23,6 +23,7 @@ from jdl.data.vocabulary import check_token_ids, check_vocab_size
 from jdl.errors import UserError
 from jdl.experiment import Experiment
 from jdl.metrics import Metrics, Packed
+from jdl.metrics.metric import check_size
 from jdl.optimizers import averaged_params
 from jdl.parallel import Steps, batch_shapes
 from jdl.state import TrainState
@@ -91,6 +92,10 @@ class Run:
         self.batch = batch_shapes(in_memory, step_input)
         compile = compile or experiment.strategy.compile
         self.compiled = compile(self.program, in_memory, step_input)
+        if experiment.task.metrics:
+            metrics = self.abstract_metrics()
+            for split in self.data.names:
+                check_size(metrics, self.data.count(split), size, split)
 
     @property
     def state(self) -> Any:
@@ -133,7 +138,7 @@ class Run:
         """Number of traces of each compiled function, by name."""
         return self.compiled.compilations.traces
 
-    def evaluate(self, split: str = "test", state: Any = None) -> dict[str, float]:
+    def evaluate(self, split: str = "test", state: Any = None) -> dict[str, Any]:
         """Evaluates a whole split; each example counts once.
 
         Args:
@@ -142,7 +147,7 @@ class Run:
             the run's own.
 
         Returns:
-          Metrics by name.
+          Metrics by name: floats, and NumPy arrays such as a confusion matrix.
 
         Raises:
           UserError: there is no such split.
@@ -151,26 +156,29 @@ class Run:
 
     def evaluate_with_host_metrics(
         self, split: str = "test", state: Any = None
-    ) -> tuple[dict[str, float], HostMetrics | None]:
+    ) -> tuple[dict[str, Any], HostMetrics | None]:
         """Evaluates as `evaluate`, and also returns the task's host metrics if it defines any."""
         pipeline = self.pipeline(split)
         state = self.evaluation_state(self.state if state is None else state)
-        size, parts, last = self.experiment.batch_size, [], None
+        size, last = self.experiment.batch_size, None
+        total: Metrics = {}
         predicted: list[Any] = []
         for batch in pipeline.evaluation_batches(size, self.shard, self.experiment.runtime.workers):
             if isinstance(pipeline, Streamed):
                 self._validate(batch, split, "a batch of ")
             placed = self.compiled.put(batch)
             scores = self.compiled.evaluate(state, placed)
-            if last is not None:
-                parts.append(jax.device_get(last))
+            if last is None:
+                check_size(scores, len(pipeline), size, split)
+            else:
+                total = metrics_lib.merge([total, jax.device_get(last)])
             last = scores
             if split in self._host_metric_splits:
                 found = jax.device_get(self.compiled.predict(state, placed))
                 predicted.append(_rows((found, batch), batch["mask"]))
             if self.interruption.requested:
                 raise Interrupted
-        metrics = metrics_lib.compute(metrics_lib.merge([*parts, jax.device_get(last)]))
+        metrics = metrics_lib.compute(metrics_lib.merge([total, jax.device_get(last)]))
         if not predicted:
             return metrics, None
         found, batch = jax.tree.map(lambda *leaves: np.concatenate(leaves), *predicted)
@@ -268,7 +276,7 @@ class Run:
         """Whether a higher value of a metric is better; None if unknown."""
         known = self.experiment.task.higher_is_better(metric)
         if known is None and metric in (metrics := self.abstract_metrics()):
-            return metrics[metric].higher_is_better
+            return getattr(metrics[metric], "higher_is_better", None)
         return known
 
     def print(self, text: str) -> None:

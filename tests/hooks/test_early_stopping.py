@@ -137,7 +137,7 @@ def test_a_score_that_does_not_exist_is_named(tmp_path):
     for metric, message in [
         ("validation", "SPLIT.NAME"),
         ("test.loss", "test.loss is never scored"),
-        ("validation.bleu", "no metric 'bleu' of validation .*loss"),
+        ("validation.bleu", "validation has no metric 'bleu' that is a number .*loss"),
     ]:
         hooks = (Evaluate(every=2), EarlyStopping(metric=metric))
         with pytest.raises(UserError, match=message):

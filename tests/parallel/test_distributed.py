@@ -20,11 +20,14 @@ EXPERIMENT = """
 from jdl import Experiment, Runtime
 from jdl.data import Digits, RandomFlip, Scale
 from jdl.hooks import Checkpoint, Evaluate
+from jdl.metrics import AUROC, ConfusionMatrix, MacroF1
 from jdl.models import MLP
 from jdl.optimizers import SGD
+from jdl.tasks import Classification
 
 experiment = Experiment(
     model=MLP(widths=(32,)),
+    task=Classification(metrics=(AUROC(), ConfusionMatrix(), MacroF1())),
     data=Digits(device_transforms=(RandomFlip(), Scale(divisor=16.0))),
     optimizer=SGD(0.1, momentum=0.9),
     hooks=(Evaluate(every=2), Checkpoint(every=2)),
@@ -40,6 +43,8 @@ from dataclasses import replace
 from pathlib import Path
 import jax
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+import numpy as np
+from sklearn.metrics import f1_score, roc_auc_score
 import jdl
 from jdl.parallel import FullySharded, Pmap
 
@@ -47,6 +52,16 @@ file = jdl.load("small.py")
 for strategy, steps in ((FullySharded(), 6), (Pmap(), 8)):
     experiment = replace(file.experiment, strategy=strategy, steps=steps)
     run = jdl.train(experiment, Path("joined"), file=file)
+    if isinstance(strategy, FullySharded):  # its predictions are whole in both processes
+        data, chances = run.pipeline("validation"), []
+        for batch in data.evaluation_batches(14, run.shard):
+            chances.append(jax.device_get(run.compiled.predict(run.state, run.compiled.put(batch))))
+        label, chances = data.arrays["label"], np.concatenate(chances)
+        assert len(label) < len(chances), "some rows are padding"
+        chances, found = chances[: len(label)], run.evaluate("validation")
+        assert abs(found["auroc"] - roc_auc_score(label, chances, multi_class="ovr")) < 1e-6
+        assert abs(found["macro_f1"] - f1_score(label, chances.argmax(1), average="macro")) < 1e-6
+        assert found["confusion_matrix"].sum() == len(label)
     kernel = run.state.params["Dense_0"]["kernel"].addressable_shards
     print(type(strategy).__name__, jax.device_count(), [s.data.shape for s in kernel], flush=True)
 """
@@ -117,6 +132,7 @@ def check_equal(alone, workdir, devices=2):
     chex.assert_trees_all_close(read.state.params, alone.state.params, atol=1e-5)
     for split, metrics in alone.result["metrics"].items():
         assert read.result["metrics"][split] == pytest.approx(metrics, rel=1e-5)
+    assert read.result["arrays"] == alone.result["arrays"]
     assert read.result["device"] == f"{devices} x cpu"
 
 

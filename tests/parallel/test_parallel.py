@@ -10,13 +10,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
+from sklearn import metrics as sk
 
 from jdl.checkpoint import CheckpointStore
 from jdl.data import RandomCrop, RandomFlip
 from jdl.data.pipeline import InMemory, Shard
 from jdl.errors import UserError
 from jdl.files import CheckpointMetadata
-from jdl.metrics import compute, merge
+from jdl.metrics import (
+    AUPRC,
+    AUROC,
+    CalibrationError,
+    ConfusionMatrix,
+    MacroF1,
+    MeanIoU,
+    compute,
+    merge,
+)
 from jdl.models import CNN, MLP
 from jdl.optimizers import SGD, Adam
 from jdl.parallel import DataParallel, FullySharded, Pmap, Single, state_bytes
@@ -30,6 +40,12 @@ MAIN = Program(MLP((8,), 3, nn.tanh), Classification(), Adam(0.01).build(100))
 DROPOUT = Program(MLP((8,), 3, nn.tanh, dropout_rate=0.5), Classification(), SGD(0.1).build(100))
 NORM = Program(CNN((4,), (), 3, batch_norm=True), Classification(), SGD(0.1).build(100))
 LINEAR = Program(MLP((), 3), Classification(), SGD(0.1).build(100))
+SCORED = dataclasses.replace(
+    LINEAR,
+    task=Classification(
+        metrics=(AUPRC(), AUROC(), CalibrationError(), ConfusionMatrix(), MacroF1(), MeanIoU())
+    ),
+)
 RANDOM = dataclasses.replace(LINEAR, transforms=(RandomCrop(padding=1), RandomFlip()))
 
 
@@ -135,7 +151,11 @@ def test_the_gradient_of_masked_devices_is_no_mean_of_means():
 
 @over(TWO[::2])
 def test_micro_batches_on_devices_equal_one_batch_on_one(strategy):
-    split = dataclasses.replace(LINEAR, num_microbatches=2)
+    split = dataclasses.replace(SCORED, num_microbatches=2)
+    steps, example = compiled(strategy, split)[0], step_input(2)
+    _, packed = steps.update(lay(steps, fresh(split)), steps.put(example))
+    kept = {name: array[example["mask"]] for name, array in example.items()}
+    check_scores(compute(packed.unpack()[0]), kept, ("macro_f1", "mean_iou"))
     losses, state = descend(strategy, map(step_input, range(5)), split)
     expected, last = reference(LINEAR, 5)
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
@@ -277,24 +297,41 @@ def test_steps_in_one_dispatch_equal_steps_one_by_one(strategy):
 @pytest.mark.parametrize("size", [6, 32])
 @over([Single(), *TWO])
 def test_evaluation_counts_every_example_once(strategy, size):
-    steps, _ = compiled(strategy, LINEAR)
+    steps, _ = compiled(strategy, SCORED)
     rng = np.random.default_rng(0)
     image = rng.normal(size=(23, 6, 6, 1)).astype(np.float32)
-    label = rng.integers(0, 3, 23, np.int32)
-    state = lay(steps, fresh(LINEAR))
+    arrays = {"image": image, "label": rng.integers(0, 3, 23, np.int32)}
+    state = lay(steps, fresh(SCORED))
     parts = [
         jax.device_get(steps.evaluate(state, steps.put(batch)))
-        for batch in InMemory({"image": image, "label": label}).evaluation_batches(size, Shard())
+        for batch in InMemory(arrays).evaluation_batches(size, Shard())
     ]
     assert len(parts) == -(-23 // size)
     total = merge(parts)
     assert total["accuracy"].count == total["loss"].count == 23
-    (layer,) = fresh(LINEAR).params.values()
-    logits = np.asarray(image.reshape(23, -1) @ layer["kernel"] + layer["bias"], np.float64)
+    check_scores(compute(total), arrays, ("auroc", "auprc", "macro_f1", "mean_iou"))
+
+
+def check_scores(scores, arrays, names):
+    """Checks metrics of a fresh linear model against scikit-learn's of all rows at once."""
+    (layer,) = fresh(SCORED).params.values()
+    image, label = arrays["image"], arrays["label"]
+    logits = np.asarray(image.reshape(len(image), -1) @ layer["kernel"] + layer["bias"], np.float64)
     chances = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    scores = compute(total)
-    assert scores["accuracy"] == (chances.argmax(1) == label).mean()
-    np.testing.assert_allclose(scores["loss"], -np.log(chances[np.arange(23), label]).mean(), 1e-5)
+    found = chances.argmax(1)
+    assert scores["accuracy"] == (found == label).mean()
+    nats = -np.log(chances[np.arange(len(label)), label])
+    np.testing.assert_allclose(scores["loss"], nats.mean(), 1e-5)
+    expected = {
+        "auroc": sk.roc_auc_score(label, chances, multi_class="ovr"),
+        "auprc": sk.average_precision_score(label, chances),
+        "macro_f1": sk.f1_score(label, found, average="macro"),
+        "mean_iou": sk.jaccard_score(label, found, average="macro"),
+    }
+    assert {k: scores[k] for k in names} == pytest.approx({k: expected[k] for k in names}, 1e-6)
+    assert ("auroc" in scores) == ("confusion_matrix" in scores) == ("auroc" in names)
+    if "confusion_matrix" in scores:
+        np.testing.assert_array_equal(scores["confusion_matrix"], sk.confusion_matrix(label, found))
 
 
 def test_fully_sharded_divides_the_bytes_of_parameters_and_moments():

@@ -1,10 +1,11 @@
 """Metrics as sums that merge by addition.
 
-A metric is a `total` and a `count`, summed over micro-batches, devices (`lax.psum`) and batches.
-`compute` divides last, so a metric is exact under any batching and padding.
+A metric is a Flax dataclass of arrays, such as a `total` and a `count`, which are summed over
+micro-batches, devices (`lax.psum`) and batches. Its `compute` divides last, so a metric is exact
+under any batching and padding. Those of `clu` and `metrax` whose `merge` adds may be used as well.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import flax.struct
@@ -13,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jdl.errors import UserError
-from jdl.typing import PyTree
 
 HIGHER_IS_BETTER: Mapping[str, bool] = {
     **dict.fromkeys(("accuracy", "precision", "recall", "f1", "auc", "bleu"), True),
@@ -88,52 +88,60 @@ class RootMean(Mean):
         return float(np.sqrt(self.total / self.count))
 
 
-Metrics = Mapping[str, Mean]
+Metrics = Mapping[str, Any]
+"""Metrics by name: Flax dataclasses of sums with a method `compute`."""
 
 
 @flax.struct.dataclass
-class Packed:
-    """Metrics of one or more steps in a single array, for one transfer to the host.
+class Sums:
+    """What a `Metric` sums over examples.
 
     Attributes:
-      values: (leaves,) or (steps, leaves) float32; for vmapped runs (..., runs, leaves).
-      structure: the metrics' tree structure.
-      run: index of the vmapped run to unpack; None: a single run.
+      values: the tree of its sums.
+      count: number of elements with a mask of True.
+      metric: computes the value.
     """
 
     values: Any
-    structure: Any = flax.struct.field(pytree_node=False)
-    run: int | None = flax.struct.field(pytree_node=False, default=None)
+    count: Any
+    metric: Any = flax.struct.field(pytree_node=False)
 
-    @classmethod
-    def of(cls, metrics: Metrics) -> "Packed":
-        """Packs the metrics of one step, inside the compiled step."""
-        leaves, structure = jax.tree.flatten(dict(metrics))
-        return cls(jnp.stack(leaves).astype(jnp.float32), structure)
+    @property
+    def higher_is_better(self) -> bool | None:
+        """Whether a higher value is better; None if unknown."""
+        return self.metric.higher_is_better
 
-    def unpack(self) -> list[Metrics]:
-        """Returns the metrics of each step as Python floats; blocks until they are computed."""
-        values = np.asarray(self.values)
-        values = values if self.run is None else values[..., self.run, :]
-        rows = values.astype(np.float64).reshape(-1, self.structure.num_leaves)
-        return [self.structure.unflatten(row) for row in rows.tolist()]
+    def compute(self) -> Any:
+        """Returns the value."""
+        return self.metric.compute(self.values)
 
 
-def merge(parts: Iterable[Metrics]) -> Metrics:
-    """Adds metrics of the same structure, in float64 on the host."""
-    total: PyTree = None
-    for part in parts:
-        part = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), part)
-        total = part if total is None else jax.tree.map(np.add, total, part)
-    return total or {}
+@flax.struct.dataclass
+class Rows:
+    """What a `Metric` collects of examples.
 
+    Attributes:
+      values: a tree of arrays (batch, ...); merged on the host, a tuple of such trees.
+      mask: (batch,), False for rows of padding; None on the host, where these are left out.
+      metric: computes the value.
+    """
 
-def compute(metrics: Metrics) -> dict[str, float]:
-    """Computes the values of `metrics`, without those whose count is 0."""
-    return {name: metric.compute() for name, metric in metrics.items() if metric.count > 0}
+    values: Any
+    mask: Any
+    metric: Any = flax.struct.field(pytree_node=False)
 
+    @property
+    def higher_is_better(self) -> bool | None:
+        """Whether a higher value is better; None if unknown."""
+        return self.metric.higher_is_better
 
-def without_duplicates(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns metrics for display: without `nll` if it equals `loss`, as without smoothing."""
-    same = values.get("nll") == values.get("loss")
-    return {name: value for name, value in values.items() if not (same and name == "nll")}
+    def unmasked(self) -> Any:
+        """Returns `values` on the host, without rows of padding."""
+        mask = np.asarray(self.mask)
+        return jax.tree.map(lambda leaf: np.asarray(leaf)[mask], self.values)
+
+    def compute(self) -> Any:
+        """Returns the value of all rows."""
+        return self.metric.compute(
+            jax.tree.map(lambda *leaves: np.concatenate(leaves), *self.values)
+        )

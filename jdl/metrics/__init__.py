@@ -1,0 +1,57 @@
+"""Metrics: sums that merge exactly over steps and devices, and what is computed of them."""
+
+from jdl.metrics.base import (
+    HIGHER_IS_BETTER,
+    BitsPerByte,
+    Mean,
+    Metrics,
+    Perplexity,
+    RootMean,
+    Rows,
+    Sums,
+)
+from jdl.metrics.classification import (
+    AUPRC,
+    AUROC,
+    CalibrationError,
+    ConfusionMatrix,
+    MacroF1,
+    MeanIoU,
+    TopKAccuracy,
+)
+from jdl.metrics.merging import (
+    Packed,
+    check_additive,
+    compute,
+    merge,
+    scalars,
+    sum_over_devices,
+    without_duplicates,
+)
+from jdl.metrics.metric import Metric
+
+__all__ = [
+    "AUPRC",
+    "AUROC",
+    "HIGHER_IS_BETTER",
+    "BitsPerByte",
+    "CalibrationError",
+    "ConfusionMatrix",
+    "MacroF1",
+    "Mean",
+    "MeanIoU",
+    "Metric",
+    "Metrics",
+    "Packed",
+    "Perplexity",
+    "RootMean",
+    "Rows",
+    "Sums",
+    "TopKAccuracy",
+    "check_additive",
+    "compute",
+    "merge",
+    "scalars",
+    "sum_over_devices",
+    "without_duplicates",
+]
