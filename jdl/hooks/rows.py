@@ -1,7 +1,7 @@
 """Writes the training rows of `metrics.jsonl`, in every run."""
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +14,11 @@ from jdl.typing import Event, Json, RunContext
 
 
 class Rows(Callback):
-    """Writes the mean of every `log_every` steps, and stops the run after many skipped steps."""
+    """Writes the mean of every `log_every` steps, and stops the run after many skipped steps.
+
+    Attributes:
+      epoch_sums: arrays of each metric, such as [total, count], summed over this epoch so far.
+    """
 
     def __init__(self, run: RunContext) -> None:
         self._run = run
@@ -22,54 +26,48 @@ class Rows(Callback):
         self._missing: set[str] = set()
         self._warned: set[str] = set()
         self._epoch = self._next_epoch = 0
-        self._epoch_sums: dict[str, list[Json]] = {}
-        self._restored: dict[str, float] = {}
-        self._latest: Mapping[str, Any] = {}
+        self.epoch_sums: dict[str, list[Json]] = {}
         self._skipped = 0
         self._last: tuple[int, float] | None = None
 
     def __call__(self, event: Event) -> None:
         """Adds the step's metrics to the sums, and writes a row every `log_every` steps."""
-        self._check_skipped(event)
+        if event.metrics["skipped"].total:
+            self._skip(event)
+        else:
+            self._skipped = 0
         if self._next_epoch != self._epoch:
-            self._epoch, self._epoch_sums = self._next_epoch, {}
+            self._epoch, self.epoch_sums = self._next_epoch, {}
         self._next_epoch = int(event.epoch)  # a step belongs to the epoch in which it begins
         missing = {name for name, metric in event.metrics.items() if not _is_finite(metric)}
-        self._missing |= missing
-        self._warn_missing(missing, event.step)
-        for sums in (self._sums, self._epoch_sums):
+        if missing:
+            self._missing |= missing
+            self._warn(missing, event.step)
+        for sums in (self._sums, self.epoch_sums):
             _add(sums, event.metrics, missing)
-        self._latest = event.metrics
         if self._last is None:
             self._last = (event.step, event.timing["training_seconds"])
         log_every = self._run.experiment.runtime.log_every
         if event.step % log_every == 0 or event.step == self._run.steps:
             missing = {name: math.nan for name in event.metrics if name in self._missing}
-            scores = {**missing, **_compute(event.metrics, self._sums)}
+            scores = {**missing, **compute_row(with_sums(event.metrics, self._sums))}
             self._sums, self._missing = {}, set()
             self._write(event, "train", scores, self._speed(event))
 
     def state(self) -> Json:
         """Returns the sums since the last row and of the current epoch, lists of arrays by name."""
-        epoch = [self._epoch, self._next_epoch, dict(self._epoch_sums), self.epoch_metrics]
         return {
             "sums": dict(self._sums),
             "missing": sorted(self._missing),
             "skipped": self._skipped,
-            "epoch": epoch,
+            "epoch": [self._epoch, self._next_epoch, dict(self.epoch_sums)],
         }
 
     def restore(self, state: Json) -> None:
         """Restores the sums."""
         self._sums, self._skipped = dict(state["sums"]), state["skipped"]
         self._missing = set(state["missing"])
-        self._epoch, self._next_epoch, self._epoch_sums, self._restored = state["epoch"]
-
-    @property
-    def epoch_metrics(self) -> dict[str, float]:
-        """Training metrics averaged over the steps of the current epoch so far."""
-        # Only a step's metrics can divide their sums; a resumed run may take no step.
-        return _compute(self._latest, self._epoch_sums) if self._latest else self._restored
+        self._epoch, self._next_epoch, self.epoch_sums = state["epoch"]
 
     def _speed(self, event: Event) -> dict[str, float]:
         """Computes rates since the last row, without compilation, evaluation and saving."""
@@ -82,7 +80,7 @@ class Rows(Callback):
         items = rate * self._run.experiment.batch_size
         return {**event.timing, "steps_per_second": rate, "items_per_second": items}
 
-    def _warn_missing(self, missing: set[str], step: int) -> None:
+    def _warn(self, missing: set[str], step: int) -> None:
         for name in sorted(missing - self._warned):
             self._run.print(
                 f"the metric {name} is not finite at step {step}: such steps are left out of its "
@@ -90,10 +88,8 @@ class Rows(Callback):
             )
         self._warned |= missing
 
-    def _check_skipped(self, event: Event) -> None:
-        if not event.metrics["skipped"].total:
-            self._skipped = 0
-            return
+    def _skip(self, event: Event) -> None:
+        """Writes which positions a skipped batch had; raises after too many in a row."""
         self._skipped += 1
         size, limit = self._run.experiment.batch_size, self._run.experiment.stop_after_skipped
         first = (event.step - 1) * size
@@ -138,17 +134,18 @@ def _add(sums: dict[str, list[Json]], metrics: Metrics, missing: Collection[str]
         ]
 
 
-def _compute(metrics: Metrics, sums: dict[str, list[Json]]) -> dict[str, float]:
-    """Computes each metric from its sums; omits `skipped` if no step was."""
-    merged = {
+def with_sums(metrics: Metrics, sums: Mapping[str, Sequence[Json]]) -> Metrics:
+    """Returns metrics of the same classes with the arrays in `sums`, lists by name."""
+    return {
         name: jax.tree.unflatten(
-            jax.tree.structure(metric), [_number_or_array(x) for x in sums[name]]
+            jax.tree.structure(metrics[name]),
+            [np.asarray(x) if isinstance(x, list) else x for x in arrays],
         )
-        for name, metric in metrics.items()
+        for name, arrays in sums.items()
     }
-    found = scalars(compute(merged))
+
+
+def compute_row(metrics: Metrics) -> dict[str, float]:
+    """Computes metrics summed over steps; omits `skipped` if no step was."""
+    found = scalars(compute(metrics))
     return {name: value for name, value in found.items() if name != "skipped" or value}
-
-
-def _number_or_array(values: Json) -> Any:
-    return np.asarray(values) if isinstance(values, list) else values

@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import jax
@@ -12,7 +12,7 @@ from jdl.checkpoint import CheckpointStore
 from jdl.errors import UserError
 from jdl.files import CheckpointMetadata, MetricsLog, RunDirectory, truncate_rows
 from jdl.hooks import Callback
-from jdl.hooks.rows import Rows
+from jdl.hooks.rows import Rows, compute_row, with_sums
 from jdl.metrics import Metrics, Packed
 from jdl.optimizers import average_paths
 from jdl.pretrained import replace_arrays
@@ -110,7 +110,8 @@ class TrainingLoop:
                 callback.begin()
             self.run.interruption.begin()
             if pending is not None:
-                self._deliver(step, self._metrics(pending), self.run.state)
+                metrics = with_sums(self._abstract_metrics(), pending)
+                self._deliver(step, metrics, self.run.state)
             yield step
         finally:
             self.context.attach(None, ())
@@ -177,7 +178,10 @@ class TrainingLoop:
         if best not in (None, step):
             state, _ = self._store.restore(best, run.compiled.abstract_state)
             run.state = run.compiled.shard(state)
-        result.write(run, step, self.clock, self._rows.epoch_metrics)
+        running = {}
+        if not run.evaluates_train:
+            running = compute_row(with_sums(self._abstract_metrics(), self._rows.epoch_sums))
+        result.write(run, step, self.clock, running)
 
     def _restore(self) -> tuple[int, Json]:
         """Puts the newest intact checkpoint, or a fresh state, on the devices.
@@ -284,18 +288,11 @@ class TrainingLoop:
         steps = [callback.best_step() for callback in self._callbacks.values()]
         return next((step for step in steps if step is not None), None)
 
-    def _metrics(self, pending: Mapping[str, list[Json]]) -> Metrics:
-        """Rebuilds the metrics of a step from their arrays; the step gives their classes."""
+    def _abstract_metrics(self) -> Metrics:
+        """Returns the metrics of a training step without their values, for their classes."""
         run = self.run
-        metrics = jax.eval_shape(
+        return jax.eval_shape(
             lambda state, batch: update(run.program, state, batch)[1],
             run.compiled.abstract_state,
             run.batch,
         )
-        return {
-            name: jax.tree.unflatten(
-                jax.tree.structure(metrics[name]),
-                [np.asarray(x) if isinstance(x, list) else x for x in leaves],
-            )
-            for name, leaves in pending.items()
-        }
