@@ -15,7 +15,6 @@ import jdl
 from benchmarks.trainer import Case, first_batch
 from benchmarks.workloads import Workload
 from jdl.hooks import Callback, Hook
-from jdl.optimizers import Optimizer
 from jdl.parallel import Steps
 from jdl.state import TrainState
 from jdl.step import Program, transform
@@ -55,11 +54,10 @@ def load(workload: Workload, dtype: str) -> jdl.Experiment:
 
 def make_program(experiment: jdl.Experiment) -> Program:
     """The program of `jdl train` for an experiment with a constant learning rate."""
-    optimizer: Optimizer = experiment.optimizer
     return Program(
         experiment.compute_model(),
         experiment.task,
-        optimizer.build(1),
+        experiment.transformation(1),
         experiment.data.device_transforms,
         experiment.num_microbatches,
         experiment.compiler_options,

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from jdl.errors import UserError
     from jdl.experiment import Experiment, Runtime
     from jdl.sweeps.search.tuning import tune
-    from jdl.trainer.api import fit, open_run, train
+    from jdl.trainer.api import open_run, train
+    from jdl.trainer.fit import fit
     from jdl.trainer.run import Run
 
 _HOMES = {
@@ -24,7 +25,7 @@ _HOMES = {
     "Run": "jdl.trainer.run",
     "Runtime": "jdl.experiment",
     "UserError": "jdl.errors",
-    "fit": "jdl.trainer.api",
+    "fit": "jdl.trainer.fit",
     "load": "jdl.config.experiment_file",
     "open_run": "jdl.trainer.api",
     "override": "jdl.config.overrides",

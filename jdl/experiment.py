@@ -2,10 +2,11 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
+import optax
 
 from jdl.data.base import Data
 from jdl.errors import UserError
@@ -53,7 +54,7 @@ class Experiment:
     model: nn.Module  # the network
     task: Task = Classification()  # the loss, metrics and predictions
     data: Data  # the data set with its transforms
-    optimizer: Optimizer = Adam(1e-3)  # the update rule
+    optimizer: Optimizer | optax.GradientTransformation = Adam(1e-3)  # the update rule
     strategy: Strategy = DataParallel()  # how arrays are sharded over devices
     hooks: tuple[Hook, ...] = (
         Progress(),
@@ -75,6 +76,7 @@ class Experiment:
     runtime: Runtime = Runtime()  # speed and logging
 
     def __post_init__(self) -> None:
+        self._check_types()
         for name in ("batch_size", "num_microbatches", "stop_after_skipped"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
@@ -100,6 +102,30 @@ class Experiment:
         if isinstance(rate, (int, float)) and not 0 <= rate <= 1:
             raise UserError(f"model.dropout_rate must be in [0, 1], not {rate}")
 
+    def _check_types(self) -> None:
+        """Raises a UserError that says what to write where a field holds something else."""
+        expected: dict[str, tuple[Any, str]] = {
+            "model": (nn.Module, "a Flax linen module"),
+            "task": (Task, "a task such as Classification()"),
+            "data": (Data, 'a data set such as Arrays({"train": {"image": x, "label": y}})'),
+            "optimizer": (
+                (Optimizer, optax.GradientTransformation),
+                "an optimizer such as Adam(1e-3), or an Optax transformation",
+            ),
+            "strategy": (Strategy, "a strategy such as DataParallel()"),
+            "init_from": (InitFrom, "an InitFrom"),
+            "runtime": (Runtime, "a Runtime"),
+        }
+        for name, (kind, remedy) in expected.items():
+            value = getattr(self, name)
+            if isinstance(value, type):
+                raise UserError(
+                    f"{name} is the class {value.__name__}, not an instance: write "
+                    f"{value.__name__}(...)"
+                )
+            if not isinstance(value, kind):
+                raise UserError(f"{name} must be {remedy}, not {_foreign(value)}")
+
     def total_steps(self, examples: int) -> int:
         """Steps of the whole run over a training split of this size."""
         return self.steps or math.ceil((self.epochs or 0) * examples / self.batch_size)
@@ -119,6 +145,12 @@ class Experiment:
             )
         return self.model.clone(dtype=jnp.bfloat16)
 
+    def transformation(self, steps: int) -> optax.GradientTransformationExtraArgs:
+        """The Optax transformation of `optimizer` for a run of `steps` optimizer steps."""
+        if isinstance(self.optimizer, Optimizer):
+            return self.optimizer.build(steps)
+        return optax.with_extra_args_support(self.optimizer)
+
     def program(self, steps: int) -> Program:
         """The computation of one training step.
 
@@ -131,8 +163,25 @@ class Experiment:
         return Program(
             self.compute_model(),
             self.task,
-            self.optimizer.build(steps),
+            self.transformation(steps),
             self.data.device_transforms,
             self.num_microbatches,
             self.compiler_options,
         )
+
+
+def _foreign(value: Any) -> str:
+    """Describes an object of another library, with what to do about the usual ones."""
+    kinds = [f"{kind.__module__}.{kind.__qualname__}" for kind in type(value).__mro__]
+    if any(kind.startswith("flax.nnx.") for kind in kinds):
+        return (
+            f"the nnx module {type(value).__name__}: wrap its class, as in "
+            f"flax.nnx.bridge.to_linen({type(value).__name__}, ...)"
+        )
+    if any(kind.startswith("torch.nn.") for kind in kinds):
+        return (
+            f"the PyTorch module {type(value).__name__}: jdl trains Flax modules, so write its "
+            f"layers in flax.linen"
+        )
+    text = " ".join(str(value).split())
+    return f"{type(value).__name__} {text[:40]!r}"

@@ -21,7 +21,7 @@ from jdl.data.splits import Splits
 from jdl.errors import UserError
 from jdl.experiment import Experiment
 from jdl.metrics import compute
-from jdl.optimizers import RangeTest
+from jdl.optimizers import Optimizer, RangeTest
 from jdl.trainer import record
 from jdl.trainer.allocator import configure_allocator
 from jdl.trainer.run import Run
@@ -69,6 +69,11 @@ def find_lr(
         raise UserError(f"learning rates must rise from above 0, not from {low:g} to {high:g}")
     if steps < 10:
         raise UserError(f"a range test needs at least 10 steps, not {steps}")
+    if not isinstance(experiment.optimizer, Optimizer):
+        raise UserError(
+            "the optimizer is an Optax transformation, whose learning rate is fixed: give the "
+            "experiment an optimizer of jdl.optimizers, such as Adam()"
+        )
     optimizer = dataclasses.replace(
         experiment.optimizer, learning_rate=high, schedule=RangeTest(start=low / high)
     )

@@ -1,5 +1,6 @@
 """Overrides fields of nested frozen dataclasses by dotted paths (Python and CLI)."""
 
+import collections.abc
 import contextlib
 import dataclasses
 import functools
@@ -8,16 +9,19 @@ import io
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeGuard, TypeVar
 
 import flax.linen as nn
 import numpy as np
 
+from jdl.config.functions import identify
 from jdl.errors import UserError, nearest
-from jdl.typing import FILE_MODULE, Json
+from jdl.typing import Json
 
 T = TypeVar("T")
+
+UNIONS = (typing.Union, types.UnionType)
 
 
 def override(config: T, changes: Mapping[str, Any]) -> T:
@@ -56,7 +60,7 @@ def flatten(config: Any, path: str = "") -> dict[str, Json]:
         return leaves
     if isinstance(config, Mapping):
         items = {f"{path}.{key}": value for key, value in config.items()}
-    elif isinstance(config, (tuple, list)) and any(map(_nests, config)):
+    elif _is_sequence(config) and any(map(_nests, config)):
         items = {f"{path}.{index}": value for index, value in enumerate(config)}
     else:
         return {path: _json(config)}
@@ -79,7 +83,8 @@ def paths(config: Any, path: str = "", annotation: Any = None) -> dict[str, tupl
     if dataclasses.is_dataclass(config):
         names = [field.name for field in fields(config)]
     else:
-        names = list(map(str, range(len(config)))) if isinstance(config, tuple) else []
+        indexed = isinstance(config, tuple) and _is_sequence(config)
+        names = list(map(str, range(len(config)))) if indexed else []
     for name in names:
         below = f"{path}.{name}" if path else name
         kind, value = _child(config, annotation, name, below)
@@ -121,6 +126,9 @@ def describe(annotation: Any) -> str:
         return "|".join(names)
     if typing.get_origin(annotation) is typing.Literal:
         return "|".join(map(str, typing.get_args(annotation)))
+    if typing.get_origin(annotation) in UNIONS:
+        kinds = filter(_is_set_as_text, typing.get_args(annotation))
+        return "|".join("None" if kind is types.NoneType else describe(kind) for kind in kinds)
     if isinstance(annotation, type) and not typing.get_args(annotation):
         return annotation.__name__
     return str(annotation).replace("typing.", "").replace("collections.abc.", "")
@@ -144,7 +152,7 @@ def _changed(
 
 def _child(config: Any, annotation: Any, name: str, path: str) -> tuple[Any, Any]:
     """Annotation and current value of a field, or of an element of a tuple so annotated."""
-    if isinstance(config, (tuple, list)):
+    if _is_sequence(config):
         if not name.isdigit() or int(name) >= len(config):
             raise UserError(f"{path}: {name!r} is not the index of one of {len(config)} elements")
         value = config[int(name)]
@@ -175,8 +183,9 @@ def _convert(
     """Converts a value, or its text, to the annotated type."""
     kinds, members = choices(annotation), tuple(_members(annotation))
     element = element_kind(annotation)
-    function = Callable in (typing.get_origin(annotation), annotation) or (
-        callable(old) and not dataclasses.is_dataclass(old)
+    accepts_functions = collections.abc.Callable in members
+    function = (accepts_functions and len(members) == 1) or (
+        callable(old) and not dataclasses.is_dataclass(old) and not accepts_functions
     )
     if isinstance(value, (tuple, list)) and element is not None:
         if not value:
@@ -190,8 +199,8 @@ def _convert(
         if not (function or annotation is Any or isinstance(value, members)):
             raise UserError(f"{path}: {type(value).__name__} is not of type {describe(annotation)}")
         return value
-    if callable(value):
-        if not (function or annotation is Any):
+    if callable(value) or (isinstance(value, members) and hasattr(value, "_fields")):
+        if not (function or accepts_functions or annotation is Any or isinstance(value, members)):
             raise UserError(f"{path}: a function is not of type {describe(annotation)}")
         return value
     tokens = _tokens(value)
@@ -240,6 +249,9 @@ def parse_value(annotation: Any, tokens: list[str], path: str) -> Any:
     """Parses text as the annotated type by tyro's rules."""
     import tyro
 
+    kinds = [kind for kind in typing.get_args(annotation) if _is_set_as_text(kind)]
+    if typing.get_origin(annotation) in UNIONS and len(kinds) < len(typing.get_args(annotation)):
+        return parse_value(typing.Union[tuple(kinds)], tokens, path)  # noqa: UP007
     if str in _members(annotation) and len(tokens) == 1:
         text = tokens[0]
         return None if text == "None" and types.NoneType in _members(annotation) else text
@@ -280,9 +292,17 @@ def _tokens(value: Any) -> list[str]:
     return [str(value)]
 
 
+def _is_set_as_text(annotation: Any) -> bool:
+    """Whether a type is neither that of a function nor of an Optax transformation."""
+    members = _members(annotation)
+    return collections.abc.Callable not in members and not any(
+        hasattr(m, "_fields") for m in members
+    )
+
+
 def _members(annotation: Any) -> list[type]:
     """The classes of a union, or the one class of a plain annotation."""
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+    if typing.get_origin(annotation) in UNIONS:
         return [kind for part in typing.get_args(annotation) for kind in _members(part)]
     if typing.get_origin(annotation) is typing.Annotated:
         return _members(typing.get_args(annotation)[0])
@@ -301,6 +321,11 @@ def _hints(kind: type) -> dict[str, Any]:
     return typing.get_type_hints(kind)
 
 
+def _is_sequence(value: Any) -> TypeGuard[tuple[Any, ...] | list[Any]]:
+    """Whether a value has elements to set; the functions of an Optax transformation are none."""
+    return isinstance(value, (tuple, list)) and not hasattr(value, "_fields")
+
+
 def _nests(value: Any) -> bool:
     return isinstance(value, (Mapping, tuple, list)) or dataclasses.is_dataclass(value)
 
@@ -309,7 +334,9 @@ def _json(value: Any) -> Json:
     """Converts a leaf to JSON, for reading and comparing only."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    if isinstance(value, (tuple, list)):
+    if isinstance(value, np.generic):
+        return value.item()
+    if _is_sequence(value):
         return [_json(item) for item in value]
     if isinstance(value, np.ndarray) or hasattr(value, "__array__"):
         import hashlib
@@ -319,7 +346,4 @@ def _json(value: Any) -> Json:
         text = str([_json(item) for item in array.flat]) if array.dtype.hasobject else None
         digest = hashlib.sha256(array.tobytes() if text is None else text.encode()).hexdigest()
         return f"{array.dtype}{list(array.shape)} sha256:{digest}"
-    name = getattr(value, "__qualname__", getattr(value, "__name__", None))
-    if not (callable(value) and name):
-        return str(value)
-    return name if value.__module__.startswith(FILE_MODULE) else f"{value.__module__}.{name}"
+    return identify(value) if callable(value) or hasattr(value, "_fields") else str(value)

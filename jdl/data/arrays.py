@@ -46,6 +46,7 @@ class Arrays(Data):
     """In-memory arrays: `Arrays({"train": {"image": x, "label": y}, "test": {...}})`."""
 
     arrays: Mapping[str, Mapping[str, Any]] = field(kw_only=False)  # by split, then by name
+    class_names: tuple[str, ...] = ()  # in the order of their numbers; (): classes have no names
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -66,6 +67,10 @@ class Arrays(Data):
     def full_name(self) -> str:
         """`arrays`."""
         return "arrays"
+
+    def output_names(self) -> tuple[str, ...]:
+        """The names of the classes."""
+        return self.class_names
 
 
 def _array(name: str, values: Any) -> np.ndarray:

@@ -26,8 +26,8 @@ class Optimizer(abc.ABC):
     are excluded from all of this.
     """
 
-    learning_rate: float = field(default=1e-3, kw_only=False)
-    """The peak of the schedule."""
+    learning_rate: float | optax.Schedule = field(default=1e-3, kw_only=False)
+    """The peak of the schedule; or an Optax schedule, which then takes its place."""
     schedule: Schedule = Constant()
     """How the learning rate changes over the run."""
     clip_norm: float | None = None
@@ -49,7 +49,8 @@ class Optimizer(abc.ABC):
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "weight_decay", "l1", "l2"):
-            check(self, name, 0 <= getattr(self, name) < math.inf, "finite and at least 0")
+            value = 0 if callable(getattr(self, name)) else getattr(self, name)
+            check(self, name, 0 <= value < math.inf, "finite and at least 0")
         for name in ("clip_norm", "clip_value"):
             limit = getattr(self, name)
             check(self, name, limit is None or 0 < limit < math.inf, "finite and above 0, or None")
@@ -57,6 +58,9 @@ class Optimizer(abc.ABC):
         check(self, "ema_decay", valid, "above 0 and below 1, or None")
         is_schedule = isinstance(self.schedule, Schedule)
         check(self, "schedule", is_schedule, "a schedule such as Cosine(warmup=0.1)")
+        if callable(self.learning_rate):
+            plain = self.schedule == Constant()
+            check(self, "schedule", plain, "left out where learning_rate is an Optax schedule")
         factors = all(0 <= factor < math.inf for _, factor in self.lr_multipliers)
         check(self, "lr_multipliers", factors, "factors that are finite and at least 0")
         self._check_method()
@@ -81,6 +85,8 @@ class Optimizer(abc.ABC):
         """The scheduled learning rate by optimizer steps taken, in a run of `steps`."""
         if steps < 1:
             raise UserError(f"a schedule needs at least one optimizer step; the run has {steps}")
+        if callable(self.learning_rate):
+            return self.learning_rate
         return self.schedule.build(self.learning_rate, steps)
 
     def build(self, steps: int) -> optax.GradientTransformationExtraArgs:
@@ -121,7 +127,9 @@ def _momentum(momentum: float, nesterov: bool) -> optax.GradientTransformation:
 class SGD(Optimizer):
     """Stochastic gradient descent, with momentum (Polyak, 1964; Sutskever et al., 2013)."""
 
-    learning_rate: float = field(default=0.01, kw_only=False)  # the peak of the schedule
+    learning_rate: float | optax.Schedule = field(
+        default=0.01, kw_only=False
+    )  # the peak of the schedule
     momentum: float = 0.0  # decay of the velocity: v = momentum * v + g, w -= rate * v
     nesterov: bool = False  # look-ahead: w -= rate * (momentum * v + g); needs momentum
 
@@ -155,7 +163,9 @@ class RMSprop(Optimizer):
 class Adagrad(Optimizer):
     """Adagrad (Duchi et al., 2011), with Optax's defaults and PyTorch's learning rate."""
 
-    learning_rate: float = field(default=0.01, kw_only=False)  # the peak of the schedule
+    learning_rate: float | optax.Schedule = field(
+        default=0.01, kw_only=False
+    )  # the peak of the schedule
     initial_accumulator: float = 0.1  # initial value of the sum of squared gradients, at least 0
     eps: float = 1e-7  # added to the sum, under the root
 
@@ -226,7 +236,9 @@ class Lion(Optimizer):
     by as much.
     """
 
-    learning_rate: float = field(default=1e-4, kw_only=False)  # the peak of the schedule
+    learning_rate: float | optax.Schedule = field(
+        default=1e-4, kw_only=False
+    )  # the peak of the schedule
     weight_decay: float = 1e-3  # decoupled decay: each step subtracts rate * this * weight
     b1: float = 0.9  # weight of the momentum in the update, whose sign is taken
     b2: float = 0.99  # decay of the momentum

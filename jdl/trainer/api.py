@@ -1,4 +1,4 @@
-"""Trains from Python: an experiment, or a Flax module and two arrays."""
+"""Trains an experiment, and opens runs."""
 
 import contextlib
 import dataclasses
@@ -7,22 +7,17 @@ import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import flax.linen as nn
 import jax
-import numpy as np
 
 from jdl.checkpoint import CheckpointStore
 from jdl.config.experiment_file import ExperimentFile
-from jdl.data.arrays import Arrays
 from jdl.data.splits import Splits
 from jdl.errors import UserError
 from jdl.experiment import Experiment
 from jdl.files import RunDirectory
 from jdl.hooks import Hook
-from jdl.parallel import Single, Steps
-from jdl.tasks import Classification, Regression, Task
+from jdl.parallel import Steps
 from jdl.trainer import record
 from jdl.trainer.allocator import configure_allocator
 from jdl.trainer.compilation_cache import enable_compilation_cache
@@ -115,39 +110,6 @@ def open_loop(
         loop = TrainingLoop(run)
         record.write(run, found, file, overrides or {}, vectorized)
         yield loop
-
-
-def fit(
-    model: nn.Module,
-    x: Any,
-    y: Any,
-    *,
-    epochs: float = 5,
-    task: Task | None = None,
-    workdir: str | Path | None = None,
-    **settings: Any,
-) -> Run:
-    """Trains a Flax module on two arrays.
-
-    Args:
-      model: takes `x` and gives logits (batch, classes) for integer `y`, real numbers otherwise.
-      x: inputs, (examples, ...).
-      y: targets, (examples,) or (examples, ...).
-      epochs: passes over the data.
-      task: by default classification for integer `y`, else regression.
-      workdir: the run directory; None for a temporary one.
-      **settings: further fields of `Experiment`, such as `optimizer` or `batch_size`.
-
-    Returns:
-      The finished run: `run.evaluate("train")`, `run.predict(x)`.
-    """
-    targets = np.asarray(y)
-    if task is None:
-        task = Classification() if np.issubdtype(targets.dtype, np.integer) else Regression()
-    arrays = {task.inputs: np.asarray(x), task.targets: targets}
-    data = Arrays({"train": arrays}, test_fraction=0.0, validation_fraction=0.0)
-    settings.setdefault("strategy", Single())
-    return train(Experiment(model=model, task=task, data=data, epochs=epochs, **settings), workdir)
 
 
 def open_run(workdir: str | Path, experiment: Experiment | None = None) -> Run:

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from jdl import metrics as metrics_lib
+from jdl.data.conversion import to_numbers
 from jdl.data.pipeline import (
     InMemory,
     Pipeline,
@@ -22,6 +23,7 @@ from jdl.data.splits import Splits
 from jdl.data.vocabulary import check_token_ids, check_vocab_size
 from jdl.errors import UserError
 from jdl.experiment import Experiment
+from jdl.files import RunDirectory, read_rows
 from jdl.metrics import Metrics, Packed
 from jdl.metrics.metric import check_size
 from jdl.optimizers import averaged_params
@@ -138,6 +140,19 @@ class Run:
         """Number of traces of each compiled function, by name."""
         return self.compiled.compilations.traces
 
+    @property
+    def history(self) -> dict[str, dict[str, list[Any]]]:
+        """Metrics in the order of training: by split, then by name, with `step` and `epoch`.
+
+        Those of `train` are means over `runtime.log_every` steps. `pandas.DataFrame` takes a split.
+        """
+        found: dict[str, dict[str, list[Any]]] = {}
+        for row in read_rows(RunDirectory(self.workdir).metrics):
+            columns = found.setdefault(row["split"], {})
+            for name, value in ({k: row[k] for k in ("step", "epoch")} | row["metrics"]).items():
+                columns.setdefault(name, []).append(value)
+        return found
+
     def evaluate(self, split: str = "test", state: Any = None) -> dict[str, Any]:
         """Evaluates a whole split; each example counts once.
 
@@ -189,13 +204,16 @@ class Run:
         """Predicts from raw inputs, after applying the experiment's transforms.
 
         Args:
-          x: inputs (examples, ...), as in the data set before transforms; or a dict of such arrays
-            by name.
+          x: inputs (examples, ...), as in the data set before transforms, an array or a frame; or a
+            dict of such arrays by name.
 
         Returns:
           The task's predictions, (examples, ...) NumPy arrays (see the task's `predict`).
         """
-        arrays = x if isinstance(x, Mapping) else {self.experiment.task.inputs: np.asarray(x)}
+        if not isinstance(x, Mapping):
+            numbers = to_numbers(x, "x") if hasattr(x, "columns") else np.asarray(x)
+            x = {self.experiment.task.inputs: numbers}
+        arrays: Mapping[str, Any] = x
         count = len(next(iter(arrays.values())))
         if not count:
             raise UserError("there is nothing to predict: the input has no examples")

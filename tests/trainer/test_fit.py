@@ -152,7 +152,7 @@ def test_without_a_directory_nothing_stays_behind():
 
 def test_a_failed_fit_leaves_nothing_behind_either(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    with pytest.raises(UserError, match="differ in length"):
+    with pytest.raises(UserError, match="x has 4 examples, y 5"):
         jdl.fit(nn.Dense(2), np.zeros((4, 2)), np.zeros(5, int))
     with pytest.raises(UserError, match="label 2 at row 3 is outside"):
         jdl.fit(nn.Dense(2), np.zeros((4, 2)), np.array([0, 1, 1, 2]))

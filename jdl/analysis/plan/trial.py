@@ -75,7 +75,7 @@ class Trial:
         program = Program(
             changed.compute_model(),
             experiment.task,
-            experiment.optimizer.build(self.steps),
+            experiment.transformation(self.steps),
             experiment.data.device_transforms,
             experiment.num_microbatches,
         )

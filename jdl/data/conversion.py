@@ -1,0 +1,171 @@
+"""Converts what users pass from Python, such as lists and frames, to arrays of numbers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from jdl.errors import UserError, nearest
+
+
+def to_numbers(values: Any, where: str) -> np.ndarray:
+    """Converts arrays, lists, series and frames to an array of finite numbers.
+
+    Args:
+      values: an array of NumPy, JAX or PyTorch, nested lists, or a series or frame of pandas or
+        Polars, whose columns are stacked along axis 1.
+      where: what the values are called in messages.
+
+    Returns:
+      (examples, ...), its dtype unchanged; that of a frame is the common one of its columns.
+
+    Raises:
+      UserError: a value is missing, is no number, or exceeds the 32 bits in which JAX computes.
+    """
+    if hasattr(values, "toarray"):
+        raise UserError(f"{where} is a sparse matrix: pass {where}.toarray()")
+    if hasattr(values, "columns") and hasattr(values, "shape"):
+        columns = [to_numbers(values[name], f"{where}[{name!r}]") for name in values.columns]
+        if not columns:
+            raise UserError(f"{where} has no columns")
+        return np.stack(columns, 1)
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise UserError(
+            f"the examples of {where} differ in shape: pad them, or pass several inputs as a dict "
+            f"of arrays"
+        ) from error
+    if array.ndim == 0:
+        raise UserError(f"{where} is {values!r:.40}, where an array with one row per example goes")
+    if array.dtype.kind not in "biufcV":
+        array = _from_objects(array, where)
+    return _check_range(array, where)
+
+
+def check_rows(x: Any, y: Any, names: Sequence[str] = ("x", "y")) -> None:
+    """Raises a UserError if two arrays differ in length, or two frames in the order of rows."""
+    if hasattr(x, "__len__") and hasattr(y, "__len__") and len(x) != len(y):
+        raise UserError(f"{names[0]} has {len(x)} examples, {names[1]} {len(y)}")
+    left, right = (getattr(each, "index", None) for each in (x, y))
+    if callable(left) or callable(right) or left is None or right is None:
+        return
+    if len(left) == len(right) and not left.equals(right) and set(left) == set(right):
+        raise UserError(
+            f"{names[0]} and {names[1]} have the same index in different orders: align them, as in "
+            f"{names[1]} = {names[1]}.loc[{names[0]}.index]"
+        )
+
+
+@dataclass(frozen=True)
+class ClassLabels:
+    """Targets as class numbers."""
+
+    ids: np.ndarray  # (examples,) int32
+    names: tuple[str, ...] = ()  # of the classes, in the order of their numbers; (): numbers
+    note: str = ""  # how the targets were read, unless they were integers already
+
+
+def class_labels(
+    values: Any, where: str, names: tuple[str, ...] | None = None
+) -> ClassLabels | None:
+    """Reads targets as classes, or returns None where they are real numbers.
+
+    Args:
+      values: integers, booleans or texts (examples,) or (examples, 1), or one-hot rows (examples,
+        classes).
+      where: what the targets are called in messages.
+      names: of the classes where they are known already, as those of the training split.
+
+    Raises:
+      UserError: a label is missing or, with `names`, unknown; or rows hold several labels.
+    """
+    # NumPy would turn the numbers of a mixed list into texts.
+    mixed = isinstance(values, (list, tuple)) and any(isinstance(v, str) for v in values)
+    array = np.asarray(values, object if mixed else None)
+    column = array.ndim == 2 and array.shape[1] == 1
+    note = f"{where} of shape {array.shape} read as one target per example" if column else ""
+    array = array[:, 0] if column else array
+    if (
+        array.dtype.kind in "OUS"
+        and array.ndim == 1
+        and any(isinstance(v, (str, bytes)) for v in array)
+    ):
+        return _from_texts(array, where, names)
+    array = to_numbers(array if column or array.ndim == 1 else values, where)
+    if array.dtype.kind == "b" and array.ndim == 1:
+        return ClassLabels(
+            array.astype(np.int32), (), f"{where} read as classes 0 and 1 (False, True)"
+        )
+    if array.ndim == 2 and _is_one_hot(array):
+        note = f"{where} of shape {array.shape} read as one-hot rows of {array.shape[1]} classes"
+        return ClassLabels(array.argmax(1).astype(np.int32), (), note)
+    if array.dtype.kind not in "iu":
+        return None
+    if array.ndim == 2:
+        raise UserError(
+            f"{where} holds integers of shape {array.shape} that are no one-hot rows: pass one "
+            f"class per example, floats for regression, or a task of your own for several labels"
+        )
+    return ClassLabels(array.astype(np.int32), (), note)
+
+
+def _from_texts(array: np.ndarray, where: str, names: tuple[str, ...] | None) -> ClassLabels:
+    texts = [v.decode() if isinstance(v, bytes) else v for v in array.tolist()]
+    for row, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise UserError(f"{where} holds texts, and {text!r} at row {row}")
+    known = names or tuple(sorted(set(texts)))
+    numbers = {name: number for number, name in enumerate(known)}
+    for row, text in enumerate(texts):
+        if text not in numbers:
+            raise UserError(
+                f"{where} holds the class {text!r} at row {row}, which y does not have"
+                f"{nearest(text, known)}"
+            )
+    shown = ", ".join(known[:5]) + (", ..." if len(known) > 5 else "")
+    ids = np.array([numbers[text] for text in texts], np.int32)
+    return ClassLabels(ids, known, f"{where} read as {len(known)} classes: {shown}")
+
+
+def _is_one_hot(array: np.ndarray) -> bool:
+    """Whether each row has a single 1 among zeros."""
+    binary = bool(((array == 0) | (array == 1)).all())
+    return binary and array.shape[1] > 1 and bool((array.sum(1) == 1).all())
+
+
+def _from_objects(array: np.ndarray, where: str) -> np.ndarray:
+    """Converts an array of Python numbers; names the first element that is none."""
+    if array.dtype.kind in "Mm":
+        raise UserError(f"{where} holds dates: convert them to numbers")
+    for place, value in np.ndenumerate(array):
+        if isinstance(value, (str, bytes)):
+            raise UserError(
+                f"{where} holds the text {value!r:.40} at row {place[0]}: encode it as a number"
+            )
+        if not isinstance(value, (bool, int, float, complex, np.generic)):
+            missing = value is None or type(value).__name__ == "NAType"
+            problem = "a missing value" if missing else f"a {type(value).__name__}"
+            raise UserError(f"{where} holds {problem} at row {place[0]}: fill or drop it")
+    return np.array(array.tolist())
+
+
+def _check_range(array: np.ndarray, where: str) -> np.ndarray:
+    """Raises a UserError for numbers that would change silently in 32 bits."""
+    if array.dtype.kind in "iu" and array.dtype.itemsize == 8 and array.size:
+        wrong = (array > np.iinfo(np.int32).max) | (array < np.iinfo(np.int32).min)
+    elif array.dtype.kind == "f":
+        with np.errstate(invalid="ignore"):
+            wrong = ~(np.abs(array) <= np.finfo(np.float32).max)
+    else:
+        return array
+    if wrong.any():
+        row, *_ = place = tuple(np.argwhere(wrong)[0])
+        remedy = (
+            "fill or drop it"
+            if not np.isfinite(array[place])
+            else "JAX computes in 32 bits, so scale it"
+        )
+        raise UserError(f"{where} holds {array[place]} at row {row}: {remedy}")
+    return array

@@ -1,0 +1,193 @@
+"""Trains a Flax module on arrays, with the habits of Keras and scikit-learn."""
+
+import dataclasses
+import inspect
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from jdl.data.arrays import Arrays
+from jdl.data.conversion import ClassLabels, check_rows, class_labels, to_numbers
+from jdl.errors import UserError, nearest
+from jdl.experiment import Experiment
+from jdl.parallel import Single
+from jdl.tasks import BinaryClassification, Classification, Regression, Task
+from jdl.tasks.base import forward
+from jdl.tasks.classification import balanced_weights
+from jdl.trainer.api import train
+from jdl.trainer.run import Run
+
+ELSEWHERE = {
+    "callbacks": "hooks=(EarlyStopping(), ...), from jdl.hooks",
+    "learning_rate": "optimizer=Adam(1e-3), from jdl.optimizers, or an Optax transformation",
+    "loss": "task=Regression(), or a task of your own, whose loss_and_metrics defines the loss",
+    "lr": "optimizer=Adam(1e-3), from jdl.optimizers, or an Optax transformation",
+    "metrics": "a task of your own, whose loss_and_metrics returns the metrics",
+    "random_state": "seed=0",
+    "sample_weight": "class_weight, or a task of your own whose objective weighs the examples",
+    "shuffle": "jdl.train with the data Arrays(..., shuffle=False)",
+    "validation_split": "validation_fraction=0.1",
+    "verbose": "hooks=() to print nothing",
+}
+"""What takes the place of arguments of Keras and scikit-learn."""
+
+
+def fit(
+    model: nn.Module,
+    x: Any,
+    y: Any,
+    *,
+    validation_data: tuple[Any, Any] | None = None,
+    validation_fraction: float = 0.0,
+    epochs: float | np.number = 5,
+    task: Task | None = None,
+    class_weight: Mapping[Any, float] | Sequence[float] | str | None = None,
+    workdir: str | Path | None = None,
+    **settings: Any,
+) -> Run:
+    """Trains a Flax module on arrays.
+
+    Args:
+      model: maps `x` to logits (batch, classes), to one logit (batch, 1) of two classes, or to real
+        numbers.
+      x: inputs: numbers (examples, ...), as lists, an array or a frame, whose columns are features.
+      y: targets, likewise. Integers, booleans, texts and one-hot rows (examples, classes) are
+        classes; other numbers, (examples,) or (examples, ...), are regressed.
+      validation_data: `(x, y)` to evaluate during training, for `EarlyStopping` and `Checkpoint`.
+      validation_fraction: share of the examples to hold out for that instead.
+      epochs: passes over the data.
+      task: by default `Classification` of classes, `BinaryClassification` where the model gives one
+        logit, `Regression` of real numbers.
+      class_weight: weight of each class in the loss: a dict by class, a sequence in the order of
+        the classes, or `balanced` for classes that contribute equally.
+      workdir: the run directory; None for a temporary one.
+      **settings: further fields of `Experiment`, such as `optimizer`, `batch_size` or `hooks`.
+
+    Returns:
+      The finished run: `run.history`, `run.evaluate("train")`, `run.predict(x)`.
+
+    Raises:
+      UserError: model and arrays do not fit together, a value is no number, or an argument is
+        unknown.
+    """
+    _check_settings(settings)
+    pairs = {"train": (x, y), **_validation_pair(validation_data, validation_fraction)}
+    wheres = {"train": ("x", "y"), "validation": ("validation x", "validation y")}
+    features = {}
+    for split, pair in pairs.items():
+        check_rows(*pair, wheres[split])
+        features[split] = to_numbers(pair[0], wheres[split][0])
+    labels = _labels(task, {wheres[split][1]: pair[1] for split, pair in pairs.items()})
+    if task is None:
+        task = _choose_task(labels.get("y"), y, _output_shape(model, features["train"]))
+    names = labels["y"].names if labels else ()
+    arrays = {}
+    for split, (_, values) in pairs.items():
+        where = wheres[split][1]
+        targets = labels[where].ids if labels else to_numbers(values, where)
+        arrays[split] = {task.inputs: features[split], task.targets: targets}
+    if class_weight is not None:
+        task = _weighted(task, class_weight, arrays["train"][task.targets], names)
+    data = Arrays(
+        arrays, test_fraction=0.0, validation_fraction=validation_fraction, class_names=names
+    )
+    settings = {"strategy": Single(), "epochs": epochs, **settings}
+    plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in settings.items()}
+    return train(Experiment(model=model, task=task, data=data, **plain), workdir)
+
+
+def _check_settings(settings: Mapping[str, Any]) -> None:
+    """Raises a UserError for arguments that neither `fit` nor `Experiment` has."""
+    known = {field.name for field in dataclasses.fields(Experiment)}
+    for name in settings:
+        if name in ELSEWHERE:
+            raise UserError(f"jdl.fit has no argument {name!r}: use {ELSEWHERE[name]}")
+        if name not in known or name in ("data", "steps"):
+            hint = nearest(name, [*known, *inspect.signature(fit).parameters])
+            raise UserError(f"jdl.fit has no argument {name!r}{hint}")
+
+
+def _validation_pair(pair: Any, fraction: float) -> dict[str, tuple[Any, Any]]:
+    if pair is None:
+        return {}
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+        raise UserError("validation_data must be a pair (x, y)")
+    if fraction:
+        raise UserError("validation_data and validation_fraction exclude each other: set one")
+    return {"validation": (pair[0], pair[1])}
+
+
+def _labels(task: Task | None, targets: Mapping[str, Any]) -> dict[str, ClassLabels]:
+    """Class labels of each split by where they stand; empty if the targets are real numbers."""
+    if not (task is None or isinstance(task, (Classification, BinaryClassification))):
+        return {}
+    labels: dict[str, ClassLabels] = {}
+    for where, values in targets.items():
+        found = class_labels(values, where, labels["y"].names if labels else ())
+        if found is None:
+            if labels:
+                raise UserError(f"{where} holds real numbers, where y holds classes")
+            return {}
+        labels[where] = found
+    if labels["y"].note:
+        print(f"jdl.fit: {labels['y'].note}", flush=True)
+    return labels
+
+
+def _choose_task(labels: ClassLabels | None, values: Any, outputs: tuple[int, ...]) -> Task:
+    """Chooses the task by targets and the shape of the model's output, (1, ...)."""
+    if labels is None:
+        array = np.asarray(values)
+        whole = array.ndim == 1 and np.issubdtype(array.dtype, np.inexact) and not (array % 1).any()
+        if whole and len(outputs) == 2 and outputs[1] > 1:
+            raise UserError(
+                f"y holds whole numbers of dtype {array.dtype} and the model gives {outputs[1]} "
+                f"outputs: for classes pass y.astype(int)"
+            )
+        return Regression()
+    if outputs[1:] != (1,):
+        return Classification()
+    if labels.ids.size and not 0 <= labels.ids.min() <= labels.ids.max() <= 1:
+        raise UserError(
+            f"y holds integers up to {labels.ids.max()} and the model gives one output: give it "
+            f"one output per class, or pass task=Regression()"
+        )
+    return BinaryClassification()
+
+
+def _output_shape(model: nn.Module, features: np.ndarray) -> tuple[int, ...]:
+    """Shape of the model's output for one example; empty if the model cannot take it."""
+    task = Task()
+    example = jax.ShapeDtypeStruct((1, *features.shape[1:]), features.dtype)
+
+    def apply(key: jax.Array, x: Any) -> Any:
+        variables = task.init(model, key, {task.inputs: x})
+        params = variables.pop("params", {})
+        return forward(model, params, variables, x, train=False)[0]
+
+    try:
+        return jax.eval_shape(apply, jax.random.key(0), example).shape
+    except Exception:  # the run describes it, with all its names
+        return ()
+
+
+def _weighted(task: Task, weight: Any, labels: np.ndarray, names: Sequence[str]) -> Task:
+    """The task with weights of classes."""
+    if not isinstance(task, (Classification, BinaryClassification)):
+        raise UserError(f"class_weight needs classes, and the task is {type(task).__name__}")
+    if weight == "balanced":
+        return dataclasses.replace(task, class_weights=balanced_weights(labels))
+    if isinstance(weight, str):
+        raise UserError(f"class_weight must be 'balanced', a dict or a sequence, not {weight!r}")
+    if isinstance(weight, Mapping):
+        classes = list(names) or list(range(int(labels.max()) + 1))
+        if odd := [key for key in weight if key not in classes]:
+            raise UserError(f"class_weight has the class {odd[0]!r}, which y does not have")
+        if missing := [each for each in classes if each not in weight]:
+            raise UserError(f"class_weight lacks the class {missing[0]!r}")
+        weight = [weight[each] for each in classes]
+    return dataclasses.replace(task, class_weights=tuple(float(each) for each in weight))
