@@ -108,37 +108,6 @@ def steepest(rates: np.ndarray, losses: np.ndarray, reach: int) -> float | None:
     return float(rates[reach + slopes.argmin()]) if slopes.min() < 0 else None
 
 
-def figure() -> Any:
-    """An empty figure of Matplotlib.
-
-    Raises:
-      UserError: Matplotlib is not installed.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UserError("a picture needs Matplotlib: pip install 'jdl-research[report]'") from error
-    return Figure(figsize=(6, 4), layout="constrained")
-
-
-def draw(curve: LrCurve, path: Path) -> None:
-    """Draws the loss by the learning rate, and the suggestion, as PNG."""
-    picture = figure()
-    axes = picture.subplots()
-    axes.semilogx(curve.rates, curve.losses, color="0.8", label="loss of the batch")
-    axes.semilogx(curve.rates, curve.smoothed, label="averaged")
-    if curve.suggestion is not None:
-        axes.axvline(curve.suggestion, color="0.5", linestyle=":", label=f"{curve.suggestion:.1e}")
-    low, high = (
-        curve.smoothed.min(),
-        np.quantile(curve.smoothed, 0.9),
-    )  # diverging losses would flatten the rest
-    margin = 0.2 * (high - low) or 1.0
-    axes.set(xlabel="learning rate", ylabel="loss", ylim=(low - margin, high + margin))
-    axes.legend()
-    picture.savefig(path, format="png", dpi=150)
-
-
 @dataclass(frozen=True)
 class BatchRow:
     """Throughput and memory of a batch size."""

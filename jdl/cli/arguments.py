@@ -20,7 +20,13 @@ ExperimentName = Annotated[
         help="a Python file, or the name of one in ./experiments or shipped with jdl.",
     ),
 ]
-RunDirectory = Annotated[Positional[Path], arg(metavar="RUN", help="a run directory.")]
+RunDirectory = Annotated[
+    Positional[Path],
+    arg(
+        metavar="RUN",
+        help="a run directory; its experiment.py is executed: trust it like a script.",
+    ),
+]
 OwnFile = Annotated[
     Path | None,
     arg(help="your own experiment file, to use instead of the run directory's experiment.py."),

@@ -9,8 +9,6 @@ def evaluate(
 ) -> None:
     """Evaluate a run on a split, with its final weights; prints a line of JSON.
 
-    Executes the directory's experiment.py: trust a run directory like a script.
-
     Args:
         split: train, validation or test (default: test; validation for a run that never reads
             test, such as a trial of a search).

@@ -16,8 +16,7 @@ def export(
 ) -> None:
     """Export a run's prediction and weights as StableHLO, which JAX runs without jdl.
 
-    Replaces an earlier export, never another file. Executes the directory's experiment.py: trust a
-    run directory like a script.
+    Replaces an earlier export, never another file.
 
     Args:
         file: to write, such as digits.stablehlo.

@@ -29,9 +29,10 @@ def find_lr(
     from jdl.analysis import find
     from jdl.config.experiment_file import load
     from jdl.config.overrides import override
+    from jdl.report import plots
 
     if png is not None:
-        find.figure()  # reports a missing Matplotlib before the test
+        plots.require()  # reports a missing Matplotlib before the test
     changed = override(load(experiment).experiment, overrides or {})
     curve = find.find_lr(changed, low=low, high=high, steps=steps)
     print("learning rate  loss, averaged")
@@ -40,7 +41,7 @@ def find_lr(
     if len(curve.rates) < steps:
         print(f"{curve.rates[-1]:13.1e}  the loss diverges")
     if png is not None:
-        find.draw(curve, png)
+        png.write_bytes(plots.png(plots.range_test(curve)))
     if curve.suggestion is None:
         raise UserError(
             f"the loss does not fall long enough between {low:g} and {high:g} to suggest a rate: "

@@ -22,8 +22,7 @@ def generate(
 
     Without a prompt, generation starts after a line break, or after the tokenizer's first token if
     it has no line break. When the model's context is full, the model rereads the last half of it.
-    Of several samples only the first is printed as it is generated, the others at the end. Executes
-    the directory's experiment.py: trust a run directory like a script.
+    Of several samples only the first is printed as it is generated, the others at the end.
 
     Args:
         prompt: text to continue; printed too.

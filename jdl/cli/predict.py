@@ -24,8 +24,7 @@ def predict(
     Files are read like those of the run's data set: an image is one example; a table holds one in
     each row and needs only the input columns; a text file is one text, a CSV file has a column of
     texts; the rows after the last of a time series are forecast. A file that cannot be read is
-    reported and skipped; the exit code is then 1, or 2 if no file could be read. Executes the
-    directory's experiment.py: trust a run directory like a script.
+    reported and skipped; the exit code is then 1, or 2 if no file could be read.
 
     Args:
         files: to predict from.

@@ -16,8 +16,7 @@ def translate(
 ) -> None:
     """Translate texts, or the lines of the standard input, with the model of a run.
 
-    Prints a line for each text. Executes the directory's experiment.py: trust a run directory like
-    a script.
+    Prints a line for each text.
 
     Args:
         text: one or several texts (default: each line of the standard input).

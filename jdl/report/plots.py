@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from jdl.analysis.find import LrCurve
 from jdl.errors import UserError
 
 CELLS = 12
@@ -75,6 +76,22 @@ def confusion_matrix(counts: np.ndarray) -> Any:
         for (row, column), count in np.ndenumerate(counts):
             color = "white" if shares[row, column] > 0.5 else "black" if count else "0.75"
             axes.text(column, row, str(count), ha="center", va="center", color=color, fontsize=8)
+    return figure
+
+
+def range_test(curve: LrCurve) -> Any:
+    """The loss by the learning rate of a range test, and its suggestion."""
+    figure = empty(6, 4)
+    axes = figure.add_subplot()
+    axes.semilogx(curve.rates, curve.losses, color="0.8", label="loss of the batch")
+    axes.semilogx(curve.rates, curve.smoothed, label="averaged")
+    if curve.suggestion is not None:
+        axes.axvline(curve.suggestion, color="0.5", linestyle=":", label=f"{curve.suggestion:.1e}")
+    # Without the largest losses, which would flatten the rest.
+    low, high = curve.smoothed.min(), np.quantile(curve.smoothed, 0.9)
+    margin = 0.2 * (high - low) or 1.0
+    axes.set(xlabel="learning rate", ylabel="loss", ylim=(low - margin, high + margin))
+    axes.legend()
     return figure
 
 

@@ -13,11 +13,10 @@ from jdl.data.splits import Splits
 from jdl.errors import UserError, nearest
 from jdl.experiment import Experiment
 from jdl.files import RunDirectory, write_json
-from jdl.sweeps.jobs import Vectorize
 from jdl.sweeps.search.leases import TrialLeases
 from jdl.sweeps.search.progress import SearchProgress
-from jdl.sweeps.search.samplers import PrunerName, SamplerName, make_pruner, make_sampler
-from jdl.sweeps.search.space import Constraint, describe, grid_points, space_as_json, validate
+from jdl.sweeps.search.samplers import make_pruner, make_sampler
+from jdl.sweeps.search.space import Constraint, describe, space_as_json
 from jdl.sweeps.search.study import (
     TrialRecord,
     best_record,
@@ -39,32 +38,6 @@ class SearchResult:
     metric: str  # SPLIT.NAME that was optimized
     trials: tuple[TrialRecord, ...]  # of all workers, in the order in which they started
     best: TrialRecord | None  # the complete trial with the best value; None if there is none
-
-
-@dataclass(frozen=True, kw_only=True)
-class TuneConfig:
-    """Options of `tune`."""
-
-    sampler: SamplerName = "tpe"
-    trials: int | None = None  # complete and pruned trials to reach; None: 20, or the whole grid
-    pruner: PrunerName = "none"  # stops unpromising trials
-    metric: str = "validation.accuracy"  # SPLIT.NAME to optimize
-    mode: Literal["min", "max"] | None = None  # None: the metric's own direction
-    storage: str | None = None  # URL of a database; None: a journal file in the directory
-    study: str | None = None  # name in the storage; None: the experiment's
-    vectorize: Vectorize = "never"  # train points of equal shapes in one vmapped step
-    vectorized_trials: int = 8  # how many of them a worker takes at once
-
-    def __post_init__(self) -> None:
-        if self.trials is not None and self.trials < 1:
-            raise UserError(f"trials must be at least 1, not {self.trials}")
-        if self.vectorized_trials < 1:
-            raise UserError(f"vectorized_trials must be at least 1, not {self.vectorized_trials}")
-        split, _, name = self.metric.partition(".")
-        if not (split and name):
-            raise UserError(f"a metric is SPLIT.NAME, as validation.accuracy, not {self.metric!r}")
-        if split == "test":
-            raise UserError("a search never reads the test split: choose a validation metric")
 
 
 def tune(
@@ -94,7 +67,7 @@ def tune(
       overrides: of the experiment, by path.
       notify: prints a line of progress.
       run: runs the workers elsewhere and calls its argument now and then; None to run one here.
-      **options: fields of `TuneConfig`.
+      **options: other fields of `StudyConfig`.
 
     Returns:
       The trials, and the best one.
@@ -103,50 +76,42 @@ def tune(
       UserError: an argument is invalid, or no trial completed.
       Interrupted: on SIGTERM or Ctrl-C, after saving.
     """
-    tune_config = TuneConfig(**options)
-    validate(space, experiment)
-    points = grid_points(space, constraints) if tune_config.sampler == "grid" else None
     config = StudyConfig(
         experiment=experiment,
         space=space,
-        constraints=tuple(constraints),
-        grid=points,
-        num_trials=tune_config.trials or (20 if points is None else len(points)),
-        metric=tune_config.metric,
         workdir=Path(workdir),
+        constraints=tuple(constraints),
         file=file,
         overrides=overrides or {},
-        vectorize=tune_config.vectorize,
-        vectorized_trials=tune_config.vectorized_trials,
+        **options,
     )
     if RunDirectory(config.workdir).experiment.exists():
         raise UserError(f"{workdir} holds a run, not a search: choose another --workdir")
-    return _search(config, tune_config, notify, run)
+    return _search(config, notify, run)
 
 
 def _search(
     config: StudyConfig,
-    tune_config: TuneConfig,
     notify: Callable[[str], None],
     run: Callable[[Callable[[], None]], None] | None,
 ) -> SearchResult:
     """Opens the study, runs its trials and keeps `study.jsonl` current."""
-    sampler = make_sampler(tune_config.sampler, config.experiment.seed, config.grid or ())
+    sampler = make_sampler(config.sampler, config.experiment.seed, config.grid or ())
     data = Splits(config.experiment.data, exclude=("test",))
-    direction = _direction(config, data, tune_config.mode)
-    storage = open_storage(tune_config.storage, config.workdir)
+    direction = _direction(config, data)
+    storage = open_storage(config.storage, config.workdir)
     study = open_study(
         storage,
-        tune_config.study or (config.file.name if config.file else "study"),
-        _identity(config, tune_config.sampler),
+        config.study or (config.file.name if config.file else "study"),
+        _identity(config),
         direction,
         sampler,
-        make_pruner(tune_config.pruner),
+        make_pruner(config.pruner),
     )
     leases = TrialLeases(study, storage, config.workdir)
     progress = SearchProgress(study, config, notify)
     with leases.exclusive():
-        write_json(RunDirectory(config.workdir).study, _described(study, config, tune_config))
+        write_json(RunDirectory(config.workdir).study, _described(study, config))
         write_trials(study, config.workdir)
 
     def show() -> None:
@@ -163,9 +128,7 @@ def _search(
         return _finish(study, config)
 
 
-def _described(
-    study: optuna.Study, config: StudyConfig, tune_config: TuneConfig
-) -> dict[str, Json]:
+def _described(study: optuna.Study, config: StudyConfig) -> dict[str, Json]:
     """The content of `study.json`, which `jdl report` reads."""
     return {
         "study": study.study_name,
@@ -175,13 +138,13 @@ def _described(
         "constraints": [getattr(each, "__name__", str(each)) for each in config.constraints],
         "metric": config.metric,
         "direction": study.direction.name.lower(),
-        "sampler": tune_config.sampler,
-        "pruner": tune_config.pruner,
+        "sampler": config.sampler,
+        "pruner": config.pruner,
         "trials": config.num_trials,
     }
 
 
-def _identity(config: StudyConfig, sampler: str) -> dict[str, Json]:
+def _identity(config: StudyConfig) -> dict[str, Json]:
     """What must be equal for a study to be resumed."""
     free = ("hooks", "strategy", "runtime")
     fields = {k: v for k, v in flatten(config.experiment).items() if k.split(".")[0] not in free}
@@ -190,13 +153,11 @@ def _identity(config: StudyConfig, sampler: str) -> dict[str, Json]:
         "space": describe(config.space),
         "constraints": [getattr(each, "__name__", "") for each in config.constraints],
         "metric": config.metric,
-        "sampler": sampler,
+        "sampler": config.sampler,
     }
 
 
-def _direction(
-    config: StudyConfig, data: Splits, mode: Literal["min", "max"] | None
-) -> Literal["minimize", "maximize"]:
+def _direction(config: StudyConfig, data: Splits) -> Literal["minimize", "maximize"]:
     """Whether the metric is minimized or maximized.
 
     Raises:
@@ -217,7 +178,7 @@ def _direction(
             f"there is no metric {name!r} of {split} (there are {', '.join(scores)})"
             f"{nearest(name, scores)}"
         )
-    higher = run.higher_is_better(name) if mode is None else mode == "max"
+    higher = run.higher_is_better(name) if config.mode is None else config.mode == "max"
     if higher is None:
         raise UserError(
             f"whether a higher {config.metric} is better is unknown: set mode to min or max"

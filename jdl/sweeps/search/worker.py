@@ -2,12 +2,13 @@
 
 import contextlib
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 from optuna.study import Study
@@ -22,8 +23,8 @@ from jdl.sweeps.jobs import Job, Outcome, Vectorize, train_jobs
 from jdl.sweeps.search.dimensions import Space
 from jdl.sweeps.search.leases import Lease, TrialLeases
 from jdl.sweeps.search.pruning import PRUNED, Pruning
-from jdl.sweeps.search.samplers import quiet_optuna
-from jdl.sweeps.search.space import Constraint, is_allowed, suggest
+from jdl.sweeps.search.samplers import PrunerName, SamplerName, quiet_optuna
+from jdl.sweeps.search.space import Constraint, grid_points, is_allowed, suggest, validate
 from jdl.sweeps.search.study import ERROR, POINT, SECONDS
 from jdl.typing import Json
 
@@ -36,19 +37,45 @@ POLL_INTERVAL = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class StudyConfig:
-    """What a study searches, and where."""
+    """What a study searches, and how."""
 
     experiment: Experiment  # that the points override
     space: Space  # the dimensions
-    constraints: tuple[Constraint, ...] = ()  # predicates that every point must satisfy
-    grid: Sequence[Mapping[str, Any]] | None = None  # from `grid_points`; None: another sampler
-    num_trials: int  # complete and pruned trials to reach
-    metric: str  # SPLIT.NAME to optimize
     workdir: Path  # its folder `trials` holds a run directory per trial
+    constraints: tuple[Constraint, ...] = ()  # predicates that every point must satisfy
     file: ExperimentFile | None = None  # the experiment's file
     overrides: Mapping[str, Json] = dataclasses.field(default_factory=dict)  # by path
-    vectorize: Vectorize = "never"  # whether points of equal shapes train in one vmapped step
-    vectorized_trials: int = 1  # how many of them a worker takes at once
+    sampler: SamplerName = "tpe"
+    trials: int | None = None  # complete and pruned trials to reach; None: 20, or the whole grid
+    pruner: PrunerName = "none"  # stops unpromising trials
+    metric: str = "validation.accuracy"  # SPLIT.NAME to optimize
+    mode: Literal["min", "max"] | None = None  # None: the metric's own direction
+    storage: str | None = None  # URL of a database; None: a journal file in the directory
+    study: str | None = None  # name in the storage; None: the experiment's
+    vectorize: Vectorize = "never"  # train points of equal shapes in one vmapped step
+    vectorized_trials: int = 8  # how many of them a worker takes at once
+
+    def __post_init__(self) -> None:
+        if self.trials is not None and self.trials < 1:
+            raise UserError(f"trials must be at least 1, not {self.trials}")
+        if self.vectorized_trials < 1:
+            raise UserError(f"vectorized_trials must be at least 1, not {self.vectorized_trials}")
+        split, _, name = self.metric.partition(".")
+        if not (split and name):
+            raise UserError(f"a metric is SPLIT.NAME, as validation.accuracy, not {self.metric!r}")
+        if split == "test":
+            raise UserError("a search never reads the test split: choose a validation metric")
+        validate(self.space, self.experiment)
+
+    @functools.cached_property
+    def grid(self) -> list[dict[str, Any]] | None:
+        """All points, as `grid_points` lists them; None for other samplers."""
+        return grid_points(self.space, self.constraints) if self.sampler == "grid" else None
+
+    @property
+    def num_trials(self) -> int:
+        """Complete and pruned trials to reach."""
+        return self.trials or (20 if self.grid is None else len(self.grid))
 
     def directory(self, number: int) -> Path:
         """The run directory of a trial."""
