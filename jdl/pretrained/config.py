@@ -3,13 +3,15 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import flax.linen as nn
 
 from jdl.errors import UserError, first_line, nearest
 from jdl.pretrained.layouts import ACTIVATIONS, LABELS, LAYOUTS, Entry, Layout
 from jdl.typing import Json
+
+T = TypeVar("T")
 
 CONFIG = "config.json"
 IMAGE = {"image_size": 224, "num_channels": 3}
@@ -24,26 +26,27 @@ def read_config(directory: Path) -> tuple[Layout, dict[str, Json]]:
     """
     path = directory / CONFIG
     if not path.is_file():
-        raise UserError(f"{directory} holds no {CONFIG}")
+        raise UserError(f"{directory} has no {CONFIG}: give a directory that transformers saved")
     try:
         given = json.loads(path.read_text())
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} holds no JSON: {first_line(error)}") from error
+        raise UserError(f"{path} is not valid JSON: {first_line(error)}") from error
     if not isinstance(given, dict):
-        raise UserError(f"{path} holds no JSON object")
-    layout = _layout(given.get("model_type"), path)
+        raise UserError(f"{path} is not a JSON object")
+    layouts = {layout.kind: layout for layout in LAYOUTS}
+    layout = _supported(layouts, "model_type", given.get("model_type"), path)
     defaults = {entry.key: entry.default for entry in layout.entries}
     images = IMAGE if layout.images else {}
     config = {**defaults, **images, **layout.required, **given}
     for key, default in images.items():
         _check(key, config[key], default, path)
     wrong = [
-        f"{key} is {config[key]!r}, where it has {value!r}"
+        f"{key}={config[key]!r}, not {value!r}"
         for key, value in layout.required.items()
         if config[key] != value
     ]
     if wrong:
-        raise UserError(f"jdl's {_name(layout)} cannot be the model of {path}: {'; '.join(wrong)}")
+        raise UserError(f"{path} is of a model that jdl does not have: {'; '.join(wrong)}")
     return layout, config
 
 
@@ -57,10 +60,8 @@ def read_model(layout: Layout, config: Mapping[str, Json], path: Path) -> nn.Mod
     for entry in layout.entries:
         fields.setdefault(entry.field, _value(entry, config[entry.key], path))
     if fields["embed_dim"] % fields["num_heads"]:
-        raise UserError(
-            f"{path}: a width of {fields['embed_dim']} cannot be split into "
-            f"{fields['num_heads']} heads"
-        )
+        sizes = f"{fields['embed_dim']} cannot be divided by {fields['num_heads']} heads"
+        raise UserError(f"{path}: a hidden size of {sizes}")
     if fields["mlp_dim"] == 4 * fields["embed_dim"]:
         fields["mlp_dim"] = None
     return layout.model(**fields)
@@ -72,14 +73,9 @@ def read_head(layout: Layout, config: Mapping[str, Json], path: Path) -> dict[st
     Raises:
       UserError: its class is not supported.
     """
-    named = config.get("architectures") or ["nothing"]
-    name = str(named[0] if isinstance(named, list) else named)
-    if name not in layout.architectures:
-        raise UserError(
-            f"{path}: architectures names {name}, where jdl reads "
-            f"{_among(layout.architectures)}{nearest(name, layout.architectures)}"
-        )
-    fields = layout.architectures[name]
+    named = config.get("architectures")
+    name = named[0] if isinstance(named, list) and named else named
+    fields = _supported(layout.architectures, "architectures", name, path)
     return {field: labels(config) if v is LABELS else v for field, v in fields.items()}
 
 
@@ -97,15 +93,13 @@ def write_config(model: Any) -> tuple[Layout, dict[str, Json]]:
     Raises:
       UserError: there is no such layout, or it cannot represent the model.
     """
-    found = [layout for layout in LAYOUTS if type(model) is layout.model]
-    if not found:
-        known = _among(_name(layout) for layout in LAYOUTS)
-        raise UserError(f"transformers' layout is that of {known}, not of {type(model).__name__}")
-    (layout,) = found
-    if wrong := _unsayable(layout, model):
-        raise UserError(
-            f"the layout of {layout.kind} cannot say of {_name(layout)}: {'; '.join(wrong)}"
-        )
+    layout = next((layout for layout in LAYOUTS if type(model) is layout.model), None)
+    if layout is None:
+        known = ", ".join(sorted(layout.model.__name__ for layout in LAYOUTS))
+        name = type(model).__name__
+        raise UserError(f"{name} has no format of transformers; models that have one: {known}")
+    if wrong := _unsupported(layout, model):
+        raise UserError(f"transformers' {layout.kind} does not support {'; '.join(wrong)}")
     hidden = model.mlp_dim or 4 * model.embed_dim
     special = {"activation": _activations(model)[0], "mlp_dim": hidden}
     config: dict[str, Json] = {
@@ -120,10 +114,10 @@ def write_config(model: Any) -> tuple[Layout, dict[str, Json]]:
     return layout, config
 
 
-def _unsayable(layout: Layout, model: Any) -> list[str]:
+def _unsupported(layout: Layout, model: Any) -> list[str]:
     """Lists fields of a model whose values its layout cannot represent."""
     wrong = [
-        f"{field}={getattr(model, field)!r}, where it means {value!r}"
+        f"{field}={getattr(model, field)!r} (only {value!r})"
         for field, value in layout.fixed.items()
         if getattr(model, field) != value
     ]
@@ -153,25 +147,20 @@ def _architectures(layout: Layout, model: Any) -> list[str]:
     ]
 
 
-def _layout(kind: Json, path: Path) -> Layout:
-    known = {layout.kind: layout for layout in LAYOUTS}
-    if not isinstance(kind, str) or kind not in known:
+def _supported(known: Mapping[str, T], key: str, value: Json, path: Path) -> T:
+    """Returns what an entry's value names; raises a UserError if that is not supported."""
+    if not isinstance(value, str) or value not in known:
         raise UserError(
-            f"{path}: model_type is {kind!r}, where jdl reads {_among(known)}"
-            f"{nearest(str(kind), known)}"
+            f"{path}: {key} {value!r} is not supported; supported: {', '.join(sorted(known))}"
+            f"{nearest(str(value), known)}"
         )
-    return known[kind]
+    return known[value]
 
 
 def _value(entry: Entry, value: Json, path: Path) -> Any:
     """Converts and validates the value of an entry."""
     if entry.field == "activation":
-        if not isinstance(value, str) or value not in ACTIVATIONS:
-            raise UserError(
-                f"{path}: {entry.key} is {value!r}, where jdl reads {_among(ACTIVATIONS)}"
-                f"{nearest(str(value), ACTIVATIONS)}"
-            )
-        return ACTIVATIONS[value]
+        return _supported(ACTIVATIONS, entry.key, value, path)
     _check(entry.key, value, entry.default, path)
     return value
 
@@ -184,17 +173,8 @@ def _check(key: str, value: Json, default: Json, path: Path) -> None:
         fits = isinstance(value, (int, float)) and 0 <= value < 1
         kind = "a number in [0, 1)"
     else:
-        least, kind = (0, "a token") if default == 0 else (1, "a size")
+        least = 0 if default == 0 else 1
         whole = isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**31
-        fits = whole or (value is None and default is None)
+        fits, kind = whole or (value is None and default is None), f"an integer from {least}"
     if not fits:
-        raise UserError(f"{path}: {key} is {value!r}, where {kind} belongs")
-
-
-def _name(layout: Layout) -> str:
-    return layout.model.__name__
-
-
-def _among(names: Any) -> str:
-    *rest, last = sorted(names)
-    return f"{', '.join(rest)} and {last}" if rest else last
+        raise UserError(f"{path}: {key} must be {kind}, not {value!r}")

@@ -182,8 +182,8 @@ def _given(directory: Path, layout: Layout, model: Any) -> dict[str, Tensor]:
         found[name.removeprefix(layout.prefix)] = tensor
     if model.num_layers > len(found):
         raise UserError(
-            f"the tensors in {directory} do not fit its {CONFIG}: it has "
-            f"{model.num_layers} blocks, and they are {len(found)} in all"
+            f"the tensors in {directory} do not fit its {CONFIG}: it has {model.num_layers} "
+            f"blocks, but there are only {len(found)} tensors"
         )
     return found
 
@@ -238,13 +238,13 @@ def _image(model: nn.Module, arrays: Mapping[str, Any]) -> dict[str, int]:
         return {}
     if missing := [name for name in ("positions", "patches.kernel") if name not in arrays]:
         raise UserError(f"the parameters do not fit the model: missing {', '.join(missing)}")
-    places = len(arrays["positions"]) - 1
-    if math.isqrt(places) ** 2 != places:
+    count = len(arrays["positions"]) - 1
+    if math.isqrt(count) ** 2 != count:
         raise UserError(
-            f"transformers' ViT reads square images, which have no {places} patches as here"
+            f"transformers' ViT reads square images, but this model's have {count} patches"
         )
     channels = len(arrays["patches.kernel"]) // model.patch_size**2
-    return {"image_size": model.patch_size * math.isqrt(places), "num_channels": channels}
+    return {"image_size": model.patch_size * math.isqrt(count), "num_channels": channels}
 
 
 def _misfits(
@@ -260,13 +260,13 @@ def _misfits(
     missing = [name for name in needed if name not in given]
     patterns = re.compile("|".join(map(fnmatch.translate, known)) or r"\Z.")
     extra = [name for name in given if name not in needed and not patterns.match(name)]
-    parts = [f"{what} {', '.join(names)}" for what, names in
-             (("missing", missing), ("not known", extra)) if names]  # fmt: skip
+    parts = [f"missing {', '.join(missing)}"] if missing else []
+    parts += [f"unknown {', '.join(extra)}"] if extra else []
     for name, expected in needed.items():
         found = given.get(name)
         has = found.shape if isinstance(found, Tensor) else found
         if found is not None and has != expected:
             parts.append(f"{name} has shape {has}, not {expected}")
         elif isinstance(found, Tensor) and found.dtype not in FLOATS:
-            parts.append(f"{name} is {found.dtype}, not of floating point")
+            parts.append(f"{name} has dtype {found.dtype}, not a float type")
     return "; ".join(parts)

@@ -85,8 +85,8 @@ class InitFrom:
             wrong = [f"model is a {there.__name__} there, not a {here.__name__}"]
         if wrong:
             raise UserError(
-                f"init_from.run: {self.run} holds a model that computes another function of the "
-                f"same arrays: {'; '.join(wrong)}"
+                f"init_from.run: the model of {self.run} computes another function of the same "
+                f"arrays: {'; '.join(wrong)}"
             )
 
 
@@ -111,7 +111,7 @@ def _given(run: Path, scan: bool) -> tuple[nn.Module | None, dict[str, np.ndarra
     if not folder.is_dir():
         if not (run / CONFIG).is_file():
             raise UserError(
-                f"init_from.run: {run} holds neither checkpoints of a run nor a {CONFIG} of "
+                f"init_from.run: {run} has neither checkpoints of a run nor a {CONFIG} of "
                 f"transformers"
             )
         model, arrays = read_arrays(run, scan)

@@ -105,6 +105,16 @@ def _encoder(
     )  # fmt: skip
 
 
+_ENCODER_ENTRIES = (
+    Entry("num_layers", "num_hidden_layers", 12),
+    Entry("num_heads", "num_attention_heads", 12),
+    Entry("embed_dim", "hidden_size", 768),
+    Entry("mlp_dim", "intermediate_size", 3072),
+    Entry("activation", "hidden_act", "gelu"),
+    Entry("epsilon", "layer_norm_eps", 1e-12),
+)
+"""Entries that BERT and ViT share."""
+
 GPT2_LAYOUT = Layout(
     kind="gpt2",
     model=GPT,
@@ -162,14 +172,9 @@ BERT_LAYOUT = Layout(
     entries=(
         Entry("vocab_size", "vocab_size", 30_522),
         Entry("max_position_embeddings", "max_position_embeddings", 512),
-        Entry("num_layers", "num_hidden_layers", 12),
-        Entry("num_heads", "num_attention_heads", 12),
-        Entry("embed_dim", "hidden_size", 768),
-        Entry("mlp_dim", "intermediate_size", 3072),
+        *_ENCODER_ENTRIES,
         Entry("type_vocab_size", "type_vocab_size", 2),
         Entry("pad_token_id", "pad_token_id", 0),
-        Entry("activation", "hidden_act", "gelu"),
-        Entry("epsilon", "layer_norm_eps", 1e-12),
         Entry("dropout_rate", "hidden_dropout_prob", 0.1),
     ),
     fixed={},
@@ -206,12 +211,7 @@ VIT_LAYOUT = Layout(
     heads=("classifier",),
     entries=(
         Entry("patch_size", "patch_size", 16),
-        Entry("num_layers", "num_hidden_layers", 12),
-        Entry("num_heads", "num_attention_heads", 12),
-        Entry("embed_dim", "hidden_size", 768),
-        Entry("mlp_dim", "intermediate_size", 3072),
-        Entry("activation", "hidden_act", "gelu"),
-        Entry("epsilon", "layer_norm_eps", 1e-12),
+        *_ENCODER_ENTRIES,
         Entry("dropout_rate", "hidden_dropout_prob", 0.0),
     ),
     fixed={"pool": "first"},

@@ -87,18 +87,18 @@ def _files(directory: Path) -> list[Path]:
         pickled = sorted(p.name for pattern in PICKLES for p in directory.glob(pattern))
         if pickled:
             raise UserError(
-                f"{directory} holds {pickled[0]} and no {FILE}: pickled weights are never read, "
-                f"since that may run what they hold; save the model again as safetensors"
+                f"{directory} has only {pickled[0]}: pickled weights are never read, as that may "
+                f"execute code; save the model again as safetensors"
             )
-        raise UserError(f"{directory} holds no {FILE}")
+        raise UserError(f"{directory} has no {FILE}: save the model as safetensors")
     try:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
         files = [directory / Path(name).name for name in names]
         missing = [file.name for file in files if not file.is_file()]
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{index} holds no index of files: {first_line(error)}") from error
+        raise UserError(f"{index} is not an index of files: {first_line(error)}") from error
     if missing:
-        raise UserError(f"{directory} lacks files that {INDEX} names: {', '.join(missing)}")
+        raise UserError(f"{index} names missing files: {', '.join(missing)}")
     return files
 
 
@@ -113,4 +113,4 @@ def _safetensors() -> ModuleType:
 
 
 def _damaged(file: Path, error: Exception) -> UserError:
-    return UserError(f"{file} is damaged or no safetensors file: {first_line(error)}")
+    return UserError(f"{file} is damaged, or not a safetensors file: {first_line(error)}")

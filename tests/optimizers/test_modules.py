@@ -162,7 +162,7 @@ def test_a_run_that_goes_on_keeps_its_own_weights(tmp_path):
 @pytest.mark.parametrize(
     ("given", "complaint"),
     [
-        ({"run": "nowhere"}, "nowhere holds neither checkpoints of a run"),
+        ({"run": "nowhere"}, "nowhere has neither checkpoints of a run"),
         ({"modules": ("logit",)}, "no module 'logit' .*; did you mean 'logits'"),
         (
             {},

@@ -160,11 +160,11 @@ def test_several_files_are_read_by_their_index(saved):
     index.write_text(json.dumps({"weight_map": places}))
     jax.tree.map(np.testing.assert_array_equal, load(directory)[1], params)
     (directory / "model-1.safetensors").unlink()
-    with pytest.raises(UserError, match=r"lacks files that .*index.json names: model-1.safetens"):
+    with pytest.raises(UserError, match=r"index\.json names missing files: model-1.safetens"):
         load(directory)
     for names in ("3", '{"a": 3}', '{"a": null}', f'{{"a": "{"x" * 5000}"}}'):
         index.write_text(f'{{"weight_map": {names}}}')
-        with pytest.raises(UserError, match="holds no index of files"):
+        with pytest.raises(UserError, match="is not an index of files"):
             load(directory)
 
 
@@ -192,21 +192,21 @@ def test_old_names_and_tensors_that_repeat_others_are_known(saved, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"model_type": "llama"}, "model_type is 'llama', where jdl reads bert, gpt2 and vit$"),
-        ({"model_type": "gpt"}, "jdl reads bert, gpt2 and vit; did you mean 'gpt2'"),
-        ({"model_type": []}, r"model_type is \[\], where"),
-        ({"architectures": ["BertForQuestionAnswering"]}, "BertForQuestionAnswering, where jdl re"),
-        ({"architectures": None}, "architectures names nothing, where jdl reads BertForMaskedLM, "),
-        ({"hidden_act": "gelu_nw"}, "hidden_act is 'gelu_nw', where .*; did you mean 'gelu_new'"),
-        ({"is_decoder": True}, "BERT cannot be .* is_decoder is True, where it has False"),
-        ({"position_embedding_type": "relative_key"}, "position_embedding_type is 'relative_key'"),
-        ({"num_attention_heads": 3}, "a width of 8 cannot be split into 3 heads"),
-        ({"hidden_size": "8"}, "hidden_size is '8', where a size belongs"),
-        ({"num_hidden_layers": 10**9}, r"it has 1000000000 blocks, and they are \d+ in all"),
-        ({"vocab_size": 10**30}, "vocab_size is 10{30}, where a size belongs"),
-        ({"num_hidden_layers": 0}, "num_hidden_layers is 0, where a size belongs"),
-        ({"pad_token_id": None}, "pad_token_id is None, where a token belongs"),
-        ({"layer_norm_eps": -1}, r"layer_norm_eps is -1, where a number in \[0, 1\) belongs"),
+        ({"model_type": "llama"}, "model_type 'llama' is not supp.*; supported: bert, gpt2, vit$"),
+        ({"model_type": "gpt"}, "supported: bert, gpt2, vit; did you mean 'gpt2'"),
+        ({"model_type": []}, r"model_type \[\] is not supported"),
+        ({"architectures": ["BertForQuestionAnswering"]}, "'BertForQuestionAnswering' is not supp"),
+        ({"architectures": None}, "architectures None is not supported; supported: BertForMasked"),
+        ({"hidden_act": "gelu_nw"}, "hidden_act 'gelu_nw' is not .*; did you mean 'gelu_new'"),
+        ({"is_decoder": True}, "a model that jdl does not have: is_decoder=True, not False"),
+        ({"position_embedding_type": "relative_key"}, "position_embedding_type='relative_key'"),
+        ({"num_attention_heads": 3}, "a hidden size of 8 cannot be divided by 3 heads"),
+        ({"hidden_size": "8"}, "hidden_size must be an integer from 1, not '8'"),
+        ({"num_hidden_layers": 10**9}, r"it has 1000000000 blocks, but there are only \d+ tensors"),
+        ({"vocab_size": 10**30}, "vocab_size must be an integer from 1, not 10{30}"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers must be an integer from 1, not 0"),
+        ({"pad_token_id": None}, "pad_token_id must be an integer from 0, not None"),
+        ({"layer_norm_eps": -1}, r"layer_norm_eps must be a number in \[0, 1\), not -1"),
     ],
 )
 def test_a_config_that_ours_cannot_be_is_refused(changes, complaint, saved):
@@ -221,23 +221,23 @@ def test_files_that_are_missing_or_damaged_are_named(saved, tmp_path):
     whole = file.read_bytes()
     for content in (whole[:-10], whole[:50], b"", b"\xff" * 64):
         file.write_bytes(content)
-        with pytest.raises(UserError, match=r"model\.safetensors is damaged or no safetensors"):
+        with pytest.raises(UserError, match=r"model\.safetensors is damaged, or not a safetensors"):
             load(directory)
     file.unlink()
-    with pytest.raises(UserError, match=r"holds no model\.safetensors$"):
+    with pytest.raises(UserError, match=r"has no model\.safetensors: save"):
         load(directory)
     (directory / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'false'\ntR.")
-    with pytest.raises(UserError, match=r"holds pytorch_model\.bin .* pickled weights are never"):
+    with pytest.raises(UserError, match=r"has only pytorch_model\.bin: pickled weights are never"):
         load(directory)
     for text in ("{", "", "\x00", "[" * 100_000):
         config.write_text(text)
-        with pytest.raises(UserError, match=r"config\.json holds no JSON"):
+        with pytest.raises(UserError, match=r"config\.json is not valid JSON"):
             load(directory)
     config.write_text("[]")
-    with pytest.raises(UserError, match=r"config\.json holds no JSON object"):
+    with pytest.raises(UserError, match=r"config\.json is not a JSON object"):
         load(directory)
     for nowhere in (tmp_path, tmp_path / "nowhere", str(config)):
-        with pytest.raises(UserError, match=r"holds no config\.json"):
+        with pytest.raises(UserError, match=r"has no config\.json"):
             load(nowhere)
 
 
@@ -255,8 +255,8 @@ def test_all_tensors_that_do_not_fit_are_named_at_once(saved):
     assert str(caught.value) == (
         f"the tensors in {directory} do not fit its config.json: "
         "missing encoder.layer.1.attention.self.key.bias, classifier.bias; "
-        "not known encoder.layer.2.output.dense.bias, qa_outputs.bias; "
-        "pooler.dense.bias is I64, not of floating point; "
+        "unknown encoder.layer.2.output.dense.bias, qa_outputs.bias; "
+        "pooler.dense.bias has dtype I64, not a float type; "
         "classifier.weight has shape (2, 8), not (3, 8)"
     )
 
@@ -264,10 +264,10 @@ def test_all_tensors_that_do_not_fit_are_named_at_once(saved):
 @pytest.mark.parametrize(
     ("model", "complaint"),
     [
-        (RNN(vocab_size=11), "transformers' layout is that of BERT, GPT and ViT, not of RNN"),
+        (RNN(vocab_size=11), "RNN has no format of transformers; .*: BERT, GPT, ViT$"),
         (
             GPT(**GPT_SIZES, position_embedding="rotary"),
-            "position_embedding='rotary', where it means 'learned'$",
+            r"position_embedding='rotary' \(only 'learned'\)$",
         ),
         (
             GPT(
@@ -278,12 +278,12 @@ def test_all_tensors_that_do_not_fit_are_named_at_once(saved):
                 use_bias=False,
                 activation=nn.tanh,
             ),
-            "gpt2 cannot say of GPT: num_kv_heads=1, .*; norm='rms', .*; gated=True, .*; "
-            "use_bias=False, .*; activation=tanh$",
+            "gpt2 does not support num_kv_heads=1 .*; norm='rms' .*; gated=True .*; "
+            "use_bias=False .*; activation=tanh$",
         ),
         (
             ViT(patch_size=3, num_layers=1, num_heads=2, embed_dim=8, pool="mean"),
-            "pool='mean', where it means 'fi",
+            r"pool='mean' \(only 'first'\)$",
         ),
         (
             ViT(patch_size=3, num_layers=1, num_heads=2, embed_dim=8, num_classes=0),
@@ -291,7 +291,7 @@ def test_all_tensors_that_do_not_fit_are_named_at_once(saved):
         ),
     ],
 )
-def test_a_model_that_the_layout_cannot_say_is_not_saved(model, complaint, tmp_path):
+def test_a_model_that_the_layout_does_not_support_is_not_saved(model, complaint, tmp_path):
     with pytest.raises(UserError, match=complaint):
         save(model, made(model), tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -299,14 +299,14 @@ def test_a_model_that_the_layout_cannot_say_is_not_saved(model, complaint, tmp_p
 
 def test_parameters_of_another_model_are_not_saved(tmp_path):
     params = made(OURS["bert"])
-    with pytest.raises(UserError, match=r"missing logits\.bias, .*; not known bias, transform"):
+    with pytest.raises(UserError, match=r"missing logits\.bias, .*; unknown bias, transform"):
         save(OURS["bert, classes"], params, tmp_path / "out")
     with pytest.raises(UserError, match=r"positions has shape \(12, 8\), not \(13, 8\)"):
         save(OURS["bert"].clone(max_position_embeddings=13), params, tmp_path / "out")
     with pytest.raises(UserError, match=r"missing positions, patches\.kernel"):
         save(OURS["vit"], params["block_0"], tmp_path / "out")
     wide = ViT(patch_size=3, num_layers=1, num_heads=2, embed_dim=8)
-    with pytest.raises(UserError, match="square images, which have no 6 patches"):
+    with pytest.raises(UserError, match=r"square images, but .* have 6 patches"):
         save(wide, made(wide, jnp.zeros((1, 6, 9, 1))), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

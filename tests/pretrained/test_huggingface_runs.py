@@ -129,7 +129,7 @@ def test_a_model_that_computes_otherwise_with_the_same_arrays_is_refused(
     with pytest.raises(UserError) as caught:
         begun(model, tmp_path)
     assert str(caught.value) == (
-        f"init_from.run: {tmp_path} holds a model that computes another function of the "
+        f"init_from.run: the model of {tmp_path} computes another function of the "
         f"same arrays: {differences}"
     )
 
