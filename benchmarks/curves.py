@@ -19,6 +19,7 @@ from tyro.conf import Positional
 from benchmarks.statistics import exponent
 from benchmarks.workloads import Workload, cnn, gpt, lstm, mlp
 from jdl.errors import UserError, nearest
+from jdl.files import to_json
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -116,7 +117,7 @@ def main(
     """
     if point:
         name, index = curves
-        print(json.dumps(measure(CURVES[name][int(index)][1])))
+        print(to_json(measure(CURVES[name][int(index)][1])))
         return
     for name in curves:
         if name not in CURVES:
@@ -128,14 +129,14 @@ def main(
         found = list(points(name))
         rows += found
         for row in found:
-            print(json.dumps(row), flush=True)
+            print(to_json(row), flush=True)
         good = [row for row in found if "error" not in row]
         if len(good) > 1:
             slope = exponent([r["size"] for r in good], [r["step_seconds"] for r in good])
             print(f"{name}: a step grows with exponent {slope:.2f}", flush=True)
     if out:
         out.mkdir(parents=True, exist_ok=True)
-        (out / "curves.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (out / "curves.jsonl").write_text("".join(to_json(row) + "\n" for row in rows))
         draw(rows, out / "curves.png")
 
 

@@ -5,7 +5,6 @@ yields results. Rounds are short and only the first step's parity is checked: ro
 `quick`. `python -m benchmarks` is the full protocol.
 """
 
-import json
 import os
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from benchmarks.measure import Failed, Protocol, measure
 from benchmarks.report import heading, table
 from benchmarks.workloads import workloads
 from jdl.errors import UserError
-from jdl.files import RunDirectory
+from jdl.files import RunDirectory, to_json, write_json
 
 PARTS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "gpt2": ("transformer", "bf16", ("jdl", "torch-compile")),
@@ -71,7 +70,7 @@ def run(
             continue
         print(f"== {part} ({seconds:.0f} s)", flush=True)
         if part == "exact":
-            (out / "exact.json").write_text(json.dumps(exact(), indent=2) + "\n")
+            write_json(out / "exact.json", exact())
             print((out / "exact.json").read_text(), flush=True)
             continue
         name, dtype, implementations = PARTS[part]
@@ -90,7 +89,7 @@ def write(rows: list[dict[str, Any]], out: Path) -> None:
     with (out / "rows.jsonl").open("a") as file, (out / "profiles.txt").open("a") as text:
         for row in rows:
             profile = row.pop("profile", {})
-            print(json.dumps(row), file=file)
+            print(to_json(row), file=file)
             if profile and row["implementation"] == "jdl":
                 print(f"\n{row['workload']} {row['size']} {row['dtype']}", file=text)
             for name, (milliseconds, count) in list(profile.items())[:40]:

@@ -6,7 +6,6 @@ lines, and a picture of them. It resumes after an interruption.
 """
 
 import importlib.util
-import json
 import multiprocessing
 import sys
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ import tyro
 from tyro.conf import Positional
 
 from jdl.errors import UserError
+from jdl.files import to_json
 
 
 def search(
@@ -124,7 +124,7 @@ def main(
         for (name, seed), best in zip(cases, pool.map(_searched, work), strict=True):
             rows.append({"sampler": name, "seed": seed, "metric": metric, "best": best})
             print(f"{name}, seed {seed}: {best[-1]:.4f}", flush=True)
-    (out / "samplers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (out / "samplers.jsonl").write_text("".join(to_json(row) + "\n" for row in rows))
     draw(rows, metric, out / "samplers.png")
     print("\n".join(summary(rows)))
 

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -300,11 +301,13 @@ def test_a_reader_of_one_s_own_and_examples_of_another_shape(trained, command, t
     run = trained("MLP((8,), 2)", "Classification()",
                   "Points({'train': {'image': np.arange(60.).reshape(20, 3), "
                   "'label': np.arange(20) % 2}})")  # fmt: skip
-    (tmp_path / "good.txt").write_text("1 2 3\n4 5 6\n")
+    (tmp_path / "good.txt").write_text("1 2 3\n4 5 6\nnan 0 0\n")
     (tmp_path / "wide.txt").write_text("1 2 3 4\n")
     wide, good = tmp_path / "wide.txt", tmp_path / "good.txt"
     code, out, err = command("predict", tmp_path / "run", wide, good)
-    lines = [json.loads(line) for line in out.splitlines()]
+    assert not {"NaN", "Infinity"} & {*re.findall(r"\w+", out)}, "strict JSON has neither"
+    *lines, undefined = [json.loads(line) for line in out.splitlines()]
+    assert undefined["probabilities"] == [None, None]
     np.testing.assert_allclose(
         [line["probabilities"] for line in lines],
         run.predict(np.array([[1.0, 2, 3], [4, 5, 6]])),
