@@ -1,7 +1,7 @@
 """Experiment and Runtime: the configuration of a training run."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -51,7 +51,7 @@ class Experiment:
     All fields but `strategy`, `hooks` and `runtime` determine the result.
     """
 
-    model: nn.Module  # the network
+    model: nn.Module = field(kw_only=False)  # the network
     task: Task = Classification()  # the loss, metrics and predictions
     data: Data  # the data set with its transforms
     optimizer: Optimizer | optax.GradientTransformation = Adam(1e-3)  # the update rule
@@ -101,6 +101,8 @@ class Experiment:
         rate = getattr(self.model, "dropout_rate", None)
         if isinstance(rate, (int, float)) and not 0 <= rate <= 1:
             raise UserError(f"model.dropout_rate must be in [0, 1], not {rate}")
+        # Frozen, but not yet in anyone's hands.
+        object.__setattr__(self, "task", _with_array_names(self.task, self.data))
 
     def _check_types(self) -> None:
         """Raises a UserError that says what to write where a field holds something else."""
@@ -185,3 +187,14 @@ def _foreign(value: Any) -> str:
         )
     text = " ".join(str(value).split())
     return f"{type(value).__name__} {text[:40]!r}"
+
+
+def _with_array_names(task: Task, data: Data) -> Task:
+    """Returns the task reading the arrays that the data set names, where it has a base default."""
+    changes = {}
+    for name, own, array in zip(
+        ("inputs", "targets"), (Task.inputs, Task.targets), data.array_names, strict=True
+    ):
+        if getattr(task, name) == own and array != own:
+            changes[name] = array
+    return replace(task, **changes) if changes else task

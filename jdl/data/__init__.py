@@ -19,8 +19,9 @@ from jdl.data.randaugment import RandAugment
 from jdl.data.selection import Selection
 from jdl.data.series import Series
 from jdl.data.stdlib import StandardLibrary
-from jdl.data.tables import Table, TextFile, TextTable
+from jdl.data.tables import Table
 from jdl.data.text import Words
+from jdl.data.text_files import TextFile, TextTable
 from jdl.data.tfds import TFDS
 from jdl.data.tokenizers import BPE, Bytes, Chars, Saved
 from jdl.data.transforms import MaskTokens, Resize, Scale

@@ -1,5 +1,6 @@
 """In-memory data sets: the user's arrays, and a small real set that needs no network."""
 
+import dataclasses
 import hashlib
 import importlib.util
 from collections.abc import Mapping
@@ -18,6 +19,8 @@ class ArraySource:
     """A `Source` of named arrays with the examples along axis 0."""
 
     arrays: Mapping[str, np.ndarray]
+    aside: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    """Further arrays that are no part of an example, such as groups."""
 
     def __post_init__(self) -> None:
         lengths = {name: len(array) for name, array in self.arrays.items()}
@@ -31,6 +34,10 @@ class ArraySource:
     def __getitem__(self, index: int) -> Example:
         """The example at `index`."""
         return {name: array[index] for name, array in self.arrays.items()}
+
+    def array(self, name: str) -> np.ndarray | None:
+        """The array of all examples, or None."""
+        return self.arrays.get(name, self.aside.get(name))
 
     def digest(self) -> str:
         """SHA-256 of names, dtypes, shapes and bytes."""

@@ -1,20 +1,23 @@
 """Base class of data sets: named splits of examples with their transforms."""
 
+import copy
 import functools
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
 
-from jdl.data.files import MODES, decode_image, read_texts
+from jdl.data.files import read_texts
+from jdl.data.holdout import hold_out
+from jdl.data.images import MODES, decode_image
 from jdl.data.tokenizers import Encoding, Tokenizer
 from jdl.data.transforms import Resize
 from jdl.errors import UserError, nearest
-from jdl.typing import Batch, Keys
+from jdl.typing import Batch, Json, Keys
 
 Example = Mapping[str, Any]
 """One example: arrays, numbers or strings by name."""
@@ -69,6 +72,29 @@ def read_examples(source: Source, indices: Sequence[int]) -> list[Example]:
     return list(many(indices)) if many else [source[i] for i in indices]
 
 
+def root_indices(source: Source) -> np.ndarray:
+    """Returns where the examples of nested subsets are in the innermost source, (n,) int64."""
+    indices = np.arange(len(source))
+    while isinstance(source, Subset):
+        indices, source = source.indices[indices], source.source
+    return indices
+
+
+def read_array(source: Source, name: str) -> np.ndarray | None:
+    """Returns an array of all examples, or None if they lack it; without the rest of them if the
+    source has a method `array`."""
+    rows, root = root_indices(source), source
+    while isinstance(root, Subset):
+        root = root.source
+    own = getattr(root, "array", None)
+    if own is not None:
+        found = own(name)
+        return None if found is None else found[rows]
+    if not len(rows) or name not in root[int(rows[0])]:
+        return None
+    return np.array([example[name] for example in read_examples(root, rows.tolist())])
+
+
 @dataclass(frozen=True, kw_only=True)
 class Data:
     """A data set with its transforms. A subclass returns its splits from `load`.
@@ -82,16 +108,23 @@ class Data:
     test_fraction: float = 0.2  # of train held out as test if the set has none; 0: no split
     validation_fraction: float = 0.1  # of train, less test, held out as validation; 0: no split
     split_seed: int = 0  # of the held-out splits
+    stratify: bool | None = False  # hold out the same share of each class; None: of classes
     ordered: bool = False  # hold out the end, not a random part: for time series
     shuffle: bool = True  # train in a new order each epoch; False: in stored order
 
     locations: ClassVar[tuple[str, ...]] = ()
     """Fields that only locate the bytes; a resumed run compares the bytes in their place."""
 
+    array_names: ClassVar[tuple[str, str]] = ("image", "label")
+    """Input and target of an example, which a task reads unless it names others."""
+
     def __post_init__(self) -> None:
         for name in ("test_fraction", "validation_fraction"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"data.{name} is a share in [0, 1), not {getattr(self, name)}")
+        if self.stratify and (self.ordered or self.group_name):
+            other = "ordered" if self.ordered else "group"
+            raise UserError(f"data.stratify and data.{other} exclude each other: set one of them")
 
     @property
     def required_batch_size(self) -> int | None:
@@ -120,7 +153,11 @@ class Data:
         Raises:
           UserError: a split is empty, or a fraction leaves it without examples.
         """
-        splits = dict(self.load())
+        return self.divide(self.load())
+
+    def divide(self, splits: Mapping[str, Source]) -> dict[str, Source]:
+        """Holds out the splits that are missing, and raises as `splits` does."""
+        splits = dict(splits)
         for name, source in splits.items():
             if not len(source):
                 raise UserError(
@@ -142,6 +179,48 @@ class Data:
                         )
         return splits
 
+    def fit(self) -> dict[str, Json]:
+        """Returns what prediction needs to know of the training data, as JSON.
+
+        That is how a file becomes an example and what outputs are called: scaling, vocabulary,
+        `classes` in their order. By default it is `reads`, the kind of file: `image` with its
+        `shape` [height, width, channels], null where the examples differ; `text` or `bytes`. It is
+        empty where neither fits.
+        """
+        train = self.splits()["train"]
+        places = np.unique(np.linspace(0, len(train) - 1, 8).astype(int))
+        examples = [train[int(place)] for place in places]
+        text = examples[0].get("text")
+        if isinstance(text, (str, bytes)):
+            return {"reads": "text" if isinstance(text, str) else "bytes"}
+        images = [np.asarray(example.get("image")) for example in examples]
+        if any(i.dtype != np.uint8 or i.ndim != 3 or i.shape[2] not in MODES for i in images):
+            return {}
+        shapes = {image.shape for image in images}
+        height, width, channels = min(shapes)
+        same = len(shapes) == 1
+        shape = [height if same else None, width if same else None, channels]
+        return {"reads": "image", "shape": shape}
+
+    def fitted(self) -> dict[str, Json]:
+        """Returns what was given to `with_fitted`, else `fit`."""
+        return self.fit() if self.fitted_values is None else self.fitted_values
+
+    @property
+    def fitted_values(self) -> dict[str, Json] | None:
+        """What was given to `with_fitted`."""
+        return self.__dict__.get("_fitted")
+
+    def with_fitted(self, values: Mapping[str, Json]) -> Self:
+        """Returns a copy that reads files, and scales and numbers examples, as `values` say.
+
+        Args:
+          values: what `fit` returned; `reader` and `output_names` then read no training data.
+        """
+        known = copy.copy(self)
+        known.__dict__["_fitted"] = dict(values)
+        return known
+
     def reader(self) -> Reader:
         """Returns a function that reads a file as examples for prediction, before transforms.
 
@@ -156,20 +235,16 @@ class Data:
         Raises:
           UserError: the data set neither has images or texts nor overrides this method.
         """
-        train = self.splits()["train"]
-        places = np.unique(np.linspace(0, len(train) - 1, 8).astype(int))
-        examples = [train[int(place)] for place in places]
-        text = examples[0].get("text")
-        if isinstance(text, (str, bytes)):
-            return _text_reader(isinstance(text, bytes))
-        images = [np.asarray(example.get("image")) for example in examples]
-        if any(i.dtype != np.uint8 or i.ndim != 3 or i.shape[2] not in MODES for i in images):
+        known = self.fitted()
+        if known.get("reads") in ("text", "bytes"):
+            return _text_reader(known["reads"] == "bytes")
+        if known.get("reads") != "image":
             raise UserError(
                 f"{self.full_name()} does not say how a file becomes an example: define "
                 f"{type(self).__name__}.reader"
             )
         resized = any(isinstance(transform, Resize) for transform in self.transforms)
-        return _image_reader({image.shape for image in images}, resized)
+        return _image_reader(known["shape"], resized)
 
     @property
     def has_tokenizer(self) -> bool:
@@ -222,13 +297,38 @@ class Data:
             f"{self.full_name()} has no tokenizer: its examples are not texts as tokens"
         )
 
+    @property
+    def group_name(self) -> str | None:
+        """The array of groups, none of which is in two splits; None: there are no groups."""
+        return getattr(self, "group", None)
+
     def _hold_out(self, source: Source, fraction: float) -> tuple[Source, Source]:
-        count = len(source)
-        order = np.arange(count)
-        if not self.ordered:
-            order = np.random.default_rng(self.split_seed).permutation(count)
-        cut = count - round(count * fraction)
-        return Subset(source, np.sort(order[:cut])), Subset(source, np.sort(order[cut:]))
+        groups = read_array(source, self.group_name) if self.group_name else None
+        kept, held = hold_out(
+            len(source),
+            fraction,
+            self.split_seed,
+            ordered=self.ordered,
+            labels=None if groups is not None else self._strata(source),
+            groups=groups,
+        )
+        return Subset(source, kept), Subset(source, held)
+
+    def _strata(self, source: Source) -> np.ndarray | None:
+        """Returns the classes to hold out alike, or None."""
+        if self.stratify is False or self.ordered:
+            return None
+        name = self.array_names[1]
+        labels = read_array(source, name)
+        if labels is not None and labels.ndim == 1 and labels.dtype.kind in "iubUSO":
+            return np.unique(labels, return_inverse=True)[1]
+        if self.stratify:
+            found = "no array" if labels is None else f"an array of {labels.dtype}"
+            raise UserError(
+                f"data.stratify needs classes, and {self.full_name()} has {found} {name!r}: set "
+                f"data.stratify to False"
+            )
+        return None
 
 
 def _text_reader(binary: bool) -> Reader:
@@ -239,12 +339,12 @@ def _text_reader(binary: bool) -> Reader:
     return read
 
 
-def _image_reader(shapes: set[tuple[int, ...]], resized: bool) -> Reader:
-    height, width, channels = min(shapes)
+def _image_reader(shape: Sequence[Any], resized: bool) -> Reader:
+    height, width, channels = shape
 
     def read(path: Path) -> dict[str, np.ndarray]:
         example = {"image": decode_image(path, MODES[channels])}
-        if len(shapes) == 1 and not resized:
+        if height is not None and not resized:
             example = Resize(height=height, width=width)(example)
         return {"image": example["image"][None]}
 

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -130,6 +130,8 @@ class Texts(Data):
     encoding: Encoding = BPE()  # how text becomes tokens
     length: int = 128  # tokens of a text, `<bos>` included
     truncation_side: Literal["right", "left"] = "right"  # side cut off a text that is too long
+
+    array_names: ClassVar[tuple[str, str]] = ("tokens", "label")
 
     def __post_init__(self) -> None:
         super().__post_init__()

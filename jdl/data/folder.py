@@ -1,26 +1,54 @@
 """Image folders, labeled by one folder per class or by a CSV file."""
 
+import collections
 import concurrent.futures
 import functools
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from jdl.data.base import Data, Example, Source
-from jdl.data.files import column_index, decode_image, read_csv
+from jdl.data.files import column_index, read_csv
+from jdl.data.images import UnreadableImage, decode_image, read_image
 from jdl.errors import UserError
+from jdl.typing import Json
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-"""Of the files that are images; others are left alone."""
+SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".gif", ".webp", ".tif", ".tiff",
+    ".ppm", ".pgm",
+)  # fmt: skip
+"""Of the files that are images; others are left out, and counted."""
 
-SPLITS = ("train", "validation", "test")
+SPLITS = {
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+    "testing": "test",
+}
+"""Names of folders of splits, in lower case."""
+
+SYSTEM = ("__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found",
+          "thumbs.db", "desktop.ini")  # fmt: skip
+"""Files and folders of operating systems, in lower case; they are ignored, as hidden ones are."""
 
 _log = logging.getLogger(__name__)
+
+
+class Labeled(NamedTuple):
+    """An image file with its class and, if asked for, its group."""
+
+    path: Path
+    label: str
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -30,6 +58,7 @@ class ImageFiles:
     paths: tuple[Path, ...]
     labels: tuple[int, ...]
     mode: str  # Pillow mode
+    groups: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         """Number of images."""
@@ -39,6 +68,10 @@ class ImageFiles:
         """`image` (height, width, channels) uint8 and `label`."""
         image = decode_image(self.paths[index], self.mode)
         return {"image": image, "label": np.int32(self.labels[index])}
+
+    def array(self, name: str) -> np.ndarray | None:
+        """The labels, or the groups under any other name."""
+        return np.array(self.labels if name == "label" else self.groups)
 
     def digest(self) -> str:
         """SHA-256 of the files and their labels."""
@@ -53,19 +86,27 @@ class ImageFiles:
 class ImageFolder(Data):
     """Image files: `image` (height, width, channels) uint8 and `label` () int32.
 
-    `path` has one folder per class, or `train`, `validation` and `test` folders that each do. With
-    `labels_file`, images may be anywhere below `path`. Labels number the sorted class names. Images
-    of different sizes need a `Resize` transform.
+    `path` has one folder per class, or `train`, `validation` (`val`, `valid`) and `test` folders
+    that each do. With `labels_file`, images may be anywhere below `path`. Labels number the sorted
+    class names. Hidden files and folders are ignored. A summary of counts, and of all that was left
+    out, is logged once. Images of different sizes need a `Resize` transform.
     """
 
     path: str = field(kw_only=False)  # the folder
     labels_file: str | None = None  # CSV file with a row per image
     file_column: str = "file"  # its column of paths below `path`
     label_column: str = "label"  # its column of classes
+    group: str | None = None  # its column of which no value is in two splits, such as a patient
     mode: Literal["RGB", "L"] = "RGB"  # color, or one channel of gray
     max_unreadable: int = 10  # unreadable images to warn of and skip; one more is an error
+    stratify: bool | None = None  # hold out the same share of each class; None: unless grouped
 
     locations = ("path", "labels_file")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.group and not self.labels_file:
+            raise UserError("data.group is a column of data.labels_file: set that too")
 
     def load(self) -> dict[str, Source]:
         """Returns the splits with a folder, else `train`.
@@ -73,100 +114,212 @@ class ImageFolder(Data):
         Raises:
           UserError: there are no images, fewer than two classes, or too many images are unreadable.
         """
-        found = self._found()
-        bad = self._unreadable(tuple(path for files in found.values() for path, _ in files))
-        number = {label: index for index, label in enumerate(_classes(found))}
+        found, notes = self._found()
+        paths = tuple(each.path for files in found.values() for each in files)
+        bad, more = self._unreadable(paths)
+        classes = self.fitted_values["classes"] if self.fitted_values else _classes(found)
+        if new := sorted(set(_classes(found)) - set(classes)):
+            raise UserError(
+                f"{self.path} holds the class {new[0]!r}, which the run was not trained on (it "
+                f"knows {', '.join(classes)})"
+            )
+        number = {label: index for index, label in enumerate(classes)}
+        kept = {
+            name: [each for each in files if each.path not in bad] for name, files in found.items()
+        }
+        _announce(_summary(self.path, kept, (*notes, *more)))
         return {
             split: ImageFiles(
-                tuple(path for path, _ in files if path not in bad),
-                tuple(number[label] for path, label in files if path not in bad),
+                tuple(each.path for each in files),
+                tuple(number[each.label] for each in files),
                 self.mode,
+                tuple(each.group for each in files),
             )
-            for split, files in found.items()
+            for split, files in kept.items()
         }
+
+    def fit(self) -> dict[str, Json]:
+        """Returns how images are read, and `classes`."""
+        return {**super().fit(), "classes": _classes(self._found()[0])}
 
     def output_names(self) -> tuple[str, ...]:
         """The classes."""
-        return tuple(_classes(self._found()))
+        known = self.fitted_values
+        return tuple(known["classes"] if known else _classes(self._found()[0]))
 
     def full_name(self) -> str:
         """The folder's name."""
         return Path(self.path).expanduser().name
 
-    def _found(self) -> dict[str, list[tuple[Path, str]]]:
-        """Returns image files with their class, by split."""
+    def _found(self) -> tuple[dict[str, list[Labeled]], list[str]]:
+        """Returns image files with their class, by split, and what was noticed on the way."""
         root = Path(self.path).expanduser()
         if not root.is_dir():
             raise UserError(f"{root} is no folder")
-        found = {"train": self._listed(root)} if self.labels_file else self._split(root)
+        notes: list[str] = []
+        found = {"train": self._listed(root)} if self.labels_file else _split(root, notes)
         classes = _classes(found)
         if len(classes) < 2:
             raise UserError(
                 f"{root} holds images of {len(classes)} classes, where two are needed: one folder "
-                f"a class with files such as {', '.join(SUFFIXES[:3])}"
+                f"a class with files such as {', '.join(SUFFIXES[:2])}"
+                f"{''.join('; ' + note for note in notes)}"
             )
-        return found
+        return found, notes
 
-    def _split(self, root: Path) -> dict[str, list[tuple[Path, str]]]:
-        """Returns image files with their folder's name, by split."""
-        splits = [name for name in SPLITS if (root / name).is_dir()]
-        if "train" not in splits:
-            return {"train": list(_images(root))}
-        return {name: list(_images(root / name)) for name in splits}
-
-    def _listed(self, root: Path) -> list[tuple[Path, str]]:
+    def _listed(self, root: Path) -> list[Labeled]:
         """Returns image files with their labels from the CSV file."""
         header, rows = read_csv(str(self.labels_file))
-        file, label = (
-            column_index(str(self.labels_file), header, name)
-            for name in (self.file_column, self.label_column)
-        )
+        names = (self.file_column, self.label_column, *([self.group] if self.group else []))
+        places = [column_index(str(self.labels_file), header, name) for name in names]
+        found: dict[Path, int] = {}
+        files = []
         for number, row in enumerate(rows, start=1):
-            if not row[label]:
-                raise UserError(f"{self.labels_file}: row {number} has no label ({row[file]})")
-            if not (root / row[file]).is_file():
+            file, *labels = (row[place].strip() for place in places)
+            for name, label in zip(names[1:], labels, strict=True):
+                if not label:
+                    what = "label" if name == self.label_column else name
+                    raise UserError(f"{self.labels_file}: row {number} has no {what} ({file})")
+            path = root / file
+            if not path.is_file():
                 raise UserError(
-                    f"{self.labels_file}: row {number} names {row[file]}, not in {root}"
+                    f"{self.labels_file}: row {number} names {file}, not in {root}: give paths "
+                    f"below data.path, with their extension"
                 )
-        return [(root / row[file], row[label]) for row in rows]
+            if path in found:
+                raise UserError(
+                    f"{self.labels_file}: row {number} names {file} again, after row "
+                    f"{found[path]}: remove one of them"
+                )
+            found[path] = number
+            files.append(Labeled(path, *labels))
+        return files
 
-    def _unreadable(self, paths: Sequence[Path]) -> frozenset[Path]:
-        found = unreadable(tuple(paths), self.mode)
+    def _unreadable(self, paths: tuple[Path, ...]) -> tuple[frozenset[Path], list[str]]:
+        """Returns the unreadable images, and notes about the others."""
+        found, frames = inspect(paths, self.mode)
         if len(found) > self.max_unreadable:
             raise UserError(
                 f"{len(found)} of {len(paths)} images cannot be read, more than "
                 f"data.max_unreadable = {self.max_unreadable}: {next(iter(found.values()))}"
             )
-        for said in found.values():
-            _log.warning("left out: %s", said)
-        return frozenset(found)
+        for reason in found.values():
+            _announce(f"left out: {reason}")
+        note = f"several frames or pages, of which the first is read: {_some(frames)}"
+        return frozenset(found), [note] if frames else []
 
 
 @functools.lru_cache(maxsize=4)
-def unreadable(paths: tuple[Path, ...], mode: str) -> Mapping[Path, str]:
-    """Returns the images that cannot be decoded, with the reasons."""
+def inspect(paths: tuple[Path, ...], mode: str) -> tuple[Mapping[Path, str], Sequence[Path]]:
+    """Returns the images that cannot be decoded, with the reasons, and those of several frames.
 
-    def look(path: Path) -> str:
+    Raises:
+      UserError: the pixels of an image are of a kind that is not supported.
+    """
+
+    def look(path: Path) -> tuple[str, int]:
         try:
-            decode_image(path, mode)
-        except UserError as error:
-            return str(error)
-        return ""
+            return "", read_image(path, mode)[1]
+        except UnreadableImage as error:
+            return str(error), 1
 
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        said = dict(zip(paths, pool.map(look, paths), strict=True))
-    return {path: reason for path, reason in said.items() if reason}
+        found = list(zip(paths, pool.map(look, paths), strict=True))
+    reasons = {path: reason for path, (reason, _) in found if reason}
+    return reasons, tuple(path for path, (_, frames) in found if frames > 1)
 
 
-def _images(root: Path) -> list[tuple[Path, str]]:
-    folders = sorted(path for path in root.iterdir() if path.is_dir())
-    return [
-        (path, folder.name)
-        for folder in folders
-        for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in SUFFIXES
+def _split(root: Path, notes: list[str]) -> dict[str, list[Labeled]]:
+    """Returns image files with their folder's name, by split."""
+    folders = _folders(root)
+    splits: dict[str, Path] = {}
+    for folder in folders:
+        split = SPLITS.get(folder.name.lower())
+        if split in splits:
+            raise UserError(
+                f"{root} has two folders for the split {split!r}, {splits[split].name} and "
+                f"{folder.name}: remove one, or merge them"
+            )
+        if split:
+            splits[split] = folder
+    if len(splits) == len(folders) > 0 or ("train" in splits and _folders(splits["train"])):
+        if "train" not in splits or not _folders(splits["train"]):
+            missing = "no folder train" if "train" not in splits else "no class folders in train"
+            raise UserError(
+                f"{root} has folders of splits ({', '.join(f.name for f in folders)}) but "
+                f"{missing}: put one folder per class into each, or name data.labels_file"
+            )
+        if others := [folder for folder in folders if folder not in splits.values()]:
+            notes.append(f"left out, beside the folders of splits: {_some(others)}")
+        order = [name for name in dict.fromkeys(SPLITS.values()) if name in splits]
+        return {name: _images(splits[name], notes) for name in order}
+    return {"train": _images(root, notes)}
+
+
+def _images(root: Path, notes: list[str]) -> list[Labeled]:
+    """Returns the images in the folders of a folder, and adds what is left out to `notes`."""
+    found, empty, links, suffixes = [], [], [], collections.Counter[str]()
+    for folder in _folders(root):
+        files = []
+        for place, folders, names in os.walk(folder):
+            links += [Path(place, n) for n in folders if Path(place, n).is_symlink()]
+            folders[:] = sorted(name for name in folders if not _hidden(name))
+            for path in (Path(place, name) for name in sorted(names) if not _hidden(name)):
+                if path.is_symlink() and not path.is_file():
+                    links.append(path)
+                elif path.suffix.lower() in SUFFIXES:
+                    files.append(path)
+                else:
+                    suffixes[path.suffix.lower() or "no extension"] += 1
+        found += [Labeled(path, folder.name) for path in sorted(files)]
+        if not files:
+            empty.append(folder)
+    loose = [
+        p for p in sorted(root.iterdir()) if p.suffix.lower() in SUFFIXES and not _hidden(p.name)
     ]
+    linked = [each.path for each in found if each.path.is_symlink()]
+    linked += [folder for folder in _folders(root) if folder.is_symlink()]
+    counts = ", ".join(f"{suffix} ({count})" for suffix, count in sorted(suffixes.items()))
+    for what, said in (
+        ("no images, so no class, in", _some(empty)),
+        ("left out for their extension", counts),
+        ("symbolic links not followed", _some(links)),
+        ("symbolic links followed", _some(linked)),
+        ("left out, as they are in no folder of a class", _some(loose)),
+    ):
+        if said:
+            notes.append(f"{what}: {said}")
+    return found
 
 
-def _classes(found: Mapping[str, Sequence[tuple[Path, str]]]) -> list[str]:
-    return sorted({label for files in found.values() for _, label in files})
+def _folders(root: Path) -> list[Path]:
+    return sorted(path for path in root.iterdir() if path.is_dir() and not _hidden(path.name))
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name.lower() in SYSTEM
+
+
+def _summary(path: str, found: Mapping[str, Sequence[Labeled]], notes: Iterable[str]) -> str:
+    """Returns counts per split and class, and the notes."""
+    classes, parts = _classes(found), []
+    for split, files in found.items():
+        counts = collections.Counter(each.label for each in files)
+        named = ", ".join(f"{label} {counts[label]}" for label in classes)
+        parts.append(f"{split} {len(files)} images ({named})")
+    return "; ".join([f"{path}: {', '.join(parts)}", *notes])
+
+
+def _some(paths: Sequence[Path], most: int = 5) -> str:
+    more = f" and {len(paths) - most} more" if len(paths) > most else ""
+    return ", ".join(map(str, paths[:most])) + more
+
+
+@functools.lru_cache(maxsize=64)
+def _announce(text: str) -> None:
+    """Logs a text the first time: a data set is opened several times in a run."""
+    _log.warning("%s", text)
+
+
+def _classes(found: Mapping[str, Sequence[Labeled]]) -> list[str]:
+    return sorted({each.label for files in found.values() for each in files})

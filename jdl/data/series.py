@@ -1,14 +1,19 @@
 """Time series in windows."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
 from jdl.data.arrays import ArraySource
 from jdl.data.base import Data, Reader, Source
-from jdl.data.files import column_index, is_numeric, parse_matrix, read_columns
+from jdl.data.columns import Column, ColumnReader, Kind, Notation, Numbers, read_typed
+from jdl.data.features import fit_scale, scale
+from jdl.data.files import column_index, most_rows, read_header
 from jdl.errors import UserError
+from jdl.typing import Json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +21,8 @@ class Series(Data):
     """Forecasting from past values, of a CSV file with a row per time step.
 
     The last windows are held out, never random ones, and the scaling is fitted on the
-    training part alone. An example holds `x` (length, columns) and `y` (targets,), both scaled;
+    training part alone; a constant column is divided by its size, and inputs are limited to 100
+    deviations. An example holds `x` (length, columns) and `y` (targets,), both scaled;
     and for `Forecast` to undo that, `value` (targets,) in the series' own unit with `offset`,
     `scale` (targets,) and `log` (): `value = f(offset + scale y)`, f the exponential where `log`.
     """
@@ -29,8 +35,12 @@ class Series(Data):
     log: bool = False  # take logarithms first
     difference: int = 0  # then subtract the value this many steps earlier; 0: off
     ordered: bool = True  # hold out the end
+    decimal: str = "."  # mark before decimals
+    thousands: str = ""  # mark between groups of three digits
+    delimiter: str | None = None  # between fields; None: , ; tab or |, as the first line has it
 
     locations = ("path",)
+    array_names: ClassVar[tuple[str, str]] = ("x", "y")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -56,8 +66,9 @@ class Series(Data):
         lag, reach = self.difference, self.length + self.horizon
         parts = self._parts(len(values))
         levels, changes = self._changes(self.path, values)
-        mean, spread = self._fitted(changes, parts["train"])
+        mean, spread = self._scale(changes, parts["train"], self.fitted_values)
         scaled = ((changes - mean) / spread).astype(np.float32)
+        inputs = scale(changes, mean, spread)
         offset = np.broadcast_to(mean, changes.shape) + (levels[: len(changes)] if lag else 0)
 
         def build(starts: np.ndarray) -> ArraySource:
@@ -65,7 +76,7 @@ class Series(Data):
             windows = starts[:, None] + np.arange(self.length)
             return ArraySource(
                 {
-                    "x": scaled[windows],
+                    "x": inputs[windows],
                     "y": scaled[ends][:, targets],
                     "value": values[ends + lag][:, targets].astype(np.float32),
                     "offset": offset[ends][:, targets].astype(np.float32),
@@ -81,21 +92,20 @@ class Series(Data):
 
         It scales as in training; the forecast is for `horizon` steps after the last row.
         """
-        lag, ahead = self.difference, self.horizon
-        names, values = self.read()
+        lag, ahead, fitted = self.difference, self.horizon, self.fitted()
+        names = fitted["columns"]
+        mean, spread = np.array(fitted["mean"]), np.array(fitted["divisor"])
         targets = self._targets(names)
-        train = self._parts(len(values))["train"]
-        mean, spread = self._fitted(self._changes(self.path, values)[1], train)
 
         def read(path: Path) -> dict[str, np.ndarray]:
-            known = parse_matrix(path, read_columns(path), names)
+            known = self._matrix(path, names)
             if len(known) < lag + self.length:
                 raise UserError(
                     f"{path} has {len(known)} values, where a forecast needs {lag + self.length}"
                 )
             levels, changes = self._changes(path, known)
             offset = mean + (levels[len(changes) + ahead - 1] if lag else 0)
-            window = ((changes[-self.length :] - mean) / spread).astype(np.float32)
+            window = scale(changes[-self.length :], mean, spread)
             return {
                 "x": window[None],
                 "offset": offset[None, targets].astype(np.float32),
@@ -105,17 +115,71 @@ class Series(Data):
 
         return read
 
+    def fit(self) -> dict[str, Json]:
+        """Returns `columns`, the names of the inputs, with their `mean` and `divisor`."""
+        names, values = self.read()
+        train = self._parts(len(values))["train"]
+        mean, divisor = self._scale(self._changes(self.path, values)[1], train, None)
+        return {"columns": names, "mean": mean.tolist(), "divisor": divisor.tolist()}
+
     def output_names(self) -> tuple[str, ...]:
         """Names of the target columns."""
-        return self.targets or tuple(self.read()[0])
+        return self.targets or tuple(self.fitted()["columns"])
 
     def read(self) -> tuple[list[str], np.ndarray]:
-        """Returns column names, and unscaled values (points, columns) float64."""
-        texts = read_columns(self.path)
-        names = list(self.columns) or [name for name in texts if is_numeric(texts[name])]
+        """Returns column names, and unscaled values (points, columns) float64.
+
+        Raises:
+          UserError: a column is missing, holds no numbers or has a gap, or dates are not in order.
+        """
+        names = list(self.columns)
+        if names:
+            return names, self._matrix(self.path, names)
+        columns, readers = self._columns(self.path, read_header(self.path, self.delimiter))
+        names = [name for name, column in columns.items() if column.kind == "number"]
         if not names:
-            raise UserError(f"{self.path} has no column of numbers (it has {', '.join(texts)})")
-        return names, parse_matrix(self.path, texts, names)
+            raise UserError(f"{self.path} has no column of numbers (it has {', '.join(columns)})")
+        for name, column in columns.items():
+            if isinstance(column, Numbers) and column.kind == "date":
+                backwards = np.flatnonzero(np.diff(column.values) < 0)
+                if backwards.size:
+                    raise UserError(
+                        f"{self.path}: column {name!r} goes back in time at row "
+                        f"{backwards[0] + 2}: sort the rows by time, with one series in a file"
+                    )
+        return names, self._filled(columns, readers, names)
+
+    def _matrix(self, path: str | Path, names: list[str]) -> np.ndarray:
+        return self._filled(*self._columns(path, names, "number"), names)
+
+    def _columns(
+        self, path: str | Path, names: list[str], kind: Kind | None = None
+    ) -> tuple[dict[str, Column], dict[str, ColumnReader]]:
+        notation = Notation(decimal=self.decimal, thousands=self.thousands)
+        rows, remedy = most_rows(path), ", or name the inputs in data.columns"
+        readers = {
+            name: ColumnReader(
+                f"{path}: column {name!r}", notation, rows, kind=kind, exact=True, remedy=remedy
+            )
+            for name in names
+        }
+        return read_typed(path, readers, self.delimiter), readers
+
+    def _filled(
+        self, columns: dict[str, Column], readers: dict[str, ColumnReader], names: list[str]
+    ) -> np.ndarray:
+        """Returns columns of numbers side by side, (rows, names) float64."""
+        values = []
+        for name in names:
+            column = columns[name]
+            assert isinstance(column, Numbers)
+            if gap := readers[name].first_missing:
+                raise UserError(
+                    f"{readers[name].place} holds {gap[1]!r} in row {gap[0]}, no number: a series "
+                    f"has no gaps: fill it, or remove the row"
+                )
+            values.append(column.exact())
+        return np.stack(values, axis=1)
 
     def full_name(self) -> str:
         """The file's name."""
@@ -151,7 +215,10 @@ class Series(Data):
         levels, lag = np.log(values) if self.log else values, self.difference
         return levels, levels[lag:] - levels[: len(levels) - lag] if lag else levels
 
-    def _fitted(self, changes: np.ndarray, train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns mean and standard deviation by column, up to the last training target."""
-        known = changes[: train[-1] + self.length + self.horizon]
-        return known.mean(0), np.maximum(known.std(0), 1e-12)
+    def _scale(
+        self, changes: np.ndarray, train: np.ndarray, fitted: Mapping[str, Json] | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns mean and divisor by column, up to the last training target, or as given."""
+        if fitted is not None:
+            return np.array(fitted["mean"]), np.array(fitted["divisor"])
+        return fit_scale(changes[: train[-1] + self.length + self.horizon])

@@ -1,180 +1,230 @@
-"""Tables and texts in files, with errors that name the location."""
+"""Tables in CSV files."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
 from jdl.data.arrays import ArraySource
-from jdl.data.base import Data, Reader, Source
-from jdl.data.files import (
-    column_index,
-    is_numeric,
-    parse_matrix,
-    parse_numbers,
-    read_columns,
-    read_text,
-    read_texts,
+from jdl.data.base import Data, Reader, Source, Subset, root_indices
+from jdl.data.columns import (
+    MISSING,
+    Categories,
+    Column,
+    ColumnReader,
+    Kind,
+    Notation,
+    read_typed,
 )
+from jdl.data.features import Feature, encode_all, stack_columns
+from jdl.data.files import column_index, most_rows, read_header
 from jdl.errors import UserError
+from jdl.typing import Json
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table(Data):
-    """A CSV file with a row per example: `x` (columns,) float32 and `y`.
+    """A CSV file with a row per example: `x` (inputs,) float32 and `y`.
 
-    Inputs are standardized to mean 0 and deviation 1, fitted on the training split. A target of
-    numbers is `y` () float32; one of words is the class, () int32, in the order of their names.
+    All rows decide what a column holds: numbers, dates such as 2024-05-31 (days since 1970), or
+    words; one that mixes them is refused. Numbers are scaled to mean 0 and deviation 1, and limited
+    to 100 deviations; where one is missing, the median stands in and a further input is 1. Words
+    are one-hot. All this is fitted on the training split. A target of numbers is `y` () float32;
+    one of words is the class, () int32, in the order of their names.
     """
 
     path: str = field(kw_only=False)  # CSV file whose first row names its columns
     target: str = field(kw_only=False)  # column to predict
-    columns: tuple[str, ...] = ()  # inputs; empty: all other numeric ones
+    columns: tuple[str, ...] = ()  # inputs; empty: all but target, keep and group
+    categories: tuple[str, ...] = ()  # inputs that are words even if they look like numbers
     categorical: bool | None = None  # the target is a class; None: if not numeric
+    keep: tuple[str, ...] = ()  # columns carried along by name, for metrics; never inputs
+    group: str | None = None  # column of which no value is in two splits, such as a patient's id
+    stratify: bool | None = None  # hold out the same share of each class; None: of classes
+    missing: tuple[str, ...] = MISSING  # fields without a value, in lower case
+    decimal: str = "."  # mark before decimals
+    thousands: str = ""  # mark between groups of three digits
+    delimiter: str | None = None  # between fields; None: , ; tab or |, as the first line has it
+    max_categories: int = 100  # most words of an input column
 
     locations = ("path",)
+    array_names: ClassVar[tuple[str, str]] = ("x", "y")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("columns", "keep"):
+            for column in (self.target, *([self.group] if self.group else [])):
+                if column in getattr(self, name) and (name, column) != ("keep", self.group):
+                    raise UserError(
+                        f"data.{name} holds {column!r}, which is data."
+                        f"{'target' if column == self.target else 'group'}: take it out of one"
+                    )
+        if both := set(self.columns) & set(self.keep):
+            raise UserError(
+                f"data.columns and data.keep both hold {min(both)!r}: take it out of one"
+            )
+        if self.group == self.target:
+            raise UserError(f"data.group and data.target are both {self.group!r}: change one")
+        for name in ("x", "y", "mask"):
+            if name in self.keep:
+                raise UserError(f"data.keep holds {name!r}, which a batch has: rename the column")
+        if self.decimal == self.thousands or len(self.decimal) != 1 or len(self.thousands) > 1:
+            raise UserError(
+                f"data.decimal {self.decimal!r} and data.thousands {self.thousands!r} must be two "
+                f"different characters (thousands may be empty)"
+            )
 
     def load(self) -> dict[str, Source]:
-        """Returns one split, `train`, unscaled.
+        """Returns one split, `train`: numbers as they are, NaN where missing, words as ids.
 
         Raises:
-          UserError: the file cannot be read, a column is missing, or a field is not a number.
+          UserError: the file cannot be read, a column is missing, or a field is of the wrong kind.
         """
-        texts = read_columns(self.path)
-        column_index(self.path, list(texts), self.target)
-        inputs = parse_matrix(self.path, texts, self._inputs(texts))
-        return {"train": ArraySource({"x": inputs, "y": self._targets(texts[self.target])})}
+        columns = self._read()
+        inputs = {name: columns.pop(name) for name in self._inputs(list(columns))}
+        return {"train": self._source(columns, stack_columns(inputs))}
 
     def splits(self) -> dict[str, Source]:
         """Returns all splits, scaled alike."""
-        parts = {name: _columns(source) for name, source in super().splits().items()}
-        mean, spread = _fitted(parts["train"]["x"])
-        return {
-            name: ArraySource({"x": ((part["x"] - mean) / spread).astype("f4"), "y": part["y"]})
-            for name, part in parts.items()
-        }
+        return self._build(self.fitted_values)[0]
+
+    def fit(self) -> dict[str, Json]:
+        """Returns `features`, the inputs in their order, `classes`, and the words of `keep`."""
+        return self._build(None)[1]
 
     def reader(self) -> Reader:
         """Returns a reader of CSV files with the input columns, scaled as in training."""
-        names = self._inputs(read_columns(self.path))
-        mean, spread = _fitted(_columns(super().splits()["train"])["x"])
+        features = [Feature.from_json(fields) for fields in self.fitted()["features"]]
 
         def read(path: Path) -> dict[str, np.ndarray]:
-            inputs = parse_matrix(path, read_columns(path), names)
-            return {"x": ((inputs - mean) / spread).astype("f4")}
+            rows = most_rows(path)
+            readers = {f.name: self._reader(f.name, path, rows, f.kind) for f in features}
+            columns = read_typed(path, readers, self.delimiter)
+            for feature in features:
+                feature.warn_of_unknown(path, columns[feature.name])
+            return {"x": np.ascontiguousarray(encode_all(features, columns))}
 
         return read
 
     def output_names(self) -> tuple[str, ...]:
         """Class names, if the target is a class."""
-        texts = read_columns(self.path)[self.target]
-        return tuple(sorted(set(texts))) if self._words(texts) else ()
+        return tuple(self.fitted()["classes"])
 
     def full_name(self) -> str:
         """The file's name."""
         return Path(self.path).name
 
-    def _inputs(self, texts: dict[str, tuple[str, ...]]) -> list[str]:
-        others = [name for name in texts if name != self.target]
-        names = list(self.columns) or [name for name in others if is_numeric(texts[name])]
+    def _build(
+        self, fitted: Mapping[str, Json] | None
+    ) -> tuple[dict[str, Source], dict[str, Json]]:
+        """Returns the splits and what was fitted on them, or is given as `fitted`."""
+        columns = self._read()
+        names = self._inputs(list(columns))
+        inputs = {name: columns.pop(name) for name in names}
+        if fitted:
+            for name, words in {self.target: fitted["classes"], **fitted["keep"]}.items():
+                column = columns[name]
+                if isinstance(column, Categories):
+                    columns[name] = column.renumbered(f"{self.path}: column {name!r}", words)
+        words = {n: list(c.names) for n, c in columns.items() if isinstance(c, Categories)}
+        rest = self._source(columns)
+        columns.clear()
+        parts = self.divide({"train": rest})
+        rows = {split: root_indices(part) for split, part in parts.items()}
+        parts.clear()
+        if fitted:
+            features = [Feature.from_json(fields) for fields in fitted["features"]]
+        else:
+            features = [Feature.fit(self.path, name, inputs[name], rows["train"]) for name in names]
+        source = ArraySource({"x": encode_all(features, inputs), **rest.arrays}, rest.aside)
+        known = {
+            "features": [feature.to_json() for feature in features],
+            "classes": words.get(self.target, []),
+            "keep": {name: words[name] for name in self.keep if name in words},
+        }
+        return {split: Subset(source, places) for split, places in rows.items()}, known
+
+    def _read(self) -> dict[str, Column]:
+        """Returns the columns that are used."""
+        header = read_header(self.path, self.delimiter)
+        inputs = self._inputs(header)
+        group = [self.group] if self.group else []
+        used = dict.fromkeys([*inputs, self.target, *self.keep, *group])
+        for name in (*used, *self.categories):
+            column_index(self.path, header, name)
+        rows = most_rows(self.path)
+        readers = {name: self._reader(name, self.path, rows) for name in used}
+        columns = read_typed(self.path, readers, self.delimiter)
+        for name, what in ((self.target, "label"), (self.group, "group")):
+            if name and (gap := readers[name].first_missing):
+                raise UserError(
+                    f"{self.path}: column {name!r} has no {what} in row {gap[0]}: give it one or "
+                    f"remove the row (data.missing says which fields have no value)"
+                )
+        return columns
+
+    def _reader(
+        self, name: str, path: str | Path, rows: int, kind: Kind | None = None
+    ) -> ColumnReader:
+        place = f"{path}: column {name!r}"
+        notation = Notation(missing=self.missing, decimal=self.decimal, thousands=self.thousands)
+        is_input = name not in (self.target, self.group, *self.keep)
+        words = name in self.categories or (name == self.target and self.categorical)
+        if name == self.target and self.categorical is False:
+            kind = "number"
+        return ColumnReader(
+            place,
+            notation,
+            rows,
+            kind=kind or ("category" if words or name == self.group else None),
+            exact=name == self.target,
+            limit=self.max_categories if is_input and kind is None else None,
+            remedy=(
+                ", or set data.categorical"
+                if name == self.target
+                else ", or list the column in data.categories"
+            ),
+        )
+
+    def _inputs(self, header: list[str]) -> list[str]:
+        others = [n for n in header if n not in (self.target, self.group, *self.keep)]
+        names = list(self.columns) or others
         if not names:
-            raise UserError(f"{self.path} has no column of numbers beside {self.target!r}")
+            raise UserError(f"{self.path} has no column for inputs beside {self.target!r}")
+        for name in names:
+            if name.startswith("Unnamed: ") and not self.columns:
+                raise UserError(
+                    f"{self.path}: column {name.split()[1]} has no name, as an index has none: "
+                    f"remove it, or name the inputs in data.columns"
+                )
         return names
 
-    def _targets(self, texts: Sequence[str]) -> np.ndarray:
-        for row, text in enumerate(texts, start=1):
-            if not text:
-                raise UserError(f"{self.path}: column {self.target!r} has no label in row {row}")
-        if not self._words(texts):
-            return parse_numbers(self.path, self.target, texts).astype(np.float32)
-        return np.unique(texts, return_inverse=True)[1].astype(np.int32)
+    def _source(self, columns: Mapping[str, Column], x: np.ndarray | None = None) -> ArraySource:
+        """Returns all rows, with the group aside."""
+        arrays = {} if x is None else {"x": x}
+        arrays["y"] = self._targets(columns[self.target])
+        for name in self.keep:
+            column = columns[name]
+            arrays[name] = column.codes if isinstance(column, Categories) else column.rounded()
+        groups = columns[self.group] if self.group else None
+        aside = {self.group: groups.codes} if self.group and isinstance(groups, Categories) else {}
+        return ArraySource(arrays, aside)
 
-    def _words(self, texts: Sequence[str]) -> bool:
-        return not is_numeric(texts) if self.categorical is None else self.categorical
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextTable(Data):
-    """A CSV file of labeled texts: `text` and `label`, as for `Words`.
-
-    Labels are ids of the sorted names.
-    """
-
-    path: str = field(kw_only=False)  # CSV file whose first row names its columns
-    text_column: str = "text"  # column of texts
-    label_column: str = "label"  # column of labels
-
-    locations = ("path",)
-
-    def load(self) -> dict[str, Source]:
-        """Returns one split, `train`.
-
-        Raises:
-          UserError: the file cannot be read, a column is missing, or a label.
-        """
-        columns = read_columns(self.path)
-        for name in (self.text_column, self.label_column):
-            column_index(self.path, list(columns), name)
-        for number, label in enumerate(columns[self.label_column], start=1):
-            if not label:
-                raise UserError(
-                    f"{self.path}: column {self.label_column!r} has no label in row {number}"
-                )
-        labels = np.unique(columns[self.label_column], return_inverse=True)[1]
-        texts = np.array(columns[self.text_column], object)
-        return {"train": ArraySource({"text": texts, "label": labels.astype(np.int32)})}
-
-    def reader(self) -> Reader:
-        """Returns a reader of CSV files with the text column, and of text files."""
-        return lambda path: {"text": np.array(read_texts(path, self.text_column), object)}
-
-    def output_names(self) -> tuple[str, ...]:
-        """The labels."""
-        return tuple(sorted(set(read_columns(self.path)[self.label_column])))
-
-    def full_name(self) -> str:
-        """The file's name."""
-        return Path(self.path).name
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextFile(Data):
-    """A long text in a file, as for `Tokens`: its end is held out; `text` is one part."""
-
-    path: str = field(kw_only=False)  # UTF-8 file
-    test_fraction: float = 0.0  # of the characters, at the end; 0: no split
-
-    locations = ("path",)
-
-    def load(self) -> dict[str, Source]:
-        """Returns `train`, followed by `validation` and `test`.
-
-        Raises:
-          UserError: the file cannot be read.
-        """
-        text = read_text(self.path)
-        test = round(len(text) * self.test_fraction)
-        validation = round((len(text) - test) * self.validation_fraction)
-        cut, end = len(text) - test - validation, len(text) - test
-        parts = {"train": text[:cut], "validation": text[cut:end], "test": text[end:]}
-        return {
-            name: ArraySource({"text": np.array([part], object)})
-            for name, part in parts.items()
-            if part
-        }
-
-    def full_name(self) -> str:
-        """The file's name."""
-        return Path(self.path).name
-
-
-def _fitted(inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns mean and standard deviation by column, 1 for a constant column."""
-    spread = inputs.std(0)
-    return inputs.mean(0), np.where(spread > 0, spread, 1)
-
-
-def _columns(source: Source) -> dict[str, np.ndarray]:
-    rows = [source[index] for index in range(len(source))]
-    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    def _targets(self, column: Column) -> np.ndarray:
+        if isinstance(column, Categories):
+            return column.codes
+        values = column.values  # read exactly, so that the center is 0
+        if column.kind == "date":
+            raise UserError(
+                f"{self.path}: column {self.target!r} holds dates, which are no target: give a "
+                f"column of numbers, or set data.categorical to take each date for a class"
+            )
+        size = max(abs(values.min()), abs(values.max()))
+        if size * np.finfo(np.float32).eps > 1e-3 * values.std() > 0:
+            raise UserError(
+                f"{self.path}: column {self.target!r} holds numbers such as {values[0]:.17g} that "
+                f"float32 cannot tell apart: subtract a constant from all"
+            )
+        return column.rounded()

@@ -1,16 +1,18 @@
 """Labeled texts as word ids."""
 
 import collections
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from jdl.data.arrays import ArraySource
 from jdl.data.base import Data, Reader, Source
+from jdl.data.conversion import class_labels, to_numbers
 from jdl.errors import UserError, first_line
+from jdl.typing import Json
 
 FILTERS = '!"#$%&()*+,-./:;<=>?@[\\]^_`{|}~\t\n'
 """What Keras' `Tokenizer` takes out of a text by default; apostrophes stay."""
@@ -31,7 +33,7 @@ def build_vocabulary(texts: Iterable[str], size: int) -> dict[str, int]:
     for text in texts:
         counts.update(split_words(text))
     kept = counts.most_common(max(size - UNKNOWN - 1, 0))
-    return {word: UNKNOWN + 1 + index for index, (word, _) in enumerate(kept)}
+    return _word_ids([word for word, _ in kept])
 
 
 def encode_words(text: str, ids: Mapping[str, int], length: int) -> np.ndarray:
@@ -51,31 +53,48 @@ class Words(Data):
     vocab_size: int = 10_000  # with 0 for padding, 1 for the start, 2 for other words
     length: int = 200  # ids of a text; padded and truncated at the front
 
+    array_names: ClassVar[tuple[str, str]] = ("tokens", "label")
+
     def splits(self) -> dict[str, Source]:
-        """Returns the splits of the text, encoded."""
-        texts = {name: list(read_texts(source)) for name, source in self.text.splits().items()}
-        ids = build_vocabulary((text for text, _ in texts["train"]), self.vocab_size)
-        if any(label is None for _, label in texts["train"]):
-            raise UserError(f"the texts of {self.full_name()} have no 'label'")
+        """Returns the splits of the text, encoded.
+
+        Raises:
+          UserError: a text has no label, or one that does not fit into 32 bits.
+        """
+        texts = self._texts()
+        known = self.fitted_values or self._fit(texts)
+        ids = _word_ids(known["words"])
         return {
             name: ArraySource(
                 {
                     "tokens": np.stack(
                         [encode_words(text, ids, self.length) for text, _ in examples]
                     ),
-                    "label": np.array([label for _, label in examples], np.int32),
+                    "label": _numbers(
+                        [label for _, label in examples],
+                        f"{self.full_name()}: split {name!r}: 'label'",
+                        known["classes"],
+                    ),
                 }
             )
             for name, examples in texts.items()
         }
 
+    def fit(self) -> dict[str, Json]:
+        """Returns `words` in the order of their ids, `classes`, and what the `text` set fits."""
+        found = self._fit(self._texts())
+        classes = found["classes"] or list(self.text.output_names())
+        return {**found, "classes": classes, "text": self.text.fitted()}
+
     def vocabulary_words(self) -> tuple[str, ...]:
         """Returns the word of each id, in order; reads the training text again."""
-        return ("(padding)", "(start)", "(unknown)", *self._ids())
+        return ("(padding)", "(start)", "(unknown)", *self.fitted()["words"])
 
     def reader(self) -> Reader:
         """Returns the reader of the text set, with the training ids."""
-        read, ids = self.text.reader(), self._ids()
+        fitted = self.fitted()
+        read = self.text.with_fitted(fitted["text"]).reader()
+        ids = _word_ids(fitted["words"])
 
         def encoded(path: Path) -> dict[str, np.ndarray]:
             texts = map(as_text, read(path)["text"])
@@ -83,9 +102,34 @@ class Words(Data):
 
         return encoded
 
-    def _ids(self) -> dict[str, int]:
-        texts = (text for text, _ in read_texts(self.text.splits()["train"]))
-        return build_vocabulary(texts, self.vocab_size)
+    def output_names(self) -> tuple[str, ...]:
+        """Output names of the text, or the words that label it."""
+        return tuple(self.fitted()["classes"])
+
+    def _texts(self) -> dict[str, list[tuple[str, Any]]]:
+        """Returns texts and labels by split."""
+        known = self.fitted_values
+        text = self.text.with_fitted(known["text"]) if known else self.text
+        texts = {name: list(read_texts(source)) for name, source in text.splits().items()}
+        if any(label is None for _, label in texts["train"]):
+            raise UserError(f"the texts of {self.full_name()} have no 'label'")
+        return texts
+
+    def _fit(self, texts: Mapping[str, list[tuple[str, Any]]]) -> dict[str, Json]:
+        ids = build_vocabulary((text for text, _ in texts["train"]), self.vocab_size)
+        labels = [label for examples in texts.values() for _, label in examples]
+        found = class_labels(labels, f"{self.full_name()}: 'label'")
+        return {"words": list(ids), "classes": list(found.names) if found else []}
+
+
+def _numbers(labels: Sequence[Any], where: str, classes: Sequence[str]) -> np.ndarray:
+    """Returns labels (n,): class numbers int32, or real numbers float32."""
+    found = class_labels(labels, where, tuple(classes) or None)
+    return found.ids if found else to_numbers(labels, where).astype(np.float32)
+
+
+def _word_ids(words: Sequence[str]) -> dict[str, int]:
+    return {word: UNKNOWN + 1 + index for index, word in enumerate(words)}
 
 
 def read_texts(source: Source) -> Iterable[tuple[str, Any]]:

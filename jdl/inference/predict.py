@@ -7,8 +7,9 @@ from typing import Any
 
 import jax
 
-from jdl.data import Series
+from jdl.data import Series, Table
 from jdl.data.base import Example, Reader
+from jdl.data.files import TABULAR
 from jdl.data.pipeline import apply_transforms
 from jdl.errors import UserError
 from jdl.experiment import Experiment
@@ -105,6 +106,8 @@ def _examples(run: Run, read: Reader, path: Path) -> list[Example]:
 
 def _places(run: Run, path: Path, count: int) -> list[dict[str, Json]]:
     """Returns `file` and `row` of each example; for series the whole file is one example."""
-    if path.suffix.lower() != ".csv" or isinstance(run.experiment.data, Series):
+    data = run.experiment.data
+    tabular = isinstance(data, Table) or path.suffix.lower() in TABULAR
+    if not tabular or isinstance(data, Series):
         return [{"file": str(path)} for _ in range(count)]
     return [{"file": str(path), "row": row} for row in range(1, count + 1)]

@@ -71,7 +71,7 @@ def test_a_text_file_is_read_in_order(tmp_path):
         (lambda p: Table(p, "b"), "a,b\n1,2\nx,3\n", "column 'a' holds 'x' in row 2"),
         (lambda p: Table(p, "b"), "a,b\n1,2\n3\n", "line 3: 1 fields, where the header has 2"),
         (lambda p: Table(p, "b"), "a,b\n1,u\n3,\n", "column 'b' has no label in row 2"),
-        (lambda p: Table(p, "b"), "a,b\nu,1\nv,2\n", "no column of numbers beside 'b'"),
+        (lambda p: Table(p, "b"), "b\n1\n2\n", "no column for inputs beside 'b'"),
         (lambda p: TextTable(p), "texts,label\na,b\n", r"no column 'text' .*mean 'texts'\?"),
         (lambda p: TextTable(p), "text,label\na,\n", "column 'label' has no label in row 1"),
         (lambda p: Table(p + "x", "b"), "a,b\n", "No such file"),

@@ -124,7 +124,7 @@ def test_a_table_is_scaled_as_in_training(trained, predicted, tmp_path):
     rows = [[*values, f"day {i}", i] for i, values in enumerate(inputs)]
     path = write_csv(tmp_path / "table.csv", ["a", "b", "name", "number"], rows)
     run = trained("MLP((8,), 1)", "Regression(inputs='x', targets='y')",
-                  f"Table({str(path)!r}, 'number')")  # fmt: skip
+                  f"Table({str(path)!r}, 'number', keep=('name',))")  # fmt: skip
     others = [[b, a] for a, b in inputs.tolist()]
     lines = predicted(write_csv(tmp_path / "new.csv", ["b", "a"], others))
     assert [line["row"] for line in lines] == list(range(1, 31))

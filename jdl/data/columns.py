@@ -1,0 +1,330 @@
+"""Typed columns of CSV files: every row decides what a column holds."""
+
+import datetime
+import functools
+import itertools
+import math
+import mmap
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from jdl.data.files import column_index, csv_rows
+from jdl.errors import UserError
+
+MISSING = ("", "na", "n/a", "#n/a", "<na>", "nan", "null", "none", "?", "-", ".")
+"""Fields without a value, in any case."""
+
+CHUNK = 1024
+"""Rows that are converted together: few enough to weigh nothing beside the arrays."""
+
+Kind = Literal["number", "category", "date"]
+
+_NUMBER_LIKE = re.compile(r"[-+\u2212(]?\s*[$€£¥]?\s*[-+\u2212]?\d[\d.,'_\s]*\s*[%$€£¥)]?-?")
+_DATE = re.compile(
+    r"\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}([.,]\d+)?)?\s?(Z|[+-]\d{2}:?\d{2})?)?"
+)
+_DATE_LIKE = re.compile(
+    r"\d{1,4}[./-]\d{1,2}[./-]\d{1,4}(\D.*)?|\d{1,2}:\d{2}(:\d{2})?\s*([ap]m)?", re.I
+)
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """A column of numbers, as differences from `center`, which keep more digits in float32."""
+
+    values: np.ndarray  # (rows,) float32, or float64 if read exactly; NaN: missing
+    center: float
+    kind: Kind = "number"
+
+    def exact(self) -> np.ndarray:
+        """Returns the numbers themselves, (rows,) float64."""
+        return np.add(self.values, self.center, dtype=np.float64)
+
+    def rounded(self) -> np.ndarray:
+        """Returns the numbers themselves, (rows,) float32."""
+        found = np.empty(len(self.values), np.float32)
+        # In double precision, block by block.
+        return np.add(self.values, self.center, out=found, dtype=np.float64, casting="same_kind")
+
+
+@dataclass(frozen=True)
+class Categories:
+    """A column of words."""
+
+    codes: np.ndarray  # (rows,) int32, into `names`; -1: missing
+    names: tuple[str, ...]  # sorted: by value if all are numbers
+    kind: Kind = "category"
+
+    def renumbered(self, place: str, names: Sequence[str]) -> "Categories":
+        """Returns the column with codes into other names.
+
+        Raises:
+          UserError: a word is none of them.
+        """
+        number = {name: code for code, name in enumerate(names)}
+        for code, name in enumerate(self.names):
+            if name not in number:
+                row = int(np.argmax(self.codes == code)) + 1
+                raise UserError(
+                    f"{place} holds {name!r} in row {row}, which was not in the data that the run "
+                    f"was trained on (it had {', '.join(map(repr, names))})"
+                )
+        places = np.array([*(number[name] for name in self.names), -1], np.int32)
+        return Categories(places[self.codes], tuple(names))
+
+
+Column = Numbers | Categories
+
+
+@dataclass(frozen=True, kw_only=True)
+class Notation:
+    """How the fields of a file are written."""
+
+    missing: tuple[str, ...] = MISSING
+    decimal: str = "."
+    thousands: str = ""
+
+    def is_missing(self, text: str) -> bool:
+        """Whether a field, without blanks around it, has no value."""
+        return text.lower() in self.missing
+
+    def number(self, text: str) -> float:
+        """Returns a field as a finite number.
+
+        Raises:
+          ValueError: it is none.
+        """
+        if not self.is_plain:
+            if not self._form.fullmatch(text):
+                raise ValueError(text)
+            text = text.replace(self.thousands, "") if self.thousands else text
+            text = text.replace(self.decimal, ".")
+        value = float(text)
+        if not math.isfinite(value):
+            raise ValueError(text)
+        return value
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether numbers are written as in Python."""
+        return self.decimal == "." and not self.thousands
+
+    @functools.cached_property
+    def _form(self) -> re.Pattern[str]:
+        group, point = re.escape(self.thousands), re.escape(self.decimal)
+        whole = rf"\d{{1,3}}(?:{group}\d{{3}})+|\d+" if group else r"\d+"
+        return re.compile(rf"[-+]?(?:(?:{whole})(?:{point}\d*)?|{point}\d+)(?:[eE][-+]?\d+)?")
+
+
+def number_of(text: str) -> float | None:
+    """Returns a finite number, or None."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def looks_like_number(text: str) -> bool:
+    """Whether a field is a number that Python does not read, such as `1,5`, `$5` or `5 %`."""
+    return number_of(text) is None and _NUMBER_LIKE.fullmatch(text) is not None
+
+
+class ColumnReader:
+    """Collects a column, chunk by chunk, in one array: pieces would scatter over the heap.
+
+    Args:
+      place: the file and the column, for messages.
+      notation: how its fields are written.
+      kind: what it must hold; None for what its first value is, which all others must be too.
+      exact: keep float64.
+      limit: most distinct words allowed; None for any number.
+      remedy: what else the user can do about a value of another kind.
+    """
+
+    def __init__(
+        self,
+        place: str,
+        notation: Notation,
+        rows: int,
+        *,
+        kind: Kind | None = None,
+        exact: bool = False,
+        limit: int | None = None,
+        remedy: str = "",
+    ) -> None:
+        self.place, self._notation, self._exact = place, notation, exact
+        self._kind: Kind | None = kind
+        self._declared, self._limit, self._remedy = kind == "category", limit, remedy
+        self._is_coded = False
+        self._codes: dict[str, int] = {}
+        self._center: float | None = 0.0 if exact else None
+        # Pages of its own go back to the system with the column, whatever the allocator keeps.
+        dtype = np.dtype(np.float64 if exact else np.float32)
+        self._buffer = np.frombuffer(mmap.mmap(-1, max(rows, 1) * dtype.itemsize), dtype)
+        self._rows = 0
+        self._zoned: bool | None = None
+        self.first_missing: tuple[int, str] | None = None
+        """Row and field of the first gap."""
+
+    def add(self, texts: Sequence[str]) -> None:
+        """Adds the next rows.
+
+        Raises:
+          UserError: a field is of another kind than those before.
+        """
+        values = self._plain_numbers(texts)
+        if values is None:
+            values = np.fromiter(
+                map(self._value, texts, range(self._rows + 1, self._rows + len(texts) + 1)),
+                np.float64,
+                len(texts),
+            )
+        if self._kind == "category":
+            codes = self._buffer.view(np.int32)
+            if not self._is_coded:  # what came before is missing
+                self._is_coded = True
+                codes[: self._rows] = -1
+            codes[self._rows : self._rows + len(texts)] = np.where(np.isnan(values), -1, values)
+        else:
+            if self._center is None and not np.isnan(values).all():
+                self._center = float(np.nanmedian(values))
+            values -= self._center or 0.0
+            self._buffer[self._rows : self._rows + len(texts)] = values
+        self._rows += len(texts)
+
+    def finish(self) -> Column:
+        """Returns the column.
+
+        Raises:
+          UserError: no row has a value.
+        """
+        if self._kind is None:
+            raise UserError(f"{self.place} has no value in any row: leave the column out")
+        if not self._is_coded:
+            return Numbers(self._buffer[: self._rows], self._center or 0.0, self._kind)
+        names = sorted(self._codes, key=self._order())
+        place = np.empty(len(names) + 1, np.int32)
+        place[-1] = -1  # the code of what is missing
+        place[[self._codes[name] for name in names]] = np.arange(len(names))
+        return Categories(place[self._buffer.view(np.int32)[: self._rows]], tuple(names))
+
+    def _plain_numbers(self, texts: Sequence[str]) -> np.ndarray | None:
+        """Returns numbers without gaps, the common case, at ten times the speed of `_value`."""
+        if self._kind not in (None, "number") or not self._notation.is_plain:
+            return None
+        try:
+            values = np.fromiter(map(float, texts), np.float64, len(texts))
+        except ValueError:
+            return None
+        # A field such as `nan` or `-` may be missing, and only words can tell.
+        if not np.isfinite(values).all() or self._float32_overflows(values):
+            return None
+        self._kind = "number"
+        return values
+
+    def _float32_overflows(self, values: np.ndarray | float) -> bool:
+        return not self._exact and bool(np.any(np.abs(values) > 1e38))
+
+    def _value(self, field: str, row: int) -> float:
+        """Returns a number, days since 1970, or the code of a word; NaN where it is missing."""
+        text = field.strip()
+        if self._notation.is_missing(text):
+            self.first_missing = self.first_missing or (row, text)
+            return math.nan
+        if self._kind == "category":
+            return self._code(text, row)
+        if self._kind is None:
+            self._kind = self._guess(text)
+            if self._kind == "category":
+                return self._code(text, row)
+        try:
+            value = self._notation.number(text) if self._kind == "number" else self._days(text)
+        except (ValueError, OverflowError):
+            raise UserError(self._wrong(text, row, f"no {self._kind}")) from None
+        if self._float32_overflows(value):
+            raise UserError(self._wrong(text, row, "too large for float32"))
+        return value
+
+    def _guess(self, text: str) -> Kind:
+        if self._is_number(text):
+            return "number"
+        return "date" if _DATE.fullmatch(text) else "category"
+
+    def _is_number(self, text: str) -> bool:
+        try:
+            self._notation.number(text)
+        except ValueError:
+            return False
+        return True
+
+    def _code(self, text: str, row: int) -> float:
+        if re.fullmatch(r"[-+]?\d+\.0+", text):  # as pandas writes integers beside missing ones
+            text = text.partition(".")[0]
+        if text not in self._codes:
+            self._check_word(text, row)
+            self._codes[text] = len(self._codes)
+            if self._limit is not None and len(self._codes) > self._limit:
+                raise UserError(
+                    f"{self.place} holds more than data.max_categories = {self._limit} different "
+                    f"words by row {row} ({text!r}): raise that, name the inputs in data.columns, "
+                    f"or list the column in data.keep to carry it along"
+                )
+        return self._codes[text]
+
+    def _check_word(self, text: str, row: int) -> None:
+        """Raises a UserError for what is no word, unless the column was declared."""
+        if self._declared:
+            return
+        if self._is_number(text) or _DATE.fullmatch(text):
+            raise UserError(
+                self._wrong(text, row, f"among words such as {next(iter(self._codes))!r}")
+            )
+        if _DATE_LIKE.fullmatch(text):
+            what = "which may be a date or a time: write it as YYYY-MM-DD or YYYY-MM-DD HH:MM"
+            raise UserError(self._wrong(text, row, what))
+        if _NUMBER_LIKE.fullmatch(text):
+            what = "no number: set data.decimal and data.thousands to how numbers are written"
+            raise UserError(self._wrong(text, row, what))
+
+    def _days(self, text: str) -> float:
+        if not _DATE.fullmatch(text):
+            raise ValueError(text)
+        moment = datetime.datetime.fromisoformat(text.replace(",", "."))
+        zoned = moment.tzinfo is not None
+        if self._zoned not in (None, zoned):
+            raise ValueError(text)  # no one offset holds for all rows
+        self._zoned = zoned
+        start = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC if zoned else None)
+        return (moment - start) / datetime.timedelta(days=1)
+
+    def _wrong(self, text: str, row: int, what: str) -> str:
+        others = f", or list it in data.missing{self._remedy}"
+        return f"{self.place} holds {text!r} in row {row}, {what}: correct it{others}"
+
+    def _order(self):
+        numeric = all(map(self._is_number, self._codes))
+        return (lambda name: (self._notation.number(name), name)) if numeric else None
+
+
+def read_typed(
+    path: str | Path, readers: Mapping[str, ColumnReader], delimiter: str | None = None
+) -> dict[str, Column]:
+    """Reads columns of a CSV file, a few thousand rows at a time.
+
+    Raises:
+      UserError: a column is missing, or a reader refuses a field.
+    """
+    rows = csv_rows(path, delimiter, skip_blanks=True)
+    header = next(rows)[1]
+    places = [column_index(path, header, name) for name in readers]
+    while chunk := [row for _, row in itertools.islice(rows, CHUNK)]:
+        columns = list(zip(*chunk, strict=True))
+        for place, reader in zip(places, readers.values(), strict=True):
+            reader.add(columns[place])
+    return {name: reader.finish() for name, reader in readers.items()}

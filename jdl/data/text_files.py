@@ -1,0 +1,156 @@
+"""Texts in files: labeled ones in a table, or a long one."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from jdl.data.arrays import ArraySource
+from jdl.data.base import Data, Reader, Source
+from jdl.data.columns import (
+    MISSING,
+    Categories,
+    ColumnReader,
+    Notation,
+    looks_like_number,
+    number_of,
+)
+from jdl.data.files import column_index, read_columns, read_text, read_texts
+from jdl.errors import UserError
+from jdl.typing import Json
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextTable(Data):
+    """A CSV or TSV file of labeled texts: `text` and `label`, as for `Words`.
+
+    Words and whole numbers are classes, () int32, numbered in their order; labels of which one has
+    a fraction stay numbers, () float32.
+    """
+
+    path: str = field(kw_only=False)  # file whose first row names its columns
+    text_column: str = "text"  # column of texts
+    label_column: str = "label"  # column of labels
+    categorical: bool | None = None  # labels are classes; None: unless one has a fraction
+    group: str | None = None  # column of which no value is in two splits, such as an author
+    stratify: bool | None = None  # hold out the same share of each class; None: of classes
+    missing: tuple[str, ...] = MISSING  # labels without a value, in lower case
+    delimiter: str | None = None  # between fields; None: , ; tab or |, as the first line has it
+
+    locations = ("path",)
+
+    def load(self) -> dict[str, Source]:
+        """Returns one split, `train`.
+
+        Raises:
+          UserError: the file cannot be read, a column is missing, or a label.
+        """
+        columns = read_columns(self.path, self.delimiter)
+        used = (self.text_column, self.label_column, self.group)
+        for name in filter(None, used):
+            column_index(self.path, list(columns), name)
+        labels = self._labels(columns[self.label_column])
+        texts = np.array(columns[self.text_column], object)
+        aside = {}
+        if self.group:
+            aside[self.group] = self._column(self.group, columns[self.group], "group").codes
+        return {"train": ArraySource({"text": texts, "label": labels}, aside)}
+
+    def fit(self) -> dict[str, Json]:
+        """Returns `classes`."""
+        columns = read_columns(self.path, self.delimiter)
+        column_index(self.path, list(columns), self.label_column)
+        return {"classes": self._classes(columns[self.label_column])}
+
+    def reader(self) -> Reader:
+        """Returns a reader of CSV and TSV files with the text column, and of text files."""
+
+        def read(path: Path) -> dict[str, np.ndarray]:
+            return {"text": np.array(read_texts(path, self.text_column, self.delimiter), object)}
+
+        return read
+
+    def output_names(self) -> tuple[str, ...]:
+        """The classes."""
+        return tuple(self.fitted()["classes"])
+
+    def full_name(self) -> str:
+        """The file's name."""
+        return Path(self.path).name
+
+    def _labels(self, texts: tuple[str, ...]) -> np.ndarray:
+        found = self._column(self.label_column, texts, "label")
+        if (values := self._real(found)) is not None:
+            return values
+        if self.fitted_values is not None:
+            place = f"{self.path}: column {self.label_column!r}"
+            found = found.renumbered(place, self.fitted_values["classes"])
+        return found.codes
+
+    def _classes(self, texts: tuple[str, ...]) -> list[str]:
+        found = self._column(self.label_column, texts, "label")
+        return [] if self._real(found) is not None else list(found.names)
+
+    def _real(self, labels: Categories) -> np.ndarray | None:
+        """Returns the labels as numbers (rows,) if that is what they are, else None.
+
+        Raises:
+          UserError: some are numbers with fractions and others are not, or look like them.
+        """
+        if self.categorical:
+            return None
+        numbers = [number_of(name) for name in labels.names]
+        real = self.categorical is False or any(n is not None and n % 1 for n in numbers)
+        for code, (name, number) in enumerate(zip(labels.names, numbers, strict=True)):
+            if number is None and (real or looks_like_number(name)):
+                row = int(np.argmax(labels.codes == code)) + 1
+                raise UserError(
+                    f"{self.path}: column {self.label_column!r} holds {name!r} in row {row}, no "
+                    f"number such as 1.5: correct it, or set data.categorical"
+                )
+        return np.array(numbers, np.float64)[labels.codes].astype(np.float32) if real else None
+
+    def _column(self, name: str, texts: tuple[str, ...], what: str) -> Categories:
+        """Returns a column without gaps as words."""
+        place = f"{self.path}: column {name!r}"
+        reader = ColumnReader(place, Notation(missing=self.missing), len(texts), kind="category")
+        reader.add(texts)
+        if reader.first_missing:
+            raise UserError(
+                f"{place} has no {what} in row {reader.first_missing[0]}: give it one or remove "
+                f"the row (data.missing says which fields have no value)"
+            )
+        column = reader.finish()
+        assert isinstance(column, Categories)
+        return column
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextFile(Data):
+    """A long text in a file, as for `Tokens`: its end is held out; `text` is one part."""
+
+    path: str = field(kw_only=False)  # UTF-8 file
+    test_fraction: float = 0.0  # of the characters, at the end; 0: no split
+
+    locations = ("path",)
+
+    def load(self) -> dict[str, Source]:
+        """Returns `train`, followed by `validation` and `test`.
+
+        Raises:
+          UserError: the file cannot be read.
+        """
+        text = read_text(self.path)
+        test = round(len(text) * self.test_fraction)
+        validation = round((len(text) - test) * self.validation_fraction)
+        cut, end = len(text) - test - validation, len(text) - test
+        parts = {"train": text[:cut], "validation": text[cut:end], "test": text[end:]}
+        return {
+            name: ArraySource({"text": np.array([part], object)})
+            for name, part in parts.items()
+            if part
+        }
+
+    def full_name(self) -> str:
+        """The file's name."""
+        return Path(self.path).name
