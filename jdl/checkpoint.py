@@ -148,6 +148,15 @@ class CheckpointStore:
         path = self._latest()
         return None if path is None else self._read(path, abstract_state)
 
+    def restore_evaluation(self, abstract_state: TrainState) -> TrainState | None:
+        """The state that the run is evaluated with; None where no save was completed.
+
+        Raises:
+          UserError: there are checkpoints, and all are damaged.
+        """
+        path = self._evaluation_path()
+        return None if path is None else self._read(path, abstract_state)[0]
+
     def evaluation_step(self) -> int | None:
         """The step whose weights the run is evaluated with; None where no save was completed.
 

@@ -93,7 +93,7 @@ class _EarlyStopping(Callback):
         self._fresh: float | None = None
 
     def row(self, row: Mapping[str, Any]) -> None:
-        self._fresh = self._score.read(row) if self._score.of(row) else self._fresh
+        self._fresh = self._score.read(row) if self._score.matches(row) else self._fresh
 
     def __call__(self, event: Event) -> None:
         if self._fresh is None:
@@ -163,7 +163,7 @@ class _Checkpoint(Callback):
         return step % self._every == 0
 
     def row(self, row: Mapping[str, Any]) -> None:
-        if self._score is not None and self._score.of(row):
+        if self._score is not None and self._score.matches(row):
             self._fresh = self._score.read(row)
 
     def __call__(self, event: Event) -> None:
@@ -225,7 +225,7 @@ class Score:
             )
         return cls(split, name, -1.0 if higher else 1.0)
 
-    def of(self, row: Mapping[str, Any]) -> bool:
+    def matches(self, row: Mapping[str, Any]) -> bool:
         """Whether a row belongs to this split."""
         return row["split"] == self.split
 

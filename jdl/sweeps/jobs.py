@@ -217,11 +217,11 @@ def _groups(
     jobs: Sequence[Job], indices: Sequence[int], vectorize: Vectorize, notify: Callable[[str], None]
 ) -> Iterator[_Group]:
     """Groups jobs that are trained together."""
-    for alike in _grouped(indices, lambda index: _architecture(jobs[index].experiment)):
-        if vectorize == "never" or len(alike) == 1:
-            yield _Group(alike)
+    for batchable in _grouped(indices, lambda index: _architecture(jobs[index].experiment)):
+        if vectorize == "never" or len(batchable) == 1:
+            yield _Group(batchable)
         else:
-            yield from _same_architecture(jobs, alike, vectorize, notify)
+            yield from _same_architecture(jobs, batchable, vectorize, notify)
 
 
 def _same_architecture(

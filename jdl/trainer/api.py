@@ -151,14 +151,11 @@ def restore_run(workdir: Path, experiment: Experiment, name: str) -> Run:
     run = Run(experiment, name, workdir)
     store = CheckpointStore(RunDirectory(workdir).checkpoints, run.print)
     try:
-        latest = store.restore_latest(run.compiled.abstract_state)
-        if latest is None:
-            raise UserError(f"{workdir} has no checkpoint yet: train it first")
-        state, meta = latest
-        if meta.best_step not in (None, meta.step):
-            state, _ = store.restore(meta.best_step, run.compiled.abstract_state)
+        state = store.restore_evaluation(run.compiled.abstract_state)
     finally:
         store.close()
+    if state is None:
+        raise UserError(f"{workdir} has no checkpoint yet: train it first")
     run.state = run.compiled.shard(state)
     run.result = RunDirectory(workdir).read_result() or {}
     return run

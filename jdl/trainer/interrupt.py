@@ -49,7 +49,7 @@ class Interruption:
             raise Interrupted
 
     def acknowledge(self) -> None:
-        """Says that the run is ending in its own way; it is then given the time that it needs."""
+        """Lets the run end by itself, however long that takes."""
         self._over.set()
 
     def __enter__(self) -> "Interruption":

@@ -1,7 +1,7 @@
 """The training loop: next batch, update, hooks, and waiting for the step before."""
 
 import contextlib
-import json
+import copy
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
@@ -228,7 +228,8 @@ class TrainingLoop:
                 for name in ("seconds", "training_seconds", "compile_seconds")
             },
         )
-        before = self._states() if state is not None else {}
+        # A copy: callbacks may change what they returned.
+        before = copy.deepcopy(self._states()) if state is not None else {}
         try:
             for callback in self._callbacks.values():
                 callback(event)
@@ -253,8 +254,7 @@ class TrainingLoop:
             self._save(step, self._states())
 
     def _states(self) -> dict[str, Json]:
-        states = {name: callback.state() for name, callback in self._callbacks.items()}
-        return json.loads(json.dumps(states))  # a copy: callbacks may change what they returned
+        return {name: callback.state() for name, callback in self._callbacks.items()}
 
     def _save_and_exit(self, step: int, hooks: Json, pending: Json = None) -> NoReturn:
         """Saves, and raises `Interrupted`."""
