@@ -127,6 +127,10 @@ class Experiment:
                 )
             if not isinstance(value, kind):
                 raise UserError(f"{name} must be {remedy}, not {_foreign(value)}")
+        for index, hook in enumerate(self.hooks):
+            if not isinstance(hook, Hook):
+                given = f"{hook.__name__}()" if isinstance(hook, type) else "a Hook of jdl.hooks"
+                raise UserError(f"hooks.{index} must be {given}, not {_foreign(hook)}")
 
     def total_steps(self, examples: int) -> int:
         """Steps of the whole run over a training split of this size."""

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from jdl.data.base import Data, Example, Source, add_array
+from jdl.data.conversion import is_frame, to_numbers
 from jdl.errors import UserError
 
 
@@ -57,8 +58,17 @@ class Arrays(Data):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        form = 'Arrays({"train": {"image": x, "label": y}})'
+        if not isinstance(self.arrays, Mapping):
+            raise UserError(f"arrays are given by split and name: {form}")
         if "train" not in self.arrays:
-            raise UserError(f"arrays need a split 'train' (there are {', '.join(self.arrays)})")
+            known = ", ".join(map(str, self.arrays))
+            raise UserError(f"arrays need a split 'train' (there are {known}): {form}")
+        for split, arrays in self.arrays.items():
+            if not isinstance(arrays, Mapping):
+                raise UserError(
+                    f"arrays of split {split!r} need names, not {type(arrays).__name__}: {form}"
+                )
 
     def load(self) -> dict[str, Source]:
         """Returns the given splits.
@@ -81,6 +91,8 @@ class Arrays(Data):
 
 
 def _array(name: str, values: Any) -> np.ndarray:
+    if is_frame(values):
+        return to_numbers(values, name)
     try:
         return np.asarray(values)
     except ValueError as error:

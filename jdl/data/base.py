@@ -125,6 +125,8 @@ class Data:
         if self.stratify and (self.ordered or self.group_name):
             other = "ordered" if self.ordered else "group"
             raise UserError(f"data.stratify and data.{other} exclude each other: set one of them")
+        for name in ("transforms", "device_transforms"):
+            check_transforms(getattr(self, name), f"data.{name}")
 
     @property
     def required_batch_size(self) -> int | None:
@@ -133,7 +135,9 @@ class Data:
 
     def load(self) -> dict[str, Source]:
         """Returns the splits that the data set itself has, including `train`."""
-        raise NotImplementedError
+        raise UserError(
+            f"{type(self).__name__} defines no load: return its splits, a Source by name"
+        )
 
     @property
     def wrapped(self) -> "Data | None":
@@ -144,7 +148,9 @@ class Data:
     def full_name(self) -> str:
         """`NAME` or `NAME:VERSION` of the data set; by default of the one that it wraps."""
         if self.wrapped is None:
-            raise NotImplementedError
+            raise UserError(
+                f"{type(self).__name__} defines no full_name: return what the data set is called"
+            )
         return self.wrapped.full_name()
 
     def splits(self) -> dict[str, Source]:
@@ -359,6 +365,19 @@ def location_paths(data: Data, path: str = "data") -> list[str]:
         if isinstance(value, Data):
             found += location_paths(value, f"{path}.{field.name}")
     return found
+
+
+def check_transforms(transforms: Any, where: str) -> None:
+    """Raises a UserError unless these are a sequence of functions, none of them a class."""
+    if not isinstance(transforms, (tuple, list)):
+        raise UserError(f"{where} must be a tuple of functions: write ({transforms!r},)")
+    for index, transform in enumerate(transforms):
+        if isinstance(transform, type):
+            raise UserError(
+                f"{where}.{index} is the class {transform.__name__}: write {transform.__name__}()"
+            )
+        if not callable(transform):
+            raise UserError(f"{where}.{index} must be a function, not {transform!r:.40}")
 
 
 def get_split(splits: Mapping[str, Any], name: str) -> Any:

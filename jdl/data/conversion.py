@@ -1,6 +1,6 @@
 """Converts what users pass from Python, such as lists and frames, to arrays of numbers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ def to_numbers(values: Any, where: str) -> np.ndarray:
     """
     if hasattr(values, "toarray"):
         raise UserError(f"{where} is a sparse matrix: pass {where}.toarray()")
-    if hasattr(values, "columns") and hasattr(values, "shape"):
+    if is_frame(values):
         columns = [to_numbers(values[name], f"{where}[{name!r}]") for name in values.columns]
         if not columns:
             raise UserError(f"{where} has no columns")
@@ -42,6 +42,38 @@ def to_numbers(values: Any, where: str) -> np.ndarray:
     if array.dtype.kind not in "biufcV":
         array = _from_objects(array, where)
     return _check_range(array, where)
+
+
+def inputs_by_name(x: Any, name: str) -> dict[str, Any]:
+    """Returns what a model is asked to predict from as arrays by name.
+
+    Args:
+      x: an array, list or frame of examples, or a dict of these by name.
+      name: of the model's input, for an `x` without names.
+
+    Raises:
+      UserError: it has no examples along axis 0, or arrays differ in their number.
+    """
+    arrays = {}
+    for key, values in (x if isinstance(x, Mapping) else {name: x}).items():
+        if isinstance(values, (list, tuple)):  # images may differ in size before the transforms
+            arrays[key] = values
+            continue
+        arrays[key] = to_numbers(values, key) if is_frame(values) else np.asarray(values)
+        if not arrays[key].ndim:
+            raise UserError(
+                f"predict takes examples along axis 0, not {values!r:.40}: for one example pass "
+                f"[example]"
+            )
+    counts = {key: len(array) for key, array in arrays.items()}
+    if len(set(counts.values())) != 1:
+        raise UserError(f"the arrays to predict from differ in length: {counts}")
+    return arrays
+
+
+def is_frame(values: Any) -> bool:
+    """Whether values are a data frame of pandas or Polars."""
+    return hasattr(values, "columns") and hasattr(values, "shape")
 
 
 def check_rows(x: Any, y: Any, names: Sequence[str] = ("x", "y")) -> None:

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jdl.data.base import Data, Source, read_examples
-from jdl.errors import UserError
+from jdl.errors import UserError, first_line
 from jdl.typing import FILE_MODULE
 
 IN_MEMORY_BYTES = 1 << 30
@@ -219,9 +219,30 @@ def fits_in_memory(data: Data, size: int) -> bool:
 
 
 def apply_transforms(data: Data, example: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Applies the host transforms; keeps numeric arrays, casting 64-bit types to 32-bit."""
-    for transform in data.transforms:
-        example = transform(example)
+    """Applies the host transforms; keeps numeric arrays, casting 64-bit types to 32-bit.
+
+    Raises:
+      UserError: a transform fails or returns no example; an integer does not fit into 32 bits.
+    """
+    for index, transform in enumerate(data.transforms):
+        name = getattr(transform, "__name__", type(transform).__name__)
+        where = f"data.transforms.{index} ({name})"
+        known = ", ".join(map(repr, example))
+        try:
+            changed = transform(example)
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(
+                f"{where} fails on an example with {known}: {type(error).__name__}: "
+                f"{first_line(error)}"
+            ) from error
+        if not isinstance(changed, Mapping):
+            raise UserError(
+                f"{where} returns {type(changed).__name__}, where it must return the example, a "
+                f"dict of arrays by name"
+            )
+        example = changed
     arrays = {}
     for name, value in example.items():
         array = np.asarray(value)

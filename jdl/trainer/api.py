@@ -54,6 +54,11 @@ def train(
         checkpoints stay intact.
       Interrupted: on SIGTERM or Ctrl-C, after saving.
     """
+    if not isinstance(experiment, Experiment):
+        raise UserError(
+            f"jdl.train takes an Experiment, not {type(experiment).__name__}: to train a module on "
+            f"arrays, call jdl.fit(model, x, y)"
+        )
     configure_allocator(experiment.runtime.malloc_arenas)
     enable_compilation_cache()
     temporary = None if workdir else tempfile.mkdtemp(prefix="jdl-")

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from jdl import metrics as metrics_lib
-from jdl.data.conversion import to_numbers
+from jdl.data.conversion import inputs_by_name
 from jdl.data.pipeline import (
     InMemory,
     Pipeline,
@@ -210,10 +210,7 @@ class Run:
         Returns:
           The task's predictions, (examples, ...) NumPy arrays (see the task's `predict`).
         """
-        if not isinstance(x, Mapping):
-            numbers = to_numbers(x, "x") if hasattr(x, "columns") else np.asarray(x)
-            x = {self.experiment.task.inputs: numbers}
-        arrays: Mapping[str, Any] = x
+        arrays = inputs_by_name(x, self.experiment.task.inputs)
         count = len(next(iter(arrays.values())))
         if not count:
             raise UserError("there is nothing to predict: the input has no examples")
@@ -222,7 +219,23 @@ class Run:
         return self.predict_rows(stack_examples(rows, indices, "input"))
 
     def predict_rows(self, inputs: Mapping[str, np.ndarray]) -> Any:
-        """Predicts as `predict`, from examples to which the host transforms were applied."""
+        """Predicts as `predict`, from examples to which the host transforms were applied.
+
+        Raises:
+          UserError: an array is missing, or has another shape than in training.
+        """
+        name = self.experiment.task.inputs
+        if name not in inputs:
+            known = ", ".join(map(repr, inputs))
+            raise UserError(
+                f"the input has no array {name!r}, which the model reads (it has {known})"
+            )
+        for name, array in inputs.items():
+            if name in self.batch and array.shape[1:] != self.batch[name].shape[1:]:
+                raise UserError(
+                    f"the input's {name!r} has shape {array.shape[1:]} per example, where the run "
+                    f"was trained on {self.batch[name].shape[1:]}"
+                )
         if jax.process_count() > 1:
             raise UserError("predict runs in one process: open the run directory in one")
         count, size = len(next(iter(inputs.values()))), self.experiment.batch_size
