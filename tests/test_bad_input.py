@@ -182,7 +182,7 @@ KNOWN_BEFORE = {
     ),
     "tokens beyond the vocabulary": (
         lambda: {"data": tokens(11), "model": TEXTS, "task": Classification(inputs="tokens")},
-        r"split 'train': 'tokens' holds the token 11, where the model knows 0\.\.10: set model.v",
+        r"split 'train': 'tokens' has token 11, outside the model's vocabulary 0\.\.10: set mod",
     ),
     "tokens beyond the vocabulary, grain": (
         lambda: {
@@ -190,7 +190,7 @@ KNOWN_BEFORE = {
             "model": TEXTS,
             "task": Classification(inputs="tokens"),
         },
-        "a batch of split 'train': 'tokens' holds the token 11",
+        "a batch of split 'train': 'tokens' has token 11",
     ),
     "targets beyond the vocabulary": (
         lambda: {
@@ -198,7 +198,7 @@ KNOWN_BEFORE = {
             "model": EncoderDecoder(vocab_size=11, num_layers=1, num_heads=1, embed_dim=4),
             "task": Translation(inputs="tokens"),
         },
-        "'target' holds the token 12, where the model knows",
+        "'target' has token 12, outside the model's vocabulary",
     ),
     "no such array": (
         lambda: {"task": Classification(inputs="picture")},
@@ -221,7 +221,7 @@ KNOWN_BEFORE = {
     "evaluating nothing": (lambda: {"hooks": (Evaluate(splits=("trian",)),)}, "'trian'"),
     "devices that are not there": (
         lambda: {"strategy": jdl.parallel.DataParallel(devices=4)},
-        "asks for 4 devices and there are 2",
+        "strategy.devices is 4, but only 2",
     ),
 }
 

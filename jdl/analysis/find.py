@@ -173,7 +173,7 @@ def find_batch(
 def _obstacle(rows: list[BatchRow], size: int, largest: int, examples: int) -> str:
     """Why a batch of this size is not tried; empty if it can be."""
     if size > largest:
-        return f"the largest batch size asked for is {largest}"
+        return f"the largest batch size to try is {largest}"
     if size > examples:
         return f"the training split has {examples} examples"
     if len(rows) > 1 and jax.default_backend() == "cpu":

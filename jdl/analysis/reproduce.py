@@ -43,7 +43,7 @@ def reproduce(workdir: Path, target: Path, path: Path | None = None) -> Comparis
     recorded = read_run(workdir, path)
     old = RunDirectory(workdir).read_result()
     if old is None:
-        raise UserError(f"{workdir} holds no result.json: the run never finished")
+        raise UserError(f"{workdir} has no result.json: the run has not finished")
     unread = set() if "test" in old["metrics"] else {"test"}  # a trial of a search never reads it
     new = train(
         recorded.experiment, target, file=recorded.file, overrides=recorded.overrides,

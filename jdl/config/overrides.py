@@ -279,7 +279,7 @@ def _imported(tokens: list[str], path: str) -> Any:
     if not callable(found) or (isinstance(found, type) and not dtype):
         shown = " ".join(tokens)
         raise UserError(
-            f"{path}: {shown!r} is no function; write its full name, such as flax.linen.gelu"
+            f"{path}: {shown!r} is not a function: write its full name, such as flax.linen.gelu"
         )
     return found
 

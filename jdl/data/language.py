@@ -155,8 +155,8 @@ def no_reader(data: Data) -> Reader:
       UserError: always.
     """
     raise UserError(
-        f"{data.full_name()} is a text for language models: predict gives one prediction for each "
-        f"example of a file, and does not continue texts: `jdl generate` does"
+        f"{data.full_name()} is a text for language models, which `jdl predict` does not support: "
+        f"use `jdl generate`"
     )
 
 
@@ -173,7 +173,7 @@ def _encoded(data: Data, tokenizer: Tokenizer) -> dict[str, np.ndarray]:
         if len(found[name]) < 2:
             raise UserError(
                 f"the text of split {name!r} of {data.full_name()} has {len(found[name])} tokens: "
-                f"of fewer than 2 none is predicted"
+                f"at least 2 are needed to predict one"
             )
     return found
 
@@ -190,5 +190,5 @@ def _parts(data: Data) -> dict[str, list[str]]:
     texts = {name: [text for text, _ in read_texts(source)] for name, source in data.load().items()}
     held_out = [texts[name] for name in ("validation", "test") if name in texts]
     if not held_out:
-        raise UserError(f"{data.full_name()} has no validation text beside {', '.join(texts)}")
+        raise UserError(f"{data.full_name()} has no validation text, only {', '.join(texts)}")
     return {"train": texts["train"], "validation": [text for each in held_out for text in each]}

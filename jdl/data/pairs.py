@@ -84,8 +84,8 @@ class Pairs(Data):
     def reader(self) -> Reader:
         """Raises a UserError: files are translated by `jdl translate`."""
         raise UserError(
-            f"{self.full_name()} holds pairs of texts: `jdl translate` translates lines of text, "
-            f"and predict does not"
+            f"{self.full_name()} has pairs of texts, which `jdl predict` does not support: use "
+            f"`jdl translate`"
         )
 
     @functools.cached_property

@@ -198,7 +198,7 @@ def prepare(
     target = root / recipe.path
     if target.exists() and not overwrite:
         if not (target / "dataset_info.json").is_file():
-            raise UserError(f"{target} is there but holds no prepared data set: remove it first")
+            raise UserError(f"{target} exists but is not a prepared data set: remove it first")
         report(f"{target} is already prepared")
         return target
     if raw is not None:
@@ -295,7 +295,7 @@ def _builder(
                 empty = False
                 yield key, example
             if empty:
-                raise UserError(f"the originals of {recipe.name} hold no examples of {split!r}")
+                raise UserError(f"the originals of {recipe.name} have no examples of {split!r}")
 
     # TFDS sorts in memory up to 1,000 MiB a split, which all of these data sets stay below; for
     # more it would need TensorFlow.

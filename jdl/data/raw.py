@@ -70,8 +70,8 @@ def _idx(path: Path, *, ndim: int) -> np.ndarray:
     shape = struct.unpack(f">{ndim}I", data[4:head])
     if len(data) - head != math.prod(shape):
         raise UserError(
-            f"{path} is damaged: its header says {math.prod(shape)} bytes, "
-            f"{len(data) - head} are there"
+            f"{path} is damaged: its header gives {math.prod(shape)} bytes, "
+            f"but {len(data) - head} follow"
         )
     return np.frombuffer(data, np.uint8, offset=head).reshape(shape)
 
@@ -95,8 +95,8 @@ def read_cifar10(raw: Path) -> Splits:
         and not any((raw / name).exists() for name in ("cifar-10-binary.tar.gz", folder))
     ):
         raise UserError(
-            f"{raw} holds the pickled Python version of CIFAR-10, and nothing is ever unpickled "
-            "here; give the binary version, cifar-10-binary.tar.gz"
+            f"{raw} holds the pickled Python version of CIFAR-10, which is never unpickled "
+            "here: give the binary version, cifar-10-binary.tar.gz"
         )
     source = find_archive(raw, "cifar-10-binary.tar.gz", folder, inside="test_batch.bin")
     names = {
@@ -107,7 +107,7 @@ def read_cifar10(raw: Path) -> Splits:
     batches = {match[1]: data for match, data in read_members(source, folder, pattern)}
     missing = [name for name in itertools.chain(*names.values()) if name not in batches]
     if missing:
-        raise UserError(f"{source} lacks {', '.join(f'{folder}/{name}' for name in missing)}")
+        raise UserError(f"{source} is missing {', '.join(f'{folder}/{name}' for name in missing)}")
     return {
         split: _cifar_examples(split, source, {name: batches[name] for name in names[split]})
         for split in names
@@ -121,7 +121,7 @@ def _cifar_examples(
     for name, data in batches.items():
         if len(data) % 3073:
             raise UserError(
-                f"{name} in {source} is damaged: {len(data)} bytes are no whole number of records"
+                f"{name} in {source} is damaged: {len(data)} bytes are not whole records of 3073"
             )
         for record in np.frombuffer(data, np.uint8).reshape(-1, 3073):
             key, image = next(index), record[1:].reshape(3, 32, 32).transpose(1, 2, 0)
@@ -248,7 +248,7 @@ def _lines(path: Path) -> list[str]:
 
 def _class(label: int, path: Path) -> int:
     if not 0 <= label < 10:
-        raise UserError(f"{path} is damaged: it holds the label {label}, but labels are 0 to 9")
+        raise UserError(f"{path} is damaged: label {label} is not one of 0 to 9")
     return int(label)
 
 

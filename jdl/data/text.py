@@ -159,5 +159,5 @@ def as_text(value: Any) -> str:
         text = value.decode() if isinstance(value, bytes) else str(value)
         text.encode()
     except UnicodeError as error:
-        raise UserError(f"a text is no UTF-8: {first_line(error)}") from error
+        raise UserError(f"a text is not UTF-8: {first_line(error)}") from error
     return text

@@ -119,8 +119,8 @@ class CharTokenizer:
         if unknown := sorted(set(text) - ids.keys()):
             shown = ", ".join(map(repr, unknown[:5]))
             raise UserError(
-                f"the text holds {shown}, for which there is no token: what the tokenizer was "
-                f"made from has none"
+                f"the text contains {shown}, which the training text of the tokenizer did not: "
+                f"remove such characters, or set data.encoding to bytes or bpe"
             )
         return [ids[character] for character in text]
 
@@ -234,7 +234,9 @@ class Saved(Encoding):
         try:
             return read_tokenizer(path.read_text())
         except FileNotFoundError as error:
-            raise UserError(f"{self.run} holds no tokenizer of a run ({path.name})") from error
+            raise UserError(
+                f"{self.run} has no {path.name}: name a run with a tokenizer"
+            ) from error
         except (OSError, UnicodeDecodeError, UserError) as error:
             raise UserError(f"{path} cannot be read: {first_line(error)}") from error
 
@@ -261,7 +263,7 @@ def read_tokenizer(text: str) -> Tokenizer:
     except UserError:
         raise
     except Exception as error:  # the library raises plain Exception
-        raise UserError("this is no tokenizer that jdl has saved") from error
+        raise UserError("this is not a tokenizer saved by jdl") from error
 
 
 def _library() -> Any:
@@ -271,7 +273,7 @@ def _library() -> Any:
         from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
     except ImportError as error:
         raise UserError(
-            "tokenizers of pieces need the package tokenizers: pip install 'jdl-research[text]'"
+            "BPE needs the package tokenizers: pip install 'jdl-research[text]'"
         ) from error
     del decoders, models, normalizers, pre_tokenizers, trainers
     return tokenizers

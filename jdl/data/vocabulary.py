@@ -26,7 +26,7 @@ def check_token_ids(
         worst = wrong.max() if wrong.max() >= vocab_size else wrong.min()
         hint = hint.format(worst + 1) if worst >= vocab_size else ""
         raise UserError(
-            f"{where} holds the token {worst}, where the model knows 0..{vocab_size - 1}{hint}"
+            f"{where} has token {worst}, outside the model's vocabulary 0..{vocab_size - 1}{hint}"
         )
 
 
@@ -35,12 +35,12 @@ def check_vocab_size(data: Data, vocab_size: int) -> None:
     size = data.tokenizer().vocab_size if data.has_tokenizer else 0
     if size > vocab_size:
         raise UserError(
-            f"the tokenizer of {data.full_name()} has {size} tokens, the model knows {vocab_size}: "
+            f"the tokenizer of {data.full_name()} has {size} tokens, the model {vocab_size}: "
             f"set model.vocab_size to {size}"
         )
     for index, transform in enumerate(data.device_transforms):
         if isinstance(transform, MaskTokens) and transform.vocab_size > vocab_size:
             raise UserError(
-                f"data.device_transforms.{index}.vocab_size is {transform.vocab_size}, where the "
-                f"model knows {vocab_size} tokens: set both to the same"
+                f"data.device_transforms.{index}.vocab_size is {transform.vocab_size}, but "
+                f"model.vocab_size is {vocab_size}: set both to the same"
             )

@@ -130,7 +130,7 @@ class Strategy:
 
     def __post_init__(self) -> None:
         if self.devices is not None and self.devices < 1:
-            raise UserError(f"strategy.devices is a number of devices, not {self.devices}")
+            raise UserError(f"strategy.devices must be at least 1, not {self.devices}")
 
     def used(self) -> list[Any]:
         """Returns the devices of this run, over all processes.
@@ -141,7 +141,7 @@ class Strategy:
         found = jax.devices()
         if self.devices is not None and self.devices > len(found):
             raise UserError(
-                f"strategy.devices asks for {self.devices} devices and there are {len(found)}"
+                f"strategy.devices is {self.devices}, but only {len(found)} devices are available"
             )
         return found[: self.devices]
 

@@ -52,15 +52,13 @@ class TensorParallel(Strategy):
         super().__post_init__()
         for name in ("tensor", "fsdp"):
             if getattr(self, name) < 1:
-                raise UserError(
-                    f"strategy.{name} is a number of devices, not {getattr(self, name)}"
-                )
+                raise UserError(f"strategy.{name} must be at least 1, not {getattr(self, name)}")
         for pattern, axes in self.rules:
             try:
                 re.compile(pattern)
             except re.error as error:
                 raise UserError(
-                    f"strategy.rules: {pattern!r} is no regular expression: {error}"
+                    f"strategy.rules: {pattern!r} is not a regular expression: {error}"
                 ) from error
             named = [axis for axis in axes if axis is not None]
             if len(set(named)) < len(named):

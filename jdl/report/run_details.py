@@ -27,7 +27,7 @@ def parameters(run: Run) -> Html:
     found = jax.tree_util.tree_leaves_with_path(run.gather_state().params)
     lines = [(path_name(path), str(leaf.shape), str(leaf.dtype), leaf.size) for path, leaf in found]
     total = sum(leaf.size for _, leaf in found)
-    all_of_them = table(("path", "shape", "dtype", "count"), [*lines, ("in all", "", "", total)])
+    all_of_them = table(("path", "shape", "dtype", "count"), [*lines, ("total", "", "", total)])
     if len(lines) > FOLDED:
         about = f"{total:,} numbers in {len(lines)} arrays"
         all_of_them = html("<details><summary>{}</summary>{}</details>", about, all_of_them)
@@ -48,24 +48,22 @@ def costs(result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[
     def spent(name: str) -> str:
         if name not in result:
             return ABSENT
-        share = f", {100 * result[name] / seconds:.1f} % of all" if seconds else ""
+        share = f", {100 * result[name] / seconds:.1f} % of the total" if seconds else ""
         return f"{result[name]:.1f} s{share}"
 
     traced = {name: count for name, count in result.get("traces", {}).items() if count > 1}
-    recompiled = (
-        ", ".join(f"{name}, {count} times in all" for name, count in traced.items()) or "no"
-    )
+    recompiled = ", ".join(f"{name}, {count} times" for name, count in traced.items()) or "no"
     peak = f"{result['peak_bytes'] / 2**20:,.0f} MiB" if "peak_bytes" in result else ABSENT
     speed = result.get("items_per_second")
     skipped = sum(row["split"] == "skipped" for row in rows)
     return [
-        ("seconds in all", ABSENT if seconds is None else f"{seconds:.1f} s"),
+        ("total seconds", ABSENT if seconds is None else f"{seconds:.1f} s"),
         ("compiling", spent("compile_seconds")),
-        ("compiled again", recompiled if "traces" in result else ABSENT),
+        ("recompiled", recompiled if "traces" in result else ABSENT),
         ("waiting for input", spent("input_seconds")),
-        ("most memory in use", peak),
+        ("peak memory", peak),
         ("training speed", ABSENT if speed is None else f"{speed:,.1f} items a second"),
-        ("steps skipped, not finite", str(skipped)),
+        ("steps skipped as not finite", str(skipped)),
     ]
 
 

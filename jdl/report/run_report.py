@@ -41,7 +41,7 @@ def write_report(directory: Path, out: Path | None = None, experiment: Path | No
     if summary is not None:
         first = summary["seeds"][0]
         raise UserError(
-            f"{directory} holds the runs of several seeds: report on one, as {directory}/seed-"
+            f"{directory} contains the runs of several seeds: report on one, as {directory}/seed-"
             f"{first}"
         )
     recorded = read_run(directory, experiment)

@@ -108,8 +108,8 @@ def check_windows(tokens: np.ndarray, vocab_size: int, where: str, least: int = 
     """Raises a UserError unless tokens are (batch, length) integers below `vocab_size`."""
     if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer):
         raise UserError(
-            f"{where} has shape {tokens.shape} and dtype {tokens.dtype}, where language modeling "
-            f"needs windows of integers"
+            f"{where} has shape {tokens.shape} and dtype {tokens.dtype}, but must be (batch, "
+            f"length) integers"
         )
     check_token_ids(tokens, vocab_size, where, least=least)
 

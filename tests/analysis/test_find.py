@@ -176,7 +176,7 @@ def test_the_smallest_batch_is_what_devices_and_micro_batches_can_share(monkeypa
         dataclasses.replace(experiment, runtime=jdl.Runtime(steps_per_execution=2)), largest=12
     )
     assert [row.batch_size for row in search.rows] == [6, 12]
-    assert search.ended == "the largest batch size asked for is 12"
+    assert search.ended == "the largest batch size to try is 12"
     assert set(counts) == {(6, 2), (12, 2)}
     with pytest.raises(UserError, match=r"no batch size to try: the largest .* is 5"):
         find_batch(experiment, largest=5)
@@ -229,6 +229,6 @@ def test_find_batch_from_the_command_line(command, clouds, tmp_path):
     assert (code, err) == (0, "")
     *rows, ended, suggestion = out.splitlines()
     assert [row.split(":")[0] for row in rows] == [f"batch size {n}" for n in (2, 4, 8)]
-    assert ended == "the largest batch size asked for is 8"
+    assert ended == "the largest batch size to try is 8"
     assert re.fullmatch(r"--batch-size [248]", suggestion)
     assert list(tmp_path.iterdir()) == []

@@ -152,7 +152,7 @@ def test_metrics_may_differ_by_the_tolerance_where_surroundings_do(command, run)
     [
         (
             lambda run: (run / "result.json").unlink(),
-            "holds no result.json: the run never finished",
+            "has no result.json: the run has not finished",
         ),
         (lambda run: (run / "result.json").write_text("{"), "result.json cannot be read"),
         (lambda run: (run / "experiment.json").unlink(), "is no run directory"),

@@ -100,7 +100,7 @@ def test_help(command):
         ("find-lr digits_mlp --low 3 --high 1", "not from 3 to 1"),
         ("find-batch digits_mpl", "did you mean 'digits_mlp'"),
         ("find-batch digits_mlp --modle.widths 3", "did you mean 'model'"),
-        ("find-batch digits_mlp --largest 1", "the largest batch size asked for is 1"),
+        ("find-batch digits_mlp --largest 1", "the largest batch size to try is 1"),
         ("reproduce", "either a run directory or --all"),
         ("reproduce . --all", "either a run directory or --all"),
         ("reproduce --al", "no option --al; did you mean 'all'"),

@@ -242,7 +242,7 @@ def test_the_tokenizer_stays_with_its_run(tmp_path, monkeypatch):
     # A tokenizer of more tokens than the model knows, and what is none.
     path = workdir / "tokenizer.json"
     path.write_text(json.dumps({"jdl": "characters", "characters": "".join(map(chr, range(500)))}))
-    with pytest.raises(UserError, match="tokenizer of arrays has 500 tokens, the model knows 290"):
+    with pytest.raises(UserError, match="tokenizer of arrays has 500 tokens, the model 290"):
         jdl.open_run(workdir, experiment())
     path.write_text("{")
     with pytest.raises(UserError, match=r"run/tokenizer\.json cannot be read: this is no tokeniz"):
@@ -263,11 +263,11 @@ REFUSED = {
     ),
     "a small vocabulary": (
         lambda: experiment(model=small(200)),
-        r"the tokenizer of arrays has \d+ tokens, the model knows 200: set model.vocab_size to",
+        r"the tokenizer of arrays has \d+ tokens, the model 200: set model.vocab_size to",
     ),
     "no such run": (
         lambda: experiment(data=Tokens(arrays(), encoding=Saved("nowhere"))),
-        r"nowhere holds no tokenizer of a run \(tokenizer.json\)",
+        r"nowhere has no tokenizer.json: name a run",
     ),
     "no texts": (
         lambda: experiment(data=Tokens(Arrays({name: {"image": np.ones(2)} for name in PARTS}))),
@@ -275,7 +275,7 @@ REFUSED = {
     ),
     "nothing written": (
         lambda: experiment(data=Tokens(arrays({"train": [""], "validation": ["ab"]}))),
-        "the text of split 'train' of arrays has 0 tokens: of fewer than 2 none is predicted",
+        "the text of split 'train' of arrays has 0 tokens: at least 2 are needed to predict one",
     ),
     "next to nothing": (
         lambda: experiment(data=Tokens(arrays({"train": ["ab"], "validation": ["a"]}))),
@@ -283,11 +283,11 @@ REFUSED = {
     ),
     "other bytes": (
         lambda: experiment(data=Tokens(arrays({"train": [b"a\xff"], "validation": ["a"]}))),
-        "a text is no UTF-8: .* can't decode byte 0xff",
+        "a text is not UTF-8: .* can't decode byte 0xff",
     ),
     "half a character": (
         lambda: experiment(data=Tokens(arrays({"train": ["a\ud83d"], "validation": ["a"]}))),
-        "a text is no UTF-8: .* can't encode character",
+        "a text is not UTF-8: .* can't encode character",
     ),
     "a model of something else": (
         lambda: experiment(model=MLP(), data=Tokens(arrays(), encoding=Bytes(), length=8)),

@@ -223,7 +223,7 @@ def test_what_is_there_stays_unless_it_is_to_be_replaced(tmp_path):
 def test_a_folder_that_holds_no_data_set_is_not_taken_for_one(tmp_path):
     write_mnist(tmp_path / "raw")
     (tmp_path / "mnist" / "3.0.1").mkdir(parents=True)
-    with pytest.raises(UserError, match="holds no prepared data set"):
+    with pytest.raises(UserError, match="is not a prepared data set"):
         prepare("mnist", raw=tmp_path / "raw", data_dir=tmp_path)
 
 

@@ -58,9 +58,9 @@ IMAGES, LABELS = "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"
         (cut_gzip, f"{IMAGES} is truncated, damaged or unreadable"),
         (flip_bit, f"{IMAGES} is truncated, damaged or unreadable"),
         (rewrite(IMAGES, lambda data: b"\x00\x00\x08\x01" + data[4:]), "does not begin like"),
-        (rewrite(IMAGES, lambda data: data[:-1]), "says 15680 bytes, 15679 are there"),
-        (rewrite(IMAGES, lambda data: data + b"x"), "says 15680 bytes, 15681 are there"),
-        (rewrite(LABELS, lambda data: data[:-1] + b"\x0a"), "it holds the label 10"),
+        (rewrite(IMAGES, lambda data: data[:-1]), "gives 15680 bytes, but 15679 follow"),
+        (rewrite(IMAGES, lambda data: data + b"x"), "gives 15680 bytes, but 15681 follow"),
+        (rewrite(LABELS, lambda data: data[:-1] + b"\x0a"), "label 10 is not one of"),
         (rewrite(LABELS, lambda data: b""), "does not begin like"),
         (other_labels, "holds 7 images but .* 6 labels"),
         (other_size, r"images of \(8, 8\) pixels"),
@@ -100,8 +100,8 @@ def test_damaged_cifar10(tmp_path):
     batch = "cifar-10-batches-bin/data_batch_3.bin"
     for data, message in (
         (files[batch][:-1], r"data_batch_3\.bin in .* is damaged: 15364 bytes"),
-        (b"\x0b" + files[batch][1:], "holds the label 11"),
-        (None, "lacks cifar-10-batches-bin/data_batch_3.bin$"),
+        (b"\x0b" + files[batch][1:], "label 11 is not one of"),
+        (None, "is missing cifar-10-batches-bin/data_batch_3.bin$"),
     ):
         changed = {name: part for name, part in (files | {batch: data}).items() if part is not None}
         write_tar(tmp_path / "cifar-10-binary.tar.gz", changed)
@@ -113,7 +113,7 @@ def test_damaged_cifar10(tmp_path):
 def test_pickles_are_refused(tmp_path, found):
     (tmp_path / found).mkdir()
     for raw in (tmp_path, tmp_path / found):
-        with pytest.raises(UserError, match="nothing is ever unpickled"):
+        with pytest.raises(UserError, match="which is never unpickled"):
             prepare("cifar10", raw=raw, data_dir=tmp_path)
 
 
@@ -125,7 +125,7 @@ def test_damaged_texts(tmp_path):
         prepare("multi30k", raw=raw, data_dir=tmp_path)
     for part in ("val.en.gz", "val.de.gz"):
         (raw / part).write_bytes(gzip.compress(b""))
-    with pytest.raises(UserError, match="hold no examples of 'validation'"):
+    with pytest.raises(UserError, match="have no examples of 'validation'"):
         prepare("multi30k", raw=raw, data_dir=tmp_path)
     (tmp_path / "input.txt").write_bytes(b"To be or not \xff")
     with pytest.raises(UserError, match=r"input\.txt is truncated, damaged or unreadable"):

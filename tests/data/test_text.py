@@ -215,7 +215,7 @@ def test_labels_and_tokens_that_cannot_be_are_refused():
     with pytest.raises(UserError, match="'label' holds 2 at row 1"):
         task.validate_batch(batch, logits, where)
     outputs = jax.ShapeDtypeStruct((2, 3, 7), jnp.float32)
-    with pytest.raises(UserError, match=r"'tokens' holds the token 7, .* knows 0\.\.6"):
+    with pytest.raises(UserError, match=r"'tokens' has token 7, .* vocabulary 0\.\.6"):
         LanguageModeling().validate_batch({"tokens": np.array([[0, 7]])}, outputs, where)
-    with pytest.raises(UserError, match="windows of integers"):
+    with pytest.raises(UserError, match=r"\(batch, length\) integers"):
         LanguageModeling().validate_batch({"tokens": np.zeros((2, 3), np.float32)}, outputs, where)

@@ -321,7 +321,7 @@ class Averaging(nn.Module):
 
 
 def test_a_batch_of_another_shape_is_warned_of_by_its_step(watched, tmp_path, capsys):
-    assert "compiled again" not in watched[3]
+    assert "recompiled" not in watched[3]
     order = np.random.default_rng((0, 0)).permutation(40)  # that of the first epoch
     data = RaggedData(
         odd=int(order[3]), pipeline="grain", test_fraction=0.0, validation_fraction=0.0

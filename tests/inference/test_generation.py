@@ -132,9 +132,9 @@ def test_text_is_printed_as_it_is_written(line, command, monkeypatch):
     [
         (("--prompt", ""), "the prompt is empty"),
         (("--prompt", "sing a song of six"), "the prompt has 18 tokens, more than .* of 16"),
-        (("--prompt", "a \udcff"), "a text is no UTF-8: .* can't encode .* in position 2"),
+        (("--prompt", "a \udcff"), "a text is not UTF-8: .* can't encode .* in position 2"),
         (("--seed", 2**63), "the seed must lie between 0 and .*, but is 9223372036854775808"),
-        (("--prompt", "a song of 6"), "the text holds '6', for which there is no token"),
+        (("--prompt", "a song of 6"), "the text contains '6', which the training"),
         (("--max-new-tokens", 0), "must be at least 1, not 0"),
         (("--samples", 0), "the number of samples must be at least 1, not 0"),
         (("--temperature", -1), "the temperature must be 0 or more, not -1"),
@@ -189,7 +189,7 @@ def test_data_without_a_tokenizer_are_refused(tmp_path):
 
 def test_a_tokenizer_that_does_not_fit_the_model_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(Tokens, "tokenizer", lambda data: Bytes())
-    with pytest.raises(jdl.UserError, match="has 256 tokens, the model knows 5"):
+    with pytest.raises(jdl.UserError, match="has 256 tokens, the model 5"):
         opened(tmp_path / "run")
 
 

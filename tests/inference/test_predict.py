@@ -320,7 +320,7 @@ def test_a_reader_of_one_s_own_and_examples_of_another_shape(trained, command, t
 def test_what_cannot_be_predicted_from_files_says_so(command, clouds, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("abc" * 50)
-    with pytest.raises(UserError, match="does not continue texts: `jdl generate` does"):
+    with pytest.raises(UserError, match="does not support: use `jdl generate`"):
         Tokens(TextFile(str(text))).reader()
     arrays = {"train": {"image": np.zeros((20, 3)), "label": np.arange(20) % 2}}
     with pytest.raises(UserError, match=r"arrays does not say .* define Arrays\.reader"):

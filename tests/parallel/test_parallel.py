@@ -390,7 +390,7 @@ def test_what_one_strategy_saves_another_restores_bit_for_bit(saver, reader, tmp
 
 def test_devices_that_are_not_there_are_refused():
     for strategy in (DataParallel(3), FullySharded(3), Pmap(3)):
-        with pytest.raises(UserError, match="asks for 3 devices and there are 2"):
+        with pytest.raises(UserError, match="devices is 3, but only 2"):
             strategy.compile(LINEAR, {}, step_input(0))
     with pytest.raises(UserError, match="not 0"):
         Pmap(0)

@@ -151,9 +151,9 @@ def test_the_first_rule_that_matches_decides():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"tensor": 0}, "strategy.tensor is a number of devices, not 0"),
+        ({"tensor": 0}, "strategy.tensor must be at least 1, not 0"),
         ({"rules": (("x", ("tensr",)),)}, "no axis 'tensr' .*did you mean 'tensor'"),
-        ({"rules": (("x(", ("tensor",)),)}, r"'x\(' is no regular expression"),
+        ({"rules": (("x(", ("tensor",)),)}, r"'x\(' is not a regular expression"),
         ({"rules": (("x", ("tensor", "tensor")),)}, "two dimensions by one axis"),
         (
             {"rules": (("atention.qkv.kernel", (None, "tensor")),)},

@@ -169,18 +169,18 @@ def test_costs_in_words():
     result |= {"peak_bytes": 3 << 20}
     skipped = {"split": "skipped", "step": 1, "metrics": {}}
     costs = dict(run_details.costs(result, [skipped]))
-    assert costs["compiling"] == "5.0 s, 25.0 % of all"
-    assert costs["waiting for input"] == "1.0 s, 5.0 % of all"
-    assert costs["compiled again"] == "update, 3 times in all"
-    assert costs["most memory in use"] == "3 MiB"
-    assert costs["steps skipped, not finite"] == "1"
+    assert costs["compiling"] == "5.0 s, 25.0 % of the total"
+    assert costs["waiting for input"] == "1.0 s, 5.0 % of the total"
+    assert costs["recompiled"] == "update, 3 times"
+    assert costs["peak memory"] == "3 MiB"
+    assert costs["steps skipped as not finite"] == "1"
     assert costs["training speed"].startswith("1,234.5")
     old = dict(run_details.costs({"seconds": 20.0, "compile_seconds": 5.0}, []))
-    for name in ("compiled again", "waiting for input", "most memory in use", "training speed"):
+    for name in ("recompiled", "waiting for input", "peak memory", "training speed"):
         assert old[name] == "not recorded"
     row = {"split": "train", "step": 1, "timing": {"seconds": 9.0, "compile_seconds": 3.0}}
     unfinished = dict(run_details.costs({}, [row]))
-    assert unfinished["compiling"] == "3.0 s, 33.3 % of all"
+    assert unfinished["compiling"] == "3.0 s, 33.3 % of the total"
     assert unfinished["waiting for input"] == "not recorded"
 
 

@@ -224,11 +224,11 @@ REFUSED = {
     ),
     "other tokens than the model's": (
         {"data": replace(experiment().data, device_transforms=(MaskTokens(vocab_size=8192),))},
-        r"data\.device_transforms\.0\.vocab_size is 8192, where the model knows 300 tokens",
+        r"data\.device_transforms\.0\.vocab_size is 8192, but model\.vocab_size is 300",
     ),
     "a model with too few tokens": (
         {"model": tiny(vocab_size=100)},
-        r"the tokenizer of arrays has \d+ tokens, the model knows 100: set model.vocab_size to",
+        r"the tokenizer of arrays has \d+ tokens, the model 100: set model.vocab_size to",
     ),
 }
 

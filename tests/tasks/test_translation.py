@@ -410,7 +410,7 @@ def test_texts_and_lines_are_translated_by_a_command(command, tmp_path, monkeypa
     for text, complaint in (
         ((" ",), "text 1 is empty: there is nothing to translate"),
         (("A dog.", ""), "text 2 is empty"),
-        (("A dog.", "a \udcff"), "a text is no UTF-8: "),
+        (("A dog.", "a \udcff"), "a text is not UTF-8: "),
     ):
         code, _, err = command("translate", "run", "--text", *text)
         assert code == 2

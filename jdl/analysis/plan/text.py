@@ -23,7 +23,7 @@ def parse_bytes(text: str) -> int:
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([kmgt]?)(i?)b?)", text.strip().lower())
     if found is None or not float(found[1]):
-        raise UserError(f"{text!r} is no amount of memory: write 80GB, 16GiB or a number of bytes")
+        raise UserError(f"{text!r} is not an amount of memory: write 80GB, 16GiB or bytes")
     return round(float(found[1]) * (1024 if found[3] else 1000) ** " kmgt".index(found[2] or " "))
 
 

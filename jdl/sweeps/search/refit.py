@@ -123,6 +123,6 @@ def _steps(best: Path, experiment: Experiment) -> int:
     finally:
         store.close()
     if step is None:
-        raise UserError(f"{best} holds no checkpoint")
+        raise UserError(f"{best} has no checkpoint")
     before = read_json(directory.environment)["data"]["train"]["count"]
     return max(1, round(step * Splits(experiment.data).count("train") / before))

@@ -106,7 +106,7 @@ def validate(space: Mapping[str, Any], experiment: Experiment) -> None:
     for name, dimension in by_name(space).items():
         if not isinstance(dimension, Dimension):
             raise UserError(
-                f"{name}: {dimension!r} is no dimension: write it as Int, Uniform, LogUniform, "
+                f"{name}: {dimension!r} is not a dimension: write it as Int, Uniform, LogUniform, "
                 f"Choice or When"
             )
         for option in getattr(dimension, "options", ()):

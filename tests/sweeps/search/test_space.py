@@ -115,7 +115,7 @@ def test_invalid_dimensions_are_refused(build, message):
         ({}, "the search space is empty"),
         ({"optimizer.learning_rat": Uniform(0.0, 1.0)}, "did you mean 'learning_rate'"),
         ({"model.widths.1": Int(1, 2)}, "model.widths.1"),
-        ({"optimizer.learning_rate": (0.1, 1.0)}, "is no dimension"),
+        ({"optimizer.learning_rate": (0.1, 1.0)}, "is not a dimension"),
         ({"optimizer": Choice("adam", jdl.optimizers.SGD(0.1))}, r"an option is .*SGD\(.*When"),
         ({"batch_size": Uniform(1.0, 2.5)}, "batch_size: .*not of type int"),
         ({"optimizer": Choice("adam", When("sgd", {"optimizer.b1": Uniform(0.0, 1.0)}))}, "b1"),
