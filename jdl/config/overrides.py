@@ -307,7 +307,8 @@ def _members(annotation: Any) -> list[type]:
     if typing.get_origin(annotation) is typing.Annotated:
         return _members(typing.get_args(annotation)[0])
     origin = typing.get_origin(annotation) or annotation
-    return [origin] if isinstance(origin, type) else []
+    # Any is a class in Python 3.11.
+    return [origin] if isinstance(origin, type) and origin is not Any else []
 
 
 def element_kind(annotation: Any) -> Any:

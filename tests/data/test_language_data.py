@@ -245,7 +245,7 @@ def test_the_tokenizer_stays_with_its_run(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="tokenizer of arrays has 500 tokens, the model 290"):
         jdl.open_run(workdir, experiment())
     path.write_text("{")
-    with pytest.raises(UserError, match=r"run/tokenizer\.json cannot be read: this is no tokeniz"):
+    with pytest.raises(UserError, match=r"run/tokenizer\.json cannot be read: this is not a tok"):
         jdl.open_run(workdir, experiment())
 
 
