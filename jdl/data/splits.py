@@ -25,7 +25,7 @@ class Splits:
         self._pipelines: dict[str, Pipeline] = {}
 
     def with_data(self, data: Data) -> "Splits":
-        """Returns the splits of another data set, with the same exclusions."""
+        """Returns the splits of a data set, opened again if it is another, less those excluded."""
         return self if data is self._data else Splits(data, self._exclude)
 
     @property

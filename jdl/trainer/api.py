@@ -102,8 +102,6 @@ def open_loop(
     """
     experiment, workdir = found.experiment, found.workdir
     with _directory(workdir):
-        if data is not None and found.recorded is not None:
-            data = data.with_data(experiment.data)  # which may have the directory's tokenizer
         watched = dataclasses.replace(experiment, hooks=(*experiment.hooks, *hooks))
         run = Run(watched, found.name, workdir, data, compile)
         run.interruption = interruption

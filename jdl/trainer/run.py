@@ -64,7 +64,7 @@ class Run:
           experiment: what is trained.
           name: of the experiment.
           workdir: the run directory.
-          data: the splits of `experiment.data`, if they are open.
+          data: the splits, if they are open; opened again if they are of another `Data` object.
           compile: prepares the compiled steps; None for the strategy's.
 
         Raises:
@@ -79,7 +79,7 @@ class Run:
         self._state: Any = None
         self._fetch: Callable[[], Any] | None = None
         self._predictions: dict[str, Any] = {}  # shape and dtype, by split
-        self.data = data or Splits(experiment.data)
+        self.data = data.with_data(experiment.data) if data else Splits(experiment.data)
         self.examples = self.data.count("train")
         self.steps = experiment.total_steps(self.examples)
         self.steps_per_epoch = max(1, -(-self.examples // experiment.batch_size))
