@@ -190,23 +190,26 @@ class Data:
 
         That is how a file becomes an example and what outputs are called: scaling, vocabulary,
         `classes` in their order. By default it is `reads`, the kind of file: `image` with its
-        `shape` [height, width, channels], null where the examples differ; `text` or `bytes`. It is
-        empty where neither fits.
+        `shape` [height, width, channels], null where the examples differ; `text`, `bytes`, or null
+        where neither fits. Of a data set that wraps another it is what that fits, as `wrapped`.
         """
+        known: dict[str, Json] = {"classes": list(self.output_names())}
+        if self.wrapped is not None:
+            return {**known, "wrapped": self.wrapped.fit()}
         train = self.splits()["train"]
         places = np.unique(np.linspace(0, len(train) - 1, 8).astype(int))
         examples = [train[int(place)] for place in places]
         text = examples[0].get("text")
         if isinstance(text, (str, bytes)):
-            return {"reads": "text" if isinstance(text, str) else "bytes"}
+            return {**known, "reads": "text" if isinstance(text, str) else "bytes"}
         images = [np.asarray(example.get("image")) for example in examples]
         if any(i.dtype != np.uint8 or i.ndim != 3 or i.shape[2] not in MODES for i in images):
-            return {}
+            return {**known, "reads": None}
         shapes = {image.shape for image in images}
         height, width, channels = min(shapes)
         same = len(shapes) == 1
         shape = [height if same else None, width if same else None, channels]
-        return {"reads": "image", "shape": shape}
+        return {**known, "reads": "image", "shape": shape}
 
     def fitted(self) -> dict[str, Json]:
         """Returns what was given to `with_fitted`, else `fit`."""
@@ -216,6 +219,18 @@ class Data:
     def fitted_values(self) -> dict[str, Json] | None:
         """What was given to `with_fitted`."""
         return self.__dict__.get("_fitted")
+
+    @property
+    def fitted_wrapped(self) -> "Data":
+        """The wrapped data set, with what was fitted of it if that is given.
+
+        Raises:
+          UserError: there is none.
+        """
+        if self.wrapped is None:
+            raise UserError(f"{self.full_name()} wraps no data set")
+        known = self.fitted_values
+        return self.wrapped if known is None else self.wrapped.with_fitted(known["wrapped"])
 
     def with_fitted(self, values: Mapping[str, Json]) -> Self:
         """Returns a copy that reads files, and scales and numbers examples, as `values` say.
@@ -270,6 +285,8 @@ class Data:
 
         Empty if they have no names; by default those of the data set that this one wraps.
         """
+        if self.fitted_values is not None:
+            return tuple(self.fitted_values["classes"])
         return () if self.wrapped is None else self.wrapped.output_names()
 
     def fingerprint(self, source: Source) -> dict[str, Any]:

@@ -28,14 +28,21 @@ _NUMBER_LIKE = re.compile(r"[-+\u2212(]?\s*[$€£¥]?\s*[-+\u2212]?\d[\d.,'_\s]
 _DATE = re.compile(
     r"\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}([.,]\d+)?)?\s?(Z|[+-]\d{2}:?\d{2})?)?"
 )
+_MONTH = "(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*[.,]?"
 _DATE_LIKE = re.compile(
-    r"\d{1,4}[./-]\d{1,2}[./-]\d{1,4}(\D.*)?|\d{1,2}:\d{2}(:\d{2})?\s*([ap]m)?", re.I
+    rf"\d{{1,4}}[./-]\d{{1,2}}[./-]\d{{1,4}}(\D.*)?|\d{{1,2}}:\d{{2}}(:\d{{2}})?\s*([ap]m)?"
+    rf"|\d{{1,2}}[ -]{_MONTH}[ -]\d{{2,4}}|{_MONTH}[ -]\d{{1,2}},? \d{{2,4}}",
+    re.IGNORECASE,
 )
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """A column of numbers, as differences from `center`, which keep more digits in float32."""
+    """A column of numbers, as differences from `center`.
+
+    It is 0 unless the numbers are much larger than their range, as timestamps are, of which float32
+    would keep only the digits that they share.
+    """
 
     values: np.ndarray  # (rows,) float32, or float64 if read exactly; NaN: missing
     center: float
@@ -91,7 +98,16 @@ class Notation:
 
     def is_missing(self, text: str) -> bool:
         """Whether a field, without blanks around it, has no value."""
-        return text.lower() in self.missing
+        return text.lower() in self._lower
+
+    @functools.cached_property
+    def _lower(self) -> frozenset[str]:
+        return frozenset(text.lower() for text in self.missing)
+
+    @functools.cached_property
+    def missing_numbers(self) -> frozenset[float]:
+        """Numbers that stand for no value, such as -999."""
+        return frozenset(number for text in self.missing if (number := number_of(text)) is not None)
 
     def number(self, text: str) -> float:
         """Returns a field as a finite number.
@@ -99,7 +115,7 @@ class Notation:
         Raises:
           ValueError: it is none.
         """
-        if not self.is_plain:
+        if self.decimal != "." or self.thousands:
             if not self._form.fullmatch(text):
                 raise ValueError(text)
             text = text.replace(self.thousands, "") if self.thousands else text
@@ -111,8 +127,8 @@ class Notation:
 
     @property
     def is_plain(self) -> bool:
-        """Whether numbers are written as in Python."""
-        return self.decimal == "." and not self.thousands
+        """Whether numbers are written as in Python, and none stands for no value."""
+        return self.decimal == "." and not self.thousands and not self.missing_numbers
 
     @functools.cached_property
     def _form(self) -> re.Pattern[str]:
@@ -193,7 +209,7 @@ class ColumnReader:
             codes[self._rows : self._rows + len(texts)] = np.where(np.isnan(values), -1, values)
         else:
             if self._center is None and not np.isnan(values).all():
-                self._center = float(np.nanmedian(values))
+                self._center = _far_center(values)
             values -= self._center or 0.0
             self._buffer[self._rows : self._rows + len(texts)] = values
         self._rows += len(texts)
@@ -247,6 +263,9 @@ class ColumnReader:
             value = self._notation.number(text) if self._kind == "number" else self._days(text)
         except (ValueError, OverflowError):
             raise UserError(self._wrong(text, row, f"no {self._kind}")) from None
+        if value in self._notation.missing_numbers:
+            self.first_missing = self.first_missing or (row, text)
+            return math.nan
         if self._float32_overflows(value):
             raise UserError(self._wrong(text, row, "too large for float32"))
         return value
@@ -310,6 +329,12 @@ class ColumnReader:
     def _order(self):
         numeric = all(map(self._is_number, self._codes))
         return (lambda name: (self._notation.number(name), name)) if numeric else None
+
+
+def _far_center(values: np.ndarray) -> float:
+    """Returns the median of values that are far from 0 for their range, else 0."""
+    middle, spread = float(np.nanmedian(values)), float(np.nanmax(values) - np.nanmin(values))
+    return middle if abs(middle) > 64 * spread else 0.0
 
 
 def read_typed(

@@ -153,7 +153,7 @@ def _from_texts(array: np.ndarray, where: str, names: tuple[str, ...] | None) ->
     for row, text in enumerate(texts):
         if text not in numbers:
             raise UserError(
-                f"{where} holds the class {text!r} at row {row}, which y does not have"
+                f"{where} holds the class {text!r} at row {row}, unknown in training"
                 f"{nearest(text, known)}"
             )
     shown = ", ".join(known[:5]) + (", ..." if len(known) > 5 else "")

@@ -140,11 +140,12 @@ class Texts(Data):
 
     def splits(self) -> dict[str, Source]:
         """Returns the splits of the text, encoded on access."""
-        return {name: self._encoded(source) for name, source in self.text.splits().items()}
+        splits = self.fitted_wrapped.splits()
+        return {name: self._encoded(source) for name, source in splits.items()}
 
     def reader(self) -> Reader:
         """Returns the reader of the text set, with the training tokenizer."""
-        read, encoded = self.text.reader(), self._encoded(())
+        read, encoded = self.fitted_wrapped.reader(), self._encoded(())
 
         def tokens(path: Path) -> dict[str, np.ndarray]:
             return {"tokens": np.stack([encoded.tokens(text) for text in read(path)["text"]])}

@@ -34,10 +34,12 @@ class Selection(Data):
 
     def reader(self) -> Reader:
         """Delegates to `data`."""
-        return self.data.reader()
+        return self.fitted_wrapped.reader()
 
     def output_names(self) -> tuple[str, ...]:
         """Names of the chosen classes."""
+        if self.fitted_values is not None:
+            return tuple(self.fitted_values["classes"])
         names = self.data.output_names()
         return tuple(names[label] for label in self.classes) if names else ()
 

@@ -144,6 +144,8 @@ class Table(Data):
             "classes": words.get(self.target, []),
             "keep": {name: words[name] for name in self.keep if name in words},
         }
+        if len(rows) == 1:
+            return {"train": source}, known
         return {split: Subset(source, places) for split, places in rows.items()}, known
 
     def _read(self) -> dict[str, Column]:

@@ -81,10 +81,10 @@ class Words(Data):
         }
 
     def fit(self) -> dict[str, Json]:
-        """Returns `words` in the order of their ids, `classes`, and what the `text` set fits."""
+        """Returns `words` in the order of their ids, `classes`, and what is `wrapped`."""
         found = self._fit(self._texts())
         classes = found["classes"] or list(self.text.output_names())
-        return {**found, "classes": classes, "text": self.text.fitted()}
+        return {**found, "classes": classes, "wrapped": self.text.fit()}
 
     def vocabulary_words(self) -> tuple[str, ...]:
         """Returns the word of each id, in order; reads the training text again."""
@@ -93,7 +93,7 @@ class Words(Data):
     def reader(self) -> Reader:
         """Returns the reader of the text set, with the training ids."""
         fitted = self.fitted()
-        read = self.text.with_fitted(fitted["text"]).reader()
+        read = self.text.with_fitted(fitted["wrapped"]).reader()
         ids = _word_ids(fitted["words"])
 
         def encoded(path: Path) -> dict[str, np.ndarray]:
@@ -108,9 +108,8 @@ class Words(Data):
 
     def _texts(self) -> dict[str, list[tuple[str, Any]]]:
         """Returns texts and labels by split."""
-        known = self.fitted_values
-        text = self.text.with_fitted(known["text"]) if known else self.text
-        texts = {name: list(read_texts(source)) for name, source in text.splits().items()}
+        splits = self.fitted_wrapped.splits()
+        texts = {name: list(read_texts(source)) for name, source in splits.items()}
         if any(label is None for _, label in texts["train"]):
             raise UserError(f"the texts of {self.full_name()} have no 'label'")
         return texts

@@ -93,6 +93,8 @@ class TFDS(Data):
 
     def output_names(self) -> tuple[str, ...]:
         """Class names of the feature `label`, unless they are its ids."""
+        if self.fitted_values is not None:
+            return tuple(self.fitted_values["classes"])
         import tensorflow_datasets as tfds
 
         builder: Any = tfds.builder_from_directory(self.directory())

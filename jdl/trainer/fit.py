@@ -93,7 +93,11 @@ def fit(
     if class_weight is not None:
         task = _weighted(task, class_weight, arrays["train"][task.targets], names)
     data = Arrays(
-        arrays, test_fraction=0.0, validation_fraction=validation_fraction, class_names=names
+        arrays,
+        test_fraction=0.0,
+        validation_fraction=validation_fraction,
+        stratify=None,
+        class_names=names,
     )
     settings = {"strategy": Single(), "epochs": epochs, **settings}
     plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in settings.items()}
