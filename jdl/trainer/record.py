@@ -221,7 +221,7 @@ def read_run(workdir: Path, path: Path | None = None) -> RecordedRun:
     overrides = read_json(directory.overrides) or {}
     experiment = override(file.experiment, overrides)
     locations = location_paths(experiment.data)
-    if changed := _changes(recorded, flatten(experiment), locations):
+    if changed := _changes(recorded, json_value(flatten(experiment)), locations):
         raise UserError(
             f"{file.path} no longer gives the settings recorded in {workdir}: {'; '.join(changed)}"
         )
@@ -253,7 +253,7 @@ def find_run(workdir: Path, experiment: Experiment, name: str | None = None) -> 
       UserError: the directory holds a run of another experiment; names the fields that differ.
     """
     directory, known = RunDirectory(workdir), with_tokenizer(workdir, experiment)
-    fields = flatten(experiment)
+    fields = json_value(flatten(experiment))
     if name is not None and not directory.experiment.exists():
         return FoundRun(experiment=known, name=name, workdir=workdir, fields=fields)
     recorded = directory.read_experiment()
@@ -310,7 +310,7 @@ def _changes(
     """Recorded settings that differ in the fields of an experiment, except `free` ones."""
     old, new = (
         {path: x for path, x in each.items() if not {path, path.split(".")[0]} & {*free}}
-        for each in (recorded.fields, json_value(fields))
+        for each in (recorded.fields, fields)
     )
     return differences(old, new)
 
