@@ -11,10 +11,13 @@ import jax.numpy as jnp
 import optax
 
 from jdl.data.base import DeviceTransform
+from jdl.errors import UserError
 from jdl.metrics import Mean, Metrics, sum_over_devices
 from jdl.paths import path_name
 from jdl.state import TrainState
 from jdl.tasks import Task
+from jdl.tasks.observe import check_active, check_variables, observe, without_sown
+from jdl.tracing import errors_of, tracing_errors
 from jdl.typing import Batch, Key, PyTree
 
 
@@ -37,15 +40,43 @@ def init(program: Program, key: Key, batch: Batch) -> TrainState:
     """Returns a fresh state; only the shapes of `batch` matter, not its values."""
     init_key, run_key = jax.random.split(key)
     batch = transform(program, batch, None)
-    variables = program.task.init(program.model, init_key, batch)
+    with observe() as observed:
+        variables = program.task.init(program.model, init_key, batch)
+    variables = without_sown(variables, observed.sown)
     params = variables.pop("params", {})
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         key=run_key,
         params=params,
         collections=variables,
-        opt_state=program.optimizer.init(params),
+        opt_state=program.optimizer.init(float32(params)),
     )
+
+
+def check_training(program: Program, batch: Batch) -> None:
+    """Traces the loss of a batch without computing it, and checks the model's layers.
+
+    Args:
+      program: what will be trained.
+      batch: arrays, of which the shapes matter, or these alone.
+
+    Raises:
+      UserError: a dropout or batch normalization layer is never active in training.
+    """
+    task = program.task
+    # A game has no single loss; otherwise the backward pass calls no further layers.
+    trained = task.loss if type(task).gradient is Task.gradient else None
+
+    def trace(key: Key, batch: Batch) -> Any:
+        state = init(program, key, batch)
+        batch = transform(program, batch, jax.random.split(key, len(batch["mask"])))
+        if trained is None:
+            return task.gradient(program.model, state, batch, key)
+        return trained(program.model, state.params, state, batch, key)[:3]
+
+    with observe() as observed:
+        jax.eval_shape(trace, jax.random.key(0), batch)
+    check_active(observed, task.inactive_layers, program.model)
 
 
 def update(
@@ -84,6 +115,8 @@ def update(
         collections = jax.lax.pmean(collections, axis_name)
     # `weight` may have one scalar per player of a game, each for a subtree of the gradients.
     gradients = jax.tree.map(_divide, weight, gradients)
+    wide = float32(state.params)
+    gradients = jax.tree.map(lambda g, p: g.astype(p.dtype), gradients, wide)
 
     loss = metrics.get("loss", Mean(jnp.zeros(()), jnp.ones(())))
     # Only gradient and loss decide: another metric may be undefined on a batch.
@@ -93,8 +126,9 @@ def update(
     value = loss.total / jnp.maximum(loss.count, 1)
 
     def step() -> tuple[PyTree, PyTree, PyTree]:
-        given = (gradients, state.opt_state, state.params)
-        updates, opt_state = program.optimizer.update(*given, value=value)
+        given = (gradients, state.opt_state, wide)
+        with errors_of("the optimizer cannot update the parameters"):
+            updates, opt_state = program.optimizer.update(*given, value=value)
         new = (optax.apply_updates(state.params, updates), opt_state)
         params, opt_state = _keep_idle(weight, new, (state.params, state.opt_state))
         return params, collections, opt_state
@@ -113,7 +147,9 @@ def evaluate(
     program: Program, state: TrainState, batch: Batch, axis_name: str | None = None
 ) -> Metrics:
     """Returns the mergeable metrics of a batch, in evaluation mode."""
-    metrics = program.task.evaluate(program.model, state, transform(program, batch, None))
+    batch = transform(program, batch, None)
+    with tracing_errors(_shapes(batch)):
+        metrics = program.task.evaluate(program.model, state, batch)
     return sum_over_devices(metrics, axis_name)
 
 
@@ -123,9 +159,18 @@ def predict(program: Program, state: TrainState, batch: Batch) -> Any:
 
 
 def transform(program: Program, batch: Batch, keys: jax.Array | None) -> dict[str, Any]:
-    """Applies the device transforms; `keys` (batch,) are given in training only."""
-    for each in program.transforms:
-        batch = each(batch, keys)
+    """Applies the device transforms; `keys` (batch,) are given in training only.
+
+    Raises:
+      UserError: a transform fails, or drops `mask`.
+    """
+    for index, each in enumerate(program.transforms):
+        name = f"data.device_transforms.{index} ({type(each).__name__})"
+        with errors_of(f"{name} fails on examples of shapes {_shapes(batch)}"):
+            new = dict(each(batch, keys))
+        if "mask" not in new:
+            raise UserError(f"{name} drops the array 'mask': return it with the others")
+        batch = new
     return dict(batch)
 
 
@@ -133,9 +178,9 @@ def _sum_over_microbatches(
     program: Program, state: TrainState, batch: Batch, key: Key
 ) -> tuple[PyTree, PyTree, PyTree, Metrics]:
     """Returns gradients, weight and metrics summed over microbatches, and the last collections."""
-    task, model, count = program.task, program.model, program.num_microbatches
+    count = program.num_microbatches
     if count == 1:
-        return task.gradient(model, state, batch, key)
+        return _gradient(program, state, batch, key)
     # (batch, ...) to (count, batch / count, ...). Microbatch i takes rows i, i + count, ...: rows
     # that follow each other are on one device, so each microbatch stays sharded over all devices.
     micro = jax.tree.map(
@@ -145,11 +190,9 @@ def _sum_over_microbatches(
     def body(carry: Any, index: jax.Array) -> tuple[Any, None]:
         collections, sums = carry
         part = jax.tree.map(lambda x: x[index], micro)
-        gradients, weight, collections, metrics = task.gradient(
-            model,
-            dataclasses.replace(state, collections=collections),
-            part,
-            jax.random.fold_in(key, index),
+        before = dataclasses.replace(state, collections=collections)
+        gradients, weight, collections, metrics = _gradient(
+            program, before, part, jax.random.fold_in(key, index)
         )
         new = (gradients, weight, metrics)
         return (collections, new if sums is None else jax.tree.map(jnp.add, sums, new)), None
@@ -161,6 +204,24 @@ def _sum_over_microbatches(
     return gradients, weight, collections, metrics
 
 
+def _shapes(batch: Batch) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of an example by name, for errors."""
+    return {name: jnp.shape(value)[1:] for name, value in batch.items() if name != "mask"}
+
+
+def _gradient(
+    program: Program, state: TrainState, batch: Batch, key: Key
+) -> tuple[PyTree, PyTree, PyTree, Metrics]:
+    """Returns the task's gradients, weight, collections without sown values, and metrics."""
+    with observe() as observed, tracing_errors(_shapes(batch)):
+        gradients, weight, collections, metrics = program.task.gradient(
+            program.model, state, batch, key
+        )
+    collections = without_sown(collections, observed.sown)
+    check_variables(collections, state.collections)
+    return gradients, weight, collections, metrics
+
+
 def scan_or_unroll(body: Any, carry: Any, xs: PyTree) -> tuple[Any, Any]:
     """`jax.lax.scan`, unrolled if `body` convolves on a CPU, where a rolled loop is ~30x slower."""
     first = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), xs)
@@ -168,6 +229,13 @@ def scan_or_unroll(body: Any, carry: Any, xs: PyTree) -> tuple[Any, Any]:
         jax.make_jaxpr(body)(carry, first)
     )
     return jax.lax.scan(body, carry, xs, unroll=unroll)
+
+
+def float32(params: PyTree) -> PyTree:
+    """Returns parameters of 16 bits as float32, in which optimizers compute; others as they are."""
+    return jax.tree.map(
+        lambda x: x.astype(jnp.float32) if x.dtype in (jnp.bfloat16, jnp.float16) else x, params
+    )
 
 
 def _divide(weight: jax.Array, gradients: PyTree) -> PyTree:

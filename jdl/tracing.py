@@ -3,6 +3,8 @@
 import contextlib
 import inspect
 import math
+import os
+import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeGuard
 
@@ -12,6 +14,8 @@ from jax.core import Tracer
 from jax.sharding import AxisType
 
 from jdl.errors import UserError, first_line
+
+PACKAGE = os.path.dirname(__file__) + os.sep
 
 ROWS = ("data", "fsdp")
 """Mesh axes over which the rows of a batch are sharded."""
@@ -28,9 +32,32 @@ def row_axes(rows: int) -> tuple[str, ...]:
     return () if rows % math.prod(mesh.shape[axis] for axis in axes) else axes
 
 
-def takes_argument(model: nn.Module, name: str) -> bool:
-    """Whether a module's `__call__` takes an argument of this name."""
-    return name in inspect.signature(type(model).__call__).parameters
+MODES = {
+    **dict.fromkeys(("train", "training", "is_training"), True),
+    **dict.fromkeys(("deterministic", "use_running_average"), False),
+}
+"""Names by which modules take their mode, with the value that they have in training."""
+
+
+def takes_argument(model: nn.Module, name: str, method: str = "__call__") -> bool:
+    """Whether a method of a module takes an argument of this name."""
+    return name in inspect.signature(getattr(type(model), method)).parameters
+
+
+def mode_arguments(model: nn.Module, train: bool, method: str = "__call__") -> dict[str, Any]:
+    """Returns the arguments that set a module's mode, by the names that its method takes."""
+    known = inspect.signature(getattr(type(model), method)).parameters
+    return {name: value is train for name, value in MODES.items() if name in known}
+
+
+def place(error: BaseException) -> str:
+    """Returns `" (FILE, line N)"` of the innermost code that is not an installed package's."""
+    found = ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        file = frame.f_code.co_filename
+        if "site-packages" not in file and not file.startswith((PACKAGE, "<")):
+            found = f" ({os.path.basename(file)}, line {line})"
+    return found
 
 
 def is_number(value: Any) -> TypeGuard[float]:
@@ -44,23 +71,42 @@ def is_zero(value: Any) -> bool:
 
 
 @contextlib.contextmanager
-def tracing_errors(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[None]:
-    """Converts errors while a model is traced on examples of these shapes into UserError.
+def errors_of(subject: str) -> Iterator[None]:
+    """Converts errors of what `subject` names into UserError.
 
     Raises:
-      UserError: model or task cannot take them.
+      UserError: `SUBJECT: ERROR (FILE, line N)`.
     """
     try:
         yield
-    except KeyError as error:
-        known = ", ".join(map(repr, sorted(shapes)))
-        raise UserError(
-            f"the data has no array {error} (it has {known}): name the arrays with "
-            f"task.inputs and task.targets"
-        ) from error
     except UserError:
         raise
     except Exception as error:
+        kind = "" if isinstance(error, (TypeError, ValueError)) else f"{type(error).__name__} "
+        raise UserError(f"{subject}: {kind}{first_line(error)}{place(error)}") from error
+
+
+@contextlib.contextmanager
+def tracing_errors(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[None]:
+    """Converts a task's errors while it is traced on examples of these shapes into UserError.
+
+    Those of the model and of transforms are converted where they are called.
+
+    Raises:
+      UserError: the task cannot take them.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        known = ", ".join(map(repr, sorted(shapes)))
+        if isinstance(error, KeyError) and error.args and error.args[0] not in shapes:
+            raise UserError(
+                f"the data has no array {error} (it has {known}): name the arrays with "
+                f"task.inputs and task.targets{place(error)}"
+            ) from error
         raise UserError(
-            f"the model cannot take examples of shapes {dict(shapes)}: {first_line(error)}"
+            f"the task cannot take the model's outputs for examples of shapes {dict(shapes)}: "
+            f"{first_line(error)}{place(error)}"
         ) from error

@@ -206,9 +206,12 @@ KNOWN_BEFORE = {
     ),
     "convolution of vectors": (
         lambda: {"model": CNN()},
-        r"cannot take examples of shapes .*\(4,\)",
+        r"the model CNN cannot take inputs of shape \(8, 4\)",
     ),
-    "an axis too few": (lambda: {"model": Indexing()}, r"cannot take examples of shapes .*\(4,\)"),
+    "an axis too few": (
+        lambda: {"model": Indexing()},
+        r"the model Indexing cannot take inputs of shape \(8, 4\).* \(test_bad_input.py, line ",
+    ),
     "no logits": (lambda: {"model": Flat()}, r"output has shape \(8,\), .* needs logits"),
     "other targets": (
         lambda: {"task": Regression(), "model": MLP(features=3)},

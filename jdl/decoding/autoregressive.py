@@ -14,7 +14,7 @@ from jdl.data.vocabulary import check_token_ids
 from jdl.decoding.cache import apply_with_cache, init_cache
 from jdl.decoding.sampling import PLAIN, Sampling, sample
 from jdl.errors import UserError
-from jdl.tracing import takes_argument
+from jdl.tracing import mode_arguments, takes_argument
 from jdl.typing import Key, PyTree
 
 
@@ -267,5 +267,4 @@ def _next(form: _Form, variables: PyTree, state: _State) -> tuple[jax.Array, PyT
 
 
 def _logits(model: nn.Module, variables: PyTree, tokens: Any) -> Any:
-    modes: Any = {"train": False} if takes_argument(model, "train") else {}
-    return model.apply(variables, tokens, **modes)
+    return model.apply(variables, tokens, **mode_arguments(model, train=False))

@@ -78,7 +78,7 @@ def generate(
     context = getattr(model, "max_position_embeddings", None)
     if context is None and not takes_argument(model, "decode"):
         # Without a field that limits it, the model is only known to work on its training length.
-        context = run.batch[run.experiment.task.inputs].shape[1] - 1
+        context = run.batch[run.experiment.task.input_names[0]].shape[1] - 1
     chunks = stream(
         model, state.params, known, tokens, sampling, jax.random.key(seed), samples=samples,
         eos_token_id=end, vocab_size=tokenizer.vocab_size, context_length=context,

@@ -93,8 +93,9 @@ def _examples(run: Run, read: Reader, path: Path) -> list[Example]:
         first = apply_transforms(run.experiment.data, examples[0])
     except KeyError as error:
         raise UserError(f"{path} gives no {error}, which a transform of the data needs") from error
-    if task.inputs not in first:
-        raise UserError(f"{path} gives no {task.inputs!r}, which the model reads")
+    for name in task.input_names:
+        if name not in first:
+            raise UserError(f"{path} gives no {name!r}, which the model reads")
     for name, array in first.items():
         if name in run.batch and array.shape != run.batch[name].shape[1:]:
             raise UserError(

@@ -57,7 +57,7 @@ def translate(run: Run, texts: Iterable[str]) -> Iterator[str]:
                 raise UserError(
                     f"text {count} has {length} tokens, more than the model's context of {context}"
                 )
-        found = run.predict_rows({run.experiment.task.inputs: rows})
+        found = run.predict_rows({run.experiment.task.input_names[0]: rows})
         yield from decoded(found, data.tokenizer())
     if not count:
         raise UserError("there is no text to translate: give --text, or lines to read")

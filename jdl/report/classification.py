@@ -94,7 +94,7 @@ def influences(run: Run, predictions: Predictions, words: tuple[str, ...]) -> Ht
     pipeline, parts = run.data.pipeline(predictions.split), []
     for place in picked:
         row = pipeline.examples(predictions.indices[[place]])
-        tokens = row[run.experiment.task.inputs][0]
+        tokens = row[run.experiment.task.input_names[0]][0]
         changes, probabilities = influence(run, tokens)
         label, sure = probabilities.argmax(), probabilities.max()
         line = f"Predicted {label} ({sure:.2f}), true {predictions.labels[place]}:"
@@ -110,7 +110,7 @@ def _shown(
     run: Run, predictions: Predictions, worst: np.ndarray, folder: Folder, words: tuple[str, ...]
 ) -> Html:
     rows = run.data.pipeline(predictions.split).examples(predictions.indices[worst])
-    inputs = rows[run.experiment.task.inputs]
+    inputs = rows[run.experiment.task.input_names[0]]
     predicted, labels = predictions.predicted[worst], predictions.labels[worst]
     shown = list(zip(predicted, predictions.probabilities[worst].max(1), labels, strict=True))
     if _are_images(inputs):

@@ -33,7 +33,7 @@ def influence(run: Run, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     places = np.flatnonzero(tokens > UNKNOWN)
     variants = np.tile(tokens, (1 + len(places), 1))
     variants[1 + np.arange(len(places)), places] = UNKNOWN
-    probabilities = class_probabilities(run, {run.experiment.task.inputs: variants})
+    probabilities = class_probabilities(run, {run.experiment.task.input_names[0]: variants})
     predicted = probabilities[0].argmax()
     changes = np.zeros(len(tokens))
     changes[places] = probabilities[0, predicted] - probabilities[1:, predicted]

@@ -61,12 +61,12 @@ def sample(run: Run, split: str, limit: int) -> tuple[np.ndarray, np.ndarray, li
     numbers are average-pooled.
     """
     pipeline, task = run.data.pipeline(split), run.experiment.task
-    first = pipeline.examples(np.zeros(1, int))[task.inputs]
+    first = pipeline.examples(np.zeros(1, int))[task.input_names[0]]
     indices = baselines.evenly(len(pipeline), min(limit, 1 + NUMBERS // averaged(first).size))
     parts = []
     for chunk in chunks(indices):
         rows = pipeline.examples(chunk)
-        parts.append((averaged(rows[task.inputs]), rows[task.targets]))
+        parts.append((averaged(rows[task.input_names[0]]), rows[task.targets]))
     inputs, targets = (np.concatenate(each) for each in zip(*parts, strict=True))
     notes = []
     if inputs.shape[1:] != first.shape[1:]:
@@ -100,7 +100,7 @@ def averaged(images: np.ndarray) -> np.ndarray:
 
 def _of_classes(run: Run, split: str) -> tuple[Baseline, ...]:
     name, fit, limit = "logistic regression", baselines.logistic_regression, baselines.FITTED
-    if run.experiment.task.inputs == "tokens":
+    if run.experiment.task.input_names[0] == "tokens":
         name, fit, limit = f"{name} on which words occur", baselines.bag_of_words, TEXTS
     (x, y, first), (others, labels, second) = _samples(run, split, limit)
     make = partial(Baseline, metric="accuracy", note=_note(first, second))

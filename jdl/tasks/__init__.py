@@ -1,9 +1,10 @@
 """Tasks: the loss that a model is trained on, its metrics and its predictions."""
 
-from jdl.tasks.base import HostMetrics, Task, forward
+from jdl.tasks.base import HostMetrics, Task
 from jdl.tasks.binary import BinaryClassification
 from jdl.tasks.classification import Classification, balanced_weights
 from jdl.tasks.forecast import Forecast
+from jdl.tasks.forward import forward
 from jdl.tasks.language import LanguageModeling
 from jdl.tasks.masked import MaskedLanguageModeling
 from jdl.tasks.regression import Regression

@@ -1,59 +1,24 @@
 """The base class of tasks: a task turns a model and a batch into gradients and metrics."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jdl.data.base import Data
 from jdl.errors import UserError
 from jdl.metrics import HIGHER_IS_BETTER, Metric, Metrics
 from jdl.metrics.metric import check_metrics
+from jdl.paths import path_name
 from jdl.state import TrainState
+from jdl.tasks.forward import forward, initialize, sown_terms
 from jdl.tracing import takes_argument
 from jdl.typing import Batch, Json, Key, PyTree
-
-
-def forward(
-    model: nn.Module,
-    params: PyTree,
-    collections: Mapping[str, PyTree],
-    *inputs: Any,
-    train: bool,
-    key: Key | None = None,
-    **named: Any,
-) -> tuple[Any, dict[str, PyTree]]:
-    """Applies a Flax module.
-
-    Args:
-      model: receives `train` if its `__call__` takes it.
-      params: the trainable variables.
-      collections: the other variables, such as `batch_stats`.
-      *inputs: positional inputs of the module.
-      train: whether dropout is active and running statistics are updated.
-      key: for the `dropout` RNG stream, needed only with `train`.
-      **named: keyword inputs; those that the module's `__call__` does not take are dropped.
-
-    Returns:
-      The module's output and the updated collections.
-    """
-    named = _named(model, train=train, **named)
-    rngs = {"dropout": key} if train and key is not None else None
-    variables = {"params": params, **collections}
-    if not train:
-        return model.apply(variables, *inputs, **named), dict(collections)
-    output, changed = model.apply(
-        variables, *inputs, **named, rngs=rngs, mutable=list(collections) or ["batch_stats"]
-    )
-    return output, {**collections, **changed}
-
-
-def _named(model: nn.Module, **named: Any) -> Any:
-    """Filters keyword arguments down to those that the module's `__call__` takes."""
-    return {name: value for name, value in named.items() if takes_argument(model, name)}
 
 
 @dataclass(frozen=True)
@@ -76,17 +41,36 @@ class Task:
     `evaluate` (the guide "Custom tasks" has a complete one).
     """
 
-    inputs: str = "image"  # name of the model's input in a batch
+    inputs: str | tuple[str, ...] = "image"  # name of the model's input in a batch, or of several
     targets: str = "label"  # name of the array to predict
     metrics: tuple[Metric, ...] = ()  # further metrics, of predictions and targets
+    sown_losses: tuple[str, ...] = ()  # collections whose sown values are added to the loss
+    inactive_layers: tuple[str, ...] = ()  # dropout and batch norm that training may leave inactive
 
     def __post_init__(self) -> None:
         check_metrics(self.metrics)
 
     def init(self, model: nn.Module, key: Key, batch: Batch) -> dict[str, PyTree]:
         """Initializes `params` and other collections for inputs like `batch`."""
-        mode: Any = _named(model, train=False)
-        return dict(model.init(key, batch[self.inputs], **mode))
+        inputs, named = self.model_inputs(model, batch)
+        return initialize(model, key, *inputs, **named)
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Names of the model's inputs in a batch."""
+        return (self.inputs,) if isinstance(self.inputs, str) else self.inputs
+
+    def model_inputs(
+        self, model: nn.Module, batch: Batch
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Returns the model's positional and keyword inputs.
+
+        Several inputs are passed by name if the module's `__call__` takes all names, else in order.
+        """
+        values = {name: batch[name] for name in self.input_names}
+        if len(values) > 1 and all(takes_argument(model, name) for name in values):
+            return (), values
+        return tuple(values.values()), {}
 
     def loss_and_metrics(self, outputs: Any, batch: Batch) -> dict[str, Any]:
         """Computes mergeable metrics from the model's outputs; rows with `mask` False never count.
@@ -106,8 +90,9 @@ class Task:
         key: Key | None = None,
     ) -> tuple[dict[str, Any], dict[str, PyTree]]:
         """Applies the model to a batch; returns mergeable metrics and the updated collections."""
+        inputs, named = self.model_inputs(model, batch)
         outputs, collections = forward(
-            model, params, state.collections, batch[self.inputs], train=train, key=key
+            model, params, state.collections, *inputs, train=train, key=key, **named
         )
         metrics = self.loss_and_metrics(outputs, batch)
         return {**metrics, **self.further_metrics(outputs, batch, train=train)}, collections
@@ -134,13 +119,17 @@ class Task:
     ) -> tuple[jax.Array, jax.Array, dict[str, PyTree], Metrics]:
         """Computes the training loss of a batch: by default the metric `loss`.
 
+        That includes what the model sows into `sown_losses`, as in evaluation.
+
         Returns:
           total: the loss summed over all unmasked elements, a float32 scalar.
           weight: the number of those elements (examples, tokens), a float32 scalar.
           collections: the model's updated collections.
           metrics: mergeable metrics of this batch.
         """
-        metrics, collections = self.batch_metrics(model, params, state, batch, train=True, key=key)
+        metrics, collections = self._with_sown_losses(
+            model, params, state, batch, train=True, key=key
+        )
         if "loss" not in metrics:
             raise UserError(
                 f"{type(self).__name__} has no metric 'loss', which training minimizes (it has "
@@ -163,7 +152,10 @@ class Task:
             value, *rest = self.loss(model, params, state, batch, key)
             return value, rest
 
+        check_dtypes(state.params)
         gradients, (weight, collections, metrics) = jax.grad(total, has_aux=True)(state.params)
+        # Of a complex parameter, `jax.grad` returns the conjugate of the direction of ascent.
+        gradients = jax.tree.map(lambda g: g.conj() if jnp.iscomplexobj(g) else g, gradients)
         return gradients, weight, collections, metrics
 
     def evaluate(self, model: nn.Module, state: TrainState, batch: Batch) -> Metrics:
@@ -172,7 +164,7 @@ class Task:
         Raises:
           UserError: they lack one of `metrics`.
         """
-        found = self.batch_metrics(model, state.params, state, batch, train=False)[0]
+        found, _ = self._with_sown_losses(model, state.params, state, batch, train=False)
         if missing := [metric.name for metric in self.metrics if metric.name not in found]:
             raise UserError(
                 f"{type(self).__name__} does not compute {missing[0]}, which is in task.metrics: "
@@ -181,9 +173,9 @@ class Task:
         return found
 
     def predict(self, model: nn.Module, state: TrainState, batch: Batch) -> Any:
-        """Returns the prediction for each row of `batch[self.inputs]`."""
-        inputs = batch[self.inputs]
-        outputs, _ = forward(model, state.params, state.collections, inputs, train=False)
+        """Returns the prediction for each row of a batch."""
+        inputs, named = self.model_inputs(model, batch)
+        outputs, _ = forward(model, state.params, state.collections, *inputs, train=False, **named)
         return self.to_prediction(outputs, batch)
 
     def higher_is_better(self, metric: str) -> bool | None:
@@ -237,7 +229,7 @@ class Task:
         Raises:
           UserError: an array is missing, or holds a value that cannot be trained on.
         """
-        for name in (self.inputs, self.targets):
+        for name in (*self.input_names, self.targets):
             if name not in batch:
                 known = ", ".join(map(repr, sorted(batch)))
                 raise UserError(
@@ -248,6 +240,31 @@ class Task:
             if np.issubdtype(values.dtype, np.inexact) and not np.isfinite(values).all():
                 row = int(np.argwhere(~np.isfinite(values.reshape(len(values), -1)).all(1))[0, 0])
                 raise UserError(f"{where}: {name!r} holds NaN or infinity at row {row}")
+
+    def _with_sown_losses(
+        self, model: nn.Module, params: PyTree, state: TrainState, batch: Batch, **mode: Any
+    ) -> tuple[dict[str, Any], dict[str, PyTree]]:
+        """Returns `batch_metrics`, with the values in `sown_losses` added to the mean loss."""
+        if not self.sown_losses:
+            return self.batch_metrics(model, params, state, batch, **mode)
+        empty: dict[str, PyTree] = {name: {} for name in self.sown_losses}
+        state = dataclasses.replace(state, collections={**state.collections, **empty})
+        metrics, collections = self.batch_metrics(model, params, state, batch, **mode)
+        term = sown_terms(collections, self.sown_losses, len(batch["mask"]))
+        if (loss := metrics.get("loss")) is not None:
+            loss = dataclasses.replace(loss, total=loss.total + term * loss.count)
+            metrics = {**metrics, "loss": loss}
+        return metrics, {k: v for k, v in collections.items() if k not in self.sown_losses}
+
+
+def check_dtypes(params: PyTree) -> None:
+    """Raises a UserError for a parameter that has no gradient."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            raise UserError(
+                f"the parameter {path_name(path)} is of dtype {leaf.dtype} and has no gradient: "
+                f"make it float, or a variable of another collection"
+            )
 
 
 def to_json(values: Any) -> Json:

@@ -13,7 +13,8 @@ from jdl.data.vocabulary import check_token_ids
 from jdl.errors import UserError
 from jdl.metrics import BitsPerByte, Mean, Perplexity
 from jdl.state import CARRY, TrainState
-from jdl.tasks.base import Task, forward
+from jdl.tasks.base import Task
+from jdl.tasks.forward import forward
 from jdl.tracing import takes_argument
 from jdl.typing import Batch, Key, PyTree
 

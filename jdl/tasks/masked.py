@@ -13,7 +13,8 @@ import optax
 from jdl.errors import UserError
 from jdl.metrics import Mean, Perplexity
 from jdl.state import TrainState
-from jdl.tasks.base import Task, forward
+from jdl.tasks.base import Task
+from jdl.tasks.forward import forward
 from jdl.tasks.language import check_windows
 from jdl.tracing import takes_argument
 from jdl.typing import Batch, Json, Key, PyTree

@@ -19,7 +19,8 @@ from jdl.decoding import translate
 from jdl.errors import UserError
 from jdl.metrics import Mean, Perplexity
 from jdl.state import TrainState
-from jdl.tasks.base import HostMetrics, Task, forward
+from jdl.tasks.base import HostMetrics, Task
+from jdl.tasks.forward import forward, initialize
 from jdl.typing import Batch, Key, PyTree
 
 
@@ -57,7 +58,7 @@ class Translation(Task):
 
     def init(self, model: nn.Module, key: Key, batch: Batch) -> dict[str, PyTree]:
         """See `Task.init`."""
-        return dict(model.init(key, batch[self.inputs], batch[self.targets][:, :-1]))
+        return initialize(model, key, batch[self.inputs], batch[self.targets][:, :-1])
 
     def batch_metrics(
         self,

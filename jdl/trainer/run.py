@@ -29,8 +29,9 @@ from jdl.metrics.metric import check_size
 from jdl.optimizers import averaged_params
 from jdl.parallel import Steps, batch_shapes
 from jdl.state import TrainState
-from jdl.step import Program, evaluate, init, predict
+from jdl.step import Program, check_training, evaluate, init, predict
 from jdl.tasks import HostMetrics, Translation
+from jdl.tasks.observe import observe
 from jdl.tracing import tracing_errors
 from jdl.trainer.interrupt import Interrupted, Interruption
 from jdl.typing import Json
@@ -210,7 +211,10 @@ class Run:
         Returns:
           The task's predictions, (examples, ...) NumPy arrays (see the task's `predict`).
         """
-        arrays = inputs_by_name(x, self.experiment.task.inputs)
+        first, *others = self.experiment.task.input_names
+        if others and not isinstance(x, Mapping):
+            raise UserError(f"the model has several inputs: pass a dict with {first}, {others[0]}")
+        arrays = inputs_by_name(x, first)
         count = len(next(iter(arrays.values())))
         if not count:
             raise UserError("there is nothing to predict: the input has no examples")
@@ -333,7 +337,11 @@ class Run:
             return predict(self.program, init(self.program, key, batch), batch)
 
         with tracing_errors({name: value.shape[1:] for name, value in arrays.items()}):
-            return jax.eval_shape(abstract_predict, jax.random.key(0), batch)
+            with observe() as observed:
+                prediction = jax.eval_shape(abstract_predict, jax.random.key(0), batch)
+            if observed.layers and not self._predictions:  # once, of the training split
+                check_training(self.program, batch)
+        return prediction
 
     def _validate(self, arrays: Any, split: str, part: str = "") -> None:
         """Validates a split in memory, or the `part` of it that a streamed batch is.
@@ -345,7 +353,7 @@ class Run:
         task, vocab_size = self.experiment.task, getattr(self.experiment.model, "vocab_size", 0)
         task.validate_batch(arrays, self._predictions[split], where)
         # The targets of other tasks may be integers that are no tokens.
-        names = (task.inputs, task.targets) if isinstance(task, Translation) else (task.inputs,)
+        names = (*task.input_names, task.targets)[: None if isinstance(task, Translation) else -1]
         for name in names if vocab_size else ():
             tokens = np.asarray(arrays[name])
             if tokens.ndim == 2 and np.issubdtype(tokens.dtype, np.integer):

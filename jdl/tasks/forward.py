@@ -1,0 +1,131 @@
+"""Applies Flax modules: their mode, random streams, variables and errors."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.core.scope import LazyRng
+from flax.errors import InvalidRngError, ModifyScopeVariableError
+
+from jdl.errors import UserError, first_line
+from jdl.tracing import errors_of, mode_arguments, takes_argument
+from jdl.typing import Key, PyTree
+
+
+def forward(
+    model: nn.Module,
+    params: PyTree,
+    collections: Mapping[str, PyTree],
+    *inputs: Any,
+    train: bool,
+    key: Key | None = None,
+    method: str = "__call__",
+    **named: Any,
+) -> tuple[Any, dict[str, PyTree]]:
+    """Applies a Flax module.
+
+    Args:
+      model: receives the mode under the names that its method takes: `train`, `training` and
+        `is_training`, or the opposite, `deterministic` and `use_running_average`.
+      params: the trainable variables.
+      collections: the other variables, such as `batch_stats`. One that is empty is returned with
+        what the module sows into it; values sown into others are dropped.
+      *inputs: positional inputs of the method.
+      train: whether dropout is active and running statistics are updated.
+      key: for the `dropout` RNG stream, needed only with `train`. Streams of other names are made
+        of it, too.
+      method: name of the module's method.
+      **named: keyword inputs; those that the method does not take are dropped.
+
+    Returns:
+      The module's output and the updated collections.
+
+    Raises:
+      UserError: the module fails on these inputs.
+    """
+    named = {name: value for name, value in named.items() if takes_argument(model, name, method)}
+    named |= mode_arguments(model, train, method)
+    variables = {"params": params, **collections}
+    mutable = [name for name, tree in collections.items() if train or not tree]
+    rngs = None
+    if train and key is not None:
+        # For a stream that is not given, Flax draws from `params`; lazily, so that no key is made
+        # where none does.
+        rngs = {"dropout": key, "params": LazyRng.create(key, "streams")}
+    with _model_errors(model, inputs, train):
+        output, changed = model.apply(
+            variables, *inputs, rngs=rngs, mutable=mutable, method=method, **named
+        )
+    return output, {**collections, **changed}
+
+
+def initialize(model: nn.Module, key: Key, *inputs: Any, **named: Any) -> dict[str, PyTree]:
+    """Returns the variables of a Flax module, called in evaluation mode.
+
+    Args:
+      model: receives its mode as in `forward`.
+      key: for all its random streams.
+      *inputs: positional inputs of its `__call__`.
+      **named: keyword inputs.
+
+    Raises:
+      UserError: the module fails on these inputs.
+    """
+    with _model_errors(model, inputs, train=False):
+        return dict(model.init(key, *inputs, **mode_arguments(model, False), **named))
+
+
+def sown_terms(collections: Mapping[str, PyTree], names: tuple[str, ...], rows: int) -> jax.Array:
+    """Returns the sum of all values that a module has sown into collections.
+
+    Args:
+      collections: as `forward` returns them.
+      names: of the collections.
+      rows: examples of the batch.
+
+    Raises:
+      UserError: nothing was sown, or one value per example.
+    """
+    total = jnp.zeros(())
+    for name in names:
+        leaves = jax.tree.leaves(collections[name])
+        if not leaves:
+            raise UserError(
+                f"task.sown_losses names {name!r}, into which the model sows nothing: call "
+                f"self.sow({name!r}, ...) in it, or leave the name out"
+            )
+        for leaf in leaves:
+            if jnp.ndim(leaf) and leaf.shape[0] == rows:
+                raise UserError(
+                    f"the model sows an array of shape {leaf.shape} into {name!r}: sow one number "
+                    f"for the batch, such as the mean over its rows"
+                )
+            total += jnp.sum(leaf)
+    return total
+
+
+@contextlib.contextmanager
+def _model_errors(model: nn.Module, inputs: tuple[Any, ...], train: bool) -> Iterator[None]:
+    """Converts errors of a module into UserError.
+
+    Raises:
+      UserError: the module failed.
+    """
+    name, mode = type(model).__name__, "training" if train else "evaluation"
+    shapes = ", ".join(str(jnp.shape(x)) for x in jax.tree.leaves(inputs))
+    with errors_of(f"the model {name} cannot take inputs of shape {shapes} in {mode}"):
+        try:
+            yield
+        except InvalidRngError as error:
+            raise UserError(
+                f"{name} draws random numbers in {mode}, where it gets none: let it draw only if "
+                f"the argument train of its __call__ is true ({first_line(error)})"
+            ) from error
+        except ModifyScopeVariableError as error:
+            raise UserError(
+                f"{name} updates variables in {mode}, where they are fixed: let it update them "
+                f"only if the argument train of its __call__ is true ({first_line(error)})"
+            ) from error
