@@ -16,8 +16,8 @@ from jdl.errors import UserError, nearest
 from jdl.experiment import Experiment
 from jdl.parallel import Single
 from jdl.tasks import BinaryClassification, Classification, Regression, Task
-from jdl.tasks.base import forward
 from jdl.tasks.classification import balanced_weights
+from jdl.tasks.forward import forward
 from jdl.trainer.api import train
 from jdl.trainer.run import Run
 
@@ -26,7 +26,7 @@ ELSEWHERE = {
     "learning_rate": "optimizer=Adam(1e-3), from jdl.optimizers, or an Optax transformation",
     "loss": "task=Regression(), or a task of your own, whose loss_and_metrics defines the loss",
     "lr": "optimizer=Adam(1e-3), from jdl.optimizers, or an Optax transformation",
-    "metrics": "a task of your own, whose loss_and_metrics returns the metrics",
+    "metrics": "task=Classification(metrics=(MacroF1(), ...)), from jdl.metrics",
     "random_state": "seed=0",
     "sample_weight": "class_weight, or a task of your own whose objective weighs the examples",
     "shuffle": "jdl.train with the data Arrays(..., shuffle=False)",
@@ -54,7 +54,8 @@ def fit(
     Args:
       model: maps `x` to logits (batch, classes), to one logit (batch, 1) of two classes, or to real
         numbers.
-      x: inputs: numbers (examples, ...), as lists, an array or a frame, whose columns are features.
+      x: inputs: numbers (examples, ...), as lists, an array or a frame, whose columns are features;
+        or a dict of these by name, for a module with several inputs.
       y: targets, likewise. Integers, booleans, texts and one-hot rows (examples, classes) are
         classes; other numbers, (examples,) or (examples, ...), are regressed.
       validation_data: `(x, y)` to evaluate during training, for `EarlyStopping` and `Checkpoint`.
@@ -79,17 +80,17 @@ def fit(
     wheres = {"train": ("x", "y"), "validation": ("validation x", "validation y")}
     features = {}
     for split, pair in pairs.items():
-        check_rows(*pair, wheres[split])
-        features[split] = to_numbers(pair[0], wheres[split][0])
+        features[split] = _features(*pair, wheres[split])
     labels = _labels(task, {wheres[split][1]: pair[1] for split, pair in pairs.items()})
     if task is None:
         task = _choose_task(labels.get("y"), y, _output_shape(model, features["train"]))
+    task, named = _name_inputs(task, features)
     names = labels["y"].names if labels else ()
     arrays = {}
     for split, (_, values) in pairs.items():
         where = wheres[split][1]
         targets = labels[where].ids if labels else to_numbers(values, where)
-        arrays[split] = {task.inputs: features[split], task.targets: targets}
+        arrays[split] = {**named[split], task.targets: targets}
     if class_weight is not None:
         task = _weighted(task, class_weight, arrays["train"][task.targets], names)
     data = Arrays(
@@ -113,6 +114,44 @@ def _check_settings(settings: Mapping[str, Any]) -> None:
         if name not in known or name in ("data", "steps"):
             hint = nearest(name, [*known, *inspect.signature(fit).parameters])
             raise UserError(f"jdl.fit has no argument {name!r}{hint}")
+
+
+def _features(x: Any, y: Any, wheres: tuple[str, str]) -> dict[str, np.ndarray]:
+    """The inputs by name; an empty name where they have none."""
+    if not isinstance(x, Mapping):
+        check_rows(x, y, wheres)
+        return {"": to_numbers(x, wheres[0])}
+    if not x:
+        raise UserError(f"{wheres[0]} is a dict without inputs")
+    found = {}
+    for name, values in x.items():
+        where = f"{wheres[0]}[{name!r}]"
+        check_rows(values, y, (where, wheres[1]))
+        found[name] = to_numbers(values, where)
+    return found
+
+
+def _name_inputs(
+    task: Task, features: Mapping[str, dict[str, np.ndarray]]
+) -> tuple[Task, dict[str, dict[str, np.ndarray]]]:
+    """The task with the names of its inputs, and the inputs of each split by these names."""
+    names = tuple(features["train"])
+    unnamed = "" in names
+    first, *others = task.input_names
+    if unnamed:
+        if others:
+            raise UserError(f"the task has the inputs {task.inputs}: pass x as a dict of these")
+    elif isinstance(task.inputs, str) or set(task.inputs) != set(names):
+        task = dataclasses.replace(task, inputs=names if len(names) > 1 else next(iter(names)))
+    for split, arrays in features.items():
+        if set(arrays) != set(names):
+            shown = sorted(arrays) if "" not in arrays else "an array"
+            raise UserError(f"{split} x has {shown}, where the inputs are {sorted(names)}")
+    if task.targets in names:
+        raise UserError(f"x has an input {task.targets!r}, which is the name of the targets")
+    if unnamed:
+        return task, {split: {first: x[""]} for split, x in features.items()}
+    return task, dict(features)
 
 
 def _validation_pair(pair: Any, fraction: float) -> dict[str, tuple[Any, Any]]:
@@ -163,15 +202,16 @@ def _choose_task(labels: ClassLabels | None, values: Any, outputs: tuple[int, ..
     return BinaryClassification()
 
 
-def _output_shape(model: nn.Module, features: np.ndarray) -> tuple[int, ...]:
+def _output_shape(model: nn.Module, features: Mapping[str, np.ndarray]) -> tuple[int, ...]:
     """Shape of the model's output for one example; empty if the model cannot take it."""
-    task = Task()
-    example = jax.ShapeDtypeStruct((1, *features.shape[1:]), features.dtype)
+    task = Task(inputs=tuple(features))
+    example = {k: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype) for k, x in features.items()}
 
-    def apply(key: jax.Array, x: Any) -> Any:
-        variables = task.init(model, key, {task.inputs: x})
+    def apply(key: jax.Array, batch: Any) -> Any:
+        variables = task.init(model, key, batch)
         params = variables.pop("params", {})
-        return forward(model, params, variables, x, train=False)[0]
+        inputs, named = task.model_inputs(model, batch)
+        return forward(model, params, variables, *inputs, train=False, **named)[0]
 
     try:
         return jax.eval_shape(apply, jax.random.key(0), example).shape

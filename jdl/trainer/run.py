@@ -228,12 +228,12 @@ class Run:
         Raises:
           UserError: an array is missing, or has another shape than in training.
         """
-        name = self.experiment.task.inputs
-        if name not in inputs:
-            known = ", ".join(map(repr, inputs))
-            raise UserError(
-                f"the input has no array {name!r}, which the model reads (it has {known})"
-            )
+        for name in self.experiment.task.input_names:
+            if name not in inputs:
+                known = ", ".join(map(repr, inputs))
+                raise UserError(
+                    f"the input has no array {name!r}, which the model reads (it has {known})"
+                )
         for name, array in inputs.items():
             if name in self.batch and array.shape[1:] != self.batch[name].shape[1:]:
                 raise UserError(

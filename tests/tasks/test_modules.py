@@ -373,6 +373,27 @@ def test_several_inputs_are_passed_by_name_or_in_order(model, inputs):
         run.predict(X)
 
 
+@pytest.mark.parametrize("model", [Two(), Unnamed()])
+def test_fit_takes_a_dict_of_several_inputs(model):
+    x = {"text": X, "image": X[::-1]}
+    run = fit(model, x, Y, validation_data=({k: v[:9] for k, v in x.items()}, Y[:9]))
+    assert run.experiment.task.inputs == ("text", "image")
+    order = ["image", "text"] if isinstance(model, Two) else ["text", "image"]
+    expected = model.apply({"params": run.state.params}, *(x[name] for name in order))
+    np.testing.assert_allclose(run.predict(x), jax.nn.softmax(expected), atol=1e-6)
+    for wrong, message in (
+        ({"text": X, "image": X[:5]}, r"x\['image'\] has 5 examples, y 32"),
+        ({"text": X, "label": X}, "input 'label', which is the name of the targets"),
+        ({}, "x is a dict without inputs"),
+    ):
+        with pytest.raises(UserError, match=message):
+            fit(model, wrong)
+    with pytest.raises(UserError, match=r"validation x has an array, where the inputs are"):
+        fit(model, x, validation_data=(X, Y))
+    with pytest.raises(UserError, match=r"the inputs \('a', 'b'\): pass x as a dict"):
+        fit(model, X, task=Classification(inputs=("a", "b")))
+
+
 def test_a_missing_one_of_several_inputs_is_named():
     data = Arrays({"train": {"image": X, "label": Y}}, test_fraction=0.0, validation_fraction=0.0)
     task = Classification(inputs=("image", "text"))
