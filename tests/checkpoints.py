@@ -77,12 +77,12 @@ def restore(directory, step):
 
 
 def newest(directory, target=LIKE):
-    """The step restored, its state and what was said on the way."""
-    said = []
-    with contextlib.closing(CheckpointStore(directory, said.append)) as store:
+    """The step restored, its state and the messages."""
+    messages = []
+    with contextlib.closing(CheckpointStore(directory, messages.append)) as store:
         found = store.restore_latest(target)
     state, meta = found or (None, None)
-    return meta and meta.step, state, "\n".join(said)
+    return meta and meta.step, state, "\n".join(messages)
 
 
 def files(directory):

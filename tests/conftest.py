@@ -48,9 +48,9 @@ def _forget():
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
-    """The directory of a run of `tests.breaks` that was never stopped."""
+    """The directory of a run of `tests.interruptions` that was never stopped."""
     import jdl
-    from tests.breaks import make_experiment
+    from tests.interruptions import make_experiment
 
     workdir = tmp_path_factory.mktemp("plain") / "run"
     jdl.train(make_experiment(), workdir)
@@ -71,19 +71,19 @@ def saved(tmp_path):
 
 @pytest.fixture(scope="module")
 def clouds(tmp_path_factory):
-    """The file of `tests.clouds`."""
-    from tests.clouds import CLOUDS
+    """The file of `tests.experiment_source`."""
+    from tests.experiment_source import SOURCE
 
     path = tmp_path_factory.mktemp("files") / "clouds.py"
-    path.write_text(CLOUDS)
+    path.write_text(SOURCE)
     return path
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, clouds):
-    """The directory of a finished run of `tests.clouds`."""
+    """The directory of a finished run of `tests.experiment_source`."""
     from jdl.cli.main import main
-    from tests.clouds import FLAGS
+    from tests.experiment_source import FLAGS
 
     workdir = tmp_path_factory.mktemp("runs") / "run"
     assert main(["train", str(clouds), "--workdir", str(workdir), *FLAGS]) == 0

@@ -75,7 +75,7 @@ class Report:
 
 
 class Process:
-    """A training process in a group of its own, and what it has said so far."""
+    """A training process in a group of its own, and its output so far."""
 
     def __init__(self, job: Job, workdir: Path) -> None:
         self.log, self.workdir = workdir.with_suffix(f".{time.time_ns()}.log"), workdir
@@ -99,21 +99,21 @@ class Process:
         os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
-    def said(self) -> str:
+    def output(self) -> str:
         """Its output."""
         return self.log.read_text(errors="replace")
 
     def training(self) -> bool:
         """Whether it has done a step."""
-        return re.search(r"^step \d+/", self.said(), re.MULTILINE) is not None
+        return re.search(r"^step \d+/", self.output(), re.MULTILINE) is not None
 
     def step(self) -> int:
         """The last step that it has shown; 0 for none."""
-        return max(map(int, re.findall(r"^step (\d+)/", self.said(), re.MULTILINE)), default=0)
+        return max(map(int, re.findall(r"^step (\d+)/", self.output(), re.MULTILINE)), default=0)
 
     def resumed(self) -> int | None:
         """The step it went on from; 0 where it began anew, None where it did not come so far."""
-        found = re.search(r"resuming from step (\d+)", self.said())
+        found = re.search(r"resuming from step (\d+)", self.output())
         if found:
             return int(found[1])
         return 0 if self.training() else None
@@ -133,7 +133,7 @@ def train_reference(job: Job, workdir: Path) -> Reference:
         time.sleep(POLL)
     now = time.perf_counter()
     if process.code() != 0 or started is None:
-        raise RuntimeError(f"the reference run failed:\n{process.said()}")
+        raise RuntimeError(f"the reference run failed:\n{process.output()}")
     return Reference(
         workdir=workdir,
         startup=started - process.begun,
@@ -164,7 +164,7 @@ def train_killed(
         report.kills += 1
         left -= 1
     if code:
-        report.faults.append(f"exit code {code}: {process.said()[-500:]}")
+        report.faults.append(f"exit code {code}: {process.output()[-500:]}")
     else:
         report.faults += differences(reference.workdir, workdir)
     if max(report.lost, default=0) > job.every:

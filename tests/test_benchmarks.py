@@ -194,10 +194,10 @@ def test_results_of_other_experiments_stay_in_the_table(tmp_path):
 def test_a_mistake_is_one_sentence(arguments, message, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["benchmarks", *arguments])
     assert command.main() == 2
-    said = capsys.readouterr().err
-    assert len(said.splitlines()) == 1
+    message = capsys.readouterr().err
+    assert len(message.splitlines()) == 1
     with pytest.raises(UserError, match=message):
-        raise UserError(said)
+        raise UserError(message)
 
 
 def test_a_results_file_of_another_format_is_refused(tmp_path):

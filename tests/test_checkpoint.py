@@ -45,8 +45,8 @@ def pair(saved, tmp_path):
 
 
 def test_restores_every_kind_of_leaf_bit_for_bit(saved):
-    step, state, said = newest(saved)
-    assert (step, said) == (2, "")
+    step, state, message = newest(saved)
+    assert (step, message) == (2, "")
     assert content(state) == content(make_state(2))
     assert jax.tree.structure(state) == jax.tree.structure(make_state(2))
     assert state is not None
@@ -76,10 +76,10 @@ def test_keeps_what_is_asked_for_and_deletes_the_rest(tmp_path):
 
 def test_an_unfinished_save_is_ignored_and_named(pair):
     (pair / "2.0" / MANIFEST).unlink()
-    step, state, said = newest(pair)
+    step, state, message = newest(pair)
     assert step == 1
     assert content(state) == content(make_state(1))
-    assert "2.0 is incomplete" in said
+    assert "2.0 is incomplete" in message
     shutil.rmtree(pair / "1.0")
     assert newest(pair)[0] is None, "nothing was ever completed: the run starts over"
 
@@ -89,10 +89,10 @@ def test_one_flipped_byte_in_any_file_is_found_and_the_one_before_is_used(pair):
     for path in files(pair / "2.0"):
         whole = path.read_bytes()
         flip(path, int(random.integers(len(whole))), int(random.integers(8)))
-        step, state, said = newest(pair)
+        step, state, message = newest(pair)
         assert (step, content(state)) == (1, content(make_state(1))), path
-        assert "2.0 is damaged" in said
-        assert path.name in said
+        assert "2.0 is damaged" in message
+        assert path.name in message
         path.write_bytes(whole)
     assert newest(pair)[0] == 2
 
@@ -220,8 +220,8 @@ def test_a_full_disk_leaves_earlier_checkpoints_intact(tmp_path):
             save(tmp_path, 2, size=1000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    step, state, said = newest(tmp_path)
+    step, state, message = newest(tmp_path)
     assert (step, content(state)) == (1, content(make_state(1)))
-    assert "2.0 is incomplete" in said
+    assert "2.0 is incomplete" in message
     save(tmp_path, 2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["2.1"]

@@ -84,10 +84,10 @@ def test_memory_is_about_what_xla_allocates(model):
     batch["mask"] = jax.ShapeDtypeStruct((64,), bool)
     state, _ = trial.traced(64)
     update = jax.jit(functools.partial(step.update, program), donate_argnums=0)
-    told = update.lower(state, batch).compile().memory_analysis()
+    compiled = update.lower(state, batch).compile().memory_analysis()
     predicted = found.total - trial.in_memory
-    assert 0.5 < predicted / (told.argument_size_in_bytes + told.temp_size_in_bytes) < 2
-    assert 0.5 < (found.activations + found.gradients) / told.temp_size_in_bytes < 2
+    assert 0.5 < predicted / (compiled.argument_size_in_bytes + compiled.temp_size_in_bytes) < 2
+    assert 0.5 < (found.activations + found.gradients) / compiled.temp_size_in_bytes < 2
 
 
 def test_the_peak_of_two_products_by_hand():

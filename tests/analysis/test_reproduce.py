@@ -11,7 +11,7 @@ import pytest
 import jdl
 from jdl.cli.main import main
 
-CLOUDS = '''"""Two clouds of points, told apart by a small network."""
+CLOUDS = '''"""Two clouds of points, classified by a small network."""
 
 import numpy as np
 

@@ -11,7 +11,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 import jdl
-from tests.clouds import CHANGES, CLOUDS, FLAGS, contents, read
+from tests.experiment_source import CHANGES, FLAGS, SOURCE, contents, read
 
 
 def test_what_a_run_directory_holds(trained, clouds):
@@ -159,14 +159,14 @@ def test_a_file_of_one_s_own_is_used_instead(command, trained, tmp_path):
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
         (copy / name).write_bytes(content)
     (copy / "experiment.py").write_text("raise RuntimeError('this was run')\n")
-    (tmp_path / "mine.py").write_text(CLOUDS)
+    (tmp_path / "mine.py").write_text(SOURCE)
     code, out, err = command("evaluate", copy)
     assert (code, out) == (2, "")
     assert "experiment.py, line 1: RuntimeError: this was run" in err
     code, out, _ = command("evaluate", copy, "--experiment", tmp_path / "mine.py")
     assert code == 0
     assert json.loads(out)["loss"] == read(trained / "result.json")["metrics"]["test"]["loss"]
-    (tmp_path / "mine.py").write_text(CLOUDS.replace("batch_size=8", "batch_size=10"))
+    (tmp_path / "mine.py").write_text(SOURCE.replace("batch_size=8", "batch_size=10"))
     code, _, err = command("evaluate", copy, "--experiment", tmp_path / "mine.py")
     assert code == 2
     assert "batch_size: 8 -> 10" in err
@@ -248,7 +248,7 @@ def test_an_imported_neighbour_is_kept_with_the_run(command, tmp_path):
     results = []
     for folder, distance in (("a", 3), ("b", 4)):
         (tmp_path / folder).mkdir()
-        (tmp_path / folder / "base.py").write_text(CLOUDS.replace("2 *", f"{distance} *"))
+        (tmp_path / folder / "base.py").write_text(SOURCE.replace("2 *", f"{distance} *"))
         (tmp_path / folder / "own.py").write_text('"""Own."""\n\nfrom base import experiment\n')
         workdir = tmp_path / f"run-{folder}"
         assert command("train", f"{folder}/own.py", "--workdir", workdir, *FLAGS)[0] == 0

@@ -57,18 +57,18 @@ def test_originals_are_downloaded_once(tmp_path, site, monkeypatch):
     from_site(monkeypatch, "mnist", site)
     examples = write_mnist(tmp_path / "site")
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
-    said = []
-    path = prepare("mnist", report=said.append)
+    messages = []
+    path = prepare("mnist", report=messages.append)
     assert path == tmp_path / "data/mnist/3.0.1"
     assert same(read(path, "train"), in_order("train", examples["train"]))
     assert contents(tmp_path / "data/downloads/mnist") == contents(tmp_path / "site")
-    assert len([sentence for sentence in said if sentence.startswith("downloading")]) == 4
+    assert len([sentence for sentence in messages if sentence.startswith("downloading")]) == 4
 
     for file in (tmp_path / "site").iterdir():
         file.unlink()
-    said.clear()
-    prepare("mnist", overwrite=True, report=said.append)
-    assert not [sentence for sentence in said if sentence.startswith("downloading")]
+    messages.clear()
+    prepare("mnist", overwrite=True, report=messages.append)
+    assert not [sentence for sentence in messages if sentence.startswith("downloading")]
 
 
 def test_without_network(tmp_path, monkeypatch):

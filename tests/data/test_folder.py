@@ -107,6 +107,6 @@ def test_a_mistake_is_one_sentence(folder, change, options, message):
         table = folder / "labels.csv"
         table.write_text(options.pop("labels_text", "file,label\ndark/0.png,a\n"))
         options = {"labels_file": str(table), **options}
-    with pytest.raises(UserError, match=message) as said:
+    with pytest.raises(UserError, match=message) as caught:
         ImageFolder(options.pop("path", str(folder)), **options).load()
-    assert len(str(said.value).splitlines()) == 1
+    assert len(str(caught.value).splitlines()) == 1

@@ -27,7 +27,7 @@ def pairs(train=None, test=None, **options):
     return Pairs(Arrays(arrays, validation_fraction=0.0), **{"encoding": SMALL} | options)
 
 
-def said(data, tokens):
+def decode(data, tokens):
     return data.tokenizer().decode(tokens.tolist())
 
 
@@ -41,7 +41,7 @@ def test_both_sides_are_tokens_between_begin_and_end():
         english, german = tokenizer.encode(EN[row]), tokenizer.encode(DE[row])
         assert source.tolist() == [*english, EOS, *[PAD] * (39 - len(english))]
         assert target.tolist() == [BOS, *german, EOS, *[PAD] * (39 - len(german))]
-        assert (said(data, source), said(data, target)) == (EN[row], DE[row])
+        assert (decode(data, source), decode(data, target)) == (EN[row], DE[row])
     np.testing.assert_array_equal(data.encode(EN[:3]), [train[i]["source"] for i in range(3)])
 
 
@@ -70,7 +70,7 @@ def test_long_pairs_lose_their_end_in_training_and_never_in_scoring(caplog):
     assert caplog.text.count(f"{long} of 3")
     test = splits["test"][0]
     assert test["source"].tolist() == [*tokenizer.encode(EN[1]), EOS]
-    assert said(data, test["target"]) == DE[1]
+    assert decode(data, test["target"]) == DE[1]
     assert data.encode([EN[1], EN[2]]).shape == (2, len(tokenizer.encode(EN[1])) + 1)
 
 
@@ -78,7 +78,7 @@ def test_what_looks_like_a_special_token_is_text():
     given = {"en": np.array(["<eos> <pad>"], object), "de": np.array(["a<bos>b"], object)}
     data = pairs(given, given)
     source = data.splits()["train"][0]["source"]
-    assert said(data, source) == "<eos> <pad>"
+    assert decode(data, source) == "<eos> <pad>"
     assert (source == EOS).sum() == 1
 
 
@@ -90,13 +90,15 @@ def test_a_prepared_set_is_read(tmp_path):
     assert {name: len(source) for name, source in splits.items()} == {
         "train": 3, "validation": 2, "test": 1,
     }  # fmt: skip
-    found = {said(data, splits["train"][i]["target"]) for i in range(3)}
+    found = {decode(data, splits["train"][i]["target"]) for i in range(3)}
     assert found == {pair["de"].decode() for pair in written}
     assert data.full_name() == "multi30k:1.0.0"
     back = Pairs(
         TFDS("multi30k", data_dir=str(tmp_path)), source_lang="de", target_lang="en", encoding=SMALL
     )
-    assert said(data, splits["test"][0]["source"]) == said(back, back.splits()["test"][0]["target"])
+    assert decode(data, splits["test"][0]["source"]) == decode(
+        back, back.splits()["test"][0]["target"]
+    )
 
 
 @pytest.mark.parametrize("kind", ["csv", "tsv"])
@@ -112,7 +114,7 @@ def test_a_table_of_pairs_is_read(tmp_path, kind):
     data = Pairs(PairTable(str(path), test_fraction=0.0, validation_fraction=0.0), encoding=SMALL)
     (train,) = data.splits().values()
     examples = [train[i] for i in range(len(train))]
-    found = [(said(data, e["target"]), said(data, e["source"])) for e in examples]
+    found = [(decode(data, e["target"]), decode(data, e["source"])) for e in examples]
     assert found == rows[1:]
     parts = Pairs(PairTable(str(path)), encoding=SMALL).splits()
     assert {name: len(part) for name, part in parts.items()} == {
@@ -143,5 +145,5 @@ def test_what_cannot_be_translated_is_named(tmp_path):
 
 def test_a_missing_library_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(UserError, match=r"need the package tokenizers: pip install .*\[text\]"):
+    with pytest.raises(UserError, match=r"BPE needs the package tokenizers: pip install .*\[text\]"):
         pairs().splits()

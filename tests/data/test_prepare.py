@@ -123,8 +123,10 @@ def test_cats_vs_dogs(tmp_path):
     with zipfile.ZipFile(tmp_path / "pets.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in files.items():
             archive.writestr(name, data)
-    said = []
-    path = prepare("cats_vs_dogs", raw=tmp_path / "pets.zip", data_dir=tmp_path, report=said.append)
+    messages = []
+    path = prepare(
+        "cats_vs_dogs", raw=tmp_path / "pets.zip", data_dir=tmp_path, report=messages.append
+    )
     expected = {
         name: {
             "image": data,
@@ -139,8 +141,8 @@ def test_cats_vs_dogs(tmp_path):
         with Image.open(io.BytesIO(kept[example["image/filename"].decode()])) as image:
             assert np.array_equal(example["image"], np.asarray(image.convert("RGB")))
     assert features(path)["label"].names == ["cat", "dog"]
-    assert "skipped 4 damaged examples" in said
-    assert any("23,262" in sentence for sentence in said)
+    assert "skipped 4 damaged examples" in messages
+    assert any("23,262" in sentence for sentence in messages)
 
     write_folder(tmp_path / "extracted", files)
     again = prepare(
@@ -210,10 +212,10 @@ def test_what_is_there_stays_unless_it_is_to_be_replaced(tmp_path):
     path = prepare("mnist", raw=tmp_path / "raw", data_dir=tmp_path)
     before = contents(path)
     write_mnist(tmp_path / "raw")  # other digits
-    said = []
-    arguments = {"raw": tmp_path / "raw", "data_dir": tmp_path, "report": said.append}
+    messages = []
+    arguments = {"raw": tmp_path / "raw", "data_dir": tmp_path, "report": messages.append}
     assert prepare("mnist", **arguments) == path
-    assert said == [f"{path} is already prepared"]
+    assert messages == [f"{path} is already prepared"]
     assert contents(path) == before
     prepare("mnist", overwrite=True, **arguments)
     assert contents(path) != before

@@ -91,10 +91,10 @@ def test_several_columns_and_one_target(tmp_path):
 def test_a_bad_file_is_one_sentence(tmp_path, text, options, message):
     path = tmp_path / "bad.csv"
     path.write_text(text)
-    with pytest.raises(UserError, match=message) as said:
+    with pytest.raises(UserError, match=message) as caught:
         Series(str(path), **options).splits()
-    assert len(str(said.value).splitlines()) == 1
-    assert "bad.csv" in str(said.value)
+    assert len(str(caught.value).splitlines()) == 1
+    assert "bad.csv" in str(caught.value)
 
 
 @pytest.mark.parametrize(

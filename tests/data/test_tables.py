@@ -79,7 +79,7 @@ def test_a_text_file_is_read_in_order(tmp_path):
     ],
 )
 def test_a_mistake_is_one_sentence(tmp_path, build, text, message):
-    with pytest.raises(UserError, match=message) as said:
+    with pytest.raises(UserError, match=message) as caught:
         build(write(tmp_path, text)).splits()
-    assert len(str(said.value).splitlines()) == 1
-    assert "table.csv" in str(said.value)
+    assert len(str(caught.value).splitlines()) == 1
+    assert "table.csv" in str(caught.value)

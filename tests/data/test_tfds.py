@@ -264,14 +264,14 @@ def test_a_set_that_cannot_be_downloaded(tmp_path, monkeypatch):
     assert asked == [("food101", {"data_dir": tmp_path, "file_format": "array_record"})]
 
 
-@pytest.mark.parametrize("said", ["tfrecord", None])
-def test_a_set_prepared_as_tfrecord_gets_the_command_that_converts_it(root, tmp_path, said):
+@pytest.mark.parametrize("file_format", ["tfrecord", None])
+def test_a_set_prepared_as_tfrecord_gets_the_command_that_converts_it(root, tmp_path, file_format):
     place = tmp_path / "sets"
     shutil.copytree(root / "mnist", place / "mnist")
     path = place / "mnist/3.0.1/dataset_info.json"
     info = json.loads(path.read_text())
     assert info.pop("fileFormat") == "array_record"
-    path.write_text(json.dumps(info | ({"fileFormat": said} if said else {})))
+    path.write_text(json.dumps(info | ({"fileFormat": file_format} if file_format else {})))
     with pytest.raises(UserError) as caught:
         Splits(TFDS("mnist", data_dir=str(place)))
     sentence = str(caught.value)

@@ -12,7 +12,7 @@ from jdl.decoding import beam_search, generate, translate
 from jdl.decoding.cache import apply_with_cache, batch_axes, init_cache
 from jdl.errors import UserError
 from jdl.models import EncoderDecoder
-from tests.decoders import GREEDY, Says, drawn, gpt, telling
+from tests.language_models import GREEDY, TableModel, diversified, gpt, random_params
 
 
 def search(model, params, prompts, length, **options):
@@ -60,16 +60,16 @@ def best(score, size, length, end, alpha):
 @pytest.mark.parametrize(("scan", "alpha"), [(False, 0.0), (True, 1.0)])
 def test_a_wide_beam_finds_the_best_of_all_texts(scan, alpha):
     model = gpt(vocab_size=3, scan=scan)
-    params = drawn(model)
+    params = random_params(model)
     prompts, length = [[1, 2], [2, 0], [0, 1]], 4
     every = np.array(list(itertools.product(range(3), repeat=length)))
-    said = jax.jit(model.apply)
+    forward = jax.jit(model.apply)
     tokens, scores = search(
         model, params, prompts, length, eos_token_id=0, num_beams=3**length, alpha=alpha
     )
     for prompt, found, found_score in zip(prompts, tokens, scores, strict=True):
         given = np.concatenate([np.tile(prompt, (len(every), 1)), every], 1)
-        logs = said({"params": params}, jnp.asarray(given[:, :-1]))
+        logs = forward({"params": params}, jnp.asarray(given[:, :-1]))
         steps = np.take_along_axis(np.array(jax.nn.log_softmax(logs))[:, 1:], every[..., None], 2)[
             ..., 0
         ]
@@ -85,7 +85,7 @@ def test_a_wide_beam_finds_the_best_of_all_texts(scan, alpha):
 
 def test_one_beam_is_greedy():
     model = gpt()
-    params = drawn(model)
+    params = random_params(model)
     prompts = [[3, 1], [5, 9], [2, 6]]
     greedy = generate(model, params, prompts, 10, GREEDY)
     for end in (None, int(greedy[1, 3])):
@@ -97,7 +97,7 @@ def test_one_beam_is_greedy():
 def test_two_beams_find_what_greed_misses():
     # After 0, 1 is likelier than 2; but after 1 nothing is likely, and after 2 the end is.
     table = ((0.0, 0.55, 0.45, 0.0), (0.3, 0.4, 0.3, 0.0), (0.0, 0.05, 0.05, 0.9), (0, 0, 0, 1.0))
-    model = Says(table)
+    model = TableModel(table)
     greedy, chance = search(model, {}, [[0]], 2, eos_token_id=3, num_beams=1)
     assert (greedy.tolist(), chance[0]) == ([[1, 1]], pytest.approx(np.log(0.55 * 0.4)))
     found, chance = search(model, {}, [[0]], 2, eos_token_id=3, num_beams=2)
@@ -107,8 +107,8 @@ def test_two_beams_find_what_greed_misses():
 def test_the_length_penalty_is_that_of_the_paper():
     # To end at once has the probability 0.4, to end after three more 0.6 * 0.7 ** 2 = 0.294.
     table = ((0.0, 0.6, 0.4), (0.0, 0.7, 0.3), (0.0, 0.0, 1.0))
-    longer = Says(((0.0, 0.6, 0.4), (0.0, 0.98, 0.02), (0.0, 0.0, 1.0)))
-    short, score = search(Says(table), {}, [[0]], 3, eos_token_id=2, num_beams=2, alpha=0.0)
+    longer = TableModel(((0.0, 0.6, 0.4), (0.0, 0.98, 0.02), (0.0, 0.0, 1.0)))
+    short, score = search(TableModel(table), {}, [[0]], 3, eos_token_id=2, num_beams=2, alpha=0.0)
     assert short.tolist() == [[2, 2, 2]]
     assert score[0] == pytest.approx(np.log(0.4))
     found, score = search(longer, {}, [[0]], 3, eos_token_id=2, num_beams=2, alpha=1.0)
@@ -127,7 +127,7 @@ def translator(vocabulary=4):
         dropout_rate=0.0,
     )
     sources = jnp.array([[1, 2, 3, 3, 1], [3, 1, 2, 0, 0], [2, 2, 0, 0, 0]], jnp.int32)
-    return model, telling(drawn(model, sources, sources)), sources
+    return model, diversified(random_params(model, sources, sources)), sources
 
 
 def translated(model, params, sources, length, **options):
@@ -144,11 +144,14 @@ def test_a_wide_beam_finds_the_best_translation(alpha):
     model, params, sources = translator()
     length, begin, end = 3, 1, 2
     found = translated(model, params, sources, length, num_beams=4**length, alpha=alpha)
-    said, every = jax.jit(model.apply), np.array(list(itertools.product(range(4), repeat=length)))
+    forward, every = (
+        jax.jit(model.apply),
+        np.array(list(itertools.product(range(4), repeat=length))),
+    )
     for source, tokens in zip(sources, found, strict=True):
         given = np.concatenate([np.full((len(every), 1), begin), every[:, :-1]], 1)
         wide = jnp.tile(source, (len(every), 1))
-        logits = said({"params": params}, wide, jnp.asarray(given, jnp.int32))
+        logits = forward({"params": params}, wide, jnp.asarray(given, jnp.int32))
         steps = np.take_along_axis(np.array(jax.nn.log_softmax(logits)), every[..., None], 2)
         known = {
             tuple(text[:n]): row[:n, 0].sum()
@@ -180,7 +183,7 @@ def test_a_translation_depends_on_its_source_alone_and_not_on_padding():
 def test_what_cannot_be_is_refused_in_a_sentence(options, message):
     model = gpt()
     with pytest.raises(UserError, match=message):
-        search(model, drawn(model), [[1]], 3, **options)
+        search(model, random_params(model), [[1]], 3, **options)
 
 
 def test_targets_beyond_the_context_are_refused():

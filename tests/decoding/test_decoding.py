@@ -9,7 +9,7 @@ import pytest
 from jdl.decoding import Sampling, filter_logits, generate, sample, stream
 from jdl.errors import UserError
 from jdl.models import RecurrentLM
-from tests.decoders import CONTEXT, GREEDY, Says, drawn, gpt, telling
+from tests.language_models import CONTEXT, GREEDY, TableModel, diversified, gpt, random_params
 
 PROMPTS = [[3, 1, 4], [5], [9, 2, 6, 5, 8]]
 FORMS = {
@@ -26,12 +26,12 @@ FORMS = {
 
 def logits_of(model, params, context=CONTEXT):
     """A function of a text that gives the logits after it; compiled once, for a causal model."""
-    said = jax.jit(lambda tokens: model.apply({"params": params}, tokens))
+    forward = jax.jit(lambda tokens: model.apply({"params": params}, tokens))
 
     def logits(text):
         padded = np.zeros((1, context), np.int32)
         padded[0, : len(text)] = text
-        return said(padded)[0, len(text) - 1]
+        return forward(padded)[0, len(text) - 1]
 
     return logits
 
@@ -49,7 +49,7 @@ class Plain(nn.Module):
 @pytest.mark.parametrize("options", FORMS.values(), ids=FORMS)
 def test_cached_tokens_equal_uncached_ones(options):
     model = gpt(**options)
-    params = telling(drawn(model))
+    params = diversified(random_params(model))
     for sampling in (GREEDY, Sampling(temperature=1.5, top_k=8, top_p=0.95)):
         made = [
             generate(model, params, PROMPTS, 11, sampling, jax.random.key(3), use_cache=cached)
@@ -63,7 +63,7 @@ def test_cached_tokens_equal_uncached_ones(options):
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_a_recurrent_model_goes_on_from_its_state(cell):
     model = RecurrentLM(vocab_size=11, hidden_size=8, num_layers=2, cell=cell, dropout_rate=0.5)
-    params = drawn(model)
+    params = random_params(model)
     made = [generate(model, params, PROMPTS, 9, use_cache=cached) for cached in (True, False)]
     assert len(np.unique(made[0])) > 3
     np.testing.assert_array_equal(*made)
@@ -71,7 +71,7 @@ def test_a_recurrent_model_goes_on_from_its_state(cell):
 
 def test_greedy_tokens_are_the_argmax_of_what_the_model_says():
     for model in (gpt(), Plain()):
-        params = drawn(model)
+        params = random_params(model)
         logits = logits_of(model, params)
         made = generate(model, params, PROMPTS, 8, GREEDY)
         for prompt, row in zip(PROMPTS, made, strict=True):
@@ -83,7 +83,7 @@ def test_greedy_tokens_are_the_argmax_of_what_the_model_says():
 
 def test_a_row_does_not_depend_on_the_other_rows():
     model, key = gpt(), jax.random.key(5)
-    params = drawn(model)
+    params = random_params(model)
     together = generate(model, params, PROMPTS, 9, key=key)
     for others in ([], [[1, 2, 3, 4, 5, 6, 7]], [[7], [8, 8]]):
         found = generate(model, params, [PROMPTS[0], *others], 9, key=key)
@@ -121,7 +121,7 @@ def test_filters_equal_their_definition(temperature, top_k, top_p):
 
 def test_tokens_are_drawn_as_often_as_the_model_says():
     chances = (0.5, 0.25, 0.15, 0.1)
-    model, count = Says((chances,) * 4), 4000
+    model, count = TableModel((chances,) * 4), 4000
     made = generate(model, {}, [[0]] * count, 2, key=jax.random.key(1))
     for sampling, expected in (
         (Sampling(), chances),
@@ -143,7 +143,7 @@ def test_tokens_are_drawn_as_often_as_the_model_says():
 def test_a_row_that_has_ended_holds_the_end_and_the_others_go_on():
     after = {0: 1, 1: 2, 2: 3, 3: 0, 4: 4}
     table = tuple(tuple(float(after[i] == j) + 1e-9 for j in range(5)) for i in range(5))
-    model, prompts = Says(table), [[0], [4], [3, 3, 1]]
+    model, prompts = TableModel(table), [[0], [4], [3, 3, 1]]
     expected = [[1, 2, 3, 3, 3, 3], [4] * 6, [2, 3, 3, 3, 3, 3]]
     for cached in (True, False):
         found = generate(model, {}, prompts, 6, GREEDY, eos_token_id=3, use_cache=cached)
@@ -155,7 +155,7 @@ def test_a_row_that_has_ended_holds_the_end_and_the_others_go_on():
 
 def test_a_stream_gives_the_same_tokens_bit_by_bit():
     model, key = gpt(), jax.random.key(2)
-    params = drawn(model)
+    params = random_params(model)
     whole = generate(model, params, [[3, 1, 4]] * 2, 13, key=key)
     parts = list(stream(model, params, [3, 1, 4], 13, key=key, samples=2, chunk=5))
     assert [part.shape for part in parts] == [(2, 5), (2, 5), (2, 3)]
@@ -164,7 +164,7 @@ def test_a_stream_gives_the_same_tokens_bit_by_bit():
 
 def test_a_stream_goes_on_beyond_the_context_from_its_last_half():
     model = gpt(max_position_embeddings=8)
-    params = drawn(model)
+    params = random_params(model)
     logits = logits_of(model, params, 8)
     parts = list(stream(model, params, [3, 1, 4], 20, GREEDY, chunk=4))
     text, read_from = [3, 1, 4], 0
@@ -175,7 +175,7 @@ def test_a_stream_goes_on_beyond_the_context_from_its_last_half():
         text.append(int(token))
     assert len(text) == 23
     # No draw is made twice with one key.
-    chances = Says(((0.25,) * 4,) * 4)
+    chances = TableModel(((0.25,) * 4,) * 4)
     found = np.concatenate(list(stream(chances, {}, [0], 40, context_length=8, chunk=40)), 1)[0]
     assert (found[:5] != found[8:13]).any()
     assert (found[8:13] != found[13:18]).any()
@@ -188,7 +188,7 @@ def test_a_stream_goes_on_beyond_the_context_from_its_last_half():
 
 
 def test_tokens_beyond_the_size_are_never_drawn():
-    model = Says(((0.01, 0.01, 0.98),) * 3)
+    model = TableModel(((0.01, 0.01, 0.98),) * 3)
     found = np.concatenate(list(stream(model, {}, [0], 50, vocab_size=2)), 1)
     assert set(np.unique(found)) == {0, 1}
 

@@ -78,7 +78,7 @@ class _Watch(Callback):
 
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory):
-    """18 steps with every hook that shows something; what was called and what was said."""
+    """18 steps with every hook that shows something; calls and output."""
     workdir = tmp_path_factory.mktemp("watched") / "run"
     hooks = (
         Progress(),
@@ -92,7 +92,7 @@ def watched(tmp_path_factory):
     experiment = make_experiment(
         *hooks, steps=18, runtime=jdl.Runtime(log_every=5), strategy=Spied()
     )
-    said, pipeline, score = io.StringIO(), Splits.pipeline, Run.evaluate_with_host_metrics
+    output, pipeline, score = io.StringIO(), Splits.pipeline, Run.evaluate_with_host_metrics
 
     def spied_pipeline(self, name):
         CALLS.append(("open", name))
@@ -103,11 +103,11 @@ def watched(tmp_path_factory):
         return score(self, split, state)
 
     CALLS.clear()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(output):
         patch.setattr(Splits, "pipeline", spied_pipeline)
         patch.setattr(Run, "evaluate_with_host_metrics", spied_score)
         run = jdl.train(experiment, workdir)
-    return run, workdir, list(CALLS), said.getvalue()
+    return run, workdir, list(CALLS), output.getvalue()
 
 
 def score(run, workdir, step, split):
@@ -185,12 +185,12 @@ def test_the_test_split_is_read_once_and_at_the_end(watched):
 
 
 def test_progress_says_loss_rates_time_left_and_compile_time(watched):
-    _, workdir, _, said = watched
+    _, workdir, _, output = watched
     pattern = (
         r"step (\d+)/18  train .*loss (\S+).*  (\d+) steps/s (\d+) items/s  "
         r"(\d+) s left \(compiled in (\S+) s\)"
     )
-    lines = re.findall(pattern, said)
+    lines = re.findall(pattern, output)
     rows = read_rows(workdir, "train")
     assert [int(line[0]) for line in lines] == [row["step"] for row in rows] == [5, 10, 15, 18]
     for line, row in zip(lines, rows, strict=True):
@@ -202,8 +202,8 @@ def test_progress_says_loss_rates_time_left_and_compile_time(watched):
         assert int(line[4]) == pytest.approx((18 - row["step"]) * mean, abs=0.6)
         assert float(line[5]) == pytest.approx(timing["compile_seconds"], abs=0.06)
         assert 0 < timing["training_seconds"] < timing["seconds"]
-    assert len(re.findall(r"step \d+/18  validation .*loss", said)) == 5
-    assert "\x1b" not in said, "plain lines where there is no terminal"
+    assert len(re.findall(r"step \d+/18  validation .*loss", output)) == 5
+    assert "\x1b" not in output, "plain lines where there is no terminal"
 
 
 def tensorboard(workdir):

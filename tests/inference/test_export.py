@@ -87,12 +87,12 @@ def trained_on(model, task, arrays, tmp_path):
     return jdl.train(experiment, tmp_path / "run")
 
 
-@pytest.mark.parametrize(("model", "task", "arrays", "said"), CASES.values(), ids=CASES)
-def test_the_prediction_is_exported_with_all_that_it_takes(model, task, arrays, said, tmp_path):
+@pytest.mark.parametrize(("model", "task", "arrays", "expected"), CASES.values(), ids=CASES)
+def test_the_prediction_is_exported_with_all_that_it_takes(model, task, arrays, expected, tmp_path):
     run = trained_on(model, task, arrays, tmp_path)
     write_export(tmp_path / "file", export_prediction(run))
     function = jax.export.deserialize(bytearray((tmp_path / "file").read_bytes()))
-    assert signature(function) == said
+    assert signature(function) == expected
     for rows in (1, 6):
         given = {task.inputs: arrays[task.inputs][:rows]}
         np.testing.assert_allclose(

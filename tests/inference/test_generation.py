@@ -212,9 +212,9 @@ def test_a_recurrent_model_writes_on_data_in_streams(tmp_path, strategy, carry):
     greedy = Sampling(temperature=0.0)
     found = "".join(piece[0] for piece in generate(run, tokenizer, "ab", 12, greedy))
     params = jax.device_get(run.gather_state().params)
-    known, said = tokenizer.encode("ab"), jax.jit(model.apply)
+    known, forward = tokenizer.encode("ab"), jax.jit(model.apply)
     for _ in range(12):
-        logits = said({"params": params}, jnp.array([known + [0] * (14 - len(known))]))
+        logits = forward({"params": params}, jnp.array([known + [0] * (14 - len(known))]))
         known.append(int(logits[0, len(known) - 1].argmax()))
     assert found == tokenizer.decode(known)[2:]
 

@@ -333,12 +333,15 @@ def test_what_cannot_be_predicted_from_files_says_so(command, clouds, tmp_path):
 
 def test_what_a_task_says_of_a_prediction():
     shares = np.array([0.1, 0.7, 0.2], np.float32)
-    said = {"probability": 0.7, "probabilities": [0.1, 0.7, 0.2]}
+    probabilities = {"probability": 0.7, "probabilities": [0.1, 0.7, 0.2]}
     assert Classification().format_prediction(shares, ("a", "b", "c")) == {
         "prediction": "b",
-        **said,
+        **probabilities,
     }
-    assert Classification().format_prediction(shares, ("a", "b")) == {"prediction": 1, **said}
+    assert Classification().format_prediction(shares, ("a", "b")) == {
+        "prediction": 1,
+        **probabilities,
+    }
     share = np.float32(0.2)
     assert BinaryClassification().format_prediction(share, ()) == {
         "prediction": 0,

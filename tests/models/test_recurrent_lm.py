@@ -27,7 +27,7 @@ from jdl.step import update
 from jdl.tasks import LanguageModeling
 from jdl.trainer.run import Run
 from tests import kill_resume
-from tests.breaks import Break, Killed, broken
+from tests.interruptions import InterruptAt, Killed, interrupt_at
 
 SMALL = {"vocab_size": 9, "hidden_size": 6, "num_layers": 2}
 
@@ -302,14 +302,14 @@ def test_strategies_carry_the_same_states(tmp_path):
 
 
 def test_a_broken_run_ends_as_one_that_never_was(tmp_path):
-    hooks = (Break(), Evaluate(every=3), Checkpoint(every=4), Break())
+    hooks = (InterruptAt(), Evaluate(every=3), Checkpoint(every=4), InterruptAt())
     model = RecurrentLM(**SMALL, dropout_rate=0.2)
     whole = experiment(model=model, hooks=hooks, steps=14, runtime=jdl.Runtime(log_every=5))
     jdl.train(whole, tmp_path / "whole")
     with pytest.raises(Killed):
-        jdl.train(broken(whole, 7), tmp_path / "broken")
+        jdl.train(interrupt_at(whole, 7), tmp_path / "broken")
     with pytest.raises(SystemExit):
-        jdl.train(broken(whole, 9, signal.SIGTERM), tmp_path / "broken")
+        jdl.train(interrupt_at(whole, 9, signal.SIGTERM), tmp_path / "broken")
     run = jdl.train(whole, tmp_path / "broken")
     assert kill_resume.differences(tmp_path / "whole", tmp_path / "broken") == []
     assert all(np.any(leaf) for leaf in jax.tree.leaves(run.state.collections[CARRY]))

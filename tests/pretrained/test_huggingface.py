@@ -100,8 +100,8 @@ def test_a_model_of_ours_has_the_same_outputs_there(model, peers, tmp_path):
     params = made(model)
     save(model, params, tmp_path)
     (name,) = json.loads((tmp_path / "config.json").read_text())["architectures"]
-    found, said = getattr(peers[1], name).from_pretrained(tmp_path, output_loading_info=True)
-    assert not any(said.values()), "nothing is missing, unknown or of another shape"
+    found, info = getattr(peers[1], name).from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values()), "nothing is missing, unknown or of another shape"
     expected = outputs(model, params)
     assert np.std(expected) > 0.1
     np.testing.assert_allclose(their_outputs(peers, found.eval()), expected, atol=1e-4)

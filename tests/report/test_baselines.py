@@ -82,8 +82,8 @@ def test_which_words_occur():
     vectorizer = CountVectorizer(binary=True, vocabulary=known[2:], token_pattern=r"\S+")
 
     def features(tokens):
-        said = [" ".join(known[token] for token in text if token > 1) for text in tokens]
-        return vectorizer.transform(said)
+        notes = [" ".join(known[token] for token in text if token > 1) for text in tokens]
+        return vectorizer.transform(notes)
 
     train, test = parts["train"], parts["test"]
     model = LogisticRegression(max_iter=200).fit(features(train["tokens"]), train["label"])
@@ -152,11 +152,11 @@ def test_examples_are_taken_evenly(count, limit):
 
 def test_a_sample_says_what_it_left_out(tmp_path):
     run = opened(jdl.Experiment.task, Digits(), MLP(), tmp_path)
-    images, labels, said = sample(run, "train", 100)
+    images, labels, notes = sample(run, "train", 100)
     arrays = run.data.pipeline("train").arrays
     np.testing.assert_array_equal(images, arrays["image"][baselines.evenly(1294, 100)])
     assert len(labels) == 100
-    assert said == ["100 of 1,294 train examples"]
+    assert notes == ["100 of 1,294 train examples"]
     assert sample(run, "test", 1000)[2] == []
 
 

@@ -9,7 +9,7 @@ import pytest
 from jdl.cli.main import main
 from jdl.report import comparison
 from jdl.report.comparison import Entry, read_entry
-from tests.clouds import FLAGS, contents, read
+from tests.experiment_source import FLAGS, contents, read
 
 
 @pytest.fixture(scope="module")
@@ -118,9 +118,9 @@ def test_the_training_loss_is_drawn_where_one_was_not_validated():
 
 def test_no_metric_in_common_is_said(command, folder, tmp_path):
     shutil.copytree(folder / "a", tmp_path / "other")
-    told = read(tmp_path / "other/experiment.json")
-    told["fields"]["task"] = "forecast"
-    (tmp_path / "other/experiment.json").write_text(json.dumps(told))
+    recorded = read(tmp_path / "other/experiment.json")
+    recorded["fields"]["task"] = "forecast"
+    (tmp_path / "other/experiment.json").write_text(json.dumps(recorded))
     result = read(tmp_path / "other/result.json")
     result["metrics"] = {"test": {"loss": 1.0, "rmse": 2.0}}
     (tmp_path / "other/result.json").write_text(json.dumps(result))

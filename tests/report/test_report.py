@@ -21,8 +21,8 @@ from jdl.report.baselines import Baseline
 from jdl.report.classification import Predictions
 from jdl.report.learning_curves import curves, verdict
 from jdl.tasks import BinaryClassification
-from tests.breaks import Killed, broken, make_experiment
-from tests.clouds import CLOUDS, contents, read
+from tests.experiment_source import SOURCE, contents, read
+from tests.interruptions import Killed, interrupt_at, make_experiment
 
 
 def rows(train, validation):
@@ -204,7 +204,7 @@ class Reader(html.parser.HTMLParser):
 
 @pytest.fixture(scope="module")
 def reported(trained, tmp_path_factory):
-    """A report of the run of `tests.clouds`, written elsewhere."""
+    """A report of the run of `tests.experiment_source`, written elsewhere."""
     from jdl.cli.main import main
 
     out = tmp_path_factory.mktemp("reports") / "here"
@@ -226,7 +226,7 @@ def test_the_page_stands_alone(reported):
 def test_the_page_says_what_the_run_says(reported, trained):
     text = Reader((reported / "index.html").read_text()).text
     result = read(trained / "result.json")
-    assert "Two clouds of points, told apart by a small network." in text
+    assert "Two clouds of points, classified by a small network." in text
     for scores in result["metrics"].values():
         assert all(f"{value:.4f}" in text for value in scores.values())
     for part in (
@@ -268,7 +268,7 @@ def test_a_run_of_an_older_version_is_reported(command, run):
 
 def test_names_are_not_taken_for_html(command, run):
     hostile = "<script>alert('x')</script> & <b>"
-    (run / "mine.py").write_text(CLOUDS.replace("Two clouds", hostile))
+    (run / "mine.py").write_text(SOURCE.replace("Two clouds", hostile))
     for name in ("experiment.json", "result.json"):
         recorded = read(run / name)
         (run / name).write_text(json.dumps({**recorded, "experiment": hostile}))
@@ -292,7 +292,7 @@ def test_a_file_of_one_s_own_is_used_instead(command, run, tmp_path):
     code, out, err = command("report", run)
     assert (code, out) == (2, "")
     assert "--experiment" in err
-    (tmp_path / "mine.py").write_text(CLOUDS)
+    (tmp_path / "mine.py").write_text(SOURCE)
     assert command("report", run, "--experiment", tmp_path / "mine.py")[0] == 0
 
 
@@ -425,7 +425,7 @@ def test_a_run_broken_off_can_be_looked_at(tmp_path):
     from jdl.report.run_baselines import held_out
 
     with pytest.raises(Killed):
-        jdl.train(broken(make_experiment(), 9), tmp_path / "run")
+        jdl.train(interrupt_at(make_experiment(), 9), tmp_path / "run")
     run = jdl.open_run(tmp_path / "run", make_experiment())
     predictions = classification.predict_held_out(run)
     assert held_out(run) == predictions.split == "validation"

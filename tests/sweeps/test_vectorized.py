@@ -26,7 +26,7 @@ from jdl.sweeps.seeds import train_seeds
 from jdl.tasks import Classification
 from jdl.trainer.interrupt import Interrupted
 from jdl.trainer.run import Run
-from tests.breaks import Break, Net
+from tests.interruptions import InterruptAt, Net
 
 RNG = np.random.default_rng(0)
 LABEL = RNG.integers(0, 3, 80)
@@ -61,7 +61,7 @@ def experiment(**changes):
 
 def trained(workdir, points, vectorize="always", breaks=None, **changes):
     """The outcomes of runs at some points of an experiment, and the printed lines."""
-    said, outcomes = [], {}
+    lines, outcomes = [], {}
     jobs = [
         Job(
             experiment=jdl.override(experiment(**changes), point),
@@ -75,8 +75,8 @@ def trained(workdir, points, vectorize="always", breaks=None, **changes):
         outcomes[place] = outcome
         return True
 
-    train_jobs(jobs, vectorize, tell, notify=said.append)
-    return [outcomes[place] for place in range(len(points))], said
+    train_jobs(jobs, vectorize, tell, notify=lines.append)
+    return [outcomes[place] for place in range(len(points))], lines
 
 
 def rows(workdir, split="train"):
@@ -117,7 +117,7 @@ def plain(tmp_path_factory):
 
 @pytest.mark.parametrize("strategy", [Single(), DataParallel()], ids=["one device", "two devices"])
 def test_losses_and_scores_are_those_of_runs_alone(strategy, alone, tmp_path):
-    runs, said = trained(tmp_path, POINTS, steps=100, strategy=strategy)
+    runs, lines = trained(tmp_path, POINTS, steps=100, strategy=strategy)
     workdir, expected = alone
     for place, (run, other) in enumerate(zip(runs, expected, strict=True)):
         found, wanted = losses(tmp_path / str(place)), losses(workdir / str(place))
@@ -125,7 +125,7 @@ def test_losses_and_scores_are_those_of_runs_alone(strategy, alone, tmp_path):
         np.testing.assert_allclose(found, wanted, atol=1e-5)
         within_one_example(run, other)
     assert len({tuple(losses(tmp_path / str(place)).tolist()) for place in range(3)}) == 3
-    assert said == []
+    assert lines == []
 
 
 def test_a_member_has_the_directory_of_a_run_alone_and_goes_on_alone(alone, plain, tmp_path):
@@ -166,7 +166,7 @@ def test_whatever_the_experiment_members_are_as_alone(seeds, changes, tmp_path):
 
 def test_interrupted_together_all_save_and_go_on_together(plain, tmp_path):
     with pytest.raises(Interrupted):
-        trained(tmp_path / "broken", POINTS, breaks=Break(at=13, how=signal.SIGTERM))
+        trained(tmp_path / "broken", POINTS, breaks=InterruptAt(at=13, how=signal.SIGTERM))
     saved = [newest(tmp_path / "broken" / str(place)) for place in range(3)]
     assert saved[0] == saved[1] == saved[2]
     assert 13 <= saved[0] < 20
@@ -178,7 +178,7 @@ def test_interrupted_together_all_save_and_go_on_together(plain, tmp_path):
 
 def test_one_that_was_left_behind_is_brought_to_the_others(plain, tmp_path):
     with pytest.raises(Interrupted):
-        trained(tmp_path / "broken", POINTS, breaks=Break(at=13, how=signal.SIGTERM))
+        trained(tmp_path / "broken", POINTS, breaks=InterruptAt(at=13, how=signal.SIGTERM))
     for newer in (tmp_path / "broken" / "1" / "checkpoints").glob("1[1-9].*"):
         shutil.rmtree(newer)
     again, _ = trained(tmp_path / "broken", POINTS)
@@ -240,8 +240,8 @@ def test_what_cannot_be_vectorized_is_named_and_auto_does_without(
     with pytest.raises(UserError, match=message):
         trained(tmp_path / "always", points, steps=2, **changes)
     assert not (tmp_path / "always").exists()
-    runs, (said,) = trained(tmp_path / "auto", points, "auto", steps=2, **changes)
-    assert "trained sequentially: " in said
+    runs, (line,) = trained(tmp_path / "auto", points, "auto", steps=2, **changes)
+    assert "trained sequentially: " in line
     assert all(run.result["step"] == 2 for run in runs)
 
 
@@ -257,8 +257,8 @@ def test_auto_takes_the_faster_way_and_says_so(rates, way, tmp_path, monkeypatch
 
     monkeypatch.setattr(jobs_module, "_benchmark", known)
     monkeypatch.setattr(jobs_module, "BENCHMARK_SECONDS", 0.0)
-    _, (said,) = trained(tmp_path, [{"seed": 0}, {"seed": 1}], "auto", steps=2)
-    assert f"2 runs are trained {way}" in said
+    _, (line,) = trained(tmp_path, [{"seed": 0}, {"seed": 1}], "auto", steps=2)
+    assert f"2 runs are trained {way}" in line
     environment = json.loads((tmp_path / "0/environment.json").read_text())
     assert ("vectorized_runs" in environment["devices"]) == (way == "vectorized")
     assert len(measured) == 1

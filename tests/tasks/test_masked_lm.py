@@ -65,25 +65,25 @@ def test_what_is_hidden_can_be_put_back_and_is_as_much_as_asked_for(share):
     ):
         assert len(set(places)) == count
         np.testing.assert_array_equal(before[places], targets)
-        told = places[weights > 0]
-        assert (before[told] >= 4).all()
-        others = np.setdiff1d(np.arange(LENGTH), told)
+        chosen = places[weights > 0]
+        assert (before[chosen] >= 4).all()
+        others = np.setdiff1d(np.arange(LENGTH), chosen)
         np.testing.assert_array_equal(after[others], before[others])
 
 
 def test_eighty_ten_ten():
     tokens = rows(4000, shortest=LENGTH - 1)
     found = hidden(tokens, keys(4000))
-    told = found["weights"] > 0
-    shown = np.take_along_axis(found["tokens"], found["mlm_positions"], 1)[told]
-    was = found["targets"][told]
+    chosen = found["weights"] > 0
+    shown = np.take_along_axis(found["tokens"], found["mlm_positions"], 1)[chosen]
+    was = found["targets"][chosen]
     assert len(shown) == 4000 * 3
     other = shown[(shown != MASK) & (shown != was)]
     assert (shown == MASK).mean() == pytest.approx(0.8, abs=0.015)
     assert (shown == was).mean() == pytest.approx(0.1 + 0.1 / (SIZE - 4), abs=0.01)
     assert other.min() >= 4
     assert other.max() < SIZE
-    places = np.bincount(found["mlm_positions"][told], minlength=LENGTH) / 12_000
+    places = np.bincount(found["mlm_positions"][chosen], minlength=LENGTH) / 12_000
     assert places[0] == 0
     np.testing.assert_allclose(places[1:], 1 / 23, atol=0.01)
 
@@ -141,17 +141,17 @@ def test_the_loss_is_that_of_the_hidden_tokens_alone():
     batch = {**hidden(rows(6)), "mask": mask}
     state = begun(model, task, jax.tree.map(jnp.asarray, batch))
     chances = np.asarray(jax.jit(lambda b: task.predict(model, state, b))(batch))
-    told = (batch["weights"] > 0) & mask[:, None]
-    losses = -np.log(np.take_along_axis(chances, batch["targets"][..., None], 2)[..., 0])[told]
+    chosen = (batch["weights"] > 0) & mask[:, None]
+    losses = -np.log(np.take_along_axis(chances, batch["targets"][..., None], 2)[..., 0])[chosen]
     metrics = jax.jit(lambda b: task.evaluate(model, state, b))(batch)
-    assert metrics["loss"].count == told.sum() > 5
+    assert metrics["loss"].count == chosen.sum() > 5
     assert metrics["loss"].compute() == pytest.approx(losses.mean(), rel=1e-5)
     assert metrics["perplexity"].compute() == pytest.approx(np.exp(losses.mean()), rel=1e-5)
-    right = (chances.argmax(-1) == batch["targets"])[told].mean()
+    right = (chances.argmax(-1) == batch["targets"])[chosen].mean()
     assert metrics["accuracy"].compute() == pytest.approx(right)
     key = jax.random.key(0)
     total, weight, _, _ = jax.jit(lambda b: task.loss(model, state.params, state, b, key))(batch)
-    assert weight == told.sum()
+    assert weight == chosen.sum()
     assert total == pytest.approx(losses.sum(), rel=1e-4)
 
 

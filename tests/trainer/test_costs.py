@@ -10,7 +10,7 @@ import pytest
 import jdl
 from jdl.trainer import record
 from jdl.trainer.run import Run
-from tests.breaks import Killed, broken, make_experiment
+from tests.interruptions import Killed, interrupt_at, make_experiment
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def test_waiting_for_slow_input_is_counted(slow, plain, tmp_path, together):
 
 def test_waiting_goes_on_where_it_stood(slow, tmp_path):
     with pytest.raises(Killed):
-        jdl.train(broken(make_experiment(), 9), tmp_path / "run")
+        jdl.train(interrupt_at(make_experiment(), 9), tmp_path / "run")
     (meta,) = (tmp_path / "run/checkpoints").glob("8.*/meta.json")
     assert json.loads(meta.read_text())["input_seconds"] > 8 * 0.02
     result = jdl.train(make_experiment(), tmp_path / "run").result
@@ -68,8 +68,8 @@ class Device:
 
 
 def test_memory_is_that_of_the_fullest_device_or_of_the_process():
-    told = [Device({"peak_bytes_in_use": size}) for size in (5, 7, 6)]
-    assert record.peak_bytes(told) == 7
+    local = [Device({"peak_bytes_in_use": size}) for size in (5, 7, 6)]
+    assert record.peak_bytes(local) == 7
     least = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     for silent in ([], [Device(None)], [Device({})], jax.devices()):
         assert least <= record.peak_bytes(silent) < 2**40

@@ -178,7 +178,7 @@ class Command:
             stderr=subprocess.STDOUT,
             text=True,
         )
-        self.said = ""
+        self.output = ""
 
     def __enter__(self):
         return self
@@ -192,10 +192,10 @@ class Command:
     def wait_until_it_says(self, word):
         assert self.process.stdout is not None
         for line in self.process.stdout:
-            self.said += line
+            self.output += line
             if line == f"{word}\n":
                 return
-        pytest.fail(f"it ended too early: {self.said}")
+        pytest.fail(f"it ended too early: {self.output}")
 
     def wait_until_it_maps(self, library):
         while self.process.poll() is None:
@@ -210,7 +210,7 @@ class Command:
         self.go.touch()
         code = self.process.wait(timeout=600)
         assert self.process.stdout is not None
-        self.said += self.process.stdout.read()
+        self.output += self.process.stdout.read()
         return code
 
 
@@ -226,15 +226,15 @@ def test_it_saves_exits_and_goes_on_exactly(place, number, file, whole, tmp_path
     with Command(file, tmp_path / "run", place) as command:
         command.wait_until_it_says("ready")
         code = command.end(number)
-    assert code == 75, command.said
-    assert "Traceback" not in command.said
+    assert code == 75, command.output
+    assert "Traceback" not in command.output
     saved = kill_resume.checkpoints(tmp_path / "run")[-1]
     if place == "training":
         assert 9 < saved < 24
         assert saved == last_row(tmp_path / "run"), "no step was lost"
     else:
         assert saved == 7, "at the step that was being evaluated"
-    assert f"saved at step {saved}" in command.said
+    assert f"saved at step {saved}" in command.output
     assert main(["train", str(file), "--workdir", str(tmp_path / "run")]) == 0
     assert f"resuming from step {saved} of 24" in capsys.readouterr().out
     assert kill_resume.differences(whole, tmp_path / "run") == []
@@ -245,8 +245,8 @@ def test_while_it_imports(number, file, tmp_path):
     with Command(file, tmp_path / "run", "load") as command:
         command.wait_until_it_maps("jaxlib")
         code = command.end(number)
-    assert code == 75, command.said
-    assert "Traceback" not in command.said
+    assert code == 75, command.output
+    assert "Traceback" not in command.output
 
 
 @pytest.mark.parametrize(
@@ -261,8 +261,8 @@ def test_while_it_starts_up(place, number, file, tmp_path):
     with Command(file, tmp_path / "run", place) as command:
         command.wait_until_it_says("ready")
         code = command.end(number)
-    assert code == 75, command.said
-    assert "Traceback" not in command.said
+    assert code == 75, command.output
+    assert "Traceback" not in command.output
 
 
 @pytest.mark.parametrize("place", ["hook", "step"])
@@ -272,8 +272,8 @@ def test_a_second_signal_ends_it_at_once(place, file, tmp_path):
         command.process.send_signal(signal.SIGINT)
         command.wait_until_it_says("noticed")
         code = command.end(signal.SIGINT)
-    assert code == 75, command.said
-    assert "Traceback" not in command.said
+    assert code == 75, command.output
+    assert "Traceback" not in command.output
 
 
 STUCK = """

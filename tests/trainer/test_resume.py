@@ -17,7 +17,7 @@ from jdl.data import RandomCrop, Scale
 from jdl.hooks import Callback, Checkpoint, EarlyStopping, Evaluate, Hook
 from jdl.optimizers import SGD, Adam, Cosine, ReduceOnPlateau
 from tests import kill_resume
-from tests.breaks import Break, Killed, Net, broken, make_experiment
+from tests.interruptions import InterruptAt, Killed, Net, interrupt_at, make_experiment
 from tests.runs import Scored
 
 
@@ -26,11 +26,11 @@ def train_broken(experiment, workdir, *breaks, **options):
     for i, at in enumerate(breaks):
         if i % 2:
             with pytest.raises(SystemExit) as ended:
-                jdl.train(broken(experiment, at, signal.SIGTERM, **options), workdir)
+                jdl.train(interrupt_at(experiment, at, signal.SIGTERM, **options), workdir)
             assert ended.value.code == 75
         else:
             with pytest.raises(Killed):
-                jdl.train(broken(experiment, at, **options), workdir)
+                jdl.train(interrupt_at(experiment, at, **options), workdir)
     return jdl.train(experiment, workdir)
 
 
@@ -94,7 +94,7 @@ def test_broken_before_the_first_save_it_starts_over(plain, tmp_path):
 def test_a_signal_loses_no_step(at, plain, tmp_path):
     experiment = make_experiment()
     with pytest.raises(SystemExit) as ended:
-        jdl.train(broken(experiment, at, signal.SIGINT), tmp_path / "run")
+        jdl.train(interrupt_at(experiment, at, signal.SIGINT), tmp_path / "run")
     assert ended.value.code == 75
     assert at <= kill_resume.checkpoints(tmp_path / "run")[-1] <= at + 1
     jdl.train(experiment, tmp_path / "run")
@@ -149,7 +149,7 @@ class _Listing(Callback):
 def test_an_event_that_an_evaluation_was_cut_short_in_is_delivered_again(changes, plain, tmp_path):
     experiment = make_experiment(**changes)
     with pytest.raises(SystemExit):
-        jdl.train(broken(experiment, 12, signal.SIGTERM, True, True), tmp_path / "run")
+        jdl.train(interrupt_at(experiment, 12, signal.SIGTERM, True, True), tmp_path / "run")
     newest = kill_resume.newest(tmp_path / "run")
     assert json.loads((newest / "meta.json").read_text())["pending"] is not None
     assert kill_resume.checkpoints(tmp_path / "run")[-1] == 12
@@ -164,16 +164,16 @@ def test_an_event_that_an_evaluation_was_cut_short_in_is_delivered_again(changes
 
 def test_hooks_are_told_the_same_after_a_break(tmp_path):
     def make(seen, at=0):
-        hooks = (Break(at=at, how=signal.SIGTERM, due=True), Evaluate(every=3), seen)
+        hooks = (InterruptAt(at=at, how=signal.SIGTERM, due=True), Evaluate(every=3), seen)
         # Sums over 7 examples: their means show whether they were kept in float32.
         return dataclasses.replace(make_experiment(), hooks=hooks, batch_size=7)
 
-    whole, told = Seen(), Seen()
+    whole, resumed = Seen(), Seen()
     jdl.train(make(whole), tmp_path / "whole")
     with pytest.raises(SystemExit):
-        jdl.train(make(told, 6), tmp_path / "run")
-    jdl.train(make(told), tmp_path / "run")
-    assert told.steps == whole.steps
+        jdl.train(make(resumed, 6), tmp_path / "run")
+    jdl.train(make(resumed), tmp_path / "run")
+    assert resumed.steps == whole.steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,24 +215,24 @@ def test_a_hook_stops_the_run_at_the_same_step_after_a_break(tmp_path):
     whole = outcome(experiment)
     shutil.rmtree(tmp_path / "run")
     with pytest.raises(SystemExit):
-        jdl.train(broken(experiment, 3, signal.SIGTERM), tmp_path / "run")
+        jdl.train(interrupt_at(experiment, 3, signal.SIGTERM), tmp_path / "run")
     assert outcome(experiment) == whole
     shutil.rmtree(tmp_path / "run")
     with contextlib.suppress(SystemExit, UserError):
-        jdl.train(broken(experiment, 4, signal.SIGTERM), tmp_path / "run")
+        jdl.train(interrupt_at(experiment, 4, signal.SIGTERM), tmp_path / "run")
     assert outcome(experiment) == whole
 
 
 def test_a_damaged_newest_checkpoint_costs_steps_and_nothing_else(plain, tmp_path, capsys):
     with pytest.raises(Killed):
-        jdl.train(broken(make_experiment(), 13), tmp_path / "run")
+        jdl.train(interrupt_at(make_experiment(), 13), tmp_path / "run")
     assert kill_resume.checkpoints(tmp_path / "run") == [8, 12]
     victim = max((kill_resume.newest(tmp_path / "run") / "state" / "d").iterdir())
     victim.write_bytes(victim.read_bytes()[:-3])
     jdl.train(make_experiment(), tmp_path / "run")
-    said = capsys.readouterr().out
-    assert f"12.0 is damaged, trying the one before: state/d/{victim.name}" in said
-    assert "resuming from step 8 of 14" in said
+    output = capsys.readouterr().out
+    assert f"12.0 is damaged, trying the one before: state/d/{victim.name}" in output
+    assert "resuming from step 8 of 14" in output
     assert kill_resume.differences(plain, tmp_path / "run") == []
 
 

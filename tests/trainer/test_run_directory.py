@@ -20,7 +20,7 @@ from jdl.hooks import Callback, Evaluate, Hook
 from jdl.optimizers import SGD, Adam, Constant
 from jdl.parallel import DataParallel
 from tests import kill_resume
-from tests.breaks import Killed, Net, broken, make_arrays, make_experiment
+from tests.interruptions import Killed, Net, interrupt_at, make_arrays, make_experiment
 from tests.runs import Scored
 
 
@@ -29,7 +29,7 @@ def interrupted(tmp_path_factory):
     """A run broken off at step 5."""
     workdir = tmp_path_factory.mktemp("interrupted") / "run"
     with pytest.raises(Killed):
-        jdl.train(broken(make_experiment(), 5), workdir)
+        jdl.train(interrupt_at(make_experiment(), 5), workdir)
     return workdir
 
 
@@ -85,7 +85,7 @@ def test_more_epochs_go_on_and_fewer_are_refused(tmp_path):
 
 def test_strategy_and_hooks_may_change(plain, tmp_path):
     with pytest.raises(Killed):
-        jdl.train(broken(make_experiment(), 9), tmp_path / "run")
+        jdl.train(interrupt_at(make_experiment(), 9), tmp_path / "run")
     other = make_experiment(strategy=DataParallel(), hooks=(Evaluate(every=7),))
     run = jdl.train(other, tmp_path / "run")
     rows = kill_resume.rows(tmp_path / "run")
@@ -118,7 +118,7 @@ def test_data_that_changed_since_are_refused(tmp_path):
     stored = Stored(path=str(tmp_path / "data.npz"), device_transforms=(Scale(divisor=16.0),))
     experiment = dataclasses.replace(make_experiment(), data=stored)
     with pytest.raises(Killed):
-        jdl.train(broken(experiment, 5), tmp_path / "run")
+        jdl.train(interrupt_at(experiment, 5), tmp_path / "run")
     arrays = make_arrays()
     arrays["image"][3, 0, 0, 0] ^= 1
     np.savez(tmp_path / "data.npz", **arrays)
@@ -142,7 +142,7 @@ def test_a_resumed_run_may_change_its_runtime(runtime, tmp_path):
     experiment = make_experiment(data={"pipeline": "grain"})
     whole = jdl.train(experiment, tmp_path / "whole")
     with pytest.raises(Killed):
-        jdl.train(broken(experiment, 9), tmp_path / "run")
+        jdl.train(interrupt_at(experiment, 9), tmp_path / "run")
     changed = dataclasses.replace(experiment.runtime, **runtime)
     run = jdl.train(dataclasses.replace(experiment, runtime=changed), tmp_path / "run")
     assert run.result["params_sha256"] == whole.result["params_sha256"]
@@ -161,7 +161,7 @@ def test_a_training_row_after_a_change_of_interval_covers_all_steps_since_the_la
     every = jdl.Runtime(log_every=1)
     jdl.train(make_experiment(runtime=every), tmp_path / "whole")
     with pytest.raises(Killed):
-        jdl.train(broken(make_experiment(), 9), tmp_path / "run")
+        jdl.train(interrupt_at(make_experiment(), 9), tmp_path / "run")
     jdl.train(make_experiment(runtime=jdl.Runtime(log_every=3)), tmp_path / "run")
     each = losses(tmp_path / "whole")
     expected = np.mean([each[step] for step in (6, 7, 8, 9)])
@@ -175,7 +175,7 @@ def stored(tmp_path):
     data = Stored(path=str(tmp_path / "data.npz"), device_transforms=(Scale(divisor=16.0),))
     experiment = dataclasses.replace(make_experiment(), data=data)
     with pytest.raises(Killed):
-        jdl.train(broken(experiment, 5), tmp_path / "run")
+        jdl.train(interrupt_at(experiment, 5), tmp_path / "run")
     return experiment
 
 
@@ -235,7 +235,9 @@ def test_open_run_refuses_other_settings_by_name(changes, named, plain):
 
 def test_open_run_reads_the_experiment_of_the_directory(plain, tmp_path):
     path = tmp_path / "own.py"
-    path.write_text("from tests.breaks import make_experiment\nexperiment = make_experiment()\n")
+    path.write_text(
+        "from tests.interruptions import make_experiment\nexperiment = make_experiment()\n"
+    )
     file = jdl.load(path)
     trained = jdl.train(file.experiment, tmp_path / "run", file=file)
     run = jdl.open_run(str(tmp_path / "run"))
@@ -257,7 +259,7 @@ def test_a_finished_run_is_left_as_it_is(plain):
 
 def test_rows_after_the_restored_step_and_a_torn_line_are_cut(plain, tmp_path):
     with pytest.raises(Killed):
-        jdl.train(broken(make_experiment(), 9), tmp_path / "run")
+        jdl.train(interrupt_at(make_experiment(), 9), tmp_path / "run")
     rows = tmp_path / "run" / "metrics.jsonl"
     assert max(row["step"] for row in kill_resume.rows(tmp_path / "run")) == 9 > 8
     later = {"step": 10, "epoch": 2.5, "split": "train", "metrics": {"loss": 0}, "timing": {}}

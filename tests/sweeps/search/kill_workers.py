@@ -21,7 +21,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-EXPERIMENT = '''"""Two clouds, told apart slowly enough for a kill to hit."""
+EXPERIMENT = '''"""Two clouds, classified slowly enough for a kill to hit."""
 
 import os
 import time
@@ -162,8 +162,8 @@ def check(
     if landed < kills:
         found.append(f"only {landed} of {kills} kills hit a worker that was at work")
     if sorted(codes) != sorted([-signal.SIGKILL] * landed + [0] * (len(codes) - landed)):
-        said = [path.read_text()[-300:] for path in sorted(folder.glob("worker-*.txt"))]
-        found.append(f"exit codes {codes}: {said}")
+        logs = [path.read_text()[-300:] for path in sorted(folder.glob("worker-*.txt"))]
+        found.append(f"exit codes {codes}: {logs}")
     print(f"{points} points, {len(alive)} workers, {landed} killed, {restarts} started again")
     return found
 

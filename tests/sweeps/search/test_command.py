@@ -11,7 +11,7 @@ from PIL import Image
 from jdl.analysis.reproduce import reproduce
 from jdl.cli.main import main
 from jdl.trainer.record import read_run
-from tests.clouds import read
+from tests.experiment_source import read
 from tests.report.test_report import Reader
 
 pytest.importorskip("optuna", reason="optuna is not installed")

@@ -18,8 +18,8 @@ def row(sampler, *values):
 def test_wins_are_counted_against_the_median_of_random():
     ends = [("random", 3.0), ("tpe", 1.0), ("random", 1.0), ("tpe", 2.5), ("random", 2.0)]
     rows = [row(name, 9.0, end, 10.0) for name, end in ends]
-    said = samplers.summary(rows)
-    assert said == [
+    lines = samplers.summary(rows)
+    assert lines == [
         "random: best 2.0000 [1.5000, 2.5000] after 3",
         "tpe: best 1.7500 [1.3750, 2.1250] after 3; below random's median in 1 of 2 searches",
     ]

@@ -112,7 +112,7 @@ def test_the_report_shows_configuration_best_trial_and_all_trials(command, tmp_p
 
 
 def test_a_search_that_has_just_started_has_a_report(command, tmp_path):
-    for name, trials, said in (
+    for name, trials, sentence in (
         ("none", [], "none; 30 requested"),
         ("one", [trial(0, "running")], "1 running"),
         ("few", TRIALS[:3], "Not computed: 3 trials are complete, 10 are needed."),
@@ -126,7 +126,7 @@ def test_a_search_that_has_just_started_has_a_report(command, tmp_path):
     ):
         folder = write(tmp_path / name, trials, space=SPACE[2:3])
         assert command("report", folder)[::2] == (0, ""), name
-        assert said in Reader((folder / "report/index.html").read_text()).text
+        assert sentence in Reader((folder / "report/index.html").read_text()).text
         assert (folder / "report/history.png").exists() == (name not in ("none", "one", "failed"))
 
 

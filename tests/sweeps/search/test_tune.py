@@ -67,11 +67,11 @@ def experiment(**changes):
 
 
 def tuned(workdir, space=SPACE, **options):
-    said = []
+    lines = []
     options = {"sampler": "random", "trials": 3, **options}
     changes = options.pop("experiment", {})
-    study = jdl.tune(experiment(**changes), space, workdir=workdir, notify=said.append, **options)
-    return study, said
+    study = jdl.tune(experiment(**changes), space, workdir=workdir, notify=lines.append, **options)
+    return study, lines
 
 
 def values(study):
@@ -79,7 +79,7 @@ def values(study):
 
 
 def test_the_best_is_a_run_with_the_score_that_was_logged(tmp_path):
-    study, said = tuned(tmp_path / "study", metric="validation.loss")
+    study, lines = tuned(tmp_path / "study", metric="validation.loss")
     assert [each.number for each in study.trials] == [0, 1, 2]
     assert study.best.value == min(each.value for each in study.trials)
     assert len({each.value for each in study.trials}) == 3
@@ -92,8 +92,8 @@ def test_the_best_is_a_run_with_the_score_that_was_logged(tmp_path):
     assert run.evaluate("validation")["loss"] == study.best.value
     rows = [json.loads(line) for line in (tmp_path / "study/study.jsonl").read_text().splitlines()]
     assert [row["value"] for row in rows] == [each.value for each in study.trials]
-    assert f"best {study.best.value:.4f} in trial {study.best.number}" in said[-1]
-    assert "3 of 3 done" in said[-1]
+    assert f"best {study.best.value:.4f} in trial {study.best.number}" in lines[-1]
+    assert "3 of 3 done" in lines[-1]
 
 
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
@@ -116,9 +116,9 @@ def test_a_broken_search_ends_as_one_that_never_was(sampler, tmp_path, monkeypat
     for _ in range(2):
         with pytest.raises(Killed):
             tuned(tmp_path / "broken", sampler=sampler, trials=4)
-    broken, said = tuned(tmp_path / "broken", sampler=sampler, trials=4)
+    broken, lines = tuned(tmp_path / "broken", sampler=sampler, trials=4)
     assert values(broken) == values(whole)
-    assert said[0] == "resuming a study of 2 trials"
+    assert lines[0] == "resuming a study of 2 trials"
     assert len(calls) == 5  # the one that had come to its end is not called up again
     again, _ = tuned(tmp_path / "broken", sampler=sampler, trials=4)
     assert (values(again), len(calls)) == (values(whole), 5)
@@ -171,7 +171,7 @@ def test_a_hopeless_trial_is_pruned(options, tmp_path):
 def test_points_trained_together_have_the_scores_that_they_have_alone(tmp_path):
     space = {**SPACE, "optimizer.momentum": Choice(0.5, 0.9), "model.widths.0": Int(2, 3)}
     options = {"trials": 6, "metric": "validation.loss"}
-    study, said = tuned(tmp_path / "a", space, vectorize="always", vectorized_trials=4, **options)
+    study, lines = tuned(tmp_path / "a", space, vectorize="always", vectorized_trials=4, **options)
     alone, _ = tuned(tmp_path / "b", space, **options)
     assert [each.point for each in study.trials] == [each.point for each in alone.trials]
     assert [e.value for e in study.trials] == pytest.approx([e.value for e in alone.trials])
@@ -181,7 +181,7 @@ def test_points_trained_together_have_the_scores_that_they_have_alone(tmp_path):
         for number in range(6)
     ]
     assert sum(each.get("vectorized_runs", 1) > 1 for each in shared) >= 4
-    assert len([line for line in said if line.startswith("trial")]) == 6
+    assert len([line for line in lines if line.startswith("trial")]) == 6
 
 
 def test_a_group_that_was_killed_is_taken_up_again(tmp_path, monkeypatch):
@@ -208,12 +208,12 @@ def test_a_group_that_was_killed_is_taken_up_again(tmp_path, monkeypatch):
 
 
 def test_a_failure_is_kept_and_the_search_goes_on(tmp_path):
-    study, said = tuned(tmp_path, BOOM, trials=4)
+    study, lines = tuned(tmp_path, BOOM, trials=4)
     failed = [each for each in study.trials if each.state == "failed"]
     assert failed
     assert all("not finite" in each.error for each in failed)
     assert sum(each.state == "complete" for each in study.trials) == 4
-    assert any("failed" in line and "not finite" in line for line in said)
+    assert any("failed" in line and "not finite" in line for line in lines)
 
 
 def test_where_all_fail_the_first_failure_is_said_and_the_rest_counted(tmp_path):

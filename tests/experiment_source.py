@@ -2,7 +2,7 @@
 
 import json
 
-CLOUDS = '''"""Two clouds of points, told apart by a small network."""
+SOURCE = '''"""Two clouds of points, classified by a small network."""
 
 import numpy as np
 

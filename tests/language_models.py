@@ -27,8 +27,8 @@ def gpt(**options):
     )
 
 
-def drawn(model, *inputs):
-    """Parameters drawn wide, so that what a model says depends much on what it has read."""
+def random_params(model, *inputs):
+    """Random parameters of a wide range, so that outputs depend much on the context."""
     inputs = inputs or (jnp.zeros((1, 4), jnp.int32),)
     init = functools.partial(model.init, jax.random.key(0))
     leaves, tree = jax.tree.flatten(jax.eval_shape(init, *inputs)["params"])
@@ -37,15 +37,15 @@ def drawn(model, *inputs):
     return jax.tree.map(jnp.asarray, tree.unflatten(wide))
 
 
-def telling(params):
-    """Parameters of a transformer that does not always say the same."""
+def diversified(params):
+    """Rescales a transformer's parameters so that its tokens vary."""
     factors = {"kernel": 3.0, "bias": 0.0, "embedding": 0.3}
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: leaf * factors.get(path[-1].key, 1.0), params
     )
 
 
-class Says(nn.Module):
+class TableModel(nn.Module):
     """Logits by the last token alone, from a table."""
 
     table: tuple[tuple[float, ...], ...]

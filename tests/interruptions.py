@@ -37,7 +37,7 @@ class Killed(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Break(Hook):
+class InterruptAt(Hook):
     """Ends the run at a step, by an exception or a signal."""
 
     at: int = 0
@@ -45,10 +45,10 @@ class Break(Hook):
     due: bool = False
 
     def build(self, run):
-        return _Break(self)
+        return _InterruptAt(self)
 
 
-class _Break(Callback):
+class _InterruptAt(Callback):
     def __init__(self, config):
         self._config = config
 
@@ -78,7 +78,7 @@ def make_experiment(**changes):
         "data": dataclasses.replace(data, **changes.pop("data", {})),
         "optimizer": SGD(0.1, momentum=0.9),
         "strategy": Single(),
-        "hooks": (Break(), *hooks, Break()),
+        "hooks": (InterruptAt(), *hooks, InterruptAt()),
         "steps": 14,
         "batch_size": 8,
         "runtime": Runtime(log_every=5),
@@ -87,8 +87,8 @@ def make_experiment(**changes):
     return Experiment(**settings)
 
 
-def broken(experiment, at, how: Any = "raise", first=False, due=False):
-    """The same experiment with a break before or after the other hooks."""
-    end, rest = Break(at=at, how=how, due=due), experiment.hooks
+def interrupt_at(experiment, at, how: Any = "raise", first=False, due=False):
+    """The same experiment, interrupted at a step by a hook before or after the others."""
+    end, rest = InterruptAt(at=at, how=how, due=due), experiment.hooks
     hooks = (end, *rest[1:]) if first else (*rest[:-1], end)
     return dataclasses.replace(experiment, hooks=hooks)
