@@ -145,5 +145,7 @@ def test_what_cannot_be_translated_is_named(tmp_path):
 
 def test_a_missing_library_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(UserError, match=r"BPE needs the package tokenizers: pip install .*\[text\]"):
+    with pytest.raises(
+        UserError, match=r"BPE needs the package tokenizers: pip install .*\[text\]"
+    ):
         pairs().splits()

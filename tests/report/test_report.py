@@ -118,7 +118,7 @@ class Decides(nn.Module):
 
 
 def test_occlusion_finds_the_word_that_decides(tmp_path):
-    tokens = np.tile(np.arange(7), (8, 1))
+    tokens = np.tile(np.arange(1, 7), (8, 1))
     experiment = jdl.Experiment(
         model=Decides(),
         task=BinaryClassification(inputs="tokens"),
@@ -141,7 +141,7 @@ def test_occlusion_finds_the_word_that_decides(tmp_path):
     assert probabilities.argmax() == 0
     assert not changes.any()
     # Either of two alone is not needed.
-    assert not occlusion.influence(run, np.array([START, 5, 3, 5], np.int32))[0].any()
+    assert not occlusion.influence(run, np.array([0, 0, START, 5, 3, 5], np.int32))[0].any()
 
 
 def test_ids_are_turned_back_into_words():
