@@ -25,6 +25,7 @@ CHUNK = 1024
 Kind = Literal["number", "category", "date"]
 
 _NUMBER_LIKE = re.compile(r"[-+\u2212(]?\s*[$€£¥]?\s*[-+\u2212]?\d[\d.,'_\s]*\s*[%$€£¥)]?-?")
+_INFINITE = re.compile(r"[-+]?inf(inity)?|[-+]?[\d.]+e[+]?\d+", re.IGNORECASE)
 _DATE = re.compile(
     r"\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}([.,]\d+)?)?\s?(Z|[+-]\d{2}:?\d{2})?)?"
 )
@@ -304,6 +305,8 @@ class ColumnReader:
             raise UserError(
                 self._wrong(text, row, f"among words such as {next(iter(self._codes))!r}")
             )
+        if _INFINITE.fullmatch(text):
+            raise UserError(self._wrong(text, row, "no finite number"))
         if _DATE_LIKE.fullmatch(text):
             what = "which may be a date or a time: write it as YYYY-MM-DD or YYYY-MM-DD HH:MM"
             raise UserError(self._wrong(text, row, what))

@@ -40,7 +40,8 @@ def read_image(path: Path, mode: str) -> tuple[np.ndarray, int]:
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(path) as image:
+        # By name, Pillow maps uncompressed TIFFs to memory, and then scrambles the rotated ones.
+        with path.open("rb") as file, Image.open(file) as image:
             # The frames behind the first of an MPO are the same photograph for other screens.
             frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
             image.load()
