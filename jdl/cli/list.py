@@ -6,6 +6,7 @@ from jdl.errors import UserError
 def list_experiments() -> None:
     """List the experiments: title, data, expected result and time."""
     from jdl.config.experiment_file import available, documentation, expectation, load
+    from jdl.report.comparison import aligned
 
     rows = []
     for name, path in available().items():
@@ -17,8 +18,4 @@ def list_experiments() -> None:
         result = f"{expected.metric} {expected.mean}" if expected else "-"
         seconds = f"{expected.seconds:g} s" if expected else "-"
         rows.append((name, documentation(path).split("\n")[0], data, result, seconds))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print(
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        )
+    print(aligned(rows))

@@ -1,7 +1,7 @@
 """Compares runs: differing fields, metrics, loss curves."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,9 +88,9 @@ def cells(entries: Sequence[Entry]) -> tuple[list[str], list[list[Any]]]:
     return ["run", *paths, *metrics, "steps", "seconds", "parameters"], rows
 
 
-def aligned(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Formats a table as lines of text."""
-    lines = [list(map(str, line)) for line in (header, *rows)]
+def aligned(rows: Iterable[Sequence[Any]]) -> str:
+    """Formats the rows of a table as lines of text."""
+    lines = [list(map(str, line)) for line in rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
@@ -131,7 +131,7 @@ def write_comparison(directories: Sequence[Path], out: Path) -> tuple[str, Path]
     plots.require()
     entries = [read_entry(directory) for directory in directories]
     header, rows = cells(entries)
-    text, parts = aligned(header, rows), [table(header, rows)]
+    text, parts = aligned([header, *rows]), [table(header, rows)]
     if not shared(entries):
         tasks = ", ".join(dict.fromkeys(str(entry.fields.get("task")) for entry in entries))
         sentence = f"These runs share no metric of {' or '.join(SPLITS)} (tasks: {tasks})."

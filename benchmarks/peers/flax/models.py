@@ -11,7 +11,7 @@ class MLP(nn.Module):
     """Dense layers with relu between; uint8 images (batch, ...) to logits (batch, outputs)."""
 
     widths: tuple[int, ...]  # units of each hidden layer
-    features: int  # units of the last layer
+    features: int  # size of the output
     dtype: Any  # of the computation
 
     @nn.compact
@@ -28,7 +28,7 @@ class CNN(nn.Module):
 
     channels: tuple[int, ...]  # of each convolution
     dense: tuple[int, ...]  # units of each hidden dense layer
-    num_classes: int  # units of the last layer
+    num_classes: int  # size of the output
     padding: str  # of the convolutions
     dtype: Any  # of the computation
 
@@ -50,7 +50,7 @@ class NormedConv(nn.Module):
 
     channels: int  # of the output
     size: int  # of the kernel's sides
-    strides: int  # by which height and width shrink
+    strides: int  # of the convolution, along height and width
     dtype: Any  # of the computation
 
     @nn.compact
@@ -65,8 +65,8 @@ class NormedConv(nn.Module):
 class Bottleneck(nn.Module):
     """Three convolutions, the second strided, with a residual connection."""
 
-    channels: int  # inside; at the end four times as many
-    strides: int  # by which height and width shrink
+    channels: int  # of the bottleneck; the output has four times as many
+    strides: int  # of the convolution, along height and width
     dtype: Any  # of the computation
 
     @nn.compact
@@ -85,7 +85,7 @@ class ResNet(nn.Module):
 
     stage_sizes: tuple[int, ...]  # blocks of each stage
     num_filters: int  # channels of the first stage
-    num_classes: int  # units of the last layer
+    num_classes: int  # size of the output
     dtype: Any  # of the computation
 
     @nn.compact
@@ -104,11 +104,11 @@ class ResNet(nn.Module):
 class RNN(nn.Module):
     """Embedding, recurrent layer, dense layer on its last state; tokens (batch, time) to logits."""
 
-    vocab_size: int  # tokens that have an embedding
-    embed_dim: int  # of an embedding
+    vocab_size: int  # number of token ids
+    embed_dim: int  # size of token embeddings
     hidden_size: int  # of the recurrent layer
     cell: str  # lstm or gru
-    features: int  # units of the last layer
+    features: int  # size of the output
     dtype: Any  # of the computation
 
     @nn.compact
@@ -125,7 +125,7 @@ class RNN(nn.Module):
 class LanguageModel(nn.Module):
     """Embedding, LSTM layers, logits; tokens (batch, time) to (..., vocabulary)."""
 
-    vocab_size: int  # tokens that there are
+    vocab_size: int  # shared by source and target
     hidden_size: int  # of the embedding and of each layer
     num_layers: int  # recurrent layers
     dtype: Any  # of the computation

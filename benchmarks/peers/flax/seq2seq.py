@@ -12,8 +12,8 @@ class Layer(nn.Module):
     """Self-attention, in a decoder cross-attention, and an MLP, with residuals and norms."""
 
     num_heads: int  # of each attention
-    mlp_dim: int  # units between the dense layers
-    pre_norm: bool  # norm before each part, not after it
+    mlp_dim: int  # hidden units of the feed-forward network
+    pre_norm: bool  # normalize before each sublayer, not after it
     dtype: Any  # of the computation
 
     @nn.compact
@@ -45,10 +45,10 @@ class Layer(nn.Module):
 class Side(nn.Module):
     """The encoder or the decoder."""
 
-    num_layers: int  # how many
+    num_layers: int  # number of layers
     num_heads: int  # of each attention
-    mlp_dim: int  # units between the dense layers
-    pre_norm: bool  # norm before each part, and so once more at the end
+    mlp_dim: int  # hidden units of the feed-forward network
+    pre_norm: bool  # normalize before each sublayer, and the output
     dtype: Any  # of the computation
 
     @nn.compact
@@ -65,12 +65,12 @@ class Side(nn.Module):
 class EncoderDecoder(nn.Module):
     """One embedding for both sides and the logits; source, tokens to logits (..., vocabulary)."""
 
-    vocab_size: int  # tokens that there are
+    vocab_size: int  # shared by source and target
     num_layers: int  # of each side
     num_heads: int  # of each attention
-    embed_dim: int  # of the sequences
-    mlp_dim: int  # units between the dense layers
-    pre_norm: bool  # norm before each part of a layer, not after it
+    embed_dim: int  # size of token embeddings and of each position's state
+    mlp_dim: int  # hidden units of the feed-forward network
+    pre_norm: bool  # normalize before each sublayer, not after it
     dtype: Any  # of the computation
 
     @nn.compact

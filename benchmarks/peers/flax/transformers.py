@@ -32,7 +32,7 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """A decoder with tied embeddings; tokens (batch, time) to logits (..., vocabulary)."""
 
-    vocab_size: int  # tokens that there are
+    vocab_size: int  # shared by source and target
     max_position_embeddings: int  # longest sequence
     num_layers: int  # blocks
     num_heads: int  # of each attention
@@ -59,7 +59,7 @@ class ViT(nn.Module):
     num_layers: int  # blocks
     num_heads: int  # of each attention
     embed_dim: int  # of the sequence
-    num_classes: int  # units of the last layer
+    num_classes: int  # size of the output
     dtype: Any  # of the computation
 
     @nn.compact
@@ -99,12 +99,12 @@ class EncoderBlock(nn.Module):
 class BERT(nn.Module):
     """A post-norm encoder; tokens (batch, time) to logits from the first position."""
 
-    vocab_size: int  # tokens that there are
+    vocab_size: int  # shared by source and target
     max_position_embeddings: int  # longest sequence
     num_layers: int  # blocks
     num_heads: int  # of each attention
     embed_dim: int  # of the sequence
-    num_classes: int  # units of the last layer
+    num_classes: int  # size of the output
     dtype: Any  # of the computation
 
     @nn.compact
