@@ -23,7 +23,7 @@ ONEDNN = (
 """Matrix products by oneDNN, which on CPUs is the fastest from a few hundred rows and columns."""
 
 ADAM = {"optimizer": Adam(1e-4, eps=1e-7)}
-"""What every implementation optimises with; an experiment's own schedule is left out."""
+"""What every implementation optimizes with; an experiment's own schedule is left out."""
 
 
 @dataclass(frozen=True, kw_only=True)

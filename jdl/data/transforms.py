@@ -31,10 +31,10 @@ class Resize:
         from PIL import Image
 
         image = np.asarray(example[self.name])
-        grey = image.shape[-1] == 1
-        picture = Image.fromarray(image[..., 0] if grey else image)
+        gray = image.shape[-1] == 1
+        picture = Image.fromarray(image[..., 0] if gray else image)
         small = np.asarray(picture.resize((self.width, self.height), Image.Resampling.BILINEAR))
-        return {**example, self.name: small[..., None] if grey else small}
+        return {**example, self.name: small[..., None] if gray else small}
 
 
 @dataclass(frozen=True, kw_only=True)

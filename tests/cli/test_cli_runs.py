@@ -244,7 +244,7 @@ def test_several_seeds(command, clouds, tmp_path):
     assert contents(tmp_path / "many/seed-0") == before
 
 
-def test_an_imported_neighbour_is_kept_with_the_run(command, tmp_path):
+def test_an_imported_neighbor_is_kept_with_the_run(command, tmp_path):
     results = []
     for folder, distance in (("a", 3), ("b", 4)):
         (tmp_path / folder).mkdir()

@@ -143,7 +143,7 @@ def test_zoom_needs_a_share():
         RandomAffine(zoom_range=1.0)
 
 
-def grey(image):
+def gray(image):
     return np.asarray(image, np.float64) @ [0.299, 0.587, 0.114]
 
 
@@ -156,9 +156,9 @@ def test_jitter_stays_white_and_keeps_what_it_should():
     assert np.nanmin(ratio) >= 0.5
     assert bright.max() <= 255
     pale = ColorJitter(saturation=0.5)({"image": images * 0.5 + 60}, keys(50))["image"]
-    np.testing.assert_allclose(grey(pale), grey(images * 0.5 + 60), rtol=1e-3)
+    np.testing.assert_allclose(gray(pale), gray(images * 0.5 + 60), rtol=1e-3)
     flat = ColorJitter(contrast=0.5)({"image": images * 0.25 + 90}, keys(50))["image"]
-    means = [grey(x).mean((1, 2)) for x in (flat, images * 0.25 + 90)]
+    means = [gray(x).mean((1, 2)) for x in (flat, images * 0.25 + 90)]
     np.testing.assert_allclose(*means, rtol=1e-3)
 
 

@@ -38,9 +38,9 @@ def test_a_folder_is_a_class_and_its_files_are_decoded(folder):
     first = source[0]["image"]
     assert first.shape == (7, 9, 3)
     assert first.dtype == np.uint8
-    grey = ImageFolder(str(folder), mode="L").load()["train"][0]["image"]
-    assert grey.shape == (7, 9, 1)
-    np.testing.assert_allclose(grey[..., 0], first @ [0.299, 0.587, 0.114], atol=1)
+    gray = ImageFolder(str(folder), mode="L").load()["train"][0]["image"]
+    assert gray.shape == (7, 9, 1)
+    np.testing.assert_allclose(gray[..., 0], first @ [0.299, 0.587, 0.114], atol=1)
 
 
 def test_folders_of_splits_are_the_splits(tmp_path):

@@ -59,9 +59,9 @@ def test_histogram_operations_equal_pillow_s():
 
 def test_rotation_equals_scipy_s():
     matrix = np.asarray(randaugment.rotate(jnp.float32(1.0), 17, 17))
-    grey = PIXELS[:, :17, 0].astype(float)
-    turned = ndimage.affine_transform(grey, matrix[:, :2], matrix[:, 2], order=1)
-    expected = ndimage.rotate(grey, -30, reshape=False, order=1)
+    gray = PIXELS[:, :17, 0].astype(float)
+    turned = ndimage.affine_transform(gray, matrix[:, :2], matrix[:, 2], order=1)
+    expected = ndimage.rotate(gray, -30, reshape=False, order=1)
     np.testing.assert_allclose(turned, expected, atol=1e-2)
 
 

@@ -37,7 +37,7 @@ def draw(*shape, seed=0):
 
 
 def begun(model, tokens):
-    """Its variables; larger than initialised, so that what a state holds is seen."""
+    """Its variables; larger than at initialization, so that what a state holds is seen."""
     variables = jax.jit(model.init)(jax.random.key(0), tokens)
     params = jax.tree.map(lambda x: 3 * np.asarray(x), variables["params"])
     return {"params": params, CARRY: variables[CARRY]} if CARRY in variables else {"params": params}

@@ -68,7 +68,7 @@ def test_a_prediction_is_a_distribution_over_classes(classified):
 
 
 @pytest.mark.parametrize("count", [1, 31, 32, 33, 90])
-def test_a_prediction_does_not_depend_on_its_neighbours(classified, count):
+def test_a_prediction_does_not_depend_on_its_neighbors(classified, count):
     x, _, run = classified
     few = run.predict(x[:count])
     assert few.shape == (count, 3)
