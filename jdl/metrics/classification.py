@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jdl.errors import UserError
-from jdl.metrics.metric import Metric
+from jdl.metrics.metric import MAX_BYTES, Metric
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,6 +177,7 @@ class AUROC(Metric):
 
     higher_is_better: ClassVar[bool | None] = True
     merge: ClassVar[Literal["sum", "concatenate"]] = "concatenate"
+    max_bytes: int = MAX_BYTES  # largest size of a split's predictions on the host
 
     def statistics(self, prediction: Any, targets: jax.Array, mask: jax.Array) -> dict[str, Any]:
         """Returns predictions and targets."""
@@ -200,6 +201,7 @@ class AUPRC(Metric):
 
     higher_is_better: ClassVar[bool | None] = True
     merge: ClassVar[Literal["sum", "concatenate"]] = "concatenate"
+    max_bytes: int = MAX_BYTES  # largest size of a split's predictions on the host
 
     def statistics(self, prediction: Any, targets: jax.Array, mask: jax.Array) -> dict[str, Any]:
         """Returns predictions and targets."""

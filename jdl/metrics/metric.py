@@ -12,6 +12,9 @@ from jdl.errors import UserError
 from jdl.metrics.base import Rows, Sums
 from jdl.typing import PyTree
 
+MAX_BYTES = 1 << 30
+"""Largest size of the rows of a split that a metric collects, unless it has `max_bytes`."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
@@ -22,7 +25,7 @@ class Metric:
     the value of the sums. So the value is exact under any batching, padding and strategy.
 
     A metric that no sums give sets `merge` to `concatenate`: the rows that `statistics` returns are
-    then collected on the host, in evaluations only, up to `max_bytes`.
+    then collected on the host, in evaluations only, up to `MAX_BYTES`, or a field `max_bytes`.
     """
 
     higher_is_better: ClassVar[bool | None] = None
@@ -31,8 +34,6 @@ class Metric:
     """How statistics of batches are merged."""
     in_training: ClassVar[bool] = True
     """Whether training rows have it too; never if it concatenates."""
-
-    max_bytes: int = 1 << 30  # largest size of the rows of a split collected on the host
 
     @property
     def name(self) -> str:
@@ -110,9 +111,10 @@ def check_size(metrics: Any, rows: int, batch_size: int, split: str) -> None:
             continue
         leaves = jax.tree.leaves(metric.values)
         size = sum(np.prod(x.shape) * x.dtype.itemsize for x in leaves) * rows / batch_size
-        if size > metric.metric.max_bytes:
+        limit = getattr(metric.metric, "max_bytes", MAX_BYTES)
+        if size > limit:
             raise UserError(
                 f"the metric {name!r} of split {split!r} would collect {size / 2**20:,.0f} MiB "
                 f"of predictions for {rows} examples, more than its max_bytes of "
-                f"{metric.metric.max_bytes}: raise that, or leave it out of task.metrics"
+                f"{limit}: raise that, or leave it out of task.metrics"
             )

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jdl.errors import UserError
 from jdl.ops import max_pool
 
 CASES = [
@@ -80,6 +81,28 @@ def test_pixels_beyond_the_last_whole_window_are_left_out():
     assert not gradient[:, 4:].any()
     assert not gradient[:, :, 6:].any()
     assert gradient.sum() == 6
+
+
+@pytest.mark.parametrize(
+    ("shape", "window", "strides", "padding"),
+    [
+        ((8, 8, 4), (2, 2), (2, 2), "VALID"),
+        ((5, 7, 1), (3, 2), None, "SAME"),
+        ((2, 3, 6, 6, 4), (2, 2), (2, 1), "SAME"),
+        ((2, 9, 4), (3,), (2,), "SAME"),
+        ((9, 4), (2,), None, ((1, 0),)),
+        ((2, 4, 5, 6, 3), (2, 2, 3), (1, 2, 2), "VALID"),
+    ],
+)
+def test_max_pool_of_any_batch_and_spatial_axes_is_flaxs(shape, window, strides, padding):
+    x = jax.random.normal(jax.random.key(0), shape)
+    expected = nn.max_pool(x, window, strides, padding)
+    np.testing.assert_array_equal(max_pool(x, window, strides, padding), expected)
+
+
+def test_max_pool_of_too_few_axes_is_refused():
+    with pytest.raises(UserError, match=r"window \(2, 2\) .* x has shape \(8, 4\)"):
+        max_pool(jnp.zeros((8, 4)), (2, 2), (2, 2))
 
 
 def test_max_pool_has_forward_derivatives_too():
