@@ -114,7 +114,7 @@ def check_size(metrics: Any, rows: int, batch_size: int, split: str) -> None:
         limit = getattr(metric.metric, "max_bytes", MAX_BYTES)
         if size > limit:
             raise UserError(
-                f"the metric {name!r} of split {split!r} would collect {size / 2**20:,.0f} MiB "
-                f"of predictions for {rows} examples, more than its max_bytes of "
-                f"{limit}: raise that, or leave it out of task.metrics"
+                f"the metric {name!r} of split {split!r} would collect {size:,.0f} bytes "
+                f"of predictions for {rows:,} examples, more than its max_bytes of "
+                f"{limit:,}: raise that, or leave it out of task.metrics"
             )

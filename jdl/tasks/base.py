@@ -257,6 +257,20 @@ class Task:
         return metrics, {k: v for k, v in collections.items() if k not in self.sown_losses}
 
 
+def one_array(outputs: Any, task: Task) -> jax.Array:
+    """Returns the outputs of a model as they are.
+
+    Raises:
+      UserError: they are several arrays.
+    """
+    if not hasattr(outputs, "dtype"):
+        raise UserError(
+            f"the model returns a {type(outputs).__name__}, where {type(task).__name__} needs one "
+            f"array: return that, or define a task with loss_and_metrics and to_prediction"
+        )
+    return outputs
+
+
 def check_dtypes(params: PyTree) -> None:
     """Raises a UserError for a parameter that has no gradient."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):

@@ -11,7 +11,7 @@ import optax
 
 from jdl.errors import UserError
 from jdl.metrics import Mean
-from jdl.tasks.base import Task
+from jdl.tasks.base import Task, one_array
 from jdl.tasks.classification import check_class_weights
 from jdl.typing import Batch, Json
 
@@ -50,10 +50,10 @@ class BinaryClassification(Task):
             weights = weights * jnp.asarray(self.class_weights)[batch[self.targets].astype(int)]
         return Mean.of(self._cross_entropy(outputs, batch), weights)
 
-    def to_prediction(self, outputs: jax.Array, batch: Batch) -> jax.Array:
+    def to_prediction(self, outputs: Any, batch: Batch) -> jax.Array:
         """Returns the probability of class 1, (batch,) float32."""
         del batch
-        return jax.nn.sigmoid(_logit(outputs))
+        return jax.nn.sigmoid(_logit(one_array(outputs, self)))
 
     def target(self, batch: Batch) -> jax.Array:
         """Returns classes, (batch,) int32."""

@@ -12,7 +12,7 @@ import optax
 
 from jdl.errors import UserError
 from jdl.metrics import Mean
-from jdl.tasks.base import Task
+from jdl.tasks.base import Task, one_array
 from jdl.tracing import is_zero
 from jdl.typing import Batch, Json
 
@@ -56,10 +56,10 @@ class Classification(Task):
             weights = weights * (shares @ jnp.asarray(self.class_weights))
         return Mean.of(self._cross_entropy(outputs, batch, self.label_smoothing), weights)
 
-    def to_prediction(self, outputs: jax.Array, batch: Batch) -> jax.Array:
+    def to_prediction(self, outputs: Any, batch: Batch) -> jax.Array:
         """Returns class probabilities, (batch, classes) float32."""
         del batch
-        return jax.nn.softmax(outputs.astype(jnp.float32))
+        return jax.nn.softmax(one_array(outputs, self).astype(jnp.float32))
 
     def target(self, batch: Batch) -> jax.Array:
         """Returns classes, (batch,); of mixed examples the more probable."""

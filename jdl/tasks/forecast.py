@@ -10,7 +10,7 @@ import numpy as np
 
 from jdl.errors import UserError
 from jdl.metrics import Mean, RootMean
-from jdl.tasks.base import Task, to_json
+from jdl.tasks.base import Task, one_array, to_json
 from jdl.typing import Batch, Json
 
 
@@ -36,9 +36,9 @@ class Forecast(Task):
             "mae": Mean.of(jnp.abs(error), mask),
         }
 
-    def to_prediction(self, outputs: jax.Array, batch: Batch) -> jax.Array:
+    def to_prediction(self, outputs: Any, batch: Batch) -> jax.Array:
         """Returns forecasts in the unit of the series, (batch, targets) float32."""
-        return _in_own_unit(outputs.astype(jnp.float32), batch)
+        return _in_own_unit(one_array(outputs, self).astype(jnp.float32), batch)
 
     def target(self, batch: Batch) -> jax.Array:
         """Returns the true values in the unit of the series, (batch, targets) float32."""

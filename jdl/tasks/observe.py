@@ -23,7 +23,7 @@ class Observed:
     """What modules did while they were traced.
 
     Attributes:
-      sown: path of each variable that `sow` wrote, its collection first.
+      sown: path of each variable that `sow` or `perturb` wrote, its collection first.
       layers: whether each dropout or batch normalization layer, by its path, was ever active.
       kinds: the class of each.
     """
@@ -42,8 +42,9 @@ def observe() -> Iterator[Observed]:
         module = context.module
         if module.scope is None:
             return call(*args, **kwargs)
-        # An attribute of this object alone, which hides the method of its class.
+        # Attributes of this object alone, which hide the methods of its class.
         object.__setattr__(module, "sow", _recording_sow(module, observed.sown))
+        object.__setattr__(module, "perturb", _recording_perturb(module, observed.sown))
         active = _is_active(module, args, kwargs) if context.method_name == "__call__" else None
         if active is not None:
             observed.layers[module.path] = active or observed.layers.get(module.path, False)
@@ -140,6 +141,14 @@ def _recording_sow(module: nn.Module, sown: set[Path]) -> Any:
         return type(module).sow(module, collection, name, *args, **kwargs)
 
     return sow
+
+
+def _recording_perturb(module: nn.Module, sown: set[Path]) -> Any:
+    def perturb(name: str, value: Any, collection: str = "perturbations") -> Any:
+        sown.add((collection, *module.path, name))
+        return type(module).perturb(module, name, value, collection)
+
+    return perturb
 
 
 def _without(tree: Any, sown: set[Path], path: Path) -> Any:

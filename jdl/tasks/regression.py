@@ -10,7 +10,7 @@ import numpy as np
 
 from jdl.errors import UserError
 from jdl.metrics import Mean, RootMean
-from jdl.tasks.base import Task
+from jdl.tasks.base import Task, one_array
 from jdl.typing import Batch
 
 
@@ -35,10 +35,10 @@ class Regression(Task):
             "mae": Mean.of(jnp.abs(error), mask),
         }
 
-    def to_prediction(self, outputs: jax.Array, batch: Batch) -> jax.Array:
+    def to_prediction(self, outputs: Any, batch: Batch) -> jax.Array:
         """Returns the model's output in float32, its shape unchanged."""
         del batch
-        return outputs.astype(jnp.float32)
+        return one_array(outputs, self).astype(jnp.float32)
 
     def validate_batch(self, batch: Mapping[str, np.ndarray], outputs: Any, where: str) -> None:
         """Also requires outputs that fit the targets' shape."""

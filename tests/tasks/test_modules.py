@@ -484,6 +484,28 @@ class Broken(nn.Module):
         return {"logits": nn.Dense(2)(x)}["logit"]
 
 
+class Several(nn.Module):
+    """Returns its logits in a tuple or a dict."""
+
+    named: bool
+
+    @nn.compact
+    def __call__(self, x):
+        logits = nn.Dense(3)(x)
+        return {"logits": logits} if self.named else (logits, x)
+
+
+class Perturbed(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(3)(self.perturb("hidden", nn.Dense(4)(x)))
+
+
+def test_perturbations_of_the_shape_of_a_batch_are_no_state():
+    run = jdl.train(make_experiment(model=Perturbed(), steps=2, num_microbatches=2))
+    assert run.state.collections == {}
+
+
 class Clumsy(Classification):
     def loss_and_metrics(self, outputs, batch):
         return {**super().loss_and_metrics(outputs, batch), "x": batch["weights"]}
@@ -505,6 +527,8 @@ class Failing:
     ("change", "message"),
     [
         ({"model": Broken()}, r"the model Broken .*: KeyError 'logit' \(test_modules.py, line"),
+        ({"model": Several(named=False)}, "returns a tuple, where Scored needs one array"),
+        ({"model": Several(named=True)}, "returns a dict, where Scored needs one array"),
         ({"task": Clumsy()}, r"no array 'weights' \(it has 'image', 'label'\).*test_modules.py"),
         ({"transform": Failing(ValueError("bad"))}, r"device_transforms.0 \(Failing\) .*: bad \("),
         ({"transform": Failing(KeyError("mine"))}, r"device_transforms.0 .* KeyError 'mine'"),
