@@ -189,7 +189,9 @@ def test_rows_beyond_the_limit_are_refused_with_their_size():
         lambda: {"auroc": metric.of(jnp.zeros((8, 1000)), jnp.zeros(8, jnp.int32), jnp.ones(8))}
     )
     check_size(shapes, 261, 8, "test")  # 4,004 bytes each
-    with pytest.raises(UserError, match=r"'auroc' of split 'test' .* 4,296,292,000 bytes .* 1,048,576"):
+    with pytest.raises(
+        UserError, match=r"'auroc' of split 'test' .* 4,296,292,000 bytes .* 1,048,576"
+    ):
         check_size(shapes, 10**6 + 73 * 10**3, 8, "test")
 
 
