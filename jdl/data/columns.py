@@ -93,9 +93,13 @@ Column = Numbers | Categories
 class Notation:
     """How the fields of a file are written."""
 
-    missing: tuple[str, ...] = MISSING
+    missing: tuple[str, ...] | None = None  # in any case; None: those of `MISSING`
     decimal: str = "."
     thousands: str = ""
+
+    @property
+    def _missing(self) -> tuple[str, ...]:
+        return MISSING if self.missing is None else self.missing
 
     def is_missing(self, text: str) -> bool:
         """Whether a field, without blanks around it, has no value."""
@@ -103,12 +107,14 @@ class Notation:
 
     @functools.cached_property
     def _lower(self) -> frozenset[str]:
-        return frozenset(text.lower() for text in self.missing)
+        return frozenset(text.lower() for text in self._missing)
 
     @functools.cached_property
     def missing_numbers(self) -> frozenset[float]:
         """Numbers that stand for no value, such as -999."""
-        return frozenset(number for text in self.missing if (number := number_of(text)) is not None)
+        return frozenset(
+            number for text in self._missing if (number := number_of(text)) is not None
+        )
 
     def number(self, text: str) -> float:
         """Returns a field as a finite number.

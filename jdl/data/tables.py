@@ -10,7 +10,6 @@ import numpy as np
 from jdl.data.arrays import ArraySource
 from jdl.data.base import Data, Reader, Source, Subset, root_indices
 from jdl.data.columns import (
-    MISSING,
     Categories,
     Column,
     ColumnReader,
@@ -43,7 +42,7 @@ class Table(Data):
     keep: tuple[str, ...] = ()  # columns carried along by name, for metrics; never inputs
     group: str | None = None  # column of which no value is in two splits, such as a patient's id
     stratify: bool | None = None  # hold out the same share of each class; None: of classes
-    missing: tuple[str, ...] = MISSING  # fields without a value, in lower case
+    missing: tuple[str, ...] | None = None  # fields without a value; None: "", NA, nan, ?, ...
     decimal: str = "."  # mark before decimals
     thousands: str = ""  # mark between groups of three digits
     delimiter: str | None = None  # between fields; None: , ; tab or |, as the first line has it

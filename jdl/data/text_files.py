@@ -8,7 +8,6 @@ import numpy as np
 from jdl.data.arrays import ArraySource
 from jdl.data.base import Data, Reader, Source
 from jdl.data.columns import (
-    MISSING,
     Categories,
     ColumnReader,
     Notation,
@@ -34,7 +33,7 @@ class TextTable(Data):
     categorical: bool | None = None  # labels are classes; None: unless one has a fraction
     group: str | None = None  # column of which no value is in two splits, such as an author
     stratify: bool | None = None  # hold out the same share of each class; None: of classes
-    missing: tuple[str, ...] = MISSING  # labels without a value, in lower case
+    missing: tuple[str, ...] | None = None  # labels without a value; None: "", NA, nan, ?, ...
     delimiter: str | None = None  # between fields; None: , ; tab or |, as the first line has it
 
     locations = ("path",)

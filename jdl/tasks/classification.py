@@ -93,7 +93,8 @@ class Classification(Task):
         if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
             raise UserError(
                 f"{where}: {self.targets!r} has shape {labels.shape} and dtype {labels.dtype}, "
-                f"where classification needs one integer per example"
+                f"where classification needs one integer per example (numbers of a table are "
+                f"classes with data.categorical=True)"
             )
         wrong = np.flatnonzero((labels < 0) | (labels >= classes))
         if wrong.size:

@@ -10,11 +10,13 @@ import pytest
 from PIL import Image
 
 import jdl
-from jdl.data import Arrays, Data, TextFile, Tokens, Words
+from jdl.data import Arrays, Data, Table, TextFile, Tokens, Words
+from jdl.data.base import root_indices
 from jdl.data.pipeline import Streamed
 from jdl.data.text import START, UNKNOWN
 from jdl.errors import UserError
 from jdl.inference.predict import open_for_inference, predict_files
+from jdl.models import MLP
 from jdl.tasks import BinaryClassification, Classification, Forecast, Regression
 from jdl.tasks.base import to_json
 
@@ -355,3 +357,26 @@ def test_what_a_task_says_of_a_prediction():
     assert Forecast().format_prediction(numbers, ()) == {"prediction": [0.1, 2.5]}
     for value in np.random.default_rng(0).normal(size=20).astype(np.float32):
         assert np.float32(to_json(value)) == value
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "txt"])
+def test_words_gaps_and_dates_of_a_table_need_no_names_of_arrays(tmp_path, suffix):
+    generator = np.random.default_rng(0)
+    columns = ["day", "kind", "size", "id", "y"]
+    rows = [
+        [f"2024-01-{1 + i % 28:02}", ("a", "b", "")[i % 3], i if i % 4 else "NA", f"no {i}", label]
+        for i, label in enumerate(generator.choice(["no", "yes"], 60))
+    ]
+    table = Table(str(write_csv(tmp_path / "t.csv", columns, rows)), "y", keep=("id",))
+    run = jdl.train(jdl.Experiment(MLP((4,), 2), data=table, steps=2, batch_size=8, hooks=()))
+    assert (run.experiment.task.inputs, run.experiment.task.targets) == ("x", "y")
+    new = write_csv(tmp_path / f"new.{suffix}", columns[2::-1], [row[2::-1] for row in rows])
+    if suffix == "tsv":
+        new.write_text(new.read_text().replace(",", "\t"))
+    lines = list(predict_files(run, table.reader(), [new], pytest.fail))
+    assert [line["row"] for line in lines] == list(range(1, 61))
+    for part in table.splits().values():
+        place, x = (root_indices(part), stack(part)["x"])
+        found = [lines[i]["probabilities"] for i in place]
+        np.testing.assert_allclose(found, run.predict(x), atol=1e-6)
+    assert {line["prediction"] for line in lines} <= {"no", "yes"}
