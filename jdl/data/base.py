@@ -374,6 +374,16 @@ def _image_reader(shape: Sequence[Any], resized: bool) -> Reader:
     return read
 
 
+def check_names(data: Data, name: str) -> None:
+    """Raises a UserError unless a field of a data set is a tuple of different names."""
+    names = getattr(data, name)
+    if isinstance(names, str):
+        raise UserError(f"data.{name} is a tuple of names, not {names!r}: write ({names!r},)")
+    for column in names:
+        if list(names).count(column) > 1:
+            raise UserError(f"data.{name} holds {column!r} twice: take one out")
+
+
 def location_paths(data: Data, path: str = "data") -> list[str]:
     """Paths of fields that only locate the bytes, in this data set and those it wraps."""
     found = [f"{path}.{name}" for name in data.locations]

@@ -1,7 +1,7 @@
 """Tokenized texts with begin and end tokens: packed in rows, or one per row."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -91,6 +91,7 @@ class EncodedTexts:
     tokenizer: Tokenizer
     length: int
     truncation_side: Literal["right", "left"]
+    classes: tuple[str, ...] = ()  # that label the texts, if words do
 
     def __len__(self) -> int:
         """Number of texts."""
@@ -114,8 +115,17 @@ class EncodedTexts:
         return np.array([BOS, *found] + [PAD] * (room - len(found)), np.int32)
 
     def _encoded(self, example: Example) -> Example:
-        labels = {name: example[name] for name in ("label",) if name in example}
-        return {"tokens": self.tokens(example["text"]), **labels}
+        found = {"tokens": self.tokens(example["text"])}
+        if "label" not in example:
+            return found
+        label = example["label"]
+        return {**found, "label": self._number(as_text(label)) if is_word(label) else label}
+
+    def _number(self, label: str) -> np.int32:
+        if label not in self.classes:
+            known = ", ".join(map(repr, self.classes))
+            raise UserError(f"a text has the label {label!r}, unknown in training (it had {known})")
+        return np.int32(self.classes.index(label))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +151,15 @@ class Texts(Data):
     def splits(self) -> dict[str, Source]:
         """Returns the splits of the text, encoded on access."""
         splits = self.fitted_wrapped.splits()
-        return {name: self._encoded(source) for name, source in splits.items()}
+        known = self.fitted_values
+        classes = tuple(known["classes"]) if known else _word_labels(splits)
+        return {name: self._encoded(source, classes) for name, source in splits.items()}
+
+    def output_names(self) -> tuple[str, ...]:
+        """Output names of the text set, or the words that label its texts."""
+        if self.fitted_values is not None:
+            return tuple(self.fitted_values["classes"])
+        return self.text.output_names() or _word_labels(self.text.splits())
 
     def reader(self) -> Reader:
         """Returns the reader of the text set, with the training tokenizer."""
@@ -162,8 +180,21 @@ class Texts(Data):
     def _make_tokenizer(self) -> Tokenizer:
         return _with_specials(self.encoding, self.text)
 
-    def _encoded(self, source: Source) -> EncodedTexts:
-        return EncodedTexts(source, self.tokenizer(), self.length, self.truncation_side)
+    def _encoded(self, source: Source, classes: tuple[str, ...] = ()) -> EncodedTexts:
+        return EncodedTexts(source, self.tokenizer(), self.length, self.truncation_side, classes)
+
+
+def _word_labels(splits: Mapping[str, Source]) -> tuple[str, ...]:
+    """Returns the sorted words that label texts; empty where the first label is none."""
+    if not is_word(splits["train"][0].get("label")):
+        return ()
+    labels = {as_text(label) for source in splits.values() for _, label in read_texts(source)}
+    return tuple(sorted(labels))
+
+
+def is_word(label: Any) -> bool:
+    """Whether a label is a word, not a number."""
+    return isinstance(label, (str, bytes))
 
 
 def _with_specials(encoding: Encoding, data: Data) -> Tokenizer:

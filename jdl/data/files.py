@@ -132,6 +132,8 @@ def _form(file: Path, first: str, delimiter: str | None, skip_blanks: bool) -> d
     tabbed = file.suffix.lower() == ".tsv"
     found = next((mark for mark in DELIMITERS if mark in bare), ",")
     found = delimiter or ("\t" if tabbed else found)
+    if len(found) != 1 or found in '"\r\n':
+        raise UserError(f"data.delimiter must be one character such as ';', not {delimiter!r}")
     plain = tabbed and not first.startswith('"')
     blanks = found != "\t" and (skip_blanks or f"{found} " in bare)
     return {

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from jdl.data.arrays import ArraySource
-from jdl.data.base import Data, Reader, Source
+from jdl.data.base import Data, Reader, Source, check_names
 from jdl.data.columns import Column, ColumnReader, Kind, Notation, Numbers, read_typed
 from jdl.data.features import fit_scale, scale
 from jdl.data.files import column_index, most_rows, read_header
@@ -44,6 +44,8 @@ class Series(Data):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in ("columns", "targets"):
+            check_names(self, name)
         for name, least in (("length", 1), ("horizon", 1), ("difference", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"data.{name} must be at least {least}, not {getattr(self, name)}")

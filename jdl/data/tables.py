@@ -8,13 +8,14 @@ from typing import ClassVar
 import numpy as np
 
 from jdl.data.arrays import ArraySource
-from jdl.data.base import Data, Reader, Source, Subset, root_indices
+from jdl.data.base import Data, Reader, Source, Subset, check_names, root_indices
 from jdl.data.columns import (
     Categories,
     Column,
     ColumnReader,
     Kind,
     Notation,
+    Numbers,
     read_typed,
 )
 from jdl.data.features import Feature, encode_all, stack_columns
@@ -53,6 +54,8 @@ class Table(Data):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in ("columns", "keep", "categories"):
+            check_names(self, name)
         for name in ("columns", "keep"):
             for column in (self.target, *([self.group] if self.group else [])):
                 if column in getattr(self, name) and (name, column) != ("keep", self.group):
@@ -172,15 +175,15 @@ class Table(Data):
         place = f"{path}: column {name!r}"
         notation = Notation(missing=self.missing, decimal=self.decimal, thousands=self.thousands)
         is_input = name not in (self.target, self.group, *self.keep)
-        words = name in self.categories or (name == self.target and self.categorical)
+        is_word = name in self.categories or (name == self.target and self.categorical)
         if name == self.target and self.categorical is False:
             kind = "number"
         return ColumnReader(
             place,
             notation,
             rows,
-            kind=kind or ("category" if words or name == self.group else None),
-            exact=name == self.target,
+            kind=kind or ("category" if is_word or name == self.group else None),
+            exact=not is_input,
             limit=self.max_categories if is_input and kind is None else None,
             remedy=(
                 ", or set data.categorical"
@@ -208,10 +211,26 @@ class Table(Data):
         arrays["y"] = self._targets(columns[self.target])
         for name in self.keep:
             column = columns[name]
-            arrays[name] = column.codes if isinstance(column, Categories) else column.rounded()
+            arrays[name] = (
+                column.codes if isinstance(column, Categories) else self._kept(name, column)
+            )
         groups = columns[self.group] if self.group else None
         aside = {self.group: groups.codes} if self.group and isinstance(groups, Categories) else {}
         return ArraySource(arrays, aside)
+
+    def _kept(self, name: str, column: Numbers) -> np.ndarray:
+        """Returns integers as int32 where no number is missing or has a fraction, else float32."""
+        values = column.values
+        if (values % 1 == 0).all() and np.abs(values).max() < 2**31:
+            return values.astype(np.int32)
+        found = values.astype(np.float32)
+        wrong = np.flatnonzero((values % 1 == 0) & (found != values))
+        if wrong.size:
+            raise UserError(
+                f"{self.path}: column {name!r} holds {values[wrong[0]]:.17g} in row "
+                f"{wrong[0] + 1}, which 32 bits cannot hold: list the column in data.categories"
+            )
+        return found
 
     def _targets(self, column: Column) -> np.ndarray:
         if isinstance(column, Categories):

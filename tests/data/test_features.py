@@ -135,7 +135,29 @@ def test_kept_columns_are_carried_and_are_no_inputs(tmp_path):
     assert arrays["x"].shape == (4, 1)
     assert arrays["sex"].tolist() == [1, 0, -1, 0]
     assert arrays["age"].tolist() == [1, 2, 3, 4.5]
+    assert arrays["sex"].dtype == np.int32
     assert table.fit()["keep"] == {"sex": ["f", "m"]}
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        (["123456789", "123456788"], [123456789, 123456788]),
+        (["-2147483647", "0"], [-2147483647, 0]),
+        (["1", ""], [1, np.nan]),
+        (["0.5", "2"], [0.5, 2]),
+        (["3000000000", "3000000001"], r"'k' holds 3000000001 in row 2, which 32 bits cannot hold"),
+        (["123456789", ""], r"'k' holds 123456789 in row 1, which 32 bits cannot"),
+    ],
+)
+def test_kept_numbers_lose_no_digit(tmp_path, fields, expected):
+    path = write(tmp_path / "t.csv", {"k": fields, "a": [1, 2], "y": [0, 1]})
+    table = Table(str(path), "y", keep=("k",), **WHOLE)
+    if isinstance(expected, str):
+        with pytest.raises(UserError, match=expected):
+            table.splits()
+    else:
+        np.testing.assert_array_equal(table.splits()["train"].arrays["k"], expected)
 
 
 @pytest.mark.parametrize("kind", [Table, TextTable])

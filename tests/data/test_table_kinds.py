@@ -283,6 +283,9 @@ def test_targets(tmp_path, fields, options, expected):
         ({"keep": ("sx",)}, r"t\.csv has no column 'sx'"),
         ({"group": "patients"}, r"t\.csv has no column 'patients'"),
         ({"categories": ("kind",)}, r"t\.csv has no column 'kind'"),
+        ({"columns": ("a", "a")}, r"data\.columns holds 'a' twice"),
+        ({"delimiter": ";;"}, r"data\.delimiter must be one character"),
+        ({"delimiter": '"'}, r"data\.delimiter must be one character"),
     ],
 )
 def test_columns_have_one_part_to_play(tmp_path, options, message):

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from jdl.data import Arrays, Series, TextTable, Words
+from jdl.data import BPE, Arrays, Series, Texts, TextTable, Words
 from jdl.errors import UserError
 
 WHOLE = {"test_fraction": 0.0, "validation_fraction": 0.0}
@@ -60,6 +60,18 @@ def test_labels_that_are_none_are_refused(labels, message):
     with pytest.raises(UserError, match=message) as caught:
         words(labels).splits()
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_words_label_texts_as_tokens():
+    texts = np.array(["a", "b", "c"], object)
+    labels = np.array([b"no", "yes", "no"], object)
+    data = Texts(Arrays({"train": {"text": texts, "label": labels}}, **WHOLE), encoding=BPE(260))
+    assert [int(x["label"]) for x in map(data.splits()["train"].__getitem__, range(3))] == [0, 1, 0]
+    assert data.output_names() == ("no", "yes")
+    known = data.with_fitted(json.loads(json.dumps(data.fit())))
+    labels[0] = "maybe"
+    with pytest.raises(UserError, match=r"label 'maybe', unknown in training"):
+        known.splits()["train"][0]
 
 
 def table(tmp_path, labels, name="t.csv", **options):
