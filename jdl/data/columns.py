@@ -24,7 +24,17 @@ CHUNK = 1024
 
 Kind = Literal["number", "category", "date"]
 
-_NUMBER_LIKE = re.compile(r"[-+\u2212(]?\s*[$€£¥]?\s*[-+\u2212]?\d[\d.,'_\s]*\s*[%$€£¥)]?-?")
+# Single capitals are letters of codes, such as seat 12B.
+_UNIT = (
+    r"\s+[^\W\d]{1,5}\.?|(?-i:[kK]|bn|[kmcµ]?[gmlsw]|[kKMGT]i?[bB]|[kMG]?Hz|lbs?|oz|hp|cc|k?Wh?)"
+)
+_NUMBER_LIKE = re.compile(
+    r"""["'(\[{]?\s*[$€£¥]?\s*[-+\u2212]*[$€£¥]?\d[\d.,'_\s]*\s*[%$€£¥)\]}]?["']?-?"""
+    rf"|[-+]?\d[\d.,]*(?:{_UNIT})"  # 5 kg, 10k
+    r"|[-+]?\d+\s*/\s*\d+|[-+\d.e]+[-+][\d.e]*[ij]"  # fractions and complex numbers
+    r"|[\[({][\d\s.,e+-]*\d[\d\s.,e+-]*[\])}]",  # vectors
+    re.IGNORECASE,
+)
 _INFINITE = re.compile(r"[-+]?inf(inity)?|[-+]?[\d.]+e[+]?\d+", re.IGNORECASE)
 _DATE = re.compile(
     r"\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}([.,]\d+)?)?\s?(Z|[+-]\d{2}:?\d{2})?)?"
@@ -32,7 +42,8 @@ _DATE = re.compile(
 _MONTH = "(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*[.,]?"
 _DATE_LIKE = re.compile(
     rf"\d{{1,4}}[./-]\d{{1,2}}[./-]\d{{1,4}}(\D.*)?|\d{{1,2}}:\d{{2}}(:\d{{2}})?\s*([ap]m)?"
-    rf"|\d{{1,2}}[ -]{_MONTH}[ -]\d{{2,4}}|{_MONTH}[ -]\d{{1,2}},? \d{{2,4}}",
+    rf"|\d{{1,2}}[ -]{_MONTH}[ -]\d{{2,4}}|{_MONTH}[ -](\d{{1,2}},? )?\d{{2,4}}"
+    r"|\d{4}-(0[1-9]|1[0-2]|W\d\d)|\d{8}T\d{4,6}Z?",
     re.IGNORECASE,
 )
 
@@ -252,7 +263,7 @@ class ColumnReader:
         return values
 
     def _float32_overflows(self, values: np.ndarray | float) -> bool:
-        return not self._exact and bool(np.any(np.abs(values) > 1e38))
+        return bool(np.any(np.abs(values) > 1e38))
 
     def _value(self, field: str, row: int) -> float:
         """Returns a number, days since 1970, or the code of a word; NaN where it is missing."""
@@ -314,10 +325,10 @@ class ColumnReader:
         if _INFINITE.fullmatch(text):
             raise UserError(self._wrong(text, row, "no finite number"))
         if _DATE_LIKE.fullmatch(text):
-            what = "which may be a date or a time: write it as YYYY-MM-DD or YYYY-MM-DD HH:MM"
+            what = "which may be a date or a time (those are YYYY-MM-DD or YYYY-MM-DD HH:MM)"
             raise UserError(self._wrong(text, row, what))
         if _NUMBER_LIKE.fullmatch(text):
-            what = "no number: set data.decimal and data.thousands to how numbers are written"
+            what = "no number (data.decimal and data.thousands say how numbers are written)"
             raise UserError(self._wrong(text, row, what))
 
     def _days(self, text: str) -> float:
