@@ -79,22 +79,29 @@ class Categories:
     names: tuple[str, ...]  # sorted: by value if all are numbers
     kind: Kind = "category"
 
-    def renumbered(self, place: str, names: Sequence[str]) -> "Categories":
-        """Returns the column with codes into other names.
+    def renumbered(self, names: Sequence[str]) -> "Categories":
+        """Returns the column with codes into other names, to which its further ones are added."""
+        known = dict.fromkeys((*names, *self.names))
+        number = {name: code for code, name in enumerate(known)}
+        places = np.array([*(number[name] for name in self.names), -1], np.int32)
+        return Categories(places[self.codes], tuple(known))
 
-        Raises:
-          UserError: a word is none of them.
-        """
-        number = {name: code for code, name in enumerate(names)}
+    def check_known(self, place: str, names: Sequence[str]) -> None:
+        """Raises a UserError for the first word that is none of the names."""
         for code, name in enumerate(self.names):
-            if name not in number:
+            if name not in names:
                 row = int(np.argmax(self.codes == code)) + 1
                 raise UserError(
                     f"{place} holds {name!r} in row {row}, which was not in the data that the run "
                     f"was trained on (it had {', '.join(map(repr, names))})"
                 )
-        places = np.array([*(number[name] for name in self.names), -1], np.int32)
-        return Categories(places[self.codes], tuple(names))
+
+    def as_numbers(self) -> Numbers | None:
+        """Returns the column as numbers, exactly, if all its words are."""
+        values = [number_of(name) for name in self.names]
+        if not values or None in values:
+            return None
+        return Numbers(np.array([*values, np.nan], np.float64)[self.codes], 0.0)
 
 
 Column = Numbers | Categories

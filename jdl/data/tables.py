@@ -125,11 +125,14 @@ class Table(Data):
         columns = self._read()
         names = self._inputs(list(columns))
         inputs = {name: columns.pop(name) for name in names}
-        if fitted:
-            for name, words in {self.target: fitted["classes"], **fitted["keep"]}.items():
-                column = columns[name]
-                if isinstance(column, Categories):
-                    columns[name] = column.renumbered(f"{self.path}: column {name!r}", words)
+        for name, words in (
+            {self.target: fitted["classes"], **fitted["keep"]}.items() if fitted else ()
+        ):
+            column = columns[name]
+            if isinstance(column, Categories):
+                if name == self.target:
+                    column.check_known(f"{self.path}: column {name!r}", words)
+                columns[name] = column.renumbered(words)
         words = {n: list(c.names) for n, c in columns.items() if isinstance(c, Categories)}
         rest = self._source(columns)
         columns.clear()
@@ -167,6 +170,10 @@ class Table(Data):
                     f"{self.path}: column {name!r} has no {what} in row {gap[0]}: give it one or "
                     f"remove the row (data.missing says which fields have no value)"
                 )
+        for name in self.keep:
+            column = columns[name]
+            if isinstance(column, Categories) and name not in (self.group, *self.categories):
+                columns[name] = column.as_numbers() or column
         return columns
 
     def _reader(
@@ -182,8 +189,8 @@ class Table(Data):
             place,
             notation,
             rows,
-            kind=kind or ("category" if is_word or name == self.group else None),
-            exact=not is_input,
+            kind=kind or ("category" if is_word or name in (self.group, *self.keep) else None),
+            exact=name == self.target,
             limit=self.max_categories if is_input and kind is None else None,
             remedy=(
                 ", or set data.categorical"

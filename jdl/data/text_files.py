@@ -83,7 +83,8 @@ class TextTable(Data):
             return values
         if self.fitted_values is not None:
             place = f"{self.path}: column {self.label_column!r}"
-            found = found.renumbered(place, self.fitted_values["classes"])
+            found.check_known(place, self.fitted_values["classes"])
+            found = found.renumbered(self.fitted_values["classes"])
         return found.codes
 
     def _classes(self, texts: tuple[str, ...]) -> list[str]:
