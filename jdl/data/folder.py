@@ -1,54 +1,31 @@
 """Image folders, labeled by one folder per class or by a CSV file."""
 
-import collections
 import concurrent.futures
 import functools
 import hashlib
 import logging
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 
 from jdl.data.base import Data, Example, Source
 from jdl.data.files import column_index, read_csv
+from jdl.data.image_paths import (
+    SUFFIXES,
+    Labeled,
+    classes_of,
+    find_splits,
+    some_paths,
+    summarize,
+)
 from jdl.data.images import UnreadableImage, decode_image, read_image
 from jdl.errors import UserError
 from jdl.typing import Json
 
-SUFFIXES = (
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".gif", ".webp", ".tif", ".tiff",
-    ".ppm", ".pgm",
-)  # fmt: skip
-"""Of the files that are images; others are left out, and counted."""
-
-SPLITS = {
-    "train": "train",
-    "training": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "test": "test",
-    "testing": "test",
-}
-"""Names of folders of splits, in lower case."""
-
-SYSTEM = ("__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found",
-          "thumbs.db", "desktop.ini")  # fmt: skip
-"""Files and folders of operating systems, in lower case; they are ignored, as hidden ones are."""
-
 _log = logging.getLogger(__name__)
-
-
-class Labeled(NamedTuple):
-    """An image file with its class and, if asked for, its group."""
-
-    path: Path
-    label: str
-    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -117,8 +94,8 @@ class ImageFolder(Data):
         found, notes = self._found()
         paths = tuple(each.path for files in found.values() for each in files)
         bad, more = self._unreadable(paths)
-        classes = self.fitted_values["classes"] if self.fitted_values else _classes(found)
-        if new := sorted(set(_classes(found)) - set(classes)):
+        classes = self.fitted_values["classes"] if self.fitted_values else classes_of(found)
+        if new := sorted(set(classes_of(found)) - set(classes)):
             raise UserError(
                 f"{self.path} holds the class {new[0]!r}, which the run was not trained on (it "
                 f"knows {', '.join(classes)})"
@@ -127,7 +104,7 @@ class ImageFolder(Data):
         kept = {
             name: [each for each in files if each.path not in bad] for name, files in found.items()
         }
-        _announce(_summary(self.path, kept, (*notes, *more)))
+        _announce(summarize(self.path, kept, (*notes, *more)))
         return {
             split: ImageFiles(
                 tuple(each.path for each in files),
@@ -140,12 +117,12 @@ class ImageFolder(Data):
 
     def fit(self) -> dict[str, Json]:
         """Returns how images are read, and `classes`."""
-        return {**super().fit(), "classes": _classes(self._found()[0])}
+        return {**super().fit(), "classes": classes_of(self._found()[0])}
 
     def output_names(self) -> tuple[str, ...]:
         """The classes."""
         known = self.fitted_values
-        return tuple(known["classes"] if known else _classes(self._found()[0]))
+        return tuple(known["classes"] if known else classes_of(self._found()[0]))
 
     def full_name(self) -> str:
         """The folder's name."""
@@ -157,8 +134,8 @@ class ImageFolder(Data):
         if not root.is_dir():
             raise UserError(f"{root} is no folder")
         notes: list[str] = []
-        found = {"train": self._listed(root)} if self.labels_file else _split(root, notes)
-        classes = _classes(found)
+        found = {"train": self._listed(root)} if self.labels_file else find_splits(root, notes)
+        classes = classes_of(found)
         if len(classes) < 2:
             raise UserError(
                 f"{root} holds images of {len(classes)} classes, where two are needed: one folder "
@@ -205,7 +182,7 @@ class ImageFolder(Data):
             )
         for reason in found.values():
             _announce(f"left out: {reason}")
-        note = f"several frames or pages, of which the first is read: {_some(frames)}"
+        note = f"several frames or pages, of which the first is read: {some_paths(frames)}"
         return frozenset(found), [note] if frames else []
 
 
@@ -229,97 +206,7 @@ def inspect(paths: tuple[Path, ...], mode: str) -> tuple[Mapping[Path, str], Seq
     return reasons, tuple(path for path, (_, frames) in found if frames > 1)
 
 
-def _split(root: Path, notes: list[str]) -> dict[str, list[Labeled]]:
-    """Returns image files with their folder's name, by split."""
-    folders = _folders(root)
-    splits: dict[str, Path] = {}
-    for folder in folders:
-        split = SPLITS.get(folder.name.lower())
-        if split in splits:
-            raise UserError(
-                f"{root} has two folders for the split {split!r}, {splits[split].name} and "
-                f"{folder.name}: remove one, or merge them"
-            )
-        if split:
-            splits[split] = folder
-    if len(splits) == len(folders) > 0 or ("train" in splits and _folders(splits["train"])):
-        if "train" not in splits or not _folders(splits["train"]):
-            missing = "no folder train" if "train" not in splits else "no class folders in train"
-            raise UserError(
-                f"{root} has folders of splits ({', '.join(f.name for f in folders)}) but "
-                f"{missing}: put one folder per class into each, or name data.labels_file"
-            )
-        if others := [folder for folder in folders if folder not in splits.values()]:
-            notes.append(f"left out, beside the folders of splits: {_some(others)}")
-        order = [name for name in dict.fromkeys(SPLITS.values()) if name in splits]
-        return {name: _images(splits[name], notes) for name in order}
-    return {"train": _images(root, notes)}
-
-
-def _images(root: Path, notes: list[str]) -> list[Labeled]:
-    """Returns the images in the folders of a folder, and adds what is left out to `notes`."""
-    found, empty, links, suffixes = [], [], [], collections.Counter[str]()
-    for folder in _folders(root):
-        files = []
-        for place, folders, names in os.walk(folder):
-            links += [Path(place, n) for n in folders if Path(place, n).is_symlink()]
-            folders[:] = sorted(name for name in folders if not _hidden(name))
-            for path in (Path(place, name) for name in sorted(names) if not _hidden(name)):
-                if path.is_symlink() and not path.is_file():
-                    links.append(path)
-                elif path.suffix.lower() in SUFFIXES:
-                    files.append(path)
-                else:
-                    suffixes[path.suffix.lower() or "no extension"] += 1
-        found += [Labeled(path, folder.name) for path in sorted(files)]
-        if not files:
-            empty.append(folder)
-    loose = [
-        p for p in sorted(root.iterdir()) if p.suffix.lower() in SUFFIXES and not _hidden(p.name)
-    ]
-    linked = [each.path for each in found if each.path.is_symlink()]
-    linked += [folder for folder in _folders(root) if folder.is_symlink()]
-    counts = ", ".join(f"{suffix} ({count})" for suffix, count in sorted(suffixes.items()))
-    for what, said in (
-        ("no images, so no class, in", _some(empty)),
-        ("left out for their extension", counts),
-        ("symbolic links not followed", _some(links)),
-        ("symbolic links followed", _some(linked)),
-        ("left out, as they are in no folder of a class", _some(loose)),
-    ):
-        if said:
-            notes.append(f"{what}: {said}")
-    return found
-
-
-def _folders(root: Path) -> list[Path]:
-    return sorted(path for path in root.iterdir() if path.is_dir() and not _hidden(path.name))
-
-
-def _hidden(name: str) -> bool:
-    return name.startswith(".") or name.lower() in SYSTEM
-
-
-def _summary(path: str, found: Mapping[str, Sequence[Labeled]], notes: Iterable[str]) -> str:
-    """Returns counts per split and class, and the notes."""
-    classes, parts = _classes(found), []
-    for split, files in found.items():
-        counts = collections.Counter(each.label for each in files)
-        named = ", ".join(f"{label} {counts[label]}" for label in classes)
-        parts.append(f"{split} {len(files)} images ({named})")
-    return "; ".join([f"{path}: {', '.join(parts)}", *notes])
-
-
-def _some(paths: Sequence[Path], most: int = 5) -> str:
-    more = f" and {len(paths) - most} more" if len(paths) > most else ""
-    return ", ".join(map(str, paths[:most])) + more
-
-
 @functools.lru_cache(maxsize=64)
 def _announce(text: str) -> None:
     """Logs a text the first time: a data set is opened several times in a run."""
     _log.warning("%s", text)
-
-
-def _classes(found: Mapping[str, Sequence[Labeled]]) -> list[str]:
-    return sorted({each.label for files in found.values() for each in files})

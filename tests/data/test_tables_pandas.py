@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jdl.data import PairTable, Series, Table, TextTable
-from jdl.data.columns import MISSING
+from jdl.data.notation import MISSING
 from jdl.errors import UserError
 
 pandas = pytest.importorskip("pandas")

@@ -1,0 +1,130 @@
+"""Finds the images below a folder: splits, classes, and what is neither."""
+
+import collections
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from jdl.errors import UserError
+
+SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".gif", ".webp", ".tif", ".tiff",
+    ".ppm", ".pgm",
+)  # fmt: skip
+"""Of the files that are images; others are left out, and counted."""
+
+SPLITS = {
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+    "testing": "test",
+}
+"""Names of folders of splits, in lower case."""
+
+SYSTEM = ("__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found",
+          "thumbs.db", "desktop.ini")  # fmt: skip
+"""Files and folders of operating systems, in lower case; they are ignored, as hidden ones are."""
+
+
+class Labeled(NamedTuple):
+    """An image file with its class and, if asked for, its group."""
+
+    path: Path
+    label: str
+    group: str = ""
+
+
+def find_splits(root: Path, notes: list[str]) -> dict[str, list[Labeled]]:
+    """Returns image files with their folder's name, by split."""
+    folders = _folders(root)
+    splits: dict[str, Path] = {}
+    for folder in folders:
+        split = SPLITS.get(folder.name.lower())
+        if split in splits:
+            raise UserError(
+                f"{root} has two folders for the split {split!r}, {splits[split].name} and "
+                f"{folder.name}: remove one, or merge them"
+            )
+        if split:
+            splits[split] = folder
+    if len(splits) == len(folders) > 0 or ("train" in splits and _folders(splits["train"])):
+        if "train" not in splits or not _folders(splits["train"]):
+            missing = "no folder train" if "train" not in splits else "no class folders in train"
+            raise UserError(
+                f"{root} has folders of splits ({', '.join(f.name for f in folders)}) but "
+                f"{missing}: put one folder per class into each, or name data.labels_file"
+            )
+        if others := [folder for folder in folders if folder not in splits.values()]:
+            notes.append(f"left out, beside the folders of splits: {some_paths(others)}")
+        order = [name for name in dict.fromkeys(SPLITS.values()) if name in splits]
+        return {name: _images(splits[name], notes) for name in order}
+    return {"train": _images(root, notes)}
+
+
+def _images(root: Path, notes: list[str]) -> list[Labeled]:
+    """Returns the images in the folders of a folder, and adds what is left out to `notes`."""
+    found, empty, links, suffixes = [], [], [], collections.Counter[str]()
+    for folder in _folders(root):
+        files = []
+        for place, folders, names in os.walk(folder):
+            links += [Path(place, n) for n in folders if Path(place, n).is_symlink()]
+            folders[:] = sorted(name for name in folders if not _hidden(name))
+            for path in (Path(place, name) for name in sorted(names) if not _hidden(name)):
+                if path.is_symlink() and not path.is_file():
+                    links.append(path)
+                elif path.suffix.lower() in SUFFIXES:
+                    files.append(path)
+                else:
+                    suffixes[path.suffix.lower() or "no extension"] += 1
+        found += [Labeled(path, folder.name) for path in sorted(files)]
+        if not files:
+            empty.append(folder)
+    loose = [
+        p for p in sorted(root.iterdir()) if p.suffix.lower() in SUFFIXES and not _hidden(p.name)
+    ]
+    linked = [each.path for each in found if each.path.is_symlink()]
+    linked += [folder for folder in _folders(root) if folder.is_symlink()]
+    counts = ", ".join(f"{suffix} ({count})" for suffix, count in sorted(suffixes.items()))
+    for what, said in (
+        ("no images, so no class, in", some_paths(empty)),
+        ("left out for their extension", counts),
+        ("symbolic links not followed", some_paths(links)),
+        ("symbolic links followed", some_paths(linked)),
+        ("left out, as they are in no folder of a class", some_paths(loose)),
+    ):
+        if said:
+            notes.append(f"{what}: {said}")
+    return found
+
+
+def _folders(root: Path) -> list[Path]:
+    return sorted(path for path in root.iterdir() if path.is_dir() and not _hidden(path.name))
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name.lower() in SYSTEM
+
+
+def summarize(path: str, found: Mapping[str, Sequence[Labeled]], notes: Iterable[str]) -> str:
+    """Returns counts per split and class, and the notes."""
+    classes, parts = classes_of(found), []
+    for split, files in found.items():
+        counts = collections.Counter(each.label for each in files)
+        named = ", ".join(f"{label} {counts[label]}" for label in classes)
+        parts.append(f"{split} {len(files)} images ({named})")
+    return "; ".join([f"{path}: {', '.join(parts)}", *notes])
+
+
+def some_paths(paths: Sequence[Path], most: int = 5) -> str:
+    """Returns the first paths as text."""
+    more = f" and {len(paths) - most} more" if len(paths) > most else ""
+    return ", ".join(map(str, paths[:most])) + more
+
+
+def classes_of(found: Mapping[str, Sequence[Labeled]]) -> list[str]:
+    """Returns the sorted class names."""
+    return sorted({each.label for files in found.values() for each in files})
