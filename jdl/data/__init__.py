@@ -10,7 +10,7 @@ from jdl.data.augment import (
     RandomCrop,
     RandomFlip,
 )
-from jdl.data.base import Data, Source, Subset
+from jdl.data.base import Data
 from jdl.data.documents import Documents, Texts
 from jdl.data.folder import ImageFolder
 from jdl.data.language import Streams, Tokens
@@ -18,6 +18,7 @@ from jdl.data.pairs import Pairs, PairTable
 from jdl.data.randaugment import RandAugment
 from jdl.data.selection import Selection
 from jdl.data.series import Series
+from jdl.data.sources import Source, Subset
 from jdl.data.stdlib import StandardLibrary
 from jdl.data.tables import Table
 from jdl.data.text import Words

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from jdl.data.base import Data, Example, Source, add_array
+from jdl.data.base import Data, add_array
 from jdl.data.conversion import is_frame, to_numbers
+from jdl.data.sources import Example, Source
 from jdl.errors import UserError
 
 

@@ -7,20 +7,18 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, Self, runtime_checkable
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 
 from jdl.data.files import read_texts
 from jdl.data.holdout import hold_out
 from jdl.data.images import MODES, decode_image
+from jdl.data.sources import Example, Source, Subset, read_array
 from jdl.data.tokenizers import Encoding, Tokenizer
 from jdl.data.transforms import Resize
 from jdl.errors import UserError, nearest
 from jdl.typing import Batch, Json, Keys
-
-Example = Mapping[str, Any]
-"""One example: arrays, numbers or strings by name."""
 
 Transform = Callable[[Example], Example]
 """A deterministic function of one example on the host; run once if the split is in memory."""
@@ -31,68 +29,6 @@ DeviceTransform = Callable[[Batch, Keys | None], Batch]
 
 Reader = Callable[[Path], dict[str, np.ndarray]]
 """Reads a file as examples without targets: arrays by name, examples along axis 0."""
-
-
-@runtime_checkable
-class Source(Protocol):
-    """Random access to the examples of a split, like `tfds.data_source`."""
-
-    def __len__(self) -> int:
-        """Number of examples."""
-        ...
-
-    def __getitem__(self, index: int, /) -> Example:
-        """The example at `index`."""
-        ...
-
-
-@dataclass(frozen=True)
-class Subset:
-    """A subset of the examples of a source."""
-
-    source: Source
-    indices: np.ndarray  # (n,) int64
-
-    def __len__(self) -> int:
-        """Number of examples."""
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> Example:
-        """The example at `index` of the subset."""
-        return self.source[int(self.indices[index])]
-
-    def __getitems__(self, indices: Sequence[int]) -> list[Example]:
-        """Several examples at once; many sources read these faster."""
-        return read_examples(self.source, [int(self.indices[i]) for i in indices])
-
-
-def read_examples(source: Source, indices: Sequence[int]) -> list[Example]:
-    """Returns the examples at `indices`, in one call if the source has `__getitems__`."""
-    many = getattr(source, "__getitems__", None)
-    return list(many(indices)) if many else [source[i] for i in indices]
-
-
-def root_indices(source: Source) -> np.ndarray:
-    """Returns where the examples of nested subsets are in the innermost source, (n,) int64."""
-    indices = np.arange(len(source))
-    while isinstance(source, Subset):
-        indices, source = source.indices[indices], source.source
-    return indices
-
-
-def read_array(source: Source, name: str) -> np.ndarray | None:
-    """Returns an array of all examples, or None if they lack it; without the rest of them if the
-    source has a method `array`."""
-    rows, root = root_indices(source), source
-    while isinstance(root, Subset):
-        root = root.source
-    own = getattr(root, "array", None)
-    if own is not None:
-        found = own(name)
-        return None if found is None else found[rows]
-    if not len(rows) or name not in root[int(rows[0])]:
-        return None
-    return np.array([example[name] for example in read_examples(root, rows.tolist())])
 
 
 @dataclass(frozen=True, kw_only=True)

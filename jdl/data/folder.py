@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from jdl.data.base import Data, Example, Source
+from jdl.data.base import Data
 from jdl.data.files import column_index, read_csv
 from jdl.data.image_paths import (
     SUFFIXES,
@@ -22,6 +22,7 @@ from jdl.data.image_paths import (
     summarize,
 )
 from jdl.data.images import UnreadableImage, decode_image, read_image
+from jdl.data.sources import Example, Source
 from jdl.errors import UserError
 from jdl.typing import Json
 

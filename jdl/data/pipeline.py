@@ -20,7 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jdl.data.base import Data, Source, read_examples
+from jdl.data.base import Data
+from jdl.data.sources import Source, read_examples
 from jdl.errors import UserError, first_line
 from jdl.typing import FILE_MODULE
 

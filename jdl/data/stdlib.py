@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from jdl.data.arrays import ArraySource
-from jdl.data.base import Data, Source
+from jdl.data.base import Data
 from jdl.data.files import read_text
+from jdl.data.sources import Source
 
 LEFT_OUT = ("distutils", "ensurepip", "idlelib", "lib2to3", "tkinter", "turtle", "turtledemo")
 """Modules that some distributions of Python leave out."""

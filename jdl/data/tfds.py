@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jdl.data.base import Data, Example, Source, default_data_dir
+from jdl.data.base import Data, default_data_dir
+from jdl.data.sources import Example, Source
 from jdl.errors import UserError, first_line, nearest
 
 HASHED_BYTES = 1 << 24

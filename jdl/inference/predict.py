@@ -8,9 +8,10 @@ from typing import Any
 import jax
 
 from jdl.data import Series, Table
-from jdl.data.base import Example, Reader
+from jdl.data.base import Reader
 from jdl.data.files import TABULAR
 from jdl.data.pipeline import apply_transforms
+from jdl.data.sources import Example
 from jdl.errors import UserError
 from jdl.experiment import Experiment
 from jdl.files import RunDirectory

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jdl.data import Table, TextTable
-from jdl.data.base import root_indices
+from jdl.data.sources import root_indices
 from jdl.errors import UserError
 
 WHOLE = {"test_fraction": 0.0, "validation_fraction": 0.0}

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from jdl.data import ImageFolder
-from jdl.data.base import root_indices
+from jdl.data.sources import root_indices
 from jdl.errors import UserError
 
 

@@ -11,8 +11,8 @@ from PIL import Image
 
 import jdl
 from jdl.data import Arrays, Data, Table, TextFile, Tokens, Words
-from jdl.data.base import root_indices
 from jdl.data.pipeline import Streamed
+from jdl.data.sources import root_indices
 from jdl.data.text import START, UNKNOWN
 from jdl.errors import UserError
 from jdl.inference.predict import open_for_inference, predict_files

@@ -15,7 +15,8 @@ import jdl
 from jdl import UserError
 from jdl.data import TFDS, Data, Scale, Selection, Tokens
 from jdl.data.arrays import ArraySource
-from jdl.data.base import Source, location_paths
+from jdl.data.base import location_paths
+from jdl.data.sources import Source
 from jdl.hooks import Callback, Evaluate, Hook
 from jdl.optimizers import SGD, Adam, Constant
 from jdl.parallel import DataParallel

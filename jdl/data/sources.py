@@ -1,0 +1,72 @@
+"""Random access to the examples of a split."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+Example = Mapping[str, Any]
+"""One example: arrays, numbers or strings by name."""
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Random access to the examples of a split, like `tfds.data_source`."""
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        ...
+
+    def __getitem__(self, index: int, /) -> Example:
+        """The example at `index`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Subset:
+    """A subset of the examples of a source."""
+
+    source: Source
+    indices: np.ndarray  # (n,) int64
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Example:
+        """The example at `index` of the subset."""
+        return self.source[int(self.indices[index])]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Example]:
+        """Several examples at once; many sources read these faster."""
+        return read_examples(self.source, [int(self.indices[i]) for i in indices])
+
+
+def read_examples(source: Source, indices: Sequence[int]) -> list[Example]:
+    """Returns the examples at `indices`, in one call if the source has `__getitems__`."""
+    many = getattr(source, "__getitems__", None)
+    return list(many(indices)) if many else [source[i] for i in indices]
+
+
+def root_indices(source: Source) -> np.ndarray:
+    """Returns where the examples of nested subsets are in the innermost source, (n,) int64."""
+    indices = np.arange(len(source))
+    while isinstance(source, Subset):
+        indices, source = source.indices[indices], source.source
+    return indices
+
+
+def read_array(source: Source, name: str) -> np.ndarray | None:
+    """Returns an array of all examples, or None if they lack it; without the rest of them if the
+    source has a method `array`."""
+    rows, root = root_indices(source), source
+    while isinstance(root, Subset):
+        root = root.source
+    own = getattr(root, "array", None)
+    if own is not None:
+        found = own(name)
+        return None if found is None else found[rows]
+    if not len(rows) or name not in root[int(rows[0])]:
+        return None
+    return np.array([example[name] for example in read_examples(root, rows.tolist())])
