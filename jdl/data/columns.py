@@ -26,6 +26,9 @@ from jdl.errors import UserError
 CHUNK = 1024
 """Rows that are converted together: few enough to weigh nothing beside the arrays."""
 
+OWN_PAGES = 1 << 20
+"""Bytes of a column from which it is allocated apart; a process has some 65,000 such places."""
+
 Kind = Literal["number", "category", "date"]
 
 
@@ -117,9 +120,7 @@ class ColumnReader:
         self._is_coded = False
         self._codes: dict[str, int] = {}
         self._center: float | None = 0.0 if exact else None
-        # Pages of its own go back to the system with the column, whatever the allocator keeps.
-        dtype = np.dtype(np.float64 if exact else np.float32)
-        self._buffer = np.frombuffer(mmap.mmap(-1, max(rows, 1) * dtype.itemsize), dtype)
+        self._buffer = _allocate(rows, np.dtype(np.float64 if exact else np.float32))
         self._rows = 0
         self._zoned: bool | None = None
         self.first_missing: tuple[int, str] | None = None
@@ -270,6 +271,13 @@ class ColumnReader:
         return (lambda name: (self._notation.number(name), name)) if numeric else None
 
 
+def _allocate(count: int, dtype: np.dtype) -> np.ndarray:
+    """Returns an array (count,) to be written to."""
+    size = count * dtype.itemsize
+    # Pages of its own go back to the system with the column, whatever the allocator keeps.
+    return np.empty(count, dtype) if size < OWN_PAGES else np.frombuffer(mmap.mmap(-1, size), dtype)
+
+
 def _far_center(values: np.ndarray) -> float:
     """Returns the median of values that are far from 0 for their range, else 0."""
     middle, spread = float(np.nanmedian(values)), float(np.nanmax(values) - np.nanmin(values))
@@ -286,7 +294,10 @@ def read_typed(
     """
     rows = csv_rows(path, delimiter, skip_blanks=True)
     header = next(rows)[1]
-    places = [column_index(path, header, name) for name in readers]
+    known = {name: place for place, name in enumerate(header)}
+    places = [
+        known[name] if name in known else column_index(path, header, name) for name in readers
+    ]
     while chunk := [row for _, row in itertools.islice(rows, CHUNK)]:
         columns = list(zip(*chunk, strict=True))
         for place, reader in zip(places, readers.values(), strict=True):

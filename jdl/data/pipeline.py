@@ -20,8 +20,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jdl.data.arrays import ArraySource
 from jdl.data.base import Data
-from jdl.data.sources import Source, read_examples
+from jdl.data.sources import Source, innermost, read_examples, root_indices
 from jdl.errors import UserError, first_line
 from jdl.typing import FILE_MODULE
 
@@ -206,12 +207,34 @@ def open_pipeline(data: Data, source: Source, name: str) -> Pipeline:
         return Streamed(source, data)
     arrays = {k: np.empty((len(source), *v.shape), v.dtype) for k, v in first.items()}
     chunk = 1024
+    read = _chunk_reader(data, source, name)
     for begin in range(0, len(source), chunk):
         indices = np.arange(begin, min(begin + chunk, len(source)))
-        examples = [apply_transforms(data, e) for e in read_examples(source, indices.tolist())]
-        for key, values in stack_examples(examples, indices, name).items():
+        for key, values in read(indices).items():
             arrays[key][indices] = values
     return InMemory(arrays, data.shuffle)
+
+
+def _chunk_reader(
+    data: Data, source: Source, name: str
+) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    """Returns a function of indices that reads transformed examples, stacked.
+
+    Rows of arrays are not taken apart into examples.
+    """
+    rows, root = root_indices(source), innermost(source)
+    if isinstance(root, ArraySource) and not data.transforms:
+        whole = root.arrays
+        if all(array.dtype != object for array in whole.values()):
+            return lambda indices: apply_transforms(
+                data, {key: array[rows[indices]] for key, array in whole.items()}
+            )
+
+    def read(indices: np.ndarray) -> dict[str, np.ndarray]:
+        examples = [apply_transforms(data, e) for e in read_examples(source, indices.tolist())]
+        return stack_examples(examples, indices, name)
+
+    return read
 
 
 def fits_in_memory(data: Data, size: int) -> bool:
@@ -278,7 +301,9 @@ def stack_examples(
 def _narrow(array: np.ndarray, name: str) -> np.ndarray:
     for extreme in (array.max(), array.min()) if array.size else ():
         if not -(2**31) <= extreme < 2**31:
-            raise UserError(f"{name!r} holds {extreme}, which does not fit into 32 bits")
+            raise UserError(
+                f"{name!r} holds {extreme}, which does not fit into 32 bits: number from 0"
+            )
     return array.astype(np.int32)
 
 

@@ -57,12 +57,19 @@ def root_indices(source: Source) -> np.ndarray:
     return indices
 
 
+def innermost(source: Source) -> Source:
+    """Returns the source of which nested subsets are parts."""
+    while isinstance(source, Subset):
+        source = source.source
+    return source
+
+
 def read_array(source: Source, name: str) -> np.ndarray | None:
-    """Returns an array of all examples, or None if they lack it; without the rest of them if the
-    source has a method `array`."""
-    rows, root = root_indices(source), source
-    while isinstance(root, Subset):
-        root = root.source
+    """Returns one array of all examples, or None if they lack it.
+
+    The rest of the examples is not read if the source has a method `array`.
+    """
+    rows, root = root_indices(source), innermost(source)
     own = getattr(root, "array", None)
     if own is not None:
         found = own(name)

@@ -153,7 +153,8 @@ class Table(Data):
         inputs = self._inputs(header)
         group = [self.group] if self.group else []
         used = dict.fromkeys([*inputs, self.target, *self.keep, *group])
-        for name in (*used, *self.categories):
+        known = set(header)
+        for name in [name for name in (*used, *self.categories) if name not in known]:
             column_index(self.path, header, name)
         rows = most_rows(self.path)
         readers = {name: self._reader(name, self.path, rows) for name in used}
