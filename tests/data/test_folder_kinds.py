@@ -1,7 +1,9 @@
 """Folders of images as they come: what is a class, what a split, and what is only named."""
 
+import json
 import logging
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -202,3 +204,25 @@ def test_groups_and_classes_are_held_out_as_wanted(tmp_path):
     assert sum(map(len, groups)) == 8
     with pytest.raises(UserError, match=r"data\.group is a column of data\.labels_file"):
         ImageFolder(str(tmp_path), group="patient")
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_what_reading_a_file_needs_is_kept_without_the_folder(tmp_path, same):
+    root = paint(tmp_path / "pets", *TWO, "dog/1.png")
+    if not same:
+        Image.fromarray(np.zeros((6, 8, 3), np.uint8)).save(root / "cat" / "9.png")
+    data = ImageFolder(str(root), test_fraction=0.0, validation_fraction=0.0)
+    known = data.with_fitted(json.loads(json.dumps(data.fit())))
+    Image.fromarray(np.full((8, 8, 4), 100, np.uint8)).save(tmp_path / "new.png")
+    expected = data.reader()(tmp_path / "new.png")["image"]
+    assert expected.shape == ((1, 4, 4, 3) if same else (1, 8, 8, 3))
+    shutil.rmtree(root)
+    np.testing.assert_array_equal(known.reader()(tmp_path / "new.png")["image"], expected)
+    assert known.output_names() == ("cat", "dog")
+    paint(root, *TWO, "emu/0.png", "bat/0.png")
+    with pytest.raises(UserError, match=r"holds the class 'bat', which the run was not trained on"):
+        known.load()
+    shutil.rmtree(root)
+    paint(root, "dog/0.png", "emu/0.png")
+    (root / "emu").rename(root / "cat")
+    assert [int(known.load()["train"][i]["label"]) for i in range(2)] == [0, 1]
