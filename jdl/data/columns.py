@@ -229,8 +229,8 @@ class ColumnReader:
             if self._limit is not None and len(self._codes) > self._limit:
                 raise UserError(
                     f"{self.place} holds more than data.max_categories = {self._limit} different "
-                    f"words by row {row} ({text!r}): raise that, name the inputs in data.columns, "
-                    f"or list the column in data.keep to carry it along"
+                    f"words by row {row} ({_short(text)}): raise that, name the inputs in "
+                    f"data.columns, or list the column in data.keep to carry it along"
                 )
         return self._codes[text]
 
@@ -264,7 +264,7 @@ class ColumnReader:
 
     def _wrong(self, text: str, row: int, what: str) -> str:
         others = f", or list it in data.missing{self._remedy}"
-        return f"{self.place} holds {text!r} in row {row}, {what}: correct it{others}"
+        return f"{self.place} holds {_short(text)} in row {row}, {what}: correct it{others}"
 
     def _order(self):
         numeric = all(map(self._is_number, self._codes))
@@ -276,6 +276,10 @@ def _allocate(count: int, dtype: np.dtype) -> np.ndarray:
     size = count * dtype.itemsize
     # Pages of its own go back to the system with the column, whatever the allocator keeps.
     return np.empty(count, dtype) if size < OWN_PAGES else np.frombuffer(mmap.mmap(-1, size), dtype)
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 60 else text[:57] + "...")
 
 
 def _far_center(values: np.ndarray) -> float:

@@ -57,6 +57,7 @@ def column(*fields):
         (["1", "2", "1e39"], r"holds '1e39' in row 3, too large for float32"),
         (["1", "2", "0x10"], r"holds '0x10' in row 3, no number"),
         (["", "", ""], r"column 'a' has no value in any row"),
+        (["1", "x" * 99], r"holds 'x{57}\.\.\.' in row 2, no number"),
         ([*"1" * 2000, "x"], r"holds 'x' in row 2001"),
         ([*[""] * 1500, *"ab" * 300], [*[[-1]] * 1500, *[[0], [1]] * 300]),
     ],
