@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from jdl.errors import UserError
     from jdl.experiment import Experiment, Runtime
     from jdl.sweeps.search.tuning import tune
-    from jdl.trainer.api import open_run, train
+    from jdl.trainer.api import train
     from jdl.trainer.fit import fit
+    from jdl.trainer.opening import open
     from jdl.trainer.run import Run
 
 _HOMES = {
@@ -27,7 +28,7 @@ _HOMES = {
     "UserError": "jdl.errors",
     "fit": "jdl.trainer.fit",
     "load": "jdl.config.experiment_file",
-    "open_run": "jdl.trainer.api",
+    "open": "jdl.trainer.opening",
     "override": "jdl.config.overrides",
     "train": "jdl.trainer.api",
     "tune": "jdl.sweeps.search.tuning",
@@ -41,7 +42,7 @@ __all__ = [
     "__version__",
     "fit",
     "load",
-    "open_run",
+    "open",
     "override",
     "train",
     "tune",

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from jdl.errors import UserError
 from jdl.typing import Json
 
-Record = TypeVar("Record", bound="ExperimentRecord | CheckpointMetadata")
+Record = TypeVar("Record", bound="ExperimentRecord | DataRecord | CheckpointMetadata")
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,11 @@ class RunDirectory:
     def environment(self) -> Path:
         """`versions`, `git_commit`, `devices`, `flags`, and `data` with a fingerprint per split."""
         return self.path / "environment.json"
+
+    @property
+    def data(self) -> Path:
+        """What prediction needs to know of the training data: a `DataRecord`."""
+        return self.path / "data.json"
 
     @property
     def tokenizer(self) -> Path:
@@ -104,6 +109,17 @@ class RunDirectory:
             raise UserError(f"{self.path} is no run directory (it has no {self.experiment.name})")
         return _record(ExperimentRecord, value, str(self.experiment))
 
+    def read_data(self) -> "DataRecord":
+        """The record of the run's data.
+
+        Raises:
+          UserError: there is none, or it cannot be read.
+        """
+        value = read_json(self.data)
+        if value is None:
+            raise UserError(f"{self.path} has no checkpoint yet: train it first")
+        return _record(DataRecord, value, str(self.data))
+
     def read_result(self) -> dict[str, Json] | None:
         """The result, or None where the run has not finished."""
         return _with_metrics(read_json(self.result))
@@ -120,6 +136,19 @@ class ExperimentRecord:
     experiment: str  # name of its file, without .py
     total_steps: int  # batches that the whole run consumes
     fields: dict  # every setting by its path, as `jdl.config.overrides.flatten` gives them
+
+    def to_json(self) -> dict[str, Json]:
+        """The JSON object to write."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataRecord:
+    """The contents of `data.json`: with it a run predicts where its data is not."""
+
+    examples: dict  # number of examples by split
+    arrays: dict  # shape and dtype of each array of an example, after the host transforms
+    fitted: dict  # what `Data.fit` returned: scaling, vocabulary, class names
 
     def to_json(self) -> dict[str, Json]:
         """The JSON object to write."""

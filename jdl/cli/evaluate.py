@@ -1,25 +1,39 @@
 """`jdl evaluate`."""
 
+from typing import Annotated
+
+from tyro.conf import arg
+
 from jdl.cli.arguments import OwnFile, RunDirectory
 from jdl.files import to_json
 
 
 def evaluate(
-    directory: RunDirectory, /, split: str | None = None, experiment: OwnFile = None
+    directory: RunDirectory,
+    /,
+    split: str | None = None,
+    data_path: Annotated[str | None, arg(name="data.path")] = None,
+    allow_changed_data: bool = False,
+    experiment: OwnFile = None,
 ) -> None:
     """Evaluate a run on a split, with its final weights; prints a line of JSON.
 
     Args:
         split: train, validation or test (default: test; validation for a run that never reads
             test, such as a trial of a search).
+        data_path: where the data of the training is now (default: where it was).
+        allow_changed_data: evaluate on data that has changed since the training.
     """
     import numpy as np
 
-    from jdl.trainer.api import open_run
+    from jdl.config.overrides import override
+    from jdl.trainer.opening import open
     from jdl.trainer.record import read_run
 
-    recorded = read_run(directory, experiment)
-    run = open_run(directory, recorded.experiment)
+    known = read_run(directory, experiment).experiment
+    if data_path is not None:
+        known = override(known, {"data.path": data_path})
+    run = open(directory, known, allow_changed_data=allow_changed_data)
     if split is None:
         scored = run.result.get("metrics", {"test": {}})
         split = "test" if "test" in scored else "validation"

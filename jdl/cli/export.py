@@ -22,12 +22,12 @@ def export(
         file: to write, such as digits.stablehlo.
     """
     from jdl.inference.export import check_target, export_prediction, signature, write_export
-    from jdl.inference.predict import open_for_inference
+    from jdl.trainer.opening import restore_run
     from jdl.trainer.record import read_run
 
     check_target(file)
     recorded = read_run(directory, experiment)
-    run = open_for_inference(directory, recorded.experiment)
+    run = restore_run(directory, recorded.experiment)
     warn_if_unfinished(directory, run)
     function = export_prediction(run)
     write_export(file, function)

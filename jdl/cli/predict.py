@@ -29,13 +29,14 @@ def predict(
     Args:
         files: to predict from.
     """
-    from jdl.inference.predict import open_for_inference, predict_files
+    from jdl.inference.predict import predict_files
+    from jdl.trainer.opening import restore_run
     from jdl.trainer.record import read_run
 
     if not files:
         raise UserError("predict needs at least one FILE (see `jdl predict --help`)")
     recorded = read_run(directory, experiment)
-    run = open_for_inference(directory, recorded.experiment)
+    run = restore_run(directory, recorded.experiment)
     warn_if_unfinished(directory, run)
     failed = []
 

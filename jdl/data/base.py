@@ -129,6 +129,8 @@ class Data:
         `shape` [height, width, channels], null where the examples differ; `text`, `bytes`, or null
         where neither fits. Of a data set that wraps another it is what that fits, as `wrapped`.
         """
+        if self.has_tokenizer:  # which is saved in a file of its own
+            return {}
         known: dict[str, Json] = {"classes": list(self.output_names())}
         if self.wrapped is not None:
             return {**known, "wrapped": self.wrapped.fit()}

@@ -13,9 +13,9 @@ from jdl.decoding import Sampling, stream
 from jdl.decoding.sampling import PLAIN
 from jdl.errors import UserError
 from jdl.experiment import Experiment
-from jdl.inference.predict import open_for_inference
 from jdl.tasks import LanguageModeling
 from jdl.tracing import takes_argument
+from jdl.trainer.opening import restore_run
 from jdl.trainer.run import Run
 
 UNFINISHED = "\ufffd"
@@ -35,7 +35,7 @@ def open_for_generation(workdir: Path, experiment: Experiment) -> tuple[Run, Tok
             f"{workdir} is a run of the task {type(task).__name__}; texts are written by models of "
             f"the task LanguageModeling"
         )
-    run = open_for_inference(workdir, experiment)
+    run = restore_run(workdir, experiment)
     check_vocab_size(run.experiment.data, run.prediction.shape[-1])
     return run, run.experiment.data.tokenizer()
 

@@ -1,6 +1,5 @@
 """Predicts from files of images, tables, texts or series; yields JSON objects per example."""
 
-import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,28 +12,8 @@ from jdl.data.files import TABULAR
 from jdl.data.pipeline import apply_transforms
 from jdl.data.sources import Example
 from jdl.errors import UserError
-from jdl.experiment import Experiment
-from jdl.files import RunDirectory
-from jdl.trainer.api import restore_run
-from jdl.trainer.record import with_tokenizer
 from jdl.trainer.run import Run
 from jdl.typing import Json
-
-
-def open_for_inference(workdir: Path, experiment: Experiment) -> Run:
-    """Opens a run like `jdl.open_run`, but reads at most one batch of the training split.
-
-    Args:
-      workdir: the run directory.
-      experiment: as `jdl.trainer.record.read_run` returns it; its task may decode in another way.
-
-    Raises:
-      UserError: the directory holds no checkpoint that fits the experiment.
-    """
-    name = RunDirectory(workdir).read_experiment().experiment
-    experiment = with_tokenizer(workdir, experiment)
-    data = dataclasses.replace(experiment.data, pipeline="grain")
-    return restore_run(workdir, dataclasses.replace(experiment, data=data), name)
 
 
 def predict_files(

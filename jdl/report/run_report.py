@@ -16,7 +16,7 @@ from jdl.report.baselines import Baseline
 from jdl.report.page import Folder, Html, html, paragraph, scores_table, section, table
 from jdl.report.run_baselines import baselines_of, held_out
 from jdl.tasks import BinaryClassification, Classification, Forecast, LanguageModeling
-from jdl.trainer.api import open_run
+from jdl.trainer.opening import open
 from jdl.trainer.record import read_run
 from jdl.trainer.run import Run
 
@@ -45,7 +45,7 @@ def write_report(directory: Path, out: Path | None = None, experiment: Path | No
             f"{first}"
         )
     recorded = read_run(directory, experiment)
-    run = open_run(directory, recorded.experiment)
+    run = open(directory, recorded.experiment)
     rows, folder = read_rows(files.metrics), Folder(out or directory / "report")
     beside = baselines_of(run)
     about = documentation(recorded.file.path).split("\n")[0]

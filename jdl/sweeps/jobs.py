@@ -24,7 +24,7 @@ from jdl.sweeps.compile import compile_vectorized
 from jdl.sweeps.loop import Member, redirect_output, train_vectorized
 from jdl.sweeps.vectorized import VectorizedSteps, structure
 from jdl.trainer.allocator import configure_allocator
-from jdl.trainer.api import load, open_loop, train
+from jdl.trainer.api import open_loop, train
 from jdl.trainer.compilation_cache import enable_compilation_cache
 from jdl.trainer.interrupt import Interruption
 from jdl.trainer.loop import TrainingLoop
@@ -102,7 +102,7 @@ def train_jobs(
         with redirect_output(job.output):
             try:
                 found = _find(job, file)
-                outcome = load(found) if found.is_finished else None
+                outcome = restore_finished(found) if found.is_finished else None
             except Exception as error:
                 outcome = error
         if outcome is None:

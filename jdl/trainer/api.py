@@ -1,4 +1,4 @@
-"""Trains an experiment, and opens runs."""
+"""Trains an experiment."""
 
 import contextlib
 import dataclasses
@@ -10,7 +10,6 @@ from pathlib import Path
 
 import jax
 
-from jdl.checkpoint import CheckpointStore
 from jdl.config.experiment_file import ExperimentFile
 from jdl.data.splits import Splits
 from jdl.errors import UserError
@@ -23,6 +22,7 @@ from jdl.trainer.allocator import configure_allocator
 from jdl.trainer.compilation_cache import enable_compilation_cache
 from jdl.trainer.interrupt import Interruption
 from jdl.trainer.loop import TrainingLoop
+from jdl.trainer.opening import restore_finished
 from jdl.trainer.run import Run
 from jdl.typing import Json
 
@@ -65,7 +65,7 @@ def train(
     workdir = Path(workdir or temporary or ".")
     found = record.find_run(workdir, experiment, file.name if file else "experiment")
     if found.is_finished:
-        return load(found)
+        return restore_finished(found)
     interruption = Interruption(shared=jax.process_count() > 1)
     with (
         interruption,
@@ -113,55 +113,6 @@ def open_loop(
         loop = TrainingLoop(run)
         record.write(run, found, file, overrides or {}, vectorized)
         yield loop
-
-
-def open_run(workdir: str | Path, experiment: Experiment | None = None) -> Run:
-    """Opens the run in a directory, with its last or best weights, to evaluate and predict.
-
-    Args:
-      workdir: the run directory.
-      experiment: its experiment; None to execute the directory's `experiment.py`. Only what a
-        resumed run may change, such as `strategy` and `runtime`, may differ from the record.
-
-    Raises:
-      UserError: the directory holds no checkpoint, or another experiment or other data.
-    """
-    workdir = Path(workdir)
-    if experiment is None:
-        experiment = record.read_run(workdir).experiment
-    return load(record.find_run(workdir, experiment))
-
-
-def load(found: record.FoundRun) -> Run:
-    """Restores the weights of the run that a directory holds.
-
-    Raises:
-      UserError: as `restore_run`, or the data is located elsewhere and differs.
-    """
-    run = restore_run(found.workdir, found.experiment, found.name)
-    if found.is_moved:
-        record.check_data(found.workdir, run.data.fingerprints(), exclude_new=True)
-    return run
-
-
-def restore_run(workdir: Path, experiment: Experiment, name: str) -> Run:
-    """Restores the last or best weights in a directory into a run, without comparing settings.
-
-    Raises:
-      UserError: the directory holds no checkpoint, or its arrays do not fit the model.
-    """
-    enable_compilation_cache()
-    run = Run(experiment, name, workdir)
-    store = CheckpointStore(RunDirectory(workdir).checkpoints, run.print)
-    try:
-        state = store.restore_evaluation(run.compiled.abstract_state)
-    finally:
-        store.close()
-    if state is None:
-        raise UserError(f"{workdir} has no checkpoint yet: train it first")
-    run.state = run.compiled.shard(state)
-    run.result = RunDirectory(workdir).read_result() or {}
-    return run
 
 
 @contextlib.contextmanager

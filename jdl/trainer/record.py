@@ -26,7 +26,7 @@ from jdl.data.base import location_paths
 from jdl.data.tokenizers import Saved
 from jdl.errors import UserError
 from jdl.experiment import Experiment
-from jdl.files import ExperimentRecord, RunDirectory, json_value, read_json, write_json
+from jdl.files import DataRecord, ExperimentRecord, RunDirectory, json_value, read_json, write_json
 from jdl.paths import path_name
 from jdl.trainer.run import Run
 from jdl.typing import Json, PyTree
@@ -148,6 +148,8 @@ def write(
     directory.result.unlink(missing_ok=True)
     written = ExperimentRecord(experiment=run.name, total_steps=run.steps, fields=found.fields)
     write_json(directory.experiment, written.to_json())
+    if not directory.data.exists():
+        write_json(directory.data, _data_record(run).to_json())
     if data.has_tokenizer and not directory.tokenizer.exists():
         write_json(directory.tokenizer, json.loads(data.tokenizer().to_json()))
     if file is not None:
@@ -157,6 +159,18 @@ def write(
                 shutil.copyfile(source, target)
     write_json(directory.overrides, dict(overrides))
     write_json(directory.environment, surroundings)
+
+
+def _data_record(run: Run) -> DataRecord:
+    arrays = {name: leaf for name, leaf in run.batch.items() if name != "mask"}
+    return DataRecord(
+        examples={split: run.data.count(split) for split in run.data.names},
+        arrays={
+            name: {"shape": list(leaf.shape[1:]), "dtype": str(leaf.dtype)}
+            for name, leaf in arrays.items()
+        },
+        fitted=run.experiment.data.fit(),
+    )
 
 
 def _check_surroundings(
@@ -169,7 +183,8 @@ def _check_surroundings(
             f"only grow, not shrink to {run.steps}"
         )
     before = read_json(RunDirectory(run.workdir).environment) or surroundings
-    check_data(run.workdir, surroundings["data"])
+    if changed := changed_data(run.workdir, surroundings["data"]):
+        raise UserError(f"the data of {run.workdir} changed since it began: {changed}")
     for part in ("versions", "devices", "flags"):
         for difference in differences(before[part], surroundings[part], part):
             run.print(f"resuming, but results may differ in bits: {difference}")
@@ -281,16 +296,16 @@ def find_run(workdir: Path, experiment: Experiment, name: str | None = None) -> 
     )
 
 
-def check_data(workdir: Path, found: Mapping[str, Json], exclude_new: bool = False) -> None:
-    """Raises if the splits are not those that a run in a directory began with.
+def changed_data(workdir: Path, found: Mapping[str, Json], exclude_new: bool = False) -> str:
+    """Describes how splits differ from those that a run in a directory began with.
 
     Args:
       workdir: the run directory.
       found: fingerprints of the splits, by name.
       exclude_new: ignore splits that the run did not read, as a trial of a search the test split.
 
-    Raises:
-      UserError: names the splits that differ.
+    Returns:
+      The differences; empty if there are none.
     """
     recorded = (read_json(RunDirectory(workdir).environment) or {}).get("data", found)
     if exclude_new:
@@ -300,8 +315,7 @@ def check_data(workdir: Path, found: Mapping[str, Json], exclude_new: bool = Fal
         {split: {k: v for k, v in each.items() if k != "source"} for split, each in data.items()}
         for data in (recorded, found)
     )
-    if changed := differences(old, new, "data"):
-        raise UserError(f"the data of {workdir} changed since it began: {'; '.join(changed)}")
+    return "; ".join(differences(old, new, "data"))
 
 
 def _changes(

@@ -1,5 +1,7 @@
 """A run, as `jdl.train` returns it: evaluates, predicts, and holds parameters and result."""
 
+import dataclasses
+import functools
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -8,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 
 from jdl import metrics as metrics_lib
 from jdl.data.conversion import inputs_by_name
@@ -23,7 +26,7 @@ from jdl.data.splits import Splits
 from jdl.data.vocabulary import check_token_ids, check_vocab_size
 from jdl.errors import UserError
 from jdl.experiment import Experiment
-from jdl.files import RunDirectory, read_rows
+from jdl.files import DataRecord, RunDirectory, read_rows
 from jdl.metrics import Metrics, Packed
 from jdl.metrics.metric import check_size
 from jdl.optimizers import averaged_params
@@ -71,21 +74,15 @@ class Run:
         Raises:
           UserError: data, model, task and devices do not fit together.
         """
-        _check_batch_size(experiment)
-        check_vocabulary(experiment)
-        self.experiment, self.name, self.workdir = experiment, name, workdir
-        self.result: dict[str, Json] = {}
-        self.interruption = Interruption()
-        self.shard = Shard(jax.process_index(), jax.process_count())
-        self._state: Any = None
-        self._fetch: Callable[[], Any] | None = None
-        self._predictions: dict[str, Any] = {}  # shape and dtype, by split
-        self.data = data.with_data(experiment.data) if data else Splits(experiment.data)
+        self._begin(
+            experiment,
+            name,
+            workdir,
+            lambda: data.with_data(experiment.data) if data else Splits(experiment.data),
+        )
         self.examples = self.data.count("train")
-        self.steps = experiment.total_steps(self.examples)
-        self.steps_per_epoch = max(1, -(-self.examples // experiment.batch_size))
-        self.program = experiment.program(self.steps)
-        self._host_metric_splits = self._splits_with_host_metrics()
+        self._prepare()
+        _ = self._host_metric_splits  # raises before anything is compiled
         pipeline = self.pipeline("train")
         size, seed = experiment.batch_size, experiment.seed
         step_input = pipeline.step_input(0, size, seed, self.shard)
@@ -99,6 +96,66 @@ class Run:
             metrics = self.abstract_metrics()
             for split in self.data.names:
                 check_size(metrics, self.data.count(split), size, split)
+
+    @classmethod
+    def of_record(
+        cls,
+        experiment: Experiment,
+        name: str,
+        workdir: Path,
+        recorded: DataRecord,
+        open_data: Callable[[], Splits],
+    ) -> "Run":
+        """Returns a run that evaluates and predicts, whose data is opened when it is first read.
+
+        Args:
+          experiment: what was trained.
+          name: of the experiment.
+          workdir: the run directory.
+          recorded: of the data.
+          open_data: opens the data.
+        """
+        run = cls.__new__(cls)
+        run._begin(experiment, name, workdir, open_data)
+        run.examples = recorded.examples["train"]
+        run._prepare()
+        # The state holds no optimizer: an evaluation needs none, and averages are saved apart.
+        run.program = dataclasses.replace(
+            run.program, optimizer=optax.with_extra_args_support(optax.identity())
+        )
+        step_input = {
+            key: np.zeros((experiment.batch_size, *each["shape"]), each["dtype"])
+            for key, each in recorded.arrays.items()
+        }
+        run._predictions["train"] = run._abstract_prediction(step_input)
+        step_input["mask"] = np.ones(experiment.batch_size, bool)
+        run.batch = batch_shapes({}, step_input)
+        run.compiled = experiment.strategy.compile(run.program, {}, step_input)
+        return run
+
+    def _begin(
+        self, experiment: Experiment, name: str, workdir: Path, open_data: Callable[[], Splits]
+    ) -> None:
+        _check_batch_size(experiment)
+        check_vocabulary(experiment)
+        self.experiment, self.name, self.workdir = experiment, name, workdir
+        self.result: dict[str, Json] = {}
+        self.interruption = Interruption()
+        self.shard = Shard(jax.process_index(), jax.process_count())
+        self._state: Any = None
+        self._fetch: Callable[[], Any] | None = None
+        self._predictions: dict[str, Any] = {}  # shape and dtype, by split
+        self._open_data = open_data
+
+    def _prepare(self) -> None:
+        self.steps = self.experiment.total_steps(self.examples)
+        self.steps_per_epoch = max(1, -(-self.examples // self.experiment.batch_size))
+        self.program = self.experiment.program(self.steps)
+
+    @functools.cached_property
+    def data(self) -> Splits:
+        """The splits of the data."""
+        return self._open_data()
 
     @property
     def state(self) -> Any:
@@ -359,7 +416,8 @@ class Run:
             if tokens.ndim == 2 and np.issubdtype(tokens.dtype, np.integer):
                 check_token_ids(tokens, vocab_size, f"{where}: {name!r}", least=-1)
 
-    def _splits_with_host_metrics(self) -> set[str]:
+    @functools.cached_property
+    def _host_metric_splits(self) -> set[str]:
         """Splits with host metrics; none in multi-process runs, where a warning is printed.
 
         Raises:

@@ -22,6 +22,7 @@ def test_what_a_run_directory_holds(trained, clouds):
         "overrides.json",
         "experiment.json",
         "environment.json",
+        "data.json",
         "metrics.jsonl",
         "checkpoints",
         "result.json",
@@ -114,7 +115,7 @@ def test_what_result_json_says(trained):
 
 def test_params_sha256_is_what_it_is_said_to_be(trained):
     file = jdl.load(trained / "experiment.py")
-    run = jdl.open_run(trained, jdl.override(file.experiment, CHANGES))
+    run = jdl.open(trained, jdl.override(file.experiment, CHANGES))
     digest = hashlib.sha256()
     leaves = flatten_dict(run.state.params, sep=".")
     assert len(leaves) == 6
@@ -128,7 +129,7 @@ def test_params_sha256_is_what_it_is_said_to_be(trained):
 def test_the_metrics_are_those_of_all_examples(trained, clouds):
     file = jdl.load(clouds)
     experiment = jdl.override(file.experiment, CHANGES)
-    run = jdl.open_run(trained, experiment)
+    run = jdl.open(trained, experiment)
     result = read(trained / "result.json")["metrics"]
     for name, source in experiment.data.splits().items():
         examples = [source[index] for index in range(len(source))]

@@ -228,7 +228,7 @@ def test_the_tokenizer_stays_with_its_run(tmp_path, monkeypatch):
         raise AssertionError("learned anew")
 
     monkeypatch.setattr(BPE, "build", build)
-    run = jdl.open_run(workdir, experiment())
+    run = jdl.open(workdir, experiment())
     assert run.experiment.data.tokenizer() == saved
     assert run.evaluate("validation") == first.result["metrics"]["validation"]
     finished = jdl.train(experiment(), workdir)
@@ -243,10 +243,10 @@ def test_the_tokenizer_stays_with_its_run(tmp_path, monkeypatch):
     path = workdir / "tokenizer.json"
     path.write_text(json.dumps({"jdl": "characters", "characters": "".join(map(chr, range(500)))}))
     with pytest.raises(UserError, match="tokenizer of arrays has 500 tokens, the model 290"):
-        jdl.open_run(workdir, experiment())
+        jdl.open(workdir, experiment())
     path.write_text("{")
     with pytest.raises(UserError, match=r"run/tokenizer\.json cannot be read: this is not a tok"):
-        jdl.open_run(workdir, experiment())
+        jdl.open(workdir, experiment())
 
 
 REFUSED = {

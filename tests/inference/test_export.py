@@ -14,7 +14,7 @@ from jdl.inference.export import export_prediction, signature, write_export
 from jdl.models import CNN, GPT, RNN
 from jdl.optimizers import SGD
 from jdl.tasks import BinaryClassification, Classification, LanguageModeling
-from jdl.trainer.api import open_run
+from jdl.trainer.opening import open
 from jdl.trainer.record import read_run
 
 pytest.importorskip("flatbuffers", reason="flatbuffers are not installed")
@@ -43,7 +43,7 @@ def test_an_export_gives_the_runs_predictions_without_jdl(trained, command, tmp_
     done = subprocess.run(command_line, capture_output=True, text=True, timeout=600)
     assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
     recorded = read_run(trained)
-    run = open_run(trained, recorded.experiment)
+    run = open(trained, recorded.experiment)
     np.testing.assert_allclose(np.load(tmp_path / "out.npy"), run.predict(images), atol=1e-6)
     assert command("export", trained, file)[0] == 0, "an export may be replaced"
 

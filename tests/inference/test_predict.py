@@ -11,14 +11,14 @@ from PIL import Image
 
 import jdl
 from jdl.data import Arrays, Data, Table, TextFile, Tokens, Words
-from jdl.data.pipeline import Streamed
 from jdl.data.sources import root_indices
 from jdl.data.text import START, UNKNOWN
 from jdl.errors import UserError
-from jdl.inference.predict import open_for_inference, predict_files
+from jdl.inference.predict import predict_files
 from jdl.models import MLP
 from jdl.tasks import BinaryClassification, Classification, Forecast, Regression
 from jdl.tasks.base import to_json
+from jdl.trainer.opening import restore_run
 
 FILE = '''"""A small experiment."""
 
@@ -235,8 +235,7 @@ def test_inputs_of_one_shape_go_through_the_model_in_batches(trained, tmp_path):
     files = [tmp_path / f"{i}.png" for i in range(9)]
     for image, file in zip(images, files, strict=True):
         Image.fromarray(image[..., 0]).save(file)
-    again = open_for_inference(tmp_path / "run", run.experiment)
-    assert isinstance(again.pipeline("train"), Streamed)  # the training split is not read
+    again = restore_run(tmp_path / "run", run.experiment)
     sizes, compiled = [], again.compiled
 
     def counted(state, batch):
@@ -248,6 +247,7 @@ def test_inputs_of_one_shape_go_through_the_model_in_batches(trained, tmp_path):
     assert len(list(predict_files(again, read, files, pytest.fail))) == 9
     assert sizes == [4, 4, 1]
     assert again.traces["predict"] == 1
+    assert "data" not in vars(again)  # it is not opened
 
 
 def test_a_bad_file_is_named_and_the_others_go_on(trained, command, tmp_path):

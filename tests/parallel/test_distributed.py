@@ -127,7 +127,7 @@ def check_equal(alone, workdir, devices=2):
     assert {row[2] for row in found} == {"train", "validation"}
     for (*_, one), (*_, other) in zip(expected, found, strict=True):
         assert one == pytest.approx(other, rel=1e-5)
-    read = jdl.open_run(workdir, alone.experiment)
+    read = jdl.open(workdir, alone.experiment)
     assert int(read.state.step) == 8
     chex.assert_trees_all_close(read.state.params, alone.state.params, atol=1e-5)
     for split, metrics in alone.result["metrics"].items():

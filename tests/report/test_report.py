@@ -426,7 +426,7 @@ def test_a_run_broken_off_can_be_looked_at(tmp_path):
 
     with pytest.raises(Killed):
         jdl.train(interrupt_at(make_experiment(), 9), tmp_path / "run")
-    run = jdl.open_run(tmp_path / "run", make_experiment())
+    run = jdl.open(tmp_path / "run", make_experiment())
     predictions = classification.predict_held_out(run)
     assert held_out(run) == predictions.split == "validation"
     assert len(predictions.labels) == run.data.count("validation")

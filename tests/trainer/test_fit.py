@@ -166,7 +166,7 @@ def test_a_directory_keeps_the_run(tmp_path):
     run = jdl.fit(nn.Dense(1), x, x[:, 0], workdir=tmp_path / "run", **settings)
     result = json.loads((tmp_path / "run/result.json").read_text())
     assert result == run.result
-    again = jdl.open_run(tmp_path / "run", run.experiment)
+    again = jdl.open(tmp_path / "run", run.experiment)
     np.testing.assert_array_equal(again.predict(x), run.predict(x))
     with pytest.raises(UserError, match=r"data\.arrays\.train\.image"):
         jdl.fit(nn.Dense(1), x + 1, x[:, 0], workdir=tmp_path / "run", **settings)

@@ -198,7 +198,7 @@ def test_a_resumed_run_may_read_the_same_bytes_from_another_path(stored, tmp_pat
     run = jdl.train(moved, tmp_path / "run")
     assert run.result["params_sha256"] == whole.result["params_sha256"]
     assert jdl.train(moved, tmp_path / "run").result == run.result
-    assert jdl.open_run(tmp_path / "run", moved).result == run.result
+    assert jdl.open(tmp_path / "run", moved).result == run.result
 
 
 def test_other_bytes_at_another_path_are_refused(stored, tmp_path):
@@ -208,7 +208,8 @@ def test_other_bytes_at_another_path_are_refused(stored, tmp_path):
     with pytest.raises(UserError, match=changed):
         jdl.train(other, tmp_path / "run")
     with pytest.raises(UserError, match=changed):
-        jdl.open_run(tmp_path / "run", other)
+        jdl.open(tmp_path / "run", other).evaluate()
+    assert jdl.open(tmp_path / "run", other, allow_changed_data=True).evaluate()
     jdl.train(stored, tmp_path / "run")
     with pytest.raises(UserError, match=changed):  # of a finished run, too
         jdl.train(other, tmp_path / "run")
@@ -227,27 +228,27 @@ def test_locations_are_found_in_wrapped_sets():
         ({"batch_size": 16}, "batch_size: 8 -> 16"),
     ],
 )
-def test_open_run_refuses_other_settings_by_name(changes, named, plain):
+def test_open_refuses_other_settings_by_name(changes, named, plain):
     with pytest.raises(UserError, match=rf"holds a run with other settings \({named}\)"):
-        jdl.open_run(plain, make_experiment(**changes))
-    run = jdl.open_run(plain, make_experiment(strategy=DataParallel(), runtime=jdl.Runtime()))
+        jdl.open(plain, make_experiment(**changes))
+    run = jdl.open(plain, make_experiment(strategy=DataParallel(), runtime=jdl.Runtime()))
     assert run.result["step"] == 14
 
 
-def test_open_run_reads_the_experiment_of_the_directory(plain, tmp_path):
+def test_open_reads_the_experiment_of_the_directory(plain, tmp_path):
     path = tmp_path / "own.py"
     path.write_text(
         "from tests.interruptions import make_experiment\nexperiment = make_experiment()\n"
     )
     file = jdl.load(path)
     trained = jdl.train(file.experiment, tmp_path / "run", file=file)
-    run = jdl.open_run(str(tmp_path / "run"))
+    run = jdl.open(str(tmp_path / "run"))
     assert (run.name, run.evaluate("test")) == ("own", trained.result["metrics"]["test"])
     (tmp_path / "run/experiment.py").write_text(path.read_text() + "\nexperiment = None\n")
     with pytest.raises(UserError, match="defines no `experiment"):
-        jdl.open_run(tmp_path / "run")
+        jdl.open(tmp_path / "run")
     with pytest.raises(UserError, match=r"holds no experiment\.py.*name the file"):
-        jdl.open_run(plain)
+        jdl.open(plain)
 
 
 def test_a_finished_run_is_left_as_it_is(plain):

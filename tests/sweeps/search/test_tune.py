@@ -88,7 +88,7 @@ def test_the_best_is_a_run_with_the_score_that_was_logged(tmp_path):
         assert set(result["metrics"]) == {"train", "validation"}
         assert result["metrics"]["validation"]["loss"] == each.value
     best = tmp_path / "study" / "best"
-    run = jdl.open_run(best, jdl.override(experiment(), study.best.point))
+    run = jdl.open(best, jdl.override(experiment(), study.best.point))
     assert run.evaluate("validation")["loss"] == study.best.value
     rows = [json.loads(line) for line in (tmp_path / "study/study.jsonl").read_text().splitlines()]
     assert [row["value"] for row in rows] == [each.value for each in study.trials]

@@ -1,0 +1,112 @@
+"""Opens the run of a directory, to evaluate and predict."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jdl.checkpoint import CheckpointStore
+from jdl.data.splits import Splits
+from jdl.errors import UserError
+from jdl.experiment import Experiment
+from jdl.files import RunDirectory
+from jdl.paths import path_name
+from jdl.trainer import record
+from jdl.trainer.compilation_cache import enable_compilation_cache
+from jdl.trainer.run import Run
+
+
+def open(
+    workdir: str | Path,
+    experiment: Experiment | None = None,
+    *,
+    allow_changed_data: bool = False,
+) -> Run:
+    """Opens the run in a directory, with its last or best weights, to evaluate and predict.
+
+    A run directory is complete: predictions need no other file. An evaluation reads the data, which
+    must be that of the training.
+
+    Args:
+      workdir: the run directory.
+      experiment: its experiment; None to execute the directory's `experiment.py`. Only what a
+        resumed run may change, such as `strategy` and `runtime`, may differ from the record.
+      allow_changed_data: evaluate on data that has changed since the training.
+
+    Raises:
+      UserError: the directory holds no checkpoint, or another experiment.
+    """
+    workdir = Path(workdir)
+    if experiment is None:
+        experiment = record.read_run(workdir).experiment
+    found = record.find_run(workdir, experiment)
+    return restore_run(workdir, found.experiment, allow_changed_data)
+
+
+def restore_run(workdir: Path, experiment: Experiment, allow_changed_data: bool = False) -> Run:
+    """Opens a run like `open`, without comparing the experiment with the record.
+
+    Raises:
+      UserError: the directory holds no checkpoint, or its arrays do not fit the model.
+    """
+    enable_compilation_cache()
+    directory = RunDirectory(workdir)
+    recorded, name = directory.read_data(), directory.read_experiment().experiment
+    experiment = record.with_tokenizer(workdir, experiment)
+    data = experiment.data.with_fitted(recorded.fitted)
+    experiment = dataclasses.replace(experiment, data=data)
+
+    def open_data() -> Splits:
+        splits = Splits(experiment.data)
+        changed = record.changed_data(workdir, splits.fingerprints(), exclude_new=True)
+        if changed and not allow_changed_data:
+            raise UserError(
+                f"the data of {workdir} changed since it began: {changed} (evaluate on it "
+                f"nevertheless with --allow-changed-data, or name another place with --data.path)"
+            )
+        return splits
+
+    run = Run.of_record(experiment, name, workdir, recorded, open_data)
+    store = CheckpointStore(directory.checkpoints, run.print)
+    try:
+        arrays, step = store.evaluation_arrays(), store.evaluation_step()
+    finally:
+        store.close()
+    if arrays is None:
+        raise UserError(f"{workdir} has no checkpoint yet: train it first")
+    run.state = run.compiled.shard(_filled(run, {**arrays, "step": jnp.asarray(step, jnp.int32)}))
+    run.result = directory.read_result() or {}
+    return run
+
+
+def restore_finished(found: record.FoundRun) -> Run:
+    """Opens a finished run; data that is located elsewhere than in training is compared at once."""
+    run = restore_run(found.workdir, found.experiment)
+    if found.is_moved:
+        _ = run.data
+    return run
+
+
+def _filled(run: Run, arrays: dict[str, Any]) -> Any:
+    """The state of a run with the arrays of a checkpoint, by path.
+
+    Raises:
+      UserError: they do not fit the model; names the first that differs.
+    """
+    abstract = run.compiled.abstract_state
+    wanted = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(abstract)}
+    for name in sorted((wanted.keys() ^ arrays.keys()) - {"key"}):
+        problem = "lack" if name in wanted else "have"
+        raise UserError(
+            f"the checkpoint of {run.workdir} does not fit the model: it {problem} {name}"
+        )
+    for name, leaf in wanted.items():
+        if name != "key" and arrays[name].shape != leaf.shape:
+            raise UserError(
+                f"the weights in {run.workdir} do not fit the model: {name} has shape "
+                f"{arrays[name].shape}, the model's {leaf.shape}"
+            )
+    arrays["key"] = jax.random.key(run.experiment.seed)
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: arrays[path_name(path)], abstract)
