@@ -40,6 +40,11 @@ class RunDirectory:
         return self.path / "experiment.py"
 
     @property
+    def objects(self) -> Path:
+        """Import paths and fields of an experiment that was started from Python."""
+        return self.path / "objects.json"
+
+    @property
     def overrides(self) -> Path:
         """Changes to the experiment file, by path."""
         return self.path / "overrides.json"

@@ -61,7 +61,7 @@ def parse(
     """
     hints = typing.get_type_hints(function)
     options = {
-        name.removesuffix("_").replace("_", "-"): name
+        name.removesuffix("_").replace("__", ".").replace("_", "-"): name
         for name in _parameters(function, positional=False)
     }
     takes_overrides = options.pop("overrides", None) is not None

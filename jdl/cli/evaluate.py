@@ -12,7 +12,7 @@ def evaluate(
     directory: RunDirectory,
     /,
     split: str | None = None,
-    data_path: Annotated[str | None, arg(name="data.path")] = None,
+    data__path: Annotated[str | None, arg(name="data.path")] = None,
     allow_changed_data: bool = False,
     experiment: OwnFile = None,
 ) -> None:
@@ -21,19 +21,19 @@ def evaluate(
     Args:
         split: train, validation or test (default: test; validation for a run that never reads
             test, such as a trial of a search).
-        data_path: where the data of the training is now (default: where it was).
+        data__path: where the data of the training is now (default: where it was).
         allow_changed_data: evaluate on data that has changed since the training.
     """
     import numpy as np
 
     from jdl.config.overrides import override
-    from jdl.trainer.opening import open
+    from jdl.trainer.opening import restore_run
     from jdl.trainer.record import read_run
 
     known = read_run(directory, experiment).experiment
-    if data_path is not None:
-        known = override(known, {"data.path": data_path})
-    run = open(directory, known, allow_changed_data=allow_changed_data)
+    if data__path is not None:
+        known = override(known, {"data.path": data__path})
+    run = restore_run(directory, known, allow_changed_data)
     if split is None:
         scored = run.result.get("metrics", {"test": {}})
         split = "test" if "test" in scored else "validation"

@@ -36,7 +36,11 @@ def describe_object(value: Any) -> Json:
     if isinstance(value, Mapping):
         return {"dict": {str(name): describe_object(each) for name, each in value.items()}}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        described = {f.name: describe_object(getattr(value, f.name)) for f in fields(value)}
+        described = {
+            field.name: describe_object(getattr(value, field.name))
+            for field in fields(value)
+            if getattr(value, field.name) is not field.default  # such as Flax's initializers
+        }
         name = _import_path(type(value))
         return {"class": name, "fields": described} if name else {OPAQUE: type(value).__qualname__}
     name = _import_path(value) if callable(value) else None

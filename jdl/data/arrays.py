@@ -91,6 +91,26 @@ class Arrays(Data):
         return self.class_names
 
 
+@dataclass(frozen=True, kw_only=True)
+class Unkept(Data):
+    """Stands for data that was passed from Python, of which a run directory keeps no examples."""
+
+    def load(self) -> dict[str, Source]:
+        """Raises a UserError, since there are no examples."""
+        raise UserError(
+            "the arrays of this run were passed from Python and are not kept in its directory: "
+            "predict from them with run.predict(x), or pass the experiment to jdl.open"
+        )
+
+    def full_name(self) -> str:
+        """`arrays`."""
+        return "arrays"
+
+    def output_names(self) -> tuple[str, ...]:
+        """The names of the classes."""
+        return tuple(self.fitted().get("classes", ()))
+
+
 def _array(name: str, values: Any) -> np.ndarray:
     if is_frame(values):
         return to_numbers(values, name)

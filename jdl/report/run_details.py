@@ -69,12 +69,11 @@ def costs(result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[
 
 def reproduction(directory: Path, recorded: RecordedRun, result: Mapping[str, Any]) -> Html:
     """The commands that repeat a run, and where it ran."""
-    name = recorded.file.name
-    name = name if name in available() else str(recorded.file.path)
-    commands = [
-        f"jdl reproduce {shlex.quote(str(directory))}",
-        f"jdl train {shlex.quote(name)} {shlex.join(as_flags(recorded.overrides))}".rstrip(),
-    ]
+    commands = [f"jdl reproduce {shlex.quote(str(directory))}"]
+    if recorded.file is not None:
+        name = recorded.name if recorded.name in available() else str(recorded.file.path)
+        flags = shlex.join(as_flags(recorded.overrides))
+        commands.append(f"jdl train {shlex.quote(name)} {flags}".rstrip())
     environment = read_json(RunDirectory(directory).environment) or {}
     versions = result.get("versions") or environment.get("versions", {})
     devices = environment.get("devices", {})

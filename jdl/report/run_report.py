@@ -16,7 +16,7 @@ from jdl.report.baselines import Baseline
 from jdl.report.page import Folder, Html, html, paragraph, scores_table, section, table
 from jdl.report.run_baselines import baselines_of, held_out
 from jdl.tasks import BinaryClassification, Classification, Forecast, LanguageModeling
-from jdl.trainer.opening import open
+from jdl.trainer.opening import restore_run
 from jdl.trainer.record import read_run
 from jdl.trainer.run import Run
 
@@ -45,21 +45,32 @@ def write_report(directory: Path, out: Path | None = None, experiment: Path | No
             f"{first}"
         )
     recorded = read_run(directory, experiment)
-    run = open(directory, recorded.experiment)
+    run = restore_run(directory, recorded.experiment)
     rows, folder = read_rows(files.metrics), Folder(out or directory / "report")
-    beside = baselines_of(run)
-    about = documentation(recorded.file.path).split("\n")[0]
+    missing = _why_data_is_missing(run)
+    beside = () if missing else baselines_of(run)
+    about = documentation(recorded.file.path).split("\n")[0] if recorded.file else ""
     return folder.page(
         "index.html",
-        recorded.file.name,
+        recorded.name,
         paragraph(about, quiet=True),
         scores(run, rows, beside),
         _learning(run, rows, beside, folder),
-        *_of_the_task(run, folder),
+        *([missing] if missing else _of_the_task(run, folder)),
         run_details.parameters(run),
         run_details.time_and_memory(run.result, rows),
         run_details.reproduction(directory, recorded, run.result),
     )
+
+
+def _why_data_is_missing(run: Run) -> Html | None:
+    """A section that names the sections left out where the data cannot be read; else None."""
+    try:
+        _ = run.data
+    except UserError as error:
+        text = f"Baselines and the sections on predictions need the data of the run: {error}."
+        return section("Predictions", paragraph(text))
+    return None
 
 
 def scores(run: Run, rows: Sequence[Mapping[str, Any]], beside: Sequence[Baseline]) -> Html:
@@ -73,9 +84,9 @@ def scores(run: Run, rows: Sequence[Mapping[str, Any]], beside: Sequence[Baselin
         parts.append(
             paragraph("train: running mean over the steps of the last epoch, not an evaluation.")
         )
-    split = held_out(run)
-    reached = metrics.get(split, {})
     if beside:
+        split = held_out(run)
+        reached = metrics.get(split, {})
         mine = [float(reached[b.metric]) for b in beside[:1] if b.metric in reached]
         lines = [("this model", beside[0].metric, value, "") for value in mine]
         lines += [(b.name, b.metric, b.value, b.note) for b in beside]

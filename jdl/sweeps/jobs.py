@@ -28,6 +28,7 @@ from jdl.trainer.api import open_loop, train
 from jdl.trainer.compilation_cache import enable_compilation_cache
 from jdl.trainer.interrupt import Interruption
 from jdl.trainer.loop import TrainingLoop
+from jdl.trainer.opening import restore_finished
 from jdl.trainer.record import FoundRun, find_run
 from jdl.trainer.run import Run
 from jdl.typing import Json

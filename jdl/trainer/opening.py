@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -13,6 +14,7 @@ from jdl.errors import UserError
 from jdl.experiment import Experiment
 from jdl.files import RunDirectory
 from jdl.paths import path_name
+from jdl.tasks import Task
 from jdl.trainer import record
 from jdl.trainer.compilation_cache import enable_compilation_cache
 from jdl.trainer.run import Run
@@ -22,6 +24,8 @@ def open(
     workdir: str | Path,
     experiment: Experiment | None = None,
     *,
+    model: nn.Module | None = None,
+    task: Task | None = None,
     allow_changed_data: bool = False,
 ) -> Run:
     """Opens the run in a directory, with its last or best weights, to evaluate and predict.
@@ -31,18 +35,26 @@ def open(
 
     Args:
       workdir: the run directory.
-      experiment: its experiment; None to execute the directory's `experiment.py`. Only what a
+      experiment: its experiment; None to execute the directory's `experiment.py`, or to import the
+        classes of a run that was started from Python. Only what a
         resumed run may change, such as `strategy` and `runtime`, may differ from the record.
+      model: of a run that was started from Python, if its class cannot be imported, since it was
+        defined in a script or notebook.
+      task: likewise.
       allow_changed_data: evaluate on data that has changed since the training.
 
     Raises:
       UserError: the directory holds no checkpoint, or another experiment.
     """
     workdir = Path(workdir)
-    if experiment is None:
+    given = {name: each for name, each in (("model", model), ("task", task)) if each is not None}
+    if experiment is not None:
+        experiment = record.find_run(workdir, experiment).experiment
+    elif given:
+        experiment = record.read_objects(workdir, **given)
+    else:
         experiment = record.read_run(workdir).experiment
-    found = record.find_run(workdir, experiment)
-    return restore_run(workdir, found.experiment, allow_changed_data)
+    return restore_run(workdir, experiment, allow_changed_data)
 
 
 def restore_run(workdir: Path, experiment: Experiment, allow_changed_data: bool = False) -> Run:

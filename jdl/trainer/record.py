@@ -21,7 +21,9 @@ import numpy as np
 
 from jdl._version import __version__
 from jdl.config.experiment_file import ExperimentFile, load
+from jdl.config.objects import describe_object, is_opaque, rebuild_object
 from jdl.config.overrides import flatten, override
+from jdl.data.arrays import Unkept
 from jdl.data.base import location_paths
 from jdl.data.tokenizers import Saved
 from jdl.errors import UserError
@@ -152,6 +154,8 @@ def write(
         write_json(directory.data, _data_record(run).to_json())
     if data.has_tokenizer and not directory.tokenizer.exists():
         write_json(directory.tokenizer, json.loads(data.tokenizer().to_json()))
+    if file is None and not directory.objects.exists():
+        write_json(directory.objects, describe_object(found.experiment))
     if file is not None:
         siblings = ((source, run.workdir / source.name) for source in file.siblings)
         for source, target in [(file.path, directory.script), *siblings]:
@@ -207,9 +211,10 @@ def with_tokenizer(workdir: Path, experiment: Experiment) -> Experiment:
 class RecordedRun:
     """The experiment of a run directory, read from its files."""
 
-    file: ExperimentFile
+    name: str  # of the experiment
     experiment: Experiment
     overrides: dict[str, Json]
+    file: ExperimentFile | None = None  # None: the run was started from Python
 
 
 def read_run(workdir: Path, path: Path | None = None) -> RecordedRun:
@@ -227,10 +232,7 @@ def read_run(workdir: Path, path: Path | None = None) -> RecordedRun:
         raise UserError(f"{workdir} holds a search: name a run of it, such as {workdir}/best")
     recorded = directory.read_experiment()
     if path is None and not directory.script.exists():
-        raise UserError(
-            f"{workdir} holds no experiment.py, since the run was started from Python: name the "
-            f"file of its experiment with --experiment"
-        )
+        return RecordedRun(recorded.experiment, read_objects(workdir), {})
     file = load(path or directory.script)
     file = dataclasses.replace(file, name=recorded.experiment)
     overrides = read_json(directory.overrides) or {}
@@ -240,7 +242,55 @@ def read_run(workdir: Path, path: Path | None = None) -> RecordedRun:
         raise UserError(
             f"{file.path} no longer gives the settings recorded in {workdir}: {'; '.join(changed)}"
         )
-    return RecordedRun(file, experiment, overrides)
+    return RecordedRun(recorded.experiment, experiment, overrides, file)
+
+
+def read_objects(workdir: Path, **given: Any) -> Experiment:
+    """Rebuilds the experiment of a run that was started from Python.
+
+    Args:
+      workdir: the run directory.
+      **given: fields of the experiment, in place of those that no import path leads to.
+
+    Raises:
+      UserError: a class or function is found nowhere, or has other settings than the run.
+    """
+    directory = RunDirectory(workdir)
+    description = read_json(directory.objects)
+    if description is None:
+        raise UserError(
+            f"{workdir} holds neither experiment.py nor objects.json: name the file of its "
+            f"experiment with --experiment"
+        )
+    known, skipped = dict(given), [*given]
+    for name, each in description["fields"].items():
+        # An evaluation needs no optimizer, and what may change when a run is resumed has defaults.
+        if name not in given and name in ("optimizer", *RESUMABLE) and is_opaque(each):
+            skipped.append(name)
+        elif name not in given:
+            known[name] = _rebuilt(workdir, name, each)
+    experiment = Experiment(**known)
+    recorded = directory.read_experiment()
+    if isinstance(experiment.data, Unkept):
+        skipped.append("data")
+    checked = [name for name in skipped if name not in ("model", "task")]
+    if changed := _changes(recorded, flatten(experiment), (*RESUMABLE, *checked)):
+        raise UserError(f"{workdir} holds a run with other settings: {'; '.join(changed)}")
+    return experiment
+
+
+def _rebuilt(workdir: Path, name: str, description: Json) -> Any:
+    """A field of an experiment from its description."""
+    try:
+        if name == "data" and is_opaque(description["fields"].get("arrays")):
+            kept = {"transforms", "device_transforms"} & description["fields"].keys()
+            parts = {each: description["fields"][each] for each in kept}
+            return Unkept(**{k: rebuild_object(v, f"data.{k}") for k, v in parts.items()})
+        return rebuild_object(description, name)
+    except UserError as error:
+        raise UserError(
+            f"{workdir}: {error}: pass it, as in jdl.open({str(workdir)!r}, {name}=...)"
+        ) from error
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,157 @@
+"""Run directories are complete: opened elsewhere, without their data, by other processes."""
+
+import shutil
+import subprocess
+import sys
+
+import flax.linen as nn
+import numpy as np
+import optax
+import pytest
+
+import jdl
+from jdl import UserError
+from jdl.cli.main import main
+from jdl.models import MLP
+from jdl.optimizers import Adam
+
+X = np.random.default_rng(0).normal(size=(40, 3))
+NAMES = np.where(X[:, 0] > 0, "yes", "no")
+
+TABLE = """
+from pathlib import Path
+
+from jdl import Experiment
+from jdl.data import Table
+from jdl.models import MLP
+
+experiment = Experiment(
+    model=MLP(widths=(4,), features=3),
+    data=Table(str(Path("FOLDER") / "t.csv"), target="kind"),
+    epochs=3,
+    batch_size=8,
+    hooks=(),
+)
+"""
+
+
+def write_table(path, rows, names=("ant", "bee", "cow"), seed=0):
+    generator = np.random.default_rng(seed)
+    lines = ["a,b,kind"]
+    for row in range(rows):
+        a, b = generator.normal(size=2)
+        lines.append(f"{a:.4f},{b + row % 3:.4f},{names[row % 3]}")
+    path.write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture
+def table_run(tmp_path, capsys):
+    """A run on a table, new rows to predict, and what it predicted of them."""
+    write_table(tmp_path / "t.csv", 60)
+    write_table(tmp_path / "new.csv", 9, seed=1)
+    (tmp_path / "own.py").write_text(TABLE.replace("FOLDER", str(tmp_path)))
+    assert main(["train", str(tmp_path / "own.py"), "--workdir", str(tmp_path / "run")]) == 0
+    return tmp_path, predicted(tmp_path / "run", tmp_path / "new.csv", capsys)
+
+
+def predicted(run, file, capsys):
+    capsys.readouterr()
+    assert main(["predict", str(run), str(file)]) == 0
+    return capsys.readouterr().out
+
+
+def test_a_run_predicts_where_its_data_is_not(table_run, capsys):
+    folder, before = table_run
+    (folder / "t.csv").unlink()
+    shutil.move(folder / "run", folder / "elsewhere")
+    assert predicted(folder / "elsewhere", folder / "new.csv", capsys) == before
+    assert main(["export", str(folder / "elsewhere"), str(folder / "a.stablehlo")]) == 0
+    assert main(["evaluate", str(folder / "elsewhere")]) == 2
+    assert "t.csv" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("names", [("ant", "bee", "cow"), ("dog", "elk", "fly")])
+def test_a_run_predicts_alike_once_its_data_has_changed(names, table_run, capsys):
+    folder, before = table_run
+    write_table(folder / "t.csv", 90, names=names, seed=2)
+    assert predicted(folder / "run", folder / "new.csv", capsys) == before
+    assert main(["evaluate", str(folder / "run")]) == 2
+    error = capsys.readouterr().err
+    assert "changed since it began" in error or "'dog'" in error
+
+
+def test_an_evaluation_of_changed_data_has_to_be_allowed(table_run, capsys):
+    folder, _ = table_run
+    write_table(folder / "t.csv", 90, seed=2)
+    assert main(["evaluate", str(folder / "run")]) == 2
+    assert "--allow-changed-data" in capsys.readouterr().err
+    assert main(["evaluate", str(folder / "run"), "--allow-changed-data"]) == 0
+    with pytest.raises(UserError, match="changed since it began"):
+        jdl.open(folder / "run").evaluate()
+    assert jdl.open(folder / "run", allow_changed_data=True).evaluate()
+
+
+def test_another_place_of_the_same_data(table_run, capsys):
+    folder, _ = table_run
+    capsys.readouterr()
+    assert main(["evaluate", str(folder / "run")]) == 0
+    before = capsys.readouterr().out
+    shutil.move(folder / "t.csv", folder / "moved.csv")
+    command = ["evaluate", str(folder / "run"), "--data.path", str(folder / "moved.csv")]
+    assert main(command) == 0
+    assert capsys.readouterr().out == before
+
+
+def test_a_fit_is_opened_from_its_directory(tmp_path):
+    run = jdl.fit(
+        MLP(widths=(4,), features=2), X, NAMES, epochs=2, optimizer=optax.adam(0.1), hooks=(),
+        workdir=tmp_path / "run",
+    )  # fmt: skip
+    shutil.move(tmp_path / "run", tmp_path / "moved")
+    again = jdl.open(str(tmp_path / "moved"))
+    np.testing.assert_array_equal(again.predict(X), run.predict(X))
+    assert again.experiment.model == run.experiment.model
+    assert again.experiment.data.output_names() == ("no", "yes")
+    assert again.result["metrics"] == run.result["metrics"]
+    with pytest.raises(UserError, match="passed from Python and are not kept"):
+        again.evaluate("train")
+    script = "import jdl, sys; print(jdl.open(sys.argv[1]).predict([[1.0, 2.0, 3.0]]).tolist())"
+    ended = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "moved")],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    np.testing.assert_allclose(eval(ended.stdout), run.predict([[1.0, 2.0, 3.0]]), rtol=1e-6)
+
+
+def test_a_module_that_cannot_be_imported_has_to_be_passed(tmp_path):
+    class Local(nn.Module):
+        features: int
+
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(self.features)(x)
+
+    run = jdl.fit(Local(2), X, NAMES, epochs=1, hooks=(), workdir=tmp_path / "run")
+    with pytest.raises(UserError, match=r"model was .*Local.*: pass it, as in jdl\.open\(.*model="):
+        jdl.open(tmp_path / "run")
+    again = jdl.open(tmp_path / "run", model=Local(2))
+    np.testing.assert_array_equal(again.predict(X), run.predict(X))
+    with pytest.raises(UserError, match=r"other settings: model\.features: 2 -> 3"):
+        jdl.open(tmp_path / "run", model=Local(3))
+
+
+def test_an_open_run_has_the_averaged_weights(tmp_path):
+    optimizer = Adam(0.1, ema_decay=0.5)
+    run = jdl.fit(nn.Dense(2), X, NAMES, epochs=2, optimizer=optimizer, hooks=(), workdir=tmp_path)
+    again = jdl.open(tmp_path)
+    np.testing.assert_array_equal(again.params["kernel"], run.params["kernel"])
+    assert (np.asarray(again.params["kernel"]) != np.asarray(run.state.params["kernel"])).any()
+
+
+def test_a_report_without_its_data_names_what_is_left_out(table_run, capsys):
+    folder, _ = table_run
+    (folder / "t.csv").unlink()
+    assert main(["report", str(folder / "run")]) == 0
+    page = (folder / "run" / "report" / "index.html").read_text()
+    assert "Baselines and the sections on predictions need the data of the run" in page
+    assert "t.csv" in page
