@@ -15,6 +15,7 @@ import jdl
 from jdl import UserError
 from jdl.data import RandomCrop, Scale
 from jdl.hooks import Callback, Checkpoint, EarlyStopping, Evaluate, Hook
+from jdl.metrics import ConfusionMatrix, MacroF1
 from jdl.optimizers import SGD, Adam, Cosine, ReduceOnPlateau
 from tests import kill_resume
 from tests.interruptions import InterruptAt, Killed, Net, interrupt_at, make_experiment
@@ -61,7 +62,8 @@ CASES = {
         "data": {"pipeline": "grain"},
         "hooks": (Evaluate(every=3), Checkpoint(every=4, asynchronous=True)),
     },
-    "steps per execution and micro-batches": {
+    "steps per execution, micro-batches and metrics of arrays": {
+        "task": Scored(metrics=(ConfusionMatrix(), MacroF1())),
         "runtime": jdl.Runtime(steps_per_execution=3, log_every=5),
         "num_microbatches": 2,
         "hooks": (Evaluate(every=6), Checkpoint(every=6)),
@@ -76,6 +78,7 @@ def test_a_broken_run_ends_as_one_that_never_was(case, tmp_path):
     again = train_broken(experiment, tmp_path / "broken", 7, 9)
     assert kill_resume.differences(tmp_path / "whole", tmp_path / "broken") == []
     assert again.result["metrics"] == run.result["metrics"]
+    assert again.result.get("arrays") == run.result.get("arrays")
     rows = kill_resume.rows(tmp_path / "broken")
     if "early stopping" in case:
         assert run.result["step"] == 12, "stopped two evaluations after the best"
@@ -144,7 +147,14 @@ class _Listing(Callback):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"num_microbatches": 2, "hooks": (Listing(), Evaluate(every=3), Checkpoint(every=4))}],
+    [
+        {},
+        {
+            "task": Scored(metrics=(MacroF1(),)),
+            "num_microbatches": 2,
+            "hooks": (Listing(), Evaluate(every=3), Checkpoint(every=4)),
+        },
+    ],
 )
 def test_an_event_that_an_evaluation_was_cut_short_in_is_delivered_again(changes, plain, tmp_path):
     experiment = make_experiment(**changes)
@@ -244,6 +254,7 @@ from jdl import Experiment
 from jdl.data import Digits, Scale
 from jdl.hooks import Checkpoint, Evaluate, Hook, Callback, Progress, RetraceWarning, TensorBoard
 from jdl.models import MLP
+from jdl.metrics import ConfusionMatrix, MacroF1
 from jdl.optimizers import SGD
 from jdl.parallel import Single
 
