@@ -105,7 +105,7 @@ class Experiment:
         object.__setattr__(self, "task", _with_array_names(self.task, self.data))
 
     def _check_types(self) -> None:
-        """Raises a UserError that says what to write where a field holds something else."""
+        """Raises a UserError with the remedy for a field that holds another kind of object."""
         expected: dict[str, tuple[Any, str]] = {
             "model": (nn.Module, "a Flax linen module"),
             "task": (Task, "a task such as Classification()"),

@@ -3,7 +3,7 @@
     python tests/kill_resume.py --runs 20 --kills 3 --experiment digits_cnn --every 20
 
 One run is trained without a break. Each of the others gets its command again after every kill.
-A quarter of the kills hit a process as it starts up; the others are spread over what is left of the
+A quarter of the kills hit a process as it starts up; the others are spread over the rest of the
 training, its saves, evaluations and last moments. At the end parameters, optimizer state, key, step
 and hook states of the last checkpoint, `params_sha256` and all metric rows but their timing must
 be equal bit for bit; at least half of the restarts must have resumed from a step above 0; and no

@@ -177,8 +177,8 @@ def stack_columns(columns: dict[str, Column]) -> np.ndarray:
 def _filled(width: int, columns: Iterator[np.ndarray]) -> np.ndarray:
     """Returns columns side by side, each freed before the next is made.
 
-    The array is laid out by columns: one by rows would be written to all over for the first column,
-    and so be held beside all of them.
+    The array is in column order: in row order the first column would touch all of its pages, so
+    that it would take its memory beside that of all columns.
     """
     first = next(columns)
     inputs = np.empty((width, len(first)), np.float32)

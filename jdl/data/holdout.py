@@ -35,7 +35,7 @@ def _by_classes(labels: np.ndarray, order: np.ndarray) -> np.ndarray:
     """Reorders so that the examples of each class are spread evenly over the order.
 
     The last of n examples of a class is at `1 - 0.5 / n` of the way: any part of the end has the
-    share of every class, and the only example of a class lies in the middle.
+    share of every class, and the only example of a class is in the middle.
     """
     _, classes, sizes = np.unique(labels[order], return_inverse=True, return_counts=True)
     grouped = np.argsort(classes, kind="stable")

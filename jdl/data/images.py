@@ -21,8 +21,8 @@ def decode_image(path: Path, mode: str) -> np.ndarray:
     """Returns an image file as (height, width, channels) uint8.
 
     It is turned upright by its EXIF orientation. Gray values of 16 bits are scaled by 255 / 65535.
-    Transparent pixels are laid over white unless the mode has an alpha channel. Of several frames
-    or pages the first is read.
+    Transparent pixels are blended with white unless the mode has an alpha channel. Of several
+    frames or pages the first is read.
 
     Args:
       path: the file.

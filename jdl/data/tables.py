@@ -163,7 +163,7 @@ class Table(Data):
             if name and (gap := readers[name].first_missing):
                 raise UserError(
                     f"{self.path}: column {name!r} has no {what} in row {gap[0]}: give it one or "
-                    f"remove the row (data.missing says which fields have no value)"
+                    f"remove the row (data.missing lists the fields that count as missing)"
                 )
         for name in self.keep:
             column = columns[name]

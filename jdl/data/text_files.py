@@ -114,7 +114,7 @@ class TextTable(Data):
         if reader.first_missing:
             raise UserError(
                 f"{place} has no {what} in row {reader.first_missing[0]}: give it one or remove "
-                f"the row (data.missing says which fields have no value)"
+                f"the row (data.missing lists the fields that count as missing)"
             )
         column = reader.finish()
         assert isinstance(column, Categories)

@@ -89,10 +89,10 @@ def _rises(train: Points, validation: Points) -> str:
             f"Unstable from about step {best_step:,}: both losses rose, on validation from "
             f"{best:.3g} to {last:.3g}; a smaller learning rate may help."
         )
-    meanwhile = f" while training loss fell from {before:.3g} to {end:.3g}" if end < before else ""
+    training = f" while training loss fell from {before:.3g} to {end:.3g}" if end < before else ""
     return (
         f"Overfits from about step {best_step:,}: validation loss rose from {best:.3g} to "
-        f"{last:.3g}{meanwhile}."
+        f"{last:.3g}{training}."
     )
 
 

@@ -58,8 +58,8 @@ class LanguageModeling(Task):
         variables = super().init(model, key, {self.inputs: batch[self.inputs][:, :-1]})
         if CARRY in variables and "begins" not in batch:
             raise UserError(
-                f"{type(model).__name__} goes on where the batch before ended, for which the data "
-                f"must come in streams (jdl.data.Streams): use such, or set model.carry to false"
+                f"{type(model).__name__} continues where the last batch ended, so its data must "
+                f"come in streams: use jdl.data.Streams, or set model.carry to false"
             )
         return variables
 

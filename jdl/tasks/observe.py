@@ -56,7 +56,7 @@ def observe() -> Iterator[Observed]:
 
 
 def without_sown(collections: Mapping[str, PyTree], sown: set[Path]) -> dict[str, PyTree]:
-    """Returns collections without the variables at some paths, nor what is left empty."""
+    """Returns the collections without the variables at some paths; empty ones are dropped."""
     return {name: tree for name, tree in _without(collections, sown, ()).items() if tree}
 
 
@@ -64,7 +64,7 @@ def check_variables(new: Mapping[str, PyTree], old: Mapping[str, PyTree]) -> Non
     """Checks that a training step leaves a model the variables that it had.
 
     Raises:
-      UserError: it has others, or of another shape or dtype.
+      UserError: it has other variables, or of another shape or dtype.
     """
     after, before = (
         {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}

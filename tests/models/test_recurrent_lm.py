@@ -356,7 +356,7 @@ REFUSED = {
     "no length": (lambda: set_of("ab", length=0), "data.length must be at least 1, not 0"),
     "no streams": (
         lambda: experiment(data=Tokens(set_of("abcdefghi" * 9).text, length=5)),
-        r"RecurrentLM goes on where .* \(jdl.data.Streams\)",
+        r"RecurrentLM continues where .* jdl\.data\.Streams",
     ),
 }
 
