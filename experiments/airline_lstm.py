@@ -1,6 +1,7 @@
 """LSTM that forecasts next month's airline passengers from the last twelve months.
 
-    jdl train airline_lstm --data.path airline-passengers.csv
+    jdl prepare airline_passengers
+    jdl train airline_lstm
 
 The inputs are logarithms of the counts minus those of the year before; without either transform a
 recurrent network does worse than repeating the last month. Ten epochs were best on validation

@@ -1,6 +1,7 @@
 """Simple RNN that forecasts tomorrow's minimum temperature from the last 20 days.
 
-    jdl train temperatures_rnn --data.path daily-min-temperatures.csv
+    jdl prepare temperatures
+    jdl train temperatures_rnn
 
 SimpleRNN(50) twice, then Dense(1), with mean squared error: the recurrent network of many
 introductions, on ten years of Melbourne. On the last fifth, the test split, repeating the last day

@@ -12,10 +12,11 @@ def prepare(
     from_: Annotated[Path | None, arg(name="from")] = None,
     data_dir: Path | None = None,
 ) -> None:
-    """Prepare a data set as array_record in TensorFlow Datasets' layout, without TensorFlow.
+    """Download a public data set and write it where experiments look for it.
 
     Supports mnist, fashion_mnist, cifar10, imdb_reviews, cats_vs_dogs, tiny_shakespeare and
-    multi30k.
+    multi30k, written as array_record in TensorFlow Datasets' layout without TensorFlow, and the
+    CSV files temperatures and airline_passengers.
 
     Args:
         name: of the data set.

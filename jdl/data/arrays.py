@@ -141,3 +141,7 @@ class Digits(Data):
     def full_name(self) -> str:
         """`digits`."""
         return "digits"
+
+    def needs(self) -> str:
+        """The package that holds the digits, which is installed with jdl."""
+        return "scikit-learn"

@@ -227,6 +227,14 @@ class Data:
             return tuple(self.fitted_values["classes"])
         return () if self.wrapped is None else self.wrapped.output_names()
 
+    def needs(self) -> str:
+        """What has to be there before the data can be read: a command, a package or a path.
+
+        `nothing` for data that is always there, empty if that is not known; by default that of the
+        data set that this one wraps.
+        """
+        return "" if self.wrapped is None else self.wrapped.needs()
+
     def fingerprint(self, source: Source) -> dict[str, Any]:
         """Returns source, version and SHA-256 of a split's examples."""
         digest = hashlib.sha256()

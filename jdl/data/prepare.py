@@ -1,4 +1,4 @@
-"""Writes public data sets in TensorFlow Datasets' prepared layout, without TensorFlow.
+"""Writes public data sets in TensorFlow Datasets' prepared layout, and fetches public files.
 
 The catalogue's own builders of MNIST, CIFAR-10 and Cats vs Dogs decode and encode with TensorFlow.
 Here images arrive encoded and the records are written as array_record, for which TFDS needs none.
@@ -18,6 +18,7 @@ from typing import Any
 from jdl.data import raw as originals
 from jdl.data.base import default_data_dir
 from jdl.data.download import checksums, fetch, file_name
+from jdl.data.public_files import FILES, prepare_file
 from jdl.errors import UserError, nearest
 
 
@@ -171,13 +172,13 @@ def prepare(
     overwrite: bool = False,
     report: Callable[[str], object] = print,
 ) -> Path:
-    """Writes a data set so that `tfds.builder_from_directory(...)` reads it.
+    """Writes a data set so that `tfds.builder_from_directory(...)` reads it, or fetches a file.
 
     The data set appears under its name only when it is complete: a run that is killed leaves
     nothing but a hidden folder beside it.
 
     Args:
-      name: a name of `RECIPES`.
+      name: a name of `RECIPES` or of `public_files.FILES`.
       raw: file or directory with the originals; None to take them from
         `DATA_DIR/downloads/NAME`, where they are downloaded to if they are not there.
       data_dir: directory of prepared data sets; by default `$TFDS_DATA_DIR`, or else
@@ -187,14 +188,19 @@ def prepare(
       report: called with a sentence per action.
 
     Returns:
-      The directory of the data set's version, such as `DATA_DIR/mnist/3.0.1`.
+      The directory of the data set's version, such as `DATA_DIR/mnist/3.0.1`, or the file.
 
     Raises:
       UserError: unknown name; originals that are missing, damaged or cannot be downloaded; a
         directory that cannot be written.
     """
-    recipe = _recipe(name)
     root = Path(data_dir or default_data_dir()).expanduser()
+    for file in FILES:
+        if file.name == name:
+            return prepare_file(
+                file, root, raw=raw, download=download, overwrite=overwrite, report=report
+            )
+    recipe = _recipe(name)
     target = root / recipe.path
     if target.exists() and not overwrite:
         if not (target / "dataset_info.json").is_file():
@@ -226,8 +232,9 @@ def prepare(
 def _recipe(name: str) -> Recipe:
     names = {recipe.name: recipe for recipe in RECIPES}
     if name not in names:
+        known = [*names, *(file.name for file in FILES)]
         raise UserError(
-            f"unknown data set {name!r}{nearest(name, names)} (there are {', '.join(names)})"
+            f"unknown data set {name!r}{nearest(name, known)} (there are {', '.join(known)})"
         )
     return names[name]
 

@@ -13,6 +13,7 @@ from jdl.data.columns import Column, ColumnReader, Kind, Numbers, read_typed
 from jdl.data.features import fit_scale, scale
 from jdl.data.files import column_index, most_rows, read_header
 from jdl.data.notation import Notation
+from jdl.data.public_files import known_file, locate
 from jdl.data.sources import Source
 from jdl.errors import UserError
 from jdl.typing import Json
@@ -29,7 +30,7 @@ class Series(Data):
     `scale` (targets,) and `log` (): `value = f(offset + scale y)`, f the exponential where `log`.
     """
 
-    path: str = field(kw_only=False)  # CSV file whose first row names its columns
+    path: str = field(kw_only=False)  # CSV file with a header, or the name of a prepared one
     columns: tuple[str, ...] = ()  # inputs; empty: all numeric ones
     targets: tuple[str, ...] = ()  # to forecast; empty: all inputs
     length: int = 20  # input time steps
@@ -136,10 +137,10 @@ class Series(Data):
         Raises:
           UserError: a column is missing, holds no numbers or has a gap, or dates are not in order.
         """
-        names = list(self.columns)
+        names, path = list(self.columns), locate(self.path)
         if names:
-            return names, self._matrix(self.path, names)
-        columns, readers = self._columns(self.path, read_header(self.path, self.delimiter))
+            return names, self._matrix(path, names)
+        columns, readers = self._columns(path, read_header(path, self.delimiter))
         names = [name for name, column in columns.items() if column.kind == "number"]
         if not names:
             raise UserError(f"{self.path} has no column of numbers (it has {', '.join(columns)})")
@@ -188,6 +189,11 @@ class Series(Data):
     def full_name(self) -> str:
         """The file's name."""
         return Path(self.path).name
+
+    def needs(self) -> str:
+        """The command that brings the file, else its path."""
+        file = known_file(self.path)
+        return f"jdl prepare {file.name}" if file else self.path
 
     def _targets(self, names: list[str]) -> list[int]:
         """Returns the column indices of the targets."""

@@ -40,6 +40,10 @@ class StandardLibrary(Data):
         """`stdlib` and the version of Python."""
         return f"stdlib:{platform.python_version()}"
 
+    def needs(self) -> str:
+        """`nothing`."""
+        return "nothing"
+
 
 def _files() -> list[Path]:
     root, found = Path(sysconfig.get_path("stdlib")), []

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import json
 import logging
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -141,6 +142,10 @@ class TFDS(Data):
                 digest.update(file.read())
         return digest.hexdigest()
 
+    def needs(self) -> str:
+        """The command that writes the set."""
+        return self._command()
+
     def _download(self, root: Path) -> Path:
         """Prepares the set: those of `prepare` without TensorFlow, others with TFDS' builder."""
         from jdl.data.prepare import RECIPES, prepare
@@ -162,15 +167,27 @@ class TFDS(Data):
     def _missing(self, root: Path) -> str:
         from jdl.data.prepare import RECIPES
 
-        name, writable = self._stem().split("/")[0], {recipe.name for recipe in RECIPES}
-        where = "name its directory with --data.data-dir or TFDS_DATA_DIR"
-        if name in writable:
-            get = f"fetch it with --data.download, or write it with `jdl prepare {name} --from RAW`"
-            return f"data set {self.name!r} is not in {root}: {where}, {get}"
         have = {path.name for path in root.glob("*") if path.is_dir()}
-        get = "or prepare it as array_record with the command `tfds build`"
-        hint = nearest(name, have | writable)
-        return f"data set {self.name!r} is not in {root}{hint} ({where}, {get})"
+        known = {recipe.name for recipe in RECIPES}
+        name = self._stem().split("/")[0]
+        hint = "" if name in have | known else nearest(name, have | known)
+        return (
+            f"data set {self.name!r} is not in {root}{hint}: write it there with "
+            f"`{self._command()}`, or name its directory with --data.data-dir or TFDS_DATA_DIR"
+        )
+
+    def _command(self) -> str:
+        """Returns the command that writes the set to its directory of data sets."""
+        from jdl.data.prepare import RECIPES
+
+        place = shlex.quote(str(self.data_dir)) if self.data_dir else ""
+        stem, _, version = self.name.partition(":")
+        for recipe in RECIPES:
+            written = stem in (recipe.name, f"{recipe.name}/{recipe.config}")
+            if written and version in ("", recipe.version):
+                return f"jdl prepare {recipe.name}" + (f" --data-dir {place}" if place else "")
+        command = f"tfds build {self.name} --file_format=array_record"
+        return command + (f" --data_dir={place}" if place else "")
 
     def _stem(self) -> str:
         return self.name.split(":")[0]

@@ -10,8 +10,13 @@ from types import SimpleNamespace
 import pytest
 
 import jdl.data.prepare
+import jdl.data.public_files
+from jdl.config.experiment_file import available, load
+from jdl.data import Series
 from jdl.data.download import checksums, fetch
 from jdl.data.prepare import RECIPES, prepare
+from jdl.data.public_files import FILES
+from jdl.data.splits import Splits
 from jdl.errors import UserError
 from tests.data.originals import contents, in_order, read, same, write_mnist
 
@@ -103,6 +108,84 @@ def test_a_download_is_checked(tmp_path, site):
         assert list(folder.iterdir()) == []
     fetch((f"{site}/whole",), folder, known={f"{site}/whole": known}, report=len)
     assert contents(folder) == {"whole": data}
+
+
+@pytest.fixture
+def levels(site, tmp_path, monkeypatch):
+    """Serves a file in place of the temperatures, and returns its content."""
+    content = b"Date,Temp\n" + b"".join(b"day %d,%d.5\n" % (day, day % 9) for day in range(60))
+    (tmp_path / "site/daily-min-temperatures.csv").write_bytes(content)
+    file = dataclasses.replace(
+        FILES[0],
+        url=f"{site}/daily-min-temperatures.csv",
+        size=len(content),
+        checksum=hashlib.sha256(content).hexdigest(),
+    )
+    for module in (jdl.data.prepare, jdl.data.public_files):
+        monkeypatch.setattr(module, "FILES", (file,))
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.chdir(tmp_path)
+    return content
+
+
+def test_a_file_is_downloaded_once_to_where_series_look_for_it(levels, tmp_path):
+    series = Series("daily-min-temperatures.csv", length=5)
+    assert series.needs() == "jdl prepare temperatures"
+    with pytest.raises(UserError, match=r"temperatures: `jdl prepare temperatures` downloads it"):
+        series.splits()
+    path = prepare("temperatures", report=len)
+    assert path == tmp_path / "data/temperatures/daily-min-temperatures.csv"
+    assert path.read_bytes() == levels
+    found = Splits(series).fingerprints()
+    assert found["train"]["source"] == "daily-min-temperatures.csv"
+    assert found == Splits(dataclasses.replace(series, path=str(path))).fingerprints()
+
+    (tmp_path / "site/daily-min-temperatures.csv").unlink()
+    assert prepare("temperatures", report=len) == path
+    (tmp_path / "daily-min-temperatures.csv").write_bytes(levels[:-4] + b"7.5\n")  # comes first
+    assert Splits(series).fingerprints() != found
+
+
+def test_only_the_original_file_is_taken(levels, tmp_path):
+    served = tmp_path / "site/daily-min-temperatures.csv"
+    other = tmp_path / "other.csv"
+    other.write_bytes(levels)
+    served.write_bytes(levels.replace(b"day 30", b"day 31"))
+    target = tmp_path / "data/temperatures/daily-min-temperatures.csv"
+    with pytest.raises(UserError, match="gave a file that is not the original"):
+        prepare("temperatures", report=len)
+    for raw, message in (
+        (served, "is not the original of temperatures: its SHA-256 differs"),
+        (tmp_path / "site", "is not the original"),
+        (tmp_path, r"daily-min-temperatures\.csv cannot be read \(No such file"),
+    ):
+        with pytest.raises(UserError, match=message):
+            prepare("temperatures", raw=raw, report=len)
+        assert not target.exists()
+    assert prepare("temperatures", raw=other, report=len) == target
+    assert contents(target.parent) == {target.name: levels}
+    # One that cannot be replaced stays.
+    with pytest.raises(UserError, match="is not the original"):
+        prepare("temperatures", overwrite=True, report=len)
+    assert target.read_bytes() == levels
+
+
+def test_what_experiments_need():
+    commands = {name: experiment.data.needs() for name, experiment in _experiments()}
+    assert commands["temperatures_rnn"] == "jdl prepare temperatures"
+    assert commands["airline_lstm"] == "jdl prepare airline_passengers"
+    assert commands["imdb_bert"] == "jdl prepare imdb_reviews"
+    assert commands["digits_vit"] == "scikit-learn"
+    assert commands["stdlib_byte_gpt"] == "nothing"
+    written = {f"jdl prepare {entry.name}" for entry in (*RECIPES, *FILES)}
+    others = {command for command in commands.values() if command not in written}
+    by_hand = "tfds build imagenet2012 --file_format=array_record"
+    assert others == {"scikit-learn", "nothing", by_hand}
+
+
+def _experiments():
+    for name, path in available().items():
+        yield name, load(path).experiment
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)

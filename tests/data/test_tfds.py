@@ -197,7 +197,7 @@ def test_a_missing_set_is_an_error_before_anything_is_compiled_or_fetched(tmp_pa
     assert done.stdout == ""
     (sentence,) = done.stderr.splitlines()  # JAX would tell here of what it compiles
     assert f"'mnist' is not in {tmp_path}" in sentence
-    for way in ("--data.data-dir", "TFDS_DATA_DIR", "--data.download", "jdl prepare mnist --from"):
+    for way in ("--data.data-dir", "TFDS_DATA_DIR", "`jdl prepare mnist`"):
         assert way in sentence
     assert list(tmp_path.iterdir()) == []
 
@@ -242,12 +242,15 @@ def test_a_set_that_is_there_is_not_fetched_again(root, no_network, monkeypatch)
     [
         ("minst", "did you mean 'mnist'"),
         ("imdb_review", "did you mean 'imdb_reviews'"),
-        ("food101", "tfds build"),
+        ("food101", "tfds build food101 --file_format=array_record"),
+        ("mnist:2.0.0", "tfds build mnist:2.0.0"),
+        ("mnist", "`jdl prepare mnist --data-dir "),
     ],
 )
-def test_an_unknown_set(root, name, hint):
+def test_a_missing_set_names_the_command_that_writes_it(tmp_path, name, hint):
+    (tmp_path / "imdb_reviews").mkdir()
     with pytest.raises(UserError, match=f"data set '{name}' is not in .*{hint}") as caught:
-        Splits(TFDS(name, data_dir=str(root)))
+        Splits(TFDS(name, data_dir=str(tmp_path)))
     assert "\n" not in str(caught.value)
 
 
