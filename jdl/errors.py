@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -18,3 +19,16 @@ def nearest(name: str, candidates: Iterable[str]) -> str:
     same = {candidate.replace("-", "_").lower(): candidate for candidate in candidates}
     found = difflib.get_close_matches(name.replace("-", "_").lower(), same, n=1, cutoff=0.5)
     return f"; did you mean {same[found[0]]!r}?" if found else ""
+
+
+def install_command(extra: str) -> str:
+    """Returns the command that installs an extra of jdl, in the source tree where it runs from one.
+
+    Args:
+      extra: name of an optional dependency in `pyproject.toml`.
+    """
+    root = Path(__file__).parents[1]
+    project = root / "pyproject.toml"
+    if not project.is_file() or 'name = "jdl-research"' not in project.read_text(encoding="utf-8"):
+        return f'pip install "jdl-research[{extra}]"'
+    return f'pip install ".[{extra}]"' + ("" if Path.cwd() == root else f" in {root}")

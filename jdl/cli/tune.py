@@ -9,7 +9,7 @@ from typing import Any, Literal
 from jdl.cli.arguments import ExperimentName, Overrides
 from jdl.cli.train import print_result
 from jdl.config.overrides import as_flags
-from jdl.errors import UserError
+from jdl.errors import UserError, install_command
 from jdl.trainer.interrupt import Interrupted, Interruption
 
 
@@ -75,7 +75,7 @@ def _search(
 ) -> None:
     """Runs the search, prints its best trial and, if `refit`, trains that point again."""
     if importlib.util.find_spec("optuna") is None:
-        raise UserError("jdl tune needs the package optuna: pip install 'jdl-research[search]'")
+        raise UserError(f"jdl tune needs the package optuna: {install_command('search')}")
     import optuna
 
     from jdl.config.experiment_file import load

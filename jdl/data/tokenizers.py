@@ -9,7 +9,7 @@ from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
 import numpy as np
 
-from jdl.errors import UserError, first_line
+from jdl.errors import UserError, first_line, install_command
 from jdl.files import RunDirectory
 
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<mask>")
@@ -272,8 +272,6 @@ def _library() -> Any:
         import tokenizers
         from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
     except ImportError as error:
-        raise UserError(
-            "BPE needs the package tokenizers: pip install 'jdl-research[text]'"
-        ) from error
+        raise UserError(f"BPE needs the package tokenizers: {install_command('text')}") from error
     del decoders, models, normalizers, pre_tokenizers, trainers
     return tokenizers

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from jdl.errors import UserError
+from jdl.errors import UserError, install_command
 from jdl.hooks.base import Callback, Hook
 from jdl.metrics import without_duplicates
 from jdl.typing import Event, RunContext
@@ -124,7 +124,7 @@ class WandB(Hook):
           UserError: the package is missing.
         """
         if importlib.util.find_spec("wandb") is None:
-            raise UserError("the hook WandB needs its extra: pip install 'jdl-research[wandb]'")
+            raise UserError(f"the hook WandB needs an extra: {install_command('wandb')}")
         return _WandB(run, self.project) if jax.process_index() == 0 else Callback()
 
 

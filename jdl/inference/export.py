@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import export
 
-from jdl.errors import UserError, first_line
+from jdl.errors import UserError, first_line, install_command
 from jdl.state import TrainState
 from jdl.step import predict
 from jdl.trainer.record import to_host
@@ -29,7 +29,7 @@ def check_target(path: Path) -> None:
         import flatbuffers
     except ImportError as error:
         raise UserError(
-            "an export needs the package flatbuffers: pip install 'jdl-research[export]'"
+            f"an export needs the package flatbuffers: {install_command('export')}"
         ) from error
     del flatbuffers
     if path.is_dir():

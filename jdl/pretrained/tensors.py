@@ -8,7 +8,7 @@ from types import ModuleType
 
 import numpy as np
 
-from jdl.errors import UserError, first_line
+from jdl.errors import UserError, first_line, install_command
 
 FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -107,7 +107,7 @@ def _safetensors() -> ModuleType:
         import safetensors.numpy
     except ImportError as error:
         raise UserError(
-            "models of transformers need the package safetensors: pip install 'jdl-research[text]'"
+            f"models of transformers need the package safetensors: {install_command('text')}"
         ) from error
     return safetensors
 

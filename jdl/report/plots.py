@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jdl.analysis.find import LrCurve
-from jdl.errors import UserError
+from jdl.errors import UserError, install_command
 
 CELLS = 12
 """Classes up to which a confusion matrix has its counts written in."""
@@ -22,7 +22,7 @@ def require() -> None:
       UserError: it is missing; names the extra to install.
     """
     if importlib.util.find_spec("matplotlib") is None:
-        raise UserError("pictures need an extra: pip install 'jdl-research[report]'")
+        raise UserError(f"pictures need an extra: {install_command('report')}")
 
 
 def empty(width: float, height: float) -> Any:

@@ -12,6 +12,7 @@ import numpy as np
 
 from jdl.config.experiment_file import available, documentation
 from jdl.config.overrides import as_flags
+from jdl.errors import install_command
 from jdl.files import RunDirectory, read_json, read_rows
 from jdl.report import plots, search_plots
 from jdl.report.page import (
@@ -230,7 +231,7 @@ def _plots(
     ]
     done = finite_values(trials, "complete")
     if importlib.util.find_spec("optuna") is None:
-        about = paragraph("They need an extra: pip install 'jdl-research[search]'.")
+        about = paragraph(f"They need an extra: {install_command('search')}.")
         return [*parts, section("Hyperparameter importance and parallel coordinates", about)]
     made = optuna_study(study["space"], trials, objective)
     parts.insert(1, _importance(study, trials, made, folder))

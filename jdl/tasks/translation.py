@@ -16,7 +16,7 @@ import optax
 from jdl.data.base import Data
 from jdl.data.tokenizers import BOS, EOS, MASK, PAD, Tokenizer
 from jdl.decoding import translate
-from jdl.errors import UserError
+from jdl.errors import UserError, install_command
 from jdl.metrics import Mean, Perplexity
 from jdl.state import TrainState
 from jdl.tasks.base import HostMetrics, Task
@@ -119,8 +119,8 @@ class Translation(Task):
             return False
         if importlib.util.find_spec("sacrebleu") is None:
             raise UserError(
-                "scoring by BLEU needs the package sacrebleu: pip install 'jdl-research[text]', or "
-                "set task.bleu to ()"
+                f"scoring by BLEU needs the package sacrebleu: {install_command('text')}, or set "
+                f"task.bleu to ()"
             )
         return True
 

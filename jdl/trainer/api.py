@@ -52,7 +52,7 @@ def train(
     Raises:
       UserError: the parts do not fit together, found before compiling wherever possible; saved
         checkpoints stay intact.
-      Interrupted: on SIGTERM or Ctrl-C, after saving.
+      Interrupted: on SIGTERM or Ctrl-C, after saving if there is a `workdir`.
     """
     if not isinstance(experiment, Experiment):
         raise UserError(
@@ -74,6 +74,7 @@ def train(
         ) as loop,
     ):
         if temporary:
+            loop.run.is_temporary = True
             weakref.finalize(loop.run, shutil.rmtree, temporary, ignore_errors=True)
         loop.train()
     return loop.run

@@ -257,8 +257,13 @@ class TrainingLoop:
         return {name: callback.state() for name, callback in self._callbacks.items()}
 
     def _save_and_exit(self, step: int, hooks: Json, pending: Json = None) -> NoReturn:
-        """Saves, and raises `Interrupted`."""
+        """Saves unless the directory is temporary, and raises `Interrupted`."""
         self.run.interruption.acknowledge()
+        if self.run.is_temporary:
+            self.run.print(
+                f"interrupted at step {step}; not saved: give a workdir, and a run can be resumed"
+            )
+            raise Interrupted
         self._save(step, hooks, pending)
         self._store.wait()
         self.run.print(f"interrupted; saved at step {step}: run the same command to resume")

@@ -141,6 +141,7 @@ class Run:
         self.experiment, self.name, self.workdir = experiment, name, workdir
         self.result: dict[str, Json] = {}
         self.interruption = Interruption()
+        self.is_temporary = False  # the directory is deleted with the run
         self.shard = Shard(jax.process_index(), jax.process_count())
         self._state: Any = None
         self._fetch: Callable[[], Any] | None = None

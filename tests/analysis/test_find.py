@@ -15,7 +15,7 @@ from jdl.analysis import find
 from jdl.analysis.find import BatchRow, BatchSearch, find_batch, find_lr, steepest
 from jdl.config.overrides import flatten
 from jdl.data import Arrays
-from jdl.errors import UserError
+from jdl.errors import UserError, install_command
 from jdl.hooks import Hook
 from jdl.optimizers import SGD, Cosine
 from jdl.parallel import DataParallel, Single
@@ -138,7 +138,7 @@ def test_find_lr_from_the_command_line(command, clouds, tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     code, out, err = command(*words, "--png", "other.png")
     assert (code, out) == (2, "")
-    assert "pip install 'jdl-research[report]'" in err
+    assert install_command("report") in err
 
 
 @pytest.fixture

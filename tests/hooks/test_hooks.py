@@ -22,7 +22,7 @@ import pytest
 import jdl
 from jdl.data import Data, Source
 from jdl.data.splits import Splits
-from jdl.errors import UserError
+from jdl.errors import UserError, install_command
 from jdl.hooks import (
     Callback,
     Checkpoint,
@@ -339,7 +339,7 @@ def test_a_missing_package_is_named_with_its_extra(tmp_path, monkeypatch):
     real = importlib.util.find_spec
     find = lambda name, *rest: None if name == "wandb" else real(name, *rest)  # noqa: E731
     monkeypatch.setattr(importlib.util, "find_spec", find)
-    with pytest.raises(UserError, match=r"pip install 'jdl-research\[wandb\]'"):
+    with pytest.raises(UserError, match=re.escape(install_command("wandb"))):
         jdl.train(make_experiment(WandB()), tmp_path / "run")
 
 

@@ -16,6 +16,7 @@ from jdl.cli.arguments import overrides, split
 from jdl.config.overrides import as_flags
 from jdl.data import Arrays, Words
 from jdl.data.text import START, UNKNOWN, build_vocabulary, encode_words
+from jdl.errors import install_command
 from jdl.report import classification, occlusion, page, run_details
 from jdl.report.baselines import Baseline
 from jdl.report.classification import Predictions
@@ -306,7 +307,7 @@ def test_without_matplotlib_it_says_what_to_install(command, run, monkeypatch):
     for words in (["report", run], ["compare", run]):
         code, out, err = command(*words)
         assert (code, out) == (2, "")
-        assert err == "jdl: pictures need an extra: pip install 'jdl-research[report]'\n"
+        assert err == f"jdl: pictures need an extra: {install_command('report')}\n"
 
 
 def test_several_seeds_are_reported_one_by_one(command, run, tmp_path):

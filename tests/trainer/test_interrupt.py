@@ -6,6 +6,7 @@ depends on how fast the machine is.
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -339,6 +340,34 @@ def handlers():
     wakeup = signal.set_wakeup_fd(-1)
     signal.set_wakeup_fd(wakeup)
     return signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT), wakeup
+
+
+class Signal(Hook):
+    def build(self, run):
+        return Signaling()
+
+
+class Signaling(Callback):
+    def due(self, step):
+        return step == 2
+
+    def __call__(self, event):
+        if event.step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_run_without_a_directory_does_not_promise_to_be_resumed(kept, tmp_path, capsys):
+    workdir = tmp_path / "run" if kept else None
+    with pytest.raises(Interrupted):
+        jdl.train(make_experiment(hooks=(Signal(),)), workdir)
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "interrupted" in line)
+    if kept:
+        assert re.fullmatch(r"interrupted; saved at step \d: run the same command to resume", line)
+    else:
+        assert re.fullmatch(
+            r"interrupted at step \d; not saved: give a workdir, and a run can be resumed", line
+        )
 
 
 class Stumble(Hook):

@@ -13,7 +13,7 @@ from optuna.samplers import BaseSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from jdl.errors import UserError
+from jdl.errors import UserError, install_command
 
 SamplerName = Literal["grid", "random", "tpe", "gp", "cmaes"]
 PrunerName = Literal["none", "median", "hyperband"]
@@ -87,8 +87,7 @@ def make_sampler(
     needed = EXTRAS.get(name)
     if needed and importlib.util.find_spec(needed) is None:
         raise UserError(
-            f"the sampler {name} needs the package {needed}: pip install "
-            f"'jdl-research[search-{name}]'"
+            f"the sampler {name} needs the package {needed}: {install_command(f'search-{name}')}"
         )
 
     def build(number: int) -> BaseSampler:

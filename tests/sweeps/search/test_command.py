@@ -10,6 +10,7 @@ from PIL import Image
 
 from jdl.analysis.reproduce import reproduce
 from jdl.cli.main import main
+from jdl.errors import install_command
 from jdl.trainer.record import read_run
 from tests.experiment_source import read
 from tests.report.test_report import Reader
@@ -197,7 +198,7 @@ def test_a_missing_package_is_named_with_its_extra(
     )
     code, out, err = command("tune", "digits_mlp", *RATE.split(), "--sampler", sampler)
     assert (code, out, err.count("\n")) == (2, "", 1)
-    assert f"needs the package {missing}: pip install 'jdl-research[{extra}]'" in err
+    assert f"needs the package {missing}: {install_command(extra)}" in err
     assert list(tmp_path.iterdir()) == []
 
 
