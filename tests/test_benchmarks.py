@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import importlib
 import json
+import re
 from typing import Any
 
 import jax
@@ -194,10 +195,9 @@ def test_results_of_other_experiments_stay_in_the_table(tmp_path):
 def test_a_mistake_is_one_sentence(arguments, message, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["benchmarks", *arguments])
     assert command.main() == 2
-    message = capsys.readouterr().err
-    assert len(message.splitlines()) == 1
-    with pytest.raises(UserError, match=message):
-        raise UserError(message)
+    printed = capsys.readouterr().err
+    assert len(printed.splitlines()) == 1
+    assert re.search(message, printed), printed
 
 
 def test_a_results_file_of_another_format_is_refused(tmp_path):

@@ -99,7 +99,8 @@ class Unkept(Data):
         """Raises a UserError, since there are no examples."""
         raise UserError(
             "the arrays of this run were passed from Python and are not kept in its directory: "
-            "predict from them with run.predict(x), or pass the experiment to jdl.open"
+            "predict from them with run.predict(x), or name the experiment with --experiment FILE, "
+            "in Python with jdl.open(workdir, experiment)"
         )
 
     def full_name(self) -> str:

@@ -15,7 +15,7 @@ from jdl.data.files import read_texts
 from jdl.data.holdout import hold_out
 from jdl.data.images import MODES, decode_image
 from jdl.data.sources import Example, Source, Subset, read_array
-from jdl.data.tokenizers import Encoding, Tokenizer
+from jdl.data.tokenizers import Encoding, Tokenizer, read_tokenizer
 from jdl.data.transforms import Resize
 from jdl.errors import UserError, nearest
 from jdl.typing import Batch, Json, Keys
@@ -129,8 +129,6 @@ class Data:
         `shape` [height, width, channels], null where the examples differ; `text`, `bytes`, or null
         where neither fits. Of a data set that wraps another it is what that fits, as `wrapped`.
         """
-        if self.has_tokenizer:  # which is saved in a file of its own
-            return {}
         known: dict[str, Json] = {"classes": list(self.output_names())}
         if self.wrapped is not None:
             return {**known, "wrapped": self.wrapped.fit()}
@@ -174,7 +172,8 @@ class Data:
         """Returns a copy that reads files, and scales and numbers examples, as `values` say.
 
         Args:
-          values: what `fit` returned; `reader` and `output_names` then read no training data.
+          values: what `fit` returned; `reader` and `output_names` then read no training data. With
+            the text of a saved `tokenizer`, neither does `tokenizer`.
         """
         known = copy.copy(self)
         known.__dict__["_fitted"] = dict(values)
@@ -259,7 +258,8 @@ class Data:
 
     @functools.cached_property
     def _tokenizer(self) -> Tokenizer:
-        return self._make_tokenizer()
+        saved = (self.fitted_values or {}).get("tokenizer")
+        return self._make_tokenizer() if saved is None else read_tokenizer(saved)
 
     def _make_tokenizer(self) -> Tokenizer:
         raise UserError(

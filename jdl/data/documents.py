@@ -14,6 +14,7 @@ from jdl.data.sources import Example, Source, read_examples
 from jdl.data.text import as_text, read_texts
 from jdl.data.tokenizers import BOS, BPE, EOS, PAD, SPECIAL_TOKENS, Encoding, Tokenizer
 from jdl.errors import UserError
+from jdl.typing import Json
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,10 @@ class Documents(Data):
     def splits(self) -> dict[str, Source]:
         """Returns the splits of the text, packed."""
         return {name: self._packed(source) for name, source in self.text.splits().items()}
+
+    def fit(self) -> dict[str, Json]:
+        """Returns nothing: `jdl generate` needs the tokenizer only."""
+        return {}
 
     def reader(self) -> Reader:
         """Raises a UserError: there is no one prediction for a file."""

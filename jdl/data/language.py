@@ -9,6 +9,7 @@ from jdl.data.sources import Source
 from jdl.data.text import read_texts
 from jdl.data.tokenizers import Chars, Encoding, Tokenizer
 from jdl.errors import UserError
+from jdl.typing import Json
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,10 @@ class Tokens(Data):
             splits[name] = Windows(tokens, sizes, length, starts)
         return splits
 
+    def fit(self) -> dict[str, Json]:
+        """Returns nothing: `jdl generate` needs the tokenizer only."""
+        return {}
+
     def reader(self) -> Reader:
         """Raises a UserError: there is no one prediction for a file."""
         return no_reader(self)
@@ -140,6 +145,10 @@ class Streams(Data):
             "train": Windows(train, sizes, self.length, starts, begins),
             "validation": Windows(validation, sizes, length, alone, np.ones(len(alone), bool)),
         }
+
+    def fit(self) -> dict[str, Json]:
+        """Returns nothing: `jdl generate` needs the tokenizer only."""
+        return {}
 
     def reader(self) -> Reader:
         """Raises a UserError: there is no one prediction for a file."""

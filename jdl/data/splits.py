@@ -48,9 +48,10 @@ class Splits:
             self._pipelines[name] = open_pipeline(self._data, source, name)
         return self._pipelines[name]
 
-    def fingerprints(self) -> dict[str, Json]:
-        """Returns source, version, count and SHA-256 by split name."""
+    def fingerprints(self, names: Collection[str] | None = None) -> dict[str, Json]:
+        """Returns source, version, count and SHA-256 by split name; None: of all splits."""
         return {
             name: {**self._data.fingerprint(source), "count": len(source)}
             for name, source in self._sources.items()
+            if names is None or name in names
         }

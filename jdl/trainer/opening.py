@@ -66,13 +66,15 @@ def restore_run(workdir: Path, experiment: Experiment, allow_changed_data: bool 
     enable_compilation_cache()
     directory = RunDirectory(workdir)
     recorded, name = directory.read_data(), directory.read_experiment().experiment
-    experiment = record.with_tokenizer(workdir, experiment)
-    data = experiment.data.with_fitted(recorded.fitted)
-    experiment = dataclasses.replace(experiment, data=data)
+    fitted = dict(recorded.fitted)
+    if directory.tokenizer.exists():
+        fitted["tokenizer"] = directory.tokenizer.read_text()
+    experiment = dataclasses.replace(experiment, data=experiment.data.with_fitted(fitted))
 
     def open_data() -> Splits:
         splits = Splits(experiment.data)
-        changed = record.changed_data(workdir, splits.fingerprints(), exclude_new=True)
+        # A trial of a search does not read the test split, and recorded none.
+        changed = record.changed_data(workdir, splits.fingerprints(recorded.examples))
         if changed and not allow_changed_data:
             raise UserError(
                 f"the data of {workdir} changed since it began: {changed} (evaluate on it "

@@ -346,20 +346,17 @@ def find_run(workdir: Path, experiment: Experiment, name: str | None = None) -> 
     )
 
 
-def changed_data(workdir: Path, found: Mapping[str, Json], exclude_new: bool = False) -> str:
+def changed_data(workdir: Path, found: Mapping[str, Json]) -> str:
     """Describes how splits differ from those that a run in a directory began with.
 
     Args:
       workdir: the run directory.
       found: fingerprints of the splits, by name.
-      exclude_new: ignore splits that the run did not read, as a trial of a search the test split.
 
     Returns:
       The differences; empty if there are none.
     """
     recorded = (read_json(RunDirectory(workdir).environment) or {}).get("data", found)
-    if exclude_new:
-        found = {split: each for split, each in found.items() if split in recorded}
     # The name of a source may be that of its file, which may have been renamed.
     old, new = (
         {split: {k: v for k, v in each.items() if k != "source"} for split, each in data.items()}
