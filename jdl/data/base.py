@@ -51,6 +51,9 @@ class Data:
     locations: ClassVar[tuple[str, ...]] = ()
     """Fields that only locate the bytes; a resumed run compares the bytes in their place."""
 
+    digest_is_sampled: ClassVar[bool] = False
+    """Whether `digest` leaves out some bytes; `environment.json` then says `sampled`."""
+
     array_names: ClassVar[tuple[str, str]] = ("image", "label")
     """Input and target of an example, which a task reads unless it names others."""
 
@@ -235,14 +238,15 @@ class Data:
         return "" if self.wrapped is None else self.wrapped.needs()
 
     def fingerprint(self, source: Source) -> dict[str, Any]:
-        """Returns source, version and SHA-256 of a split's examples."""
+        """Returns source, version and SHA-256 of a split's examples, and if so, `sampled`."""
         digest = hashlib.sha256()
         while isinstance(source, Subset):
             digest.update(np.ascontiguousarray(source.indices).tobytes())
             source = source.source
         digest.update(self.digest(source).encode())
         name, _, version = self.full_name().partition(":")
-        return {"source": name, "version": version, "sha256": digest.hexdigest()}
+        found = {"source": name, "version": version, "sha256": digest.hexdigest()}
+        return {**found, "sampled": True} if self.digest_is_sampled else found
 
     def digest(self, source: Source) -> str:
         """Returns a split's SHA-256: the source's `digest`, or a hash of all examples."""

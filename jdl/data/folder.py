@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import functools
-import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ import numpy as np
 
 from jdl.data.base import Data
 from jdl.data.files import column_index, read_csv
+from jdl.data.fingerprints import hash_files
 from jdl.data.image_paths import (
     SUFFIXES,
     Labeled,
@@ -53,11 +53,8 @@ class ImageFiles:
 
     def digest(self) -> str:
         """SHA-256 of the files and their labels."""
-        digest = hashlib.sha256()
-        for path, label in zip(self.paths, self.labels, strict=True):
-            digest.update(f"{path.name} {label}".encode())
-            digest.update(path.read_bytes())
-        return digest.hexdigest()
+        files = zip(self.paths, self.labels, strict=True)
+        return hash_files([(path, f"{path.name} {label}") for path, label in files])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,6 @@
 """TensorFlow Datasets, read from array_record without TensorFlow."""
 
 import functools
-import hashlib
 import json
 import logging
 import shlex
@@ -11,11 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from jdl.data.base import Data, default_data_dir
+from jdl.data.fingerprints import hash_files
 from jdl.data.sources import Example, Source
 from jdl.errors import UserError, first_line, nearest
-
-HASHED_BYTES = 1 << 24
-"""Of a larger file, the fingerprint covers this many bytes of its start and of its end."""
 
 
 @dataclass(frozen=True)
@@ -129,18 +126,11 @@ class TFDS(Data):
         return Path(self.data_dir).expanduser() if self.data_dir else default_data_dir()
 
     def digest(self, source: Source) -> str:
-        """SHA-256 over names, sizes and bytes of the split's files (see `HASHED_BYTES`)."""
+        """SHA-256 over names, sizes and bytes of the split's files."""
         if not isinstance(source, TFDSSource):
             return super().digest(source)
-        digest = hashlib.sha256()
-        for path in sorted(source.directory.glob(f"*-{source.split}.*")):
-            size = path.stat().st_size
-            digest.update(f"{path.name} {size}".encode())
-            with path.open("rb") as file:
-                digest.update(file.read(HASHED_BYTES))
-                file.seek(max(file.tell(), size - HASHED_BYTES))
-                digest.update(file.read())
-        return digest.hexdigest()
+        paths = sorted(source.directory.glob(f"*-{source.split}.*"))
+        return hash_files([(path, f"{path.name} {path.stat().st_size}") for path in paths])
 
     def needs(self) -> str:
         """The command that writes the set."""

@@ -1,13 +1,11 @@
 """JAX's persistent compilation cache."""
 
 import functools
-import logging
-import os
 from pathlib import Path
 
 import jax
 
-_log = logging.getLogger(__name__)
+from jdl.caches import private_cache
 
 MIN_COMPILE_SECONDS = 0.1
 """Programs that compile faster than this many seconds are not cached."""
@@ -29,17 +27,8 @@ def enable_compilation_cache() -> Path | None:
     own = config.values["jax_compilation_cache_dir"]
     if own or not config.values["jax_enable_compilation_cache"]:
         return None
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    directory = caches / "jdl" / "compiled"
-    try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        directory.mkdir(mode=0o700, exist_ok=True)
-        found = directory.stat()
-    except OSError as error:
-        _log.info("compiled programs are not kept: %s", error)
-        return None
-    if found.st_uid != os.getuid() or found.st_mode & 0o077:
-        _log.warning("compiled programs are not kept: others have access to %s", directory)
+    directory = private_cache("compiled", "compiled programs")
+    if directory is None:
         return None
     config.update("jax_compilation_cache_dir", str(directory))
     config.update("jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_SECONDS)

@@ -138,6 +138,18 @@ def test_arrays_need_a_split_train_and_equal_lengths():
         Splits(Arrays({"train": uneven}))
 
 
+def test_a_fingerprint_of_a_sample_says_so():
+    class Sampled(Listed):
+        digest_is_sampled = True
+
+        def digest(self, source):
+            return str(len(source))
+
+    found = fingerprints(Sampled(arrays=numbered(20)))
+    assert all(each["sampled"] is True for each in found.values())
+    assert "sampled" not in fingerprints(Listed(arrays=numbered(20)))["train"]
+
+
 def test_a_fingerprint_says_where_the_examples_come_from():
     found = fingerprints(Arrays({"train": numbered(100)}))
     assert {name: part["count"] for name, part in found.items()} == {
