@@ -80,7 +80,10 @@ def _download(url: str, part: Path, expected: Any) -> None:
             digest.update(block)
             size += stream.write(block)
     if expected is not None and (size, digest.hexdigest()) != (expected.size, expected.checksum):
-        raise UserError(f"{url} gave a file that is not the original: its SHA-256 differs")
+        raise UserError(
+            f"{url} gave a file that is not the original: its SHA-256 differs; give a copy of the "
+            f"original with --from"
+        )
     if size == 0 or (length is not None and size != int(length)):
         raise UserError(f"{url} gave only {size} bytes: the download broke off")
 

@@ -235,7 +235,8 @@ class Saved(Encoding):
             return read_tokenizer(path.read_text())
         except FileNotFoundError as error:
             raise UserError(
-                f"{self.run} has no {path.name}: name a run with a tokenizer"
+                f"{self.run} has no {path.name}: name a run with a tokenizer, or train one there "
+                f"first with `jdl train EXPERIMENT --workdir {self.run}`"
             ) from error
         except (OSError, UnicodeDecodeError, UserError) as error:
             raise UserError(f"{path} cannot be read: {first_line(error)}") from error

@@ -109,6 +109,11 @@ def _given(run: Path, scan: bool) -> tuple[nn.Module | None, dict[str, np.ndarra
     """Reads a directory's arrays by path, and its model if it is a Hugging Face one."""
     folder = RunDirectory(run).checkpoints
     if not folder.is_dir():
+        if not run.exists():
+            raise UserError(
+                f"init_from.run: {run} does not exist: train that run first with `jdl train "
+                f"EXPERIMENT --workdir {run}`"
+            )
         if not (run / CONFIG).is_file():
             raise UserError(
                 f"init_from.run: {run} has neither checkpoints of a run nor a {CONFIG} of "

@@ -162,7 +162,7 @@ def test_a_run_that_goes_on_keeps_its_own_weights(tmp_path):
 @pytest.mark.parametrize(
     ("given", "complaint"),
     [
-        ({"run": "nowhere"}, "nowhere has neither checkpoints of a run"),
+        ({"run": "nowhere"}, "nowhere does not exist: train that run first"),
         ({"modules": ("logit",)}, "no module 'logit' .*; did you mean 'logits'"),
         (
             {},
