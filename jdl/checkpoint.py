@@ -88,26 +88,24 @@ class CheckpointStore:
         """
         self.wait()
         # No earlier save has used this name, complete or not.
-        count = max(
-            (name.count + 1 for name in self._all() if name.step == metadata.step), default=0
-        )
+        earlier = self._directory.glob(f"{metadata.step}.*")
+        counts = [int(path.suffix[1:]) for path in earlier if path.suffix[1:].isdecimal()]
+        count = max(counts, default=-1) + 1
         if jax.process_count() > 1:
             # Processes may see a shared file system at different times; all must use one name.
             count = int(multihost_utils.broadcast_one_to_all(np.int32(count)))
-        name = SaveName(metadata.step, count)
-        path = self._directory / str(name)
+        path = self._directory / f"{metadata.step}.{count}"
+        plain = {**vars(state), "key": jax.random.key_data(state.key)}  # Orbax knows no typed keys
         try:
             if jax.process_index() == 0:
                 path.mkdir(parents=True)
             # Orbax copies the arrays to the host before it returns, then writes in its own thread.
-            self._writer.save(
-                (path / "state").resolve(), args=self._args.StandardSave(_plain(state))
-            )
+            self._writer.save((path / "state").resolve(), args=self._args.StandardSave(plain))
         except Exception as error:
             raise _unwritten(path, error) from error
         # As text: what the hooks returned may change while the thread writes.
         text = json.dumps(metadata.to_json(), allow_nan=False)
-        self._pending = self._thread.submit(self._finish, name, text, {metadata.step, *keep})
+        self._pending = self._thread.submit(self._finish, path, text, {*keep} - {metadata.step})
 
     def wait(self) -> None:
         """Waits until the last save is complete, on all processes.
@@ -256,9 +254,11 @@ class CheckpointStore:
         key = jax.random.wrap_key_data(plain["key"])
         return dataclasses.replace(abstract_state, **{**plain, "key": key}), metadata
 
-    def _finish(self, name: SaveName, metadata: str, keep: set[int]) -> None:
-        """Completes a checkpoint, then deletes old ones; runs in the thread."""
-        path = self._directory / str(name)
+    def _finish(self, path: Path, metadata: str, keep: set[int]) -> None:
+        """Completes a checkpoint, then deletes all others but those of the steps in `keep`.
+
+        Runs in the thread.
+        """
         try:
             self._writer.wait_until_finished()
             if jax.process_index() != 0:
@@ -269,8 +269,7 @@ class CheckpointStore:
             raise _unwritten(path, error) from error
         # Only now, since until here an older checkpoint may be the only valid one.
         for other in self._all():
-            replaced = other < name and other.step == name.step
-            if other != name and (replaced or other.step not in keep):
+            if str(other) != path.name and other.step not in keep:
                 # The manifest goes first: if deletion is cut short, what remains is incomplete
                 # rather than damaged.
                 old = self._directory / str(other)
@@ -359,12 +358,8 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _plain(state: TrainState) -> dict[str, PyTree]:
-    """The state as Orbax saves it: a dict, with the typed key as its uint32 data."""
-    return {**vars(state), "key": jax.random.key_data(state.key)}
-
-
 def _plain_abstract(abstract_state: TrainState) -> dict[str, PyTree]:
+    """The abstract state as Orbax restores it: a dict, with the typed key as its uint32 data."""
     data = jax.eval_shape(jax.random.key_data, abstract_state.key)
     sharding = abstract_state.step.sharding  # step and key are both replicated
     return {

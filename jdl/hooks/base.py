@@ -1,6 +1,6 @@
 """Base classes: a hook is the frozen configuration, its callback the object of one run."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,14 @@ class Callback:
 
     `state` returns all that a callback keeps between steps, so that a resumed run equals an
     uninterrupted one.
+
+    Attributes:
+      best_step: step whose weights the run ends with; None: the last. Its checkpoint is kept.
+      protected_steps: further steps whose checkpoints must be kept.
     """
+
+    best_step: int | None = None
+    protected_steps: Collection[int] = ()
 
     def begin(self) -> None:
         """Called once, before the first step."""
@@ -34,14 +41,6 @@ class Callback:
 
     def restore(self, state: Json) -> None:
         """Restores what `state` returned."""
-
-    def protected_steps(self) -> set[int]:
-        """Returns the steps whose checkpoints must be kept."""
-        return set()
-
-    def best_step(self) -> int | None:
-        """Returns the step whose weights the run ends with; None: the last."""
-        return None
 
     def close(self) -> None:
         """Called once at the end, also after an error or an interruption."""

@@ -1,7 +1,7 @@
 """Writes the training rows of `metrics.jsonl`, in every run."""
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -39,20 +39,30 @@ class Rows(Callback):
         if self._next_epoch != self._epoch:
             self._epoch, self.epoch_sums = self._next_epoch, {}
         self._next_epoch = int(event.epoch)  # a step belongs to the epoch in which it begins
-        missing = {name for name, metric in event.metrics.items() if not _is_finite(metric)}
+        missing = set()
+        for name, metric in event.metrics.items():
+            leaves = jax.tree.leaves(metric)
+            finite = [
+                math.isfinite(leaf) if isinstance(leaf, float) else np.isfinite(leaf).all()
+                for leaf in leaves
+            ]
+            if not all(finite):
+                missing.add(name)
+                leaves = [np.zeros(np.shape(leaf)) for leaf in leaves]
+            for sums in (self._sums, self.epoch_sums):
+                before = sums.get(name, [0.0] * len(leaves))
+                sums[name] = [
+                    a + b if isinstance(b, float) else np.add(a, b).tolist()
+                    for a, b in zip(before, leaves, strict=True)
+                ]
         if missing:
             self._missing |= missing
             self._warn(missing, event.step)
-        for sums in (self._sums, self.epoch_sums):
-            _add(sums, event.metrics, missing)
         if self._last is None:
             self._last = (event.step, event.timing["training_seconds"])
         log_every = self._run.experiment.runtime.log_every
         if event.step % log_every == 0 or event.step == self._run.steps:
-            missing = {name: math.nan for name in event.metrics if name in self._missing}
-            scores = {**missing, **compute_row(with_sums(event.metrics, self._sums))}
-            self._sums, self._missing = {}, set()
-            self._write(event, "train", scores, self._speed(event))
+            self._write_means(event)
 
     def state(self) -> Json:
         """Returns the sums since the last row and of the current epoch, lists of arrays by name."""
@@ -68,6 +78,13 @@ class Rows(Callback):
         self._sums, self._skipped = dict(state["sums"]), state["skipped"]
         self._missing = set(state["missing"])
         self._epoch, self._next_epoch, self.epoch_sums = state["epoch"]
+
+    def _write_means(self, event: Event) -> None:
+        """Writes the means since the last row; NaN for metrics of which no step was finite."""
+        missing = {name: math.nan for name in event.metrics if name in self._missing}
+        scores = {**missing, **compute_row(with_sums(event.metrics, self._sums))}
+        self._sums, self._missing = {}, set()
+        self._write(event, "train", scores, self._speed(event))
 
     def _speed(self, event: Event) -> dict[str, float]:
         """Computes rates since the last row, without compilation, evaluation and saving."""
@@ -112,26 +129,6 @@ class Rows(Callback):
                 "timing": timing,
             }
         )
-
-
-def _is_finite(metric: Any) -> bool:
-    return all(
-        math.isfinite(leaf) if isinstance(leaf, float) else np.isfinite(leaf).all()
-        for leaf in jax.tree.leaves(metric)
-    )
-
-
-def _add(sums: dict[str, list[Json]], metrics: Metrics, missing: Collection[str]) -> None:
-    """Adds the arrays of a step's metrics to `sums`, except those that are not finite."""
-    for name, metric in metrics.items():
-        leaves = jax.tree.leaves(metric)
-        if name in missing:
-            leaves = [np.zeros(np.shape(leaf)) for leaf in leaves]
-        before = sums.get(name, [0.0] * len(leaves))
-        sums[name] = [
-            a + b if isinstance(b, float) else np.add(a, b).tolist()
-            for a, b in zip(before, leaves, strict=True)
-        ]
 
 
 def with_sums(metrics: Metrics, sums: Mapping[str, Sequence[Json]]) -> Metrics:

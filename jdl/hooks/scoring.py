@@ -88,7 +88,6 @@ class _EarlyStopping(Callback):
     def __init__(self, run: RunContext, config: EarlyStopping, score: "Score") -> None:
         self._run, self._config, self._score = run, config, score
         self._best = math.inf
-        self._best_step: int | None = None
         self._waited = 0
         self._fresh: float | None = None
 
@@ -100,29 +99,23 @@ class _EarlyStopping(Callback):
             return
         fresh, self._fresh = self._fresh, None
         if fresh < self._best - self._config.min_delta:
-            self._best, self._best_step, self._waited = fresh, event.step, 0
+            self._best, self.best_step, self._waited = fresh, event.step, 0
             self._run.save()
             return
         self._waited += 1
         if self._waited >= self._config.patience:
             self._run.stop(
                 f"{self._config.metric} has not improved for {self._waited} evaluations; the best "
-                f"was at step {self._best_step}"
+                f"was at step {self.best_step}"
             )
 
     def state(self) -> Json:
-        best = None if self._best_step is None else self._best
-        return {"best": best, "best_step": self._best_step, "waited": self._waited}
+        best = None if self.best_step is None else self._best
+        return {"best": best, "best_step": self.best_step, "waited": self._waited}
 
     def restore(self, state: Json) -> None:
         self._best = math.inf if state["best"] is None else state["best"]
-        self._best_step, self._waited = state["best_step"], state["waited"]
-
-    def protected_steps(self) -> set[int]:
-        return set() if self._best_step is None else {self._best_step}
-
-    def best_step(self) -> int | None:
-        return self._best_step
+        self.best_step, self._waited = state["best_step"], state["waited"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,6 +169,7 @@ class _Checkpoint(Callback):
         if self.due(event.step):
             self._last = [*self._last, event.step][-self._config.keep :]
             self._run.save(self._config.asynchronous)
+        self.protected_steps = [*self._last, *(step for _, step in self._best)]
 
     def state(self) -> Json:
         return {"last": self._last, "best": self._best}
@@ -183,9 +177,7 @@ class _Checkpoint(Callback):
     def restore(self, state: Json) -> None:
         self._last = list(state["last"])
         self._best = [(float(score), step) for score, step in state["best"]]
-
-    def protected_steps(self) -> set[int]:
-        return {*self._last, *(step for _, step in self._best)}
+        self.protected_steps = [*self._last, *(step for _, step in self._best)]
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ class Member:
     Attributes:
       step: the step reached.
       active: whether the run has neither ended nor failed.
+      due: whether its hooks need the state after the current execution.
       interrupted: whether it was saved because of a signal.
     """
 
@@ -38,7 +39,7 @@ class Member:
         self.loop, self.run, self.index = loop, loop.run, index
         self._output, self._on_end = output, on_end
         self._context = contextlib.ExitStack()
-        self.step, self.active, self.interrupted = 0, True, False
+        self.step, self.active, self.due, self.interrupted = 0, True, False, False
 
     @property
     def done(self) -> bool:
@@ -135,22 +136,25 @@ def _train_stacked(
             states = [member.run.state for member in stacked]
             stack = compiled.stack([member.index for member in stacked], states)
             inputs = _inputs(stacked, step)
-        count = min(m.loop.steps_at_once(step, m.run.steps) for m in active)
-        due = any(member.loop.is_due(step + count) for member in active)
+        upcoming = [member.loop.next_execution(step, member.run.steps) for member in active]
+        count = min(upcoming)[0]
+        for member, (own_count, own_due) in zip(active, upcoming, strict=True):
+            member.due = own_due and own_count == count
+        due = any(member.due for member in active)
         with contextlib.ExitStack() as clocks:
             for member in active:
-                clocks.enter_context(member.loop.clock.training())
+                clocks.enter_context(member.loop.clock.measuring("training_seconds"))
             with contextlib.ExitStack() as waiting:
                 for member in active:
-                    waiting.enter_context(member.loop.clock.waiting())
+                    waiting.enter_context(member.loop.clock.measuring("input_seconds"))
                 step_inputs = [inputs() for _ in range(count)]
             metrics = stack.update(step_inputs)
             step += count
             interrupted = interruption.requested
             # As in `train_steps`: at most two executions are in flight.
-            jax.block_until_ready(metrics if due or interrupted else late and late[2])
+            jax.block_until_ready(metrics if due or interrupted else late and late[1])
         events = [late] if late else []
-        late = (step, count, metrics)
+        late = (step, metrics)
         if due or interrupted:
             events, late = [*events, late], None
         for index, member in enumerate(stacked):
@@ -166,11 +170,11 @@ def _notify(
     member.step, loop = step, member.loop
     with member.isolated():
         loop.context.steps_submitted = step
-        for at, count, metrics in events:
+        for at, metrics in events:
             now = at == step
-            state = member.run.state if now and loop.is_due(step) else None
+            state = member.run.state if now and member.due else None
             own = metrics.replace(run=index)
-            loop.notify(at, count, own, state=state, interrupted=interrupted and now)
+            loop.notify(at, own, state=state, interrupted=interrupted and now)
     if member.active and member.done:
         member.finish()
 

@@ -1,6 +1,7 @@
 """The base class of tasks: a task turns a model and a batch into gradients and metrics."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -55,7 +56,7 @@ class Task:
         inputs, named = self.model_inputs(model, batch)
         return initialize(model, key, *inputs, **named)
 
-    @property
+    @functools.cached_property
     def input_names(self) -> tuple[str, ...]:
         """Names of the model's inputs in a batch."""
         return (self.inputs,) if isinstance(self.inputs, str) else self.inputs

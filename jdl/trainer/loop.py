@@ -41,17 +41,16 @@ def train_steps(loop: "TrainingLoop", step: int, until: int) -> int:
     run, clock, late = loop.run, loop.clock, None
     inputs = run.step_inputs(step)
     while step < until and not loop.context.stop_reason:
-        count = loop.steps_at_once(step, until)
-        due = loop.is_due(step + count)
-        with clock.training():
-            with clock.waiting():
+        count, due = loop.next_execution(step, until)
+        with clock.measuring("training_seconds"):
+            with clock.measuring("input_seconds"):
                 step_inputs = [next(inputs) for _ in range(count)]
             metrics = run.update(step_inputs)  # asynchronous: returns before they are computed
             step += count
             loop.context.steps_submitted = step
             if late is not None:
                 loop.notify(*late)
-            late = (step, count, metrics)
+            late = (step, metrics)
             interrupted = loop.is_interrupted(step)
             if due or interrupted:
                 jax.block_until_ready(metrics)
@@ -83,6 +82,8 @@ class TrainingLoop:
             kind = type(hook).__name__
             count = sum(name.split()[0] == kind for name in self._callbacks)
             self._callbacks[f"{kind} {count}"] = hook.build(self.context)
+        callbacks = self._callbacks.values()
+        self._due = [each.due for each in callbacks if type(each).due is not Callback.due]
 
     def train(self) -> None:
         """Trains to the end.
@@ -121,20 +122,18 @@ class TrainingLoop:
                 rows.close()
             self._store.close()
 
-    def steps_at_once(self, step: int, until: int) -> int:
-        """Returns the number of steps of the next execution.
+    def next_execution(self, step: int, until: int) -> tuple[int, bool]:
+        """Returns the number of steps of the next execution, and whether the state is due after it.
 
-        It depends on the step alone, so that a resumed run executes the same programs.
+        Both depend on the step alone, so that a resumed run executes the same programs.
         """
         count = self.run.experiment.runtime.steps_per_execution
-        aligned = step % count == 0 and step + count <= until
-        free = not any(self.is_due(between) for between in range(step + 1, step + count))
-        return count if aligned and free else 1
-
-    def is_due(self, step: int) -> bool:
-        """Returns whether a hook needs the state after a step."""
-        last = step == self.run.steps
-        return last or any(callback.due(step) for callback in self._callbacks.values())
+        if step % count or step + count > until:
+            count = 1
+        for at in range(step + 1, step + count + 1):
+            if at == self.run.steps or any(due(at) for due in self._due):
+                return (count, True) if at == step + count else (1, at == step + 1)
+        return count, False
 
     def is_interrupted(self, step: int) -> bool:
         """Returns whether to end now; all processes agree on the step."""
@@ -145,23 +144,23 @@ class TrainingLoop:
         return multihost_utils.reached_preemption_sync_point(step)
 
     def notify(
-        self, step: int, count: int, metrics: Packed, state: Any = None, interrupted: bool = False
+        self, step: int, metrics: Packed, state: Any = None, interrupted: bool = False
     ) -> None:
         """Calls the hooks for each step of an execution, and saves where that is due.
 
         Args:
           step: the last step of the execution.
-          count: its number of steps.
-          metrics: of each of them.
+          metrics: of each of its steps.
           state: after the last one; None where no hook needs it.
           interrupted: save after the last one, and end the run.
 
         Raises:
           Interrupted: after saving, if `interrupted`, or if a signal cuts an evaluation short.
         """
-        for at, one in enumerate(metrics.unpack(), start=step - count + 1):
-            last = at == step
-            self._deliver(at, one, state if last else None, interrupted and last)
+        *earlier, last = metrics.unpack()
+        for at, one in enumerate(earlier, start=step - len(earlier)):
+            self._deliver(at, one)
+        self._deliver(step, last, state, interrupted)
 
     def finish(self, step: int) -> None:
         """Scores every split, with the best weights where a hook kept them.
@@ -174,9 +173,9 @@ class TrainingLoop:
         self._store.wait()
         if context.stop_reason:
             run.print(f"stopped at step {step}: {context.stop_reason}")
-        best = self._best_step()
-        if best not in (None, step):
-            state, _ = self._store.restore(best, run.compiled.abstract_state)
+        best = [each.best_step for each in self._callbacks.values() if each.best_step is not None]
+        if best and best[0] != step:
+            state, _ = self._store.restore(best[0], run.compiled.abstract_state)
             run.state = run.compiled.shard(state)
         running = {}
         if not run.evaluates_train:
@@ -215,7 +214,9 @@ class TrainingLoop:
         run.print(f"resuming from step {step} of {run.steps}")
         return step, pending
 
-    def _deliver(self, step: int, metrics: Metrics, state: Any, interrupted: bool = False) -> None:
+    def _deliver(
+        self, step: int, metrics: Metrics, state: Any = None, interrupted: bool = False
+    ) -> None:
         """Calls the hooks with one step, then saves if it is time to."""
         run, context, timing = self.run, self.context, self.clock.timing()
         event = Event(
@@ -229,7 +230,9 @@ class TrainingLoop:
             },
         )
         # A copy: callbacks may change what they returned.
-        before = copy.deepcopy(self._states()) if state is not None else {}
+        before: dict[str, Json] = {}
+        if state is not None:
+            before = {name: copy.deepcopy(each.state()) for name, each in self._callbacks.items()}
         try:
             for callback in self._callbacks.values():
                 callback(event)
@@ -249,14 +252,11 @@ class TrainingLoop:
                 f"let `due` return True there"
             )
         if interrupted:
-            self._save_and_exit(step, self._states())
+            self._save_and_exit(step)
         if context.save_requested or context.stop_reason or step == run.steps:
-            self._save(step, self._states())
+            self._save(step)
 
-    def _states(self) -> dict[str, Json]:
-        return {name: callback.state() for name, callback in self._callbacks.items()}
-
-    def _save_and_exit(self, step: int, hooks: Json, pending: Json = None) -> NoReturn:
+    def _save_and_exit(self, step: int, hooks: Json = None, pending: Json = None) -> NoReturn:
         """Saves unless the directory is temporary, and raises `Interrupted`."""
         self.run.interruption.acknowledge()
         if self.run.is_temporary:
@@ -269,8 +269,12 @@ class TrainingLoop:
         self.run.print(f"interrupted; saved at step {step}: run the same command to resume")
         raise Interrupted
 
-    def _save(self, step: int, hooks: Json, pending: Json = None) -> None:
-        run, context = self.run, self.context
+    def _save(self, step: int, hooks: Json = None, pending: Json = None) -> None:
+        """Saves a checkpoint; `hooks` are the callbacks' states, None for their current ones."""
+        run, context, callbacks = self.run, self.context, self._callbacks
+        if hooks is None:
+            hooks = {name: callback.state() for name, callback in callbacks.items()}
+        best = [each.best_step for each in callbacks.values() if each.best_step is not None]
         if context.rows is not None:
             context.rows.sync()  # first: no checkpoint is ahead of the rows that it stands for
         metadata = CheckpointMetadata(
@@ -278,20 +282,16 @@ class TrainingLoop:
             total_steps=run.steps,
             hooks=hooks,
             pending=pending,
-            best_step=self._best_step(),
+            best_step=best[0] if best else None,
             stop_reason=context.stop_reason,
             averages=self._averages,
             **self.clock.timing(),
         )
-        protected = (callback.protected_steps() for callback in self._callbacks.values())
-        self._store.save(run.compiled.gather(run.state), metadata, set().union(*protected))
+        keep = {*best, *(at for each in callbacks.values() for at in each.protected_steps)}
+        self._store.save(run.compiled.gather(run.state), metadata, keep)
         if not context.save_in_background:
             self._store.wait()
         context.save_requested = False
-
-    def _best_step(self) -> int | None:
-        steps = [callback.best_step() for callback in self._callbacks.values()]
-        return next((step for step in steps if step is not None), None)
 
     def _abstract_metrics(self) -> Metrics:
         """Returns the metrics of a training step without their values, for their classes."""

@@ -143,8 +143,7 @@ class Run:
         self.interruption = Interruption()
         self.is_temporary = False  # the directory is deleted with the run
         self.shard = Shard(jax.process_index(), jax.process_count())
-        self._state: Any = None
-        self._fetch: Callable[[], Any] | None = None
+        self._fetch: Callable[[], Any] = lambda: None
         self._predictions: dict[str, Any] = {}  # shape and dtype, by split
         self._open_data = open_data
 
@@ -158,20 +157,15 @@ class Run:
         """The splits of the data."""
         return self._open_data()
 
-    @property
+    @functools.cached_property
     def state(self) -> Any:
         """The state on the devices; after training that of the last or best step."""
-        if self._fetch is not None:
-            self.state = self._fetch()
-        return self._state
-
-    @state.setter
-    def state(self, state: Any) -> None:
-        self._state, self._fetch = state, None
+        return self._fetch()
 
     def set_lazy_state(self, fetch: Callable[[], Any]) -> None:
         """Sets a function that returns the state when it is first read."""
-        self._state, self._fetch = None, fetch
+        self._fetch = fetch
+        self.__dict__.pop("state", None)
 
     @property
     def params(self) -> Any:
