@@ -22,13 +22,24 @@ def nearest(name: str, candidates: Iterable[str]) -> str:
 
 
 def install_command(extra: str) -> str:
-    """Returns the command that installs an extra of jdl, in the source tree where it runs from one.
+    """Returns the command that installs an extra of jdl: from a checkout, or by its name.
+
+    A checkout is the working directory, or where the package itself is.
 
     Args:
       extra: name of an optional dependency in `pyproject.toml`.
     """
-    root = Path(__file__).parents[1]
-    project = root / "pyproject.toml"
-    if not project.is_file() or 'name = "jdl-research"' not in project.read_text(encoding="utf-8"):
-        return f'pip install "jdl-research[{extra}]"'
-    return f'pip install ".[{extra}]"' + ("" if Path.cwd() == root else f" in {root}")
+    here, home = Path.cwd(), Path(__file__).parents[1]
+    if _is_checkout(here):
+        return f'pip install ".[{extra}]"'
+    if _is_checkout(home):
+        return f'pip install ".[{extra}]" in {home}'
+    return f'pip install "jdl-research[{extra}]"'
+
+
+def _is_checkout(folder: Path) -> bool:
+    project = folder / "pyproject.toml"
+    try:
+        return 'name = "jdl-research"' in project.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False
