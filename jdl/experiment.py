@@ -1,6 +1,7 @@
 """Experiment and Runtime: the configuration of a training run."""
 
 import math
+import numbers
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -118,6 +119,12 @@ class Experiment:
             "init_from": (InitFrom, "an InitFrom"),
             "runtime": (Runtime, "a Runtime"),
         }
+        for name in ("epochs", "steps", "batch_size", "num_microbatches", "seed"):
+            kind = numbers.Real if name == "epochs" else numbers.Integral
+            value, optional = getattr(self, name), name in ("epochs", "steps")
+            if not (isinstance(value, kind) or (value is None and optional)):
+                what = "a number" if name == "epochs" else "a whole number"
+                raise UserError(f"{name} must be {what}, not {value!r}")
         for name, (kind, remedy) in expected.items():
             value = getattr(self, name)
             if isinstance(value, type):

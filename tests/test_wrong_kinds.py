@@ -74,6 +74,30 @@ CASES = {
     "run.predict('text')": "predict takes examples along axis 0, not 'text'",
     "run.predict(None)": "predict takes examples along axis 0, not None",
     "run.predict([[1], [1, 2]])": r"'image' has shape \(1,\) in example 0 .*\(2,\)",
+    "run.predict({})": "there is nothing to predict: the dict has no arrays",
+    "run.predict(x.astype(str))": "the input's 'image' holds .* where the model reads numbers",
+    "run.predict([['a', 'b', 'c']])": "the input's 'image' holds .* where the model reads numbers",
+    "run.predict([[None, 1, 2]])": "the input's 'image' holds .* where the model reads numbers",
+    "run.predict(np.array([[None, 1, 2]]))": "image holds a missing value at row 0",
+    "run.predict(np.ma.masked_less(x, 9))": "image holds a masked value at row 0",
+    "run.predict(x + 1j)": "'image' is complex: convert it",
+    "run.predict({'image': x, 'mask': x > 0})": "the data has an array 'mask', by which a batch",
+    "run.evaluate(None)": r"there is no split None \(there are",
+    "jdl.train(experiment(data=Arrays({'train': {'image': x, 'label': y, 'mask': y}})))": (
+        "the data has an array 'mask', by which a batch"
+    ),
+    "jdl.train(experiment(data=Arrays({'train': {'image': x + 1j, 'label': y}})))": (
+        "'image' is complex: convert it"
+    ),
+    "jdl.fit(nn.Dense(2), x, y, epochs='3')": "epochs must be a number, not '3'",
+    "jdl.fit(nn.Dense(2), x, y, batch_size=None)": "batch_size must be a whole number, not None",
+    "jdl.fit(nn.Dense(2), x, y, batch_size=8.0)": "batch_size must be a whole number, not 8.0",
+    "jdl.fit(nn.Dense(2), x, y, seed='1')": "seed must be a whole number, not '1'",
+    "jdl.fit(nn.Dense(2), x, y, validation_fraction='0.1')": (
+        r"data\.validation_fraction is a share in \[0, 1\), not '0.1'"
+    ),
+    "jdl.fit(nn.Dense(2), x, y, class_weight=3)": "class_weight must be 'balanced', a dict or a",
+    "jdl.fit(nn.Dense(2), x, y, class_weight={0: 'a', 1: 1})": "class_weight must be 'balanced'",
     "run.predict(x[:, :2])": r"the input's 'image' has shape \(2,\) .* trained on \(3,\)",
     "run.predict({'inputs': x})": r"the input has no array 'image', .* \(it has 'inputs'\)",
     "run.predict({'image': x, 'label': y[1:]})": "the arrays to predict from differ in length",

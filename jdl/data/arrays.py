@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from jdl.data.base import Data, add_array
-from jdl.data.conversion import is_frame, to_numbers
+from jdl.data.conversion import is_frame, to_array, to_numbers
 from jdl.data.sources import Example, Source
 from jdl.errors import UserError
+from jdl.typing import Json
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ class Arrays(Data):
 
     arrays: Mapping[str, Mapping[str, Any]] = field(kw_only=False)  # by split, then by name
     class_names: tuple[str, ...] = ()  # in the order of their numbers; (): classes have no names
+    columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Names of the columns of an input, by which `run.predict` arranges those of a frame."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -86,9 +89,17 @@ class Arrays(Data):
         """`arrays`."""
         return "arrays"
 
+    def fit(self) -> dict[str, Json]:
+        """Returns `classes`, the names of `columns`, and how a file is read."""
+        return {**super().fit(), "input_columns": {k: list(v) for k, v in self.columns.items()}}
+
     def output_names(self) -> tuple[str, ...]:
         """The names of the classes."""
         return self.class_names
+
+    def input_columns(self) -> Mapping[str, Sequence[str]]:
+        """The names of the columns."""
+        return self.columns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,10 +126,7 @@ class Unkept(Data):
 def _array(name: str, values: Any) -> np.ndarray:
     if is_frame(values):
         return to_numbers(values, name)
-    try:
-        return np.asarray(values)
-    except ValueError as error:
-        raise UserError(f"the examples of {name!r} differ in shape") from error
+    return to_array(values, repr(name))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 import copy
 import functools
 import hashlib
+import numbers
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -59,8 +60,9 @@ class Data:
 
     def __post_init__(self) -> None:
         for name in ("test_fraction", "validation_fraction"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"data.{name} is a share in [0, 1), not {getattr(self, name)}")
+            share = getattr(self, name)
+            if not isinstance(share, numbers.Real) or not 0 <= float(share) < 1:
+                raise UserError(f"data.{name} is a share in [0, 1), not {share!r}")
         if self.stratify and (self.ordered or self.group_name):
             other = "ordered" if self.ordered else "group"
             raise UserError(f"data.stratify and data.{other} exclude each other: set one of them")
@@ -237,6 +239,10 @@ class Data:
         """
         return "" if self.wrapped is None else self.wrapped.needs()
 
+    def input_columns(self) -> Mapping[str, Sequence[str]]:
+        """Returns the names of the columns of inputs that were given as frames, by input."""
+        return (self.fitted_values or {}).get("input_columns", {})
+
     def fingerprint(self, source: Source) -> dict[str, Any]:
         """Returns source, version and SHA-256 of a split's examples, and if so, `sampled`."""
         digest = hashlib.sha256()
@@ -365,7 +371,9 @@ def get_split(splits: Mapping[str, Any], name: str) -> Any:
     """
     if name not in splits:
         known = ", ".join(splits)
-        raise UserError(f"there is no split {name!r} (there are {known}){nearest(name, splits)}")
+        raise UserError(
+            f"there is no split {name!r} (there are {known}){nearest(str(name), splits)}"
+        )
     return splits[name]
 
 

@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
-from jdl.errors import UserError, nearest
+from jdl.errors import UserError, first_line, nearest
 
 
 def to_numbers(values: Any, where: str) -> np.ndarray:
@@ -23,13 +25,32 @@ def to_numbers(values: Any, where: str) -> np.ndarray:
     Raises:
       UserError: a value is missing, is no number, or exceeds the 32 bits in which JAX computes.
     """
+    if is_frame(values):
+        names = column_names(values, where)
+        if not names:
+            raise UserError(f"{where} has no columns")
+        return np.stack([to_numbers(values[each], f"{where}[{each!r}]") for each in names], 1)
+    array = to_array(values, where)
+    if array.ndim == 0:
+        raise UserError(f"{where} is {values!r:.40}, where an array with one row per example goes")
+    if array.dtype.kind not in "biufc":
+        array = _from_objects(array, where)
+    if array.dtype.kind == "c":
+        raise UserError(f"{where} is complex: pass real and imaginary parts, as two features")
+    return _check_range(array, where)
+
+
+def to_array(values: Any, where: str) -> np.ndarray:
+    """Converts arrays and nested lists to an array of a dtype that JAX has, or of objects.
+
+    Raises:
+      UserError: they are sparse, masked or ragged, or no array for another reason.
+    """
     if hasattr(values, "toarray"):
         raise UserError(f"{where} is a sparse matrix: pass {where}.toarray()")
-    if is_frame(values):
-        columns = [to_numbers(values[name], f"{where}[{name!r}]") for name in values.columns]
-        if not columns:
-            raise UserError(f"{where} has no columns")
-        return np.stack(columns, 1)
+    if np.ma.is_masked(values):
+        row = np.argwhere(np.ma.getmaskarray(values))[0, 0]
+        raise UserError(f"{where} holds a masked value at row {row}: fill or drop it")
     try:
         array = np.asarray(values)
     except ValueError as error:
@@ -37,19 +58,75 @@ def to_numbers(values: Any, where: str) -> np.ndarray:
             f"the examples of {where} differ in shape: pad them, or pass several inputs as a dict "
             f"of arrays"
         ) from error
-    if array.ndim == 0:
-        raise UserError(f"{where} is {values!r:.40}, where an array with one row per example goes")
-    if array.dtype.kind not in "biufcV":
-        array = _from_objects(array, where)
-    return _check_range(array, where)
+    except Exception as error:  # such as a tensor on another device, or keys of JAX
+        raise UserError(f"{where} cannot become an array: {first_line(error)}") from error
+    if array.dtype.names:
+        raise UserError(
+            f"{where} is a structured array: pass its fields as a frame, or a dict of arrays"
+        )
+    return to_native(array)
 
 
-def inputs_by_name(x: Any, name: str) -> dict[str, Any]:
+def to_native(array: np.ndarray) -> np.ndarray:
+    """Returns numbers that JAX lacks or NumPy does not know, such as bfloat16, as ones it has."""
+    if array.dtype.kind == "V" and jnp.issubdtype(array.dtype, jnp.floating):
+        return array.astype(np.float32)
+    if array.dtype.kind in "fc" and array.dtype.itemsize > {"f": 8, "c": 16}[array.dtype.kind]:
+        return array.astype(np.float64 if array.dtype.kind == "f" else np.complex128)
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
+def column_names(frame: Any, where: str) -> tuple[Any, ...]:
+    """Returns the names of a frame's columns.
+
+    Raises:
+      UserError: two are equal.
+    """
+    names = tuple(frame.columns)
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"{where} has several columns {name!r}: rename or drop them")
+    return names
+
+
+def frame_columns(x: Any) -> dict[str, tuple[str, ...]]:
+    """Returns the columns of a frame, or of a dict's frames by name, that are named by texts.
+
+    The name of an `x` that is no dict is empty.
+    """
+    frames = x if isinstance(x, Mapping) else {"": x}
+    return {
+        name: tuple(frame.columns)
+        for name, frame in frames.items()
+        if is_frame(frame) and all(isinstance(column, str) for column in frame.columns)
+    }
+
+
+def arrange_columns(frame: Any, names: Sequence[Any], where: str) -> Any:
+    """Returns a frame with the columns of the training data, in their order.
+
+    Raises:
+      UserError: one is missing.
+    """
+    known = column_names(frame, where)
+    for name in names:
+        if name not in known:
+            raise UserError(
+                f"{where} has no column {name!r}, which the training data has (it has "
+                f"{', '.join(map(repr, known))})"
+            )
+    return frame[list(names)]
+
+
+def inputs_by_name(
+    x: Any, name: str, columns: Mapping[str, Sequence[str]] = MappingProxyType({})
+) -> dict[str, Any]:
     """Returns what a model is asked to predict from as arrays by name.
 
     Args:
       x: an array, list or frame of examples, or a dict of these by name.
       name: of the model's input, for an `x` without names.
+      columns: by input, the names of the columns that a frame must have, in any order.
 
     Raises:
       UserError: it has no examples along axis 0, or arrays differ in their number.
@@ -59,16 +136,30 @@ def inputs_by_name(x: Any, name: str) -> dict[str, Any]:
         if isinstance(values, (list, tuple)):  # images may differ in size before the transforms
             arrays[key] = values
             continue
-        arrays[key] = to_numbers(values, key) if is_frame(values) else np.asarray(values)
+        if is_frame(values):
+            if columns.get(key):
+                values = arrange_columns(values, columns[key], key)
+            arrays[key] = to_numbers(values, key)
+            continue
+        arrays[key] = to_array(values, key)
         if not arrays[key].ndim:
             raise UserError(
                 f"predict takes examples along axis 0, not {values!r:.40}: for one example pass "
                 f"[example]"
             )
+        if arrays[key].dtype == object and _has_numbers(arrays[key]):
+            arrays[key] = to_numbers(arrays[key], key)
     counts = {key: len(array) for key, array in arrays.items()}
+    if not counts:
+        raise UserError("there is nothing to predict: the dict has no arrays")
     if len(set(counts.values())) != 1:
         raise UserError(f"the arrays to predict from differ in length: {counts}")
     return arrays
+
+
+def _has_numbers(array: np.ndarray) -> bool:
+    """Whether an array of objects begins with what is neither a text nor an example."""
+    return array.size > 0 and not isinstance(array.flat[0], (str, bytes, np.ndarray, list))
 
 
 def is_frame(values: Any) -> bool:
@@ -78,6 +169,9 @@ def is_frame(values: Any) -> bool:
 
 def check_rows(x: Any, y: Any, names: Sequence[str] = ("x", "y")) -> None:
     """Raises a UserError if two arrays differ in length, or two frames in the order of rows."""
+    for values, name in zip((x, y), names, strict=True):
+        if hasattr(values, "toarray"):  # has no length
+            raise UserError(f"{name} is a sparse matrix: pass {name}.toarray()")
     if hasattr(x, "__len__") and hasattr(y, "__len__") and len(x) != len(y):
         raise UserError(f"{names[0]} has {len(x)} examples, {names[1]} {len(y)}")
     left, right = (getattr(each, "index", None) for each in (x, y))
@@ -115,7 +209,7 @@ def class_labels(
     """
     # NumPy would turn the numbers of a mixed list into texts.
     mixed = isinstance(values, (list, tuple)) and any(isinstance(v, str) for v in values)
-    array = np.asarray(values, object if mixed else None)
+    array = np.asarray(values, object) if mixed else to_array(values, where)
     column = array.ndim == 2 and array.shape[1] == 1
     note = f"{where} of shape {array.shape} read as one target per example" if column else ""
     array = array[:, 0] if column else array
@@ -130,10 +224,12 @@ def class_labels(
         return ClassLabels(
             array.astype(np.int32), (), f"{where} read as classes 0 and 1 (False, True)"
         )
+    if array.dtype.kind == "b" and array.ndim == 2 and not _is_one_hot(array):
+        array = array.astype(np.int32)
     if array.ndim == 2 and _is_one_hot(array):
         note = f"{where} of shape {array.shape} read as one-hot rows of {array.shape[1]} classes"
         return ClassLabels(array.argmax(1).astype(np.int32), (), note)
-    if array.dtype.kind not in "iu":
+    if array.dtype.kind not in "iub":
         return None
     if array.ndim == 2:
         raise UserError(
@@ -145,6 +241,7 @@ def class_labels(
 
 def _from_texts(array: np.ndarray, where: str, names: tuple[str, ...] | None) -> ClassLabels:
     texts = [v.decode() if isinstance(v, bytes) else v for v in array.tolist()]
+    texts = [str(v) if isinstance(v, str) else v for v in texts]
     for row, text in enumerate(texts):
         if not isinstance(text, str):
             raise UserError(f"{where} holds texts, and {text!r} at row {row}")
@@ -174,13 +271,21 @@ def _from_objects(array: np.ndarray, where: str) -> np.ndarray:
     for place, value in np.ndenumerate(array):
         if isinstance(value, (str, bytes)):
             raise UserError(
-                f"{where} holds the text {value!r:.40} at row {place[0]}: encode it as a number"
+                f"{where} holds the text {_plain(value)!r:.40} at row {place[0]}: encode it as a "
+                f"number"
             )
         if not isinstance(value, (bool, int, float, complex, np.generic)):
-            missing = value is None or type(value).__name__ == "NAType"
-            problem = "a missing value" if missing else f"a {type(value).__name__}"
-            raise UserError(f"{where} holds {problem} at row {place[0]}: fill or drop it")
+            if value is None or type(value).__name__ == "NAType":
+                raise UserError(f"{where} holds a missing value at row {place[0]}: fill or drop it")
+            raise UserError(
+                f"{where} holds a {type(value).__name__} at row {place[0]}: convert it to a number"
+            )
     return np.array(array.tolist())
+
+
+def _plain(text: str | bytes) -> str:
+    """A text of Python, as NumPy's shows itself with its type."""
+    return str(text) if isinstance(text, str) else text.decode(errors="replace")
 
 
 def _check_range(array: np.ndarray, where: str) -> np.ndarray:

@@ -22,6 +22,7 @@ import numpy as np
 
 from jdl.data.arrays import ArraySource
 from jdl.data.base import Data
+from jdl.data.conversion import to_native
 from jdl.data.sources import Source, innermost, read_examples, root_indices
 from jdl.errors import UserError, first_line
 from jdl.typing import FILE_MODULE
@@ -269,13 +270,23 @@ def apply_transforms(data: Data, example: Mapping[str, Any]) -> dict[str, np.nda
         example = changed
     arrays = {}
     for name, value in example.items():
-        array = np.asarray(value)
+        array = to_native(np.asarray(value))
         if array.dtype == np.float64:
             array = array.astype(np.float32)
         elif array.dtype in (np.int64, np.uint64):
             array = _narrow(array, name)
+        if array.dtype.kind == "c":
+            raise UserError(
+                f"{name!r} is complex: convert it to real numbers, such as its two parts, "
+                f"in data.transforms"
+            )
         if array.dtype.kind in "biuf":
             arrays[name] = array
+    if "mask" in arrays:
+        raise UserError(
+            "the data has an array 'mask', by which a batch marks rows of padding: give it "
+            "another name"
+        )
     return arrays
 
 

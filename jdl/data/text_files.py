@@ -137,6 +137,8 @@ class TextFile(Data):
           UserError: the file cannot be read.
         """
         text = read_text(self.path)
+        if not text:
+            raise UserError(f"{self.path} is empty: it must hold a text")
         test = round(len(text) * self.test_fraction)
         validation = round((len(text) - test) * self.validation_fraction)
         cut, end = len(text) - test - validation, len(text) - test

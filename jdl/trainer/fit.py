@@ -11,7 +11,15 @@ import jax
 import numpy as np
 
 from jdl.data.arrays import Arrays
-from jdl.data.conversion import ClassLabels, check_rows, class_labels, to_numbers
+from jdl.data.conversion import (
+    ClassLabels,
+    arrange_columns,
+    check_rows,
+    class_labels,
+    frame_columns,
+    is_frame,
+    to_numbers,
+)
 from jdl.errors import UserError, nearest
 from jdl.experiment import Experiment
 from jdl.parallel import Single
@@ -78,9 +86,11 @@ def fit(
     _check_settings(settings)
     pairs = {"train": (x, y), **_validation_pair(validation_data, validation_fraction)}
     wheres = {"train": ("x", "y"), "validation": ("validation x", "validation y")}
+    columns = frame_columns(x)
     features = {}
     for split, pair in pairs.items():
-        features[split] = _features(*pair, wheres[split])
+        features[split] = _features(*pair, wheres[split], columns)
+    _check_shapes(features)
     labels = _labels(task, {wheres[split][1]: pair[1] for split, pair in pairs.items()})
     if task is None:
         task = _choose_task(labels.get("y"), y, _output_shape(model, features["train"]))
@@ -91,6 +101,8 @@ def fit(
         where = wheres[split][1]
         targets = labels[where].ids if labels else to_numbers(values, where)
         arrays[split] = {**named[split], task.targets: targets}
+    if columns.keys() == {""}:
+        columns = {task.input_names[0]: columns[""]}
     if class_weight is not None:
         task = _weighted(task, class_weight, arrays["train"][task.targets], names)
     data = Arrays(
@@ -99,6 +111,7 @@ def fit(
         validation_fraction=validation_fraction,
         stratify=None,
         class_names=names,
+        columns=columns,
     )
     settings = {"strategy": Single(), "epochs": epochs, **settings}
     plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in settings.items()}
@@ -116,19 +129,39 @@ def _check_settings(settings: Mapping[str, Any]) -> None:
             raise UserError(f"jdl.fit has no argument {name!r}{hint}")
 
 
-def _features(x: Any, y: Any, wheres: tuple[str, str]) -> dict[str, np.ndarray]:
-    """The inputs by name; an empty name where they have none."""
-    if not isinstance(x, Mapping):
-        check_rows(x, y, wheres)
-        return {"": to_numbers(x, wheres[0])}
-    if not x:
+def _features(
+    x: Any, y: Any, wheres: tuple[str, str], columns: Mapping[str, tuple[str, ...]]
+) -> dict[str, np.ndarray]:
+    """The inputs by name, frames with `columns` in their order; an empty name for one without."""
+    if isinstance(y, (Mapping, set, frozenset)):
+        raise UserError(f"{wheres[1]} is a {type(y).__name__}: pass an array, a list or a series")
+    if isinstance(x, Mapping) and not x:
         raise UserError(f"{wheres[0]} is a dict without inputs")
     found = {}
-    for name, values in x.items():
-        where = f"{wheres[0]}[{name!r}]"
+    for name, values in (x if isinstance(x, Mapping) else {"": x}).items():
+        if not isinstance(name, str):
+            raise UserError(f"{wheres[0]} has the key {name!r}: inputs are named by strings")
+        if name == "mask":
+            raise UserError(
+                f"{wheres[0]} has an input 'mask', by which a batch marks rows of padding: "
+                f"give it another name"
+            )
+        where = f"{wheres[0]}[{name!r}]" if isinstance(x, Mapping) else wheres[0]
         check_rows(values, y, (where, wheres[1]))
+        if is_frame(values) and name in columns:
+            values = arrange_columns(values, columns[name], where)
         found[name] = to_numbers(values, where)
     return found
+
+
+def _check_shapes(features: Mapping[str, dict[str, np.ndarray]]) -> None:
+    """Raises a UserError if inputs for validation differ in shape from those for training."""
+    for name, array in features.get("validation", {}).items():
+        known = features["train"].get(name, array)
+        if array.shape[1:] != known.shape[1:]:
+            raise UserError(
+                f"validation x has shape {array.shape[1:]} per example, x {known.shape[1:]}"
+            )
 
 
 def _name_inputs(
@@ -170,11 +203,14 @@ def _labels(task: Task | None, targets: Mapping[str, Any]) -> dict[str, ClassLab
         return {}
     labels: dict[str, ClassLabels] = {}
     for where, values in targets.items():
-        found = class_labels(values, where, labels["y"].names if labels else ())
+        found = class_labels(values, where, labels["y"].names if labels else None)
         if found is None:
             if labels:
                 raise UserError(f"{where} holds real numbers, where y holds classes")
             return {}
+        if labels and bool(found.names) != bool(labels["y"].names):
+            kinds = ("texts", "numbers") if found.names else ("numbers", "texts")
+            raise UserError(f"{where} holds {kinds[0]}, where y holds {kinds[1]}: convert one")
         labels[where] = found
     if labels["y"].note:
         print(f"jdl.fit: {labels['y'].note}", flush=True)
@@ -184,13 +220,20 @@ def _labels(task: Task | None, targets: Mapping[str, Any]) -> dict[str, ClassLab
 def _choose_task(labels: ClassLabels | None, values: Any, outputs: tuple[int, ...]) -> Task:
     """Chooses the task by targets and the shape of the model's output, (1, ...)."""
     if labels is None:
-        array = np.asarray(values)
-        whole = array.ndim == 1 and np.issubdtype(array.dtype, np.inexact) and not (array % 1).any()
+        array = to_numbers(values, "y")
+        whole = array.ndim == 1 and not (array % 1).any()
         if whole and len(outputs) == 2 and outputs[1] > 1:
             raise UserError(
                 f"y holds whole numbers of dtype {array.dtype} and the model gives {outputs[1]} "
                 f"outputs: for classes pass y.astype(int)"
             )
+        instead = ""
+        if whole and set(np.unique(array)) == {0, 1}:
+            instead = "classes 0 and 1 pass y.astype(int)"
+        if array.ndim == 2 and array.shape[1] > 1 and ((array >= 0) & (array <= 1)).all():
+            instead = "probabilities or several labels per example pass a task of your own"
+        if instead:
+            print(f"jdl.fit: y read as real numbers; for {instead}", flush=True)
         return Regression()
     if outputs[1:] != (1,):
         return Classification()
@@ -223,10 +266,11 @@ def _weighted(task: Task, weight: Any, labels: np.ndarray, names: Sequence[str])
     """The task with weights of classes."""
     if not isinstance(task, (Classification, BinaryClassification)):
         raise UserError(f"class_weight needs classes, and the task is {type(task).__name__}")
-    if weight == "balanced":
+    if isinstance(weight, str) and weight == "balanced":
         return dataclasses.replace(task, class_weights=balanced_weights(labels))
-    if isinstance(weight, str):
-        raise UserError(f"class_weight must be 'balanced', a dict or a sequence, not {weight!r}")
+    form = f"class_weight must be 'balanced', a dict or a sequence of numbers, not {weight!r}"
+    if isinstance(weight, str) or not hasattr(weight, "__len__"):
+        raise UserError(form)
     if isinstance(weight, Mapping):
         classes = list(names) or list(range(int(labels.max()) + 1))
         if odd := [key for key in weight if key not in classes]:
@@ -234,4 +278,8 @@ def _weighted(task: Task, weight: Any, labels: np.ndarray, names: Sequence[str])
         if missing := [each for each in classes if each not in weight]:
             raise UserError(f"class_weight lacks the class {missing[0]!r}")
         weight = [weight[each] for each in classes]
-    return dataclasses.replace(task, class_weights=tuple(float(each) for each in weight))
+    try:
+        weights = tuple(float(each) for each in weight)
+    except (TypeError, ValueError) as error:
+        raise UserError(form) from error
+    return dataclasses.replace(task, class_weights=weights)

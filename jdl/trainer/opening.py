@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jdl.checkpoint import CheckpointStore
+from jdl.data.base import location_paths
 from jdl.data.splits import Splits
 from jdl.errors import UserError
 from jdl.experiment import Experiment
@@ -72,13 +73,20 @@ def restore_run(workdir: Path, experiment: Experiment, allow_changed_data: bool 
     experiment = dataclasses.replace(experiment, data=experiment.data.with_fitted(fitted))
 
     def open_data() -> Splits:
-        splits = Splits(experiment.data)
-        # A trial of a search does not read the test split, and recorded none.
-        changed = record.changed_data(workdir, splits.fingerprints(recorded.examples))
+        place = next(iter(location_paths(experiment.data)), "")
+        try:
+            splits = Splits(experiment.data)
+            # A trial of a search does not read the test split, and recorded none.
+            prints = splits.fingerprints(recorded.examples)
+        except UserError as error:
+            remedy = f" (if the data is elsewhere, name the place with --{place})" if place else ""
+            raise UserError(f"{error}{remedy}") from error
+        changed = record.changed_data(workdir, prints)
         if changed and not allow_changed_data:
+            remedy = f", or name another place with --{place}" if place else ""
             raise UserError(
                 f"the data of {workdir} changed since it began: {changed} (evaluate on it "
-                f"nevertheless with --allow-changed-data, or name another place with --data.path)"
+                f"nevertheless with --allow-changed-data{remedy})"
             )
         return splits
 

@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import resource
@@ -37,6 +38,8 @@ RESUMABLE = ("steps", "epochs", "strategy", "hooks", "runtime")
 """Fields of an experiment that may change when its run is resumed; steps and epochs upward."""
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+_log = logging.getLogger(__name__)
 
 
 def environment(
@@ -154,7 +157,7 @@ def write(
         write_json(directory.data, _data_record(run).to_json())
     if data.has_tokenizer and not directory.tokenizer.exists():
         write_json(directory.tokenizer, json.loads(data.tokenizer().to_json()))
-    if file is None and not directory.objects.exists():
+    if not directory.objects.exists():
         write_json(directory.objects, describe_object(found.experiment))
     if file is not None:
         siblings = ((source, run.workdir / source.name) for source in file.siblings)
@@ -233,12 +236,21 @@ def read_run(workdir: Path, path: Path | None = None) -> RecordedRun:
     recorded = directory.read_experiment()
     if path is None and not directory.script.exists():
         return RecordedRun(recorded.experiment, read_objects(workdir), {})
-    file = load(path or directory.script)
+    try:
+        file = load(path or directory.script)
+    except UserError as error:
+        unread = isinstance(error.__cause__, OSError)
+        if path is not None or not unread or not directory.objects.exists():
+            raise
+        # It may have read data that is no longer there, which the record does not need.
+        _log.warning("%s: opened as recorded in %s", error, directory.objects)
+        return RecordedRun(recorded.experiment, read_objects(workdir), {})
     file = dataclasses.replace(file, name=recorded.experiment)
     overrides = read_json(directory.overrides) or {}
     experiment = override(file.experiment, overrides)
-    locations = location_paths(experiment.data)
-    if changed := _changes(recorded, json_value(flatten(experiment)), locations):
+    # Arrays are not needed either; where they are evaluated their hash is compared.
+    free = (*location_paths(experiment.data), "data.arrays")
+    if changed := _changes(recorded, json_value(flatten(experiment)), free):
         raise UserError(
             f"{file.path} no longer gives the settings recorded in {workdir}: {'; '.join(changed)}"
         )
@@ -370,10 +382,15 @@ def _changes(
 ) -> list[str]:
     """Recorded settings that differ in the fields of an experiment, except `free` ones."""
     old, new = (
-        {path: x for path, x in each.items() if not {path, path.split(".")[0]} & {*free}}
+        {path: x for path, x in each.items() if not _is_below(path, free)}
         for each in (recorded.fields, fields)
     )
     return differences(old, new)
+
+
+def _is_below(path: str, parents: Sequence[str]) -> bool:
+    """Whether a path is one of others, or of a field of theirs."""
+    return any(path == parent or path.startswith(f"{parent}.") for parent in parents)
 
 
 @contextlib.contextmanager

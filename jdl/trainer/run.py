@@ -266,12 +266,18 @@ class Run:
         first, *others = self.experiment.task.input_names
         if others and not isinstance(x, Mapping):
             raise UserError(f"the model has several inputs: pass a dict with {first}, {others[0]}")
-        arrays = inputs_by_name(x, first)
+        arrays = inputs_by_name(x, first, self.experiment.data.input_columns())
         count = len(next(iter(arrays.values())))
         if not count:
             raise UserError("there is nothing to predict: the input has no examples")
         data, indices = self.experiment.data, np.arange(count)
         rows = [apply_transforms(data, {k: v[i] for k, v in arrays.items()}) for i in indices]
+        for name in self.experiment.task.input_names:
+            if name in arrays and name not in rows[0]:
+                raise UserError(
+                    f"the input's {name!r} holds {arrays[name][0]!r:.40}, where the model reads "
+                    f"numbers: convert it"
+                )
         return self.predict_rows(stack_examples(rows, indices, "input"))
 
     def predict_rows(self, inputs: Mapping[str, np.ndarray]) -> Any:

@@ -23,6 +23,7 @@ def test_what_a_run_directory_holds(trained, clouds):
         "experiment.json",
         "environment.json",
         "data.json",
+        "objects.json",
         "metrics.jsonl",
         "checkpoints",
         "result.json",

@@ -1,11 +1,15 @@
 """What `jdl.fit` makes of arrays, lists and frames, and what it refuses."""
 
+import fractions
+
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pandas as pd
 import pytest
+import scipy.sparse
 from flax import nnx
 
 import jdl
@@ -40,6 +44,10 @@ LABELS = {
     "a series of texts": pd.Series(TEXTS),
     "categories": pd.Series(TEXTS, dtype="category"),
     "a JAX array": jnp.asarray(NUMBERS),
+    "byte strings": TEXTS.astype("S"),
+    "one-hot booleans": np.eye(2, dtype=bool)[NUMBERS],
+    "a column of texts": TEXTS[:, None],
+    "big-endian integers": NUMBERS.astype(">i4"),
 }
 
 
@@ -73,6 +81,11 @@ INPUTS = {
     "a list": X.tolist(),
     "a JAX array": jnp.asarray(X),
     "a frame": pd.DataFrame(X, columns=list("abc")),
+    "big-endian numbers": X.astype(">f8"),
+    "long doubles": X.astype(np.longdouble),
+    "objects": X.astype(object),
+    "a masked array without masked values": np.ma.array(X),
+    "a sequence of rows": tuple(X),
     "a frame of mixed dtypes": pd.DataFrame({0: X[:, 0], 1: X[:, 1], 2: X[:, 2].astype("f4")}),
 }
 
@@ -117,7 +130,23 @@ REFUSED = {
     ),
     r"y holds integers of shape \(40, 3\) that are no one-hot rows": (X, (X > 0).astype(int)),
     r"y holds texts, and 1 at row 1": (X, ["a", 1] * 20),
+    r"x holds a masked value at row 2": (np.ma.masked_greater(X, X[2].max() - 1e-9), NUMBERS),
+    r"y holds a masked value at row 1": (X, np.ma.array(NUMBERS, mask=np.arange(40) == 1)),
+    r"x is a sparse matrix: pass x\.toarray": (scipy.sparse.csr_array(X), NUMBERS),
+    r"x is a structured array": (FRAME.to_records(index=False), NUMBERS),
+    r"x is complex: pass real and imaginary parts": (X + 1j, NUMBERS),
+    r"y is complex": (X, X[:, 0] + 1j),
+    r"x has several columns 'a': rename": (FRAME.set_axis(list("aab"), axis=1), NUMBERS),
+    r"x has an input 'mask', by which": ({"mask": X}, NUMBERS),
+    r"x has the key 0: inputs are named by strings": ({0: X}, NUMBERS),
+    r"x cannot become an array: .*key": (jax.random.split(jax.random.key(0), 40), NUMBERS),
+    r"y is a dict: pass an array": (X, {"y": NUMBERS}),
+    r"y is a set: pass an array": (X, set(range(40))),
+    r"the examples of y differ in shape": (X, [[1], [1, 2]] * 20),
+    r"y holds a Fraction at row 0: convert it": (X, [fractions.Fraction(1, 2)] * 40),
+    r"y holds integers of shape \(40, 2\) that are no": (X, np.stack([POSITIVE, POSITIVE], 1)),
     r"whole numbers of dtype float64 and the model gives 2 outputs": (X, NUMBERS * 1.0),
+    r"whole numbers of dtype float32 and": (X, jnp.asarray(NUMBERS, jnp.bfloat16)),
 }
 
 
@@ -204,3 +233,41 @@ def test_a_module_of_nnx_is_trained_through_the_bridge():
         nnx.bridge.to_linen(Network), X, NUMBERS, epochs=60, optimizer=optax.sgd(0.5), hooks=()
     )
     assert run.evaluate("train")["accuracy"] > 0.9
+
+
+VALIDATION = {
+    r"validation y holds numbers, where y holds texts": (TEXTS, (X, NUMBERS)),
+    r"validation y holds texts, where y holds numbers": (NUMBERS, (X, TEXTS)),
+    r"validation x has shape \(2,\) per example, x \(3,\)": (NUMBERS, (X[:, :2], NUMBERS)),
+    r"validation x has no column 'a', which the training data has": (
+        NUMBERS,
+        (FRAME.rename(columns={"a": "z"}), NUMBERS),
+    ),
+    r"validation y is a masked|validation y holds a masked value at row 3": (
+        NUMBERS,
+        (X, np.ma.array(NUMBERS, mask=np.arange(40) == 3)),
+    ),
+}
+
+
+@pytest.mark.parametrize("complaint", VALIDATION)
+def test_validation_data_that_would_be_read_wrong(complaint):
+    y, pair = VALIDATION[complaint]
+    with pytest.raises(UserError, match=complaint):
+        fitted(y, x=FRAME, validation_data=pair)
+
+
+def test_columns_of_frames_are_arranged_by_their_names(tmp_path):
+    shuffled = FRAME[["c", "a", "b"]].assign(other=1.0)
+    run = fitted(NUMBERS, x=FRAME, validation_data=(shuffled, NUMBERS), workdir=tmp_path / "run")
+    assert run.evaluate("validation") == run.evaluate("train")
+    for each in (run, jdl.open(tmp_path / "run")):
+        np.testing.assert_array_equal(each.predict(shuffled), run.predict(X))
+        with pytest.raises(UserError, match="image has no column 'b', which the training data"):
+            each.predict(FRAME.drop(columns="b"))
+
+
+@pytest.mark.parametrize("y", [NUMBERS * 1.0, np.stack([POSITIVE, POSITIVE], 1) * 0.5])
+def test_numbers_that_may_be_meant_as_classes_are_remarked(y, capsys):
+    assert fitted(y, outputs=y[0].size).experiment.task == Regression()
+    assert "y read as real numbers; for" in capsys.readouterr().out

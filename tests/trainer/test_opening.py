@@ -91,6 +91,13 @@ def test_an_evaluation_of_changed_data_has_to_be_allowed(table_run, capsys):
     assert jdl.open(folder / "run", allow_changed_data=True).evaluate()
 
 
+def test_missing_data_is_refused_with_the_field_that_names_its_place(table_run, capsys):
+    folder, _ = table_run
+    (folder / "t.csv").unlink()
+    assert main(["evaluate", str(folder / "run")]) == 2
+    assert "(if the data is elsewhere, name the place with --data.path)" in capsys.readouterr().err
+
+
 def test_another_place_of_the_same_data(table_run, capsys):
     folder, _ = table_run
     capsys.readouterr()
@@ -138,6 +145,39 @@ def test_a_module_that_cannot_be_imported_has_to_be_passed(tmp_path):
     np.testing.assert_array_equal(again.predict(X), run.predict(X))
     with pytest.raises(UserError, match=r"other settings: model\.features: 2 -> 3"):
         jdl.open(tmp_path / "run", model=Local(3))
+
+
+ARRAYS = """
+import numpy as np
+
+from jdl import Experiment
+from jdl.data import Arrays
+from jdl.models import MLP
+
+held = np.load("FOLDER/held.npz")
+data = Arrays({"train": {"image": held["x"], "label": held["y"]}})
+experiment = Experiment(MLP(widths=(4,), features=2), data=data, epochs=1, hooks=())
+"""
+
+
+def test_arrays_that_an_experiment_file_reads_may_change_or_vanish(tmp_path, capsys):
+    held, labels = tmp_path / "held.npz", (X[:, 0] > 0).astype(int)
+    np.savez(held, x=X, y=labels)
+    (tmp_path / "own.py").write_text(ARRAYS.replace("FOLDER", str(tmp_path)))
+    assert main(["train", str(tmp_path / "own.py"), "--workdir", str(tmp_path / "run")]) == 0
+    expected = jdl.open(tmp_path / "run").predict(X)
+
+    np.savez(held, x=np.r_[X, X], y=np.r_[labels, 1 - labels])
+    np.testing.assert_array_equal(jdl.open(tmp_path / "run").predict(X), expected)
+    capsys.readouterr()
+    assert main(["evaluate", str(tmp_path / "run")]) == 2
+    assert "changed since it began" in capsys.readouterr().err
+    # A finished run is not taken for one on other data.
+    assert main(["train", str(tmp_path / "own.py"), "--workdir", str(tmp_path / "run")]) == 2
+    assert "data.arrays.train.image: float32" in capsys.readouterr().err.replace("64", "32")
+
+    held.unlink()
+    np.testing.assert_array_equal(jdl.open(tmp_path / "run").predict(X), expected)
 
 
 def test_an_open_run_has_the_averaged_weights(tmp_path):
