@@ -2,8 +2,9 @@
 
 import contextlib
 import copy
-from collections.abc import Iterator
-from typing import Any, NoReturn
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, NoReturn
 
 import jax
 import numpy as np
@@ -15,11 +16,10 @@ from jdl.hooks import Callback
 from jdl.hooks.rows import Rows, compute_row, with_sums
 from jdl.metrics import Metrics, Packed
 from jdl.optimizers import average_paths
+from jdl.parallel import Compilations
 from jdl.pretrained import replace_arrays
 from jdl.step import update
 from jdl.trainer import result
-from jdl.trainer.clock import Clock
-from jdl.trainer.context import LoopContext
 from jdl.trainer.interrupt import Interrupted
 from jdl.trainer.run import Run
 from jdl.typing import Event, Json
@@ -180,7 +180,7 @@ class TrainingLoop:
         running = {}
         if not run.evaluates_train:
             running = compute_row(with_sums(self._abstract_metrics(), self._rows.epoch_sums))
-        result.write(run, step, self.clock, running)
+        result.write(run, step, self.clock.timing, running)
 
     def _restore(self) -> tuple[int, Json]:
         """Puts the newest intact checkpoint, or a fresh state, on the devices.
@@ -301,3 +301,90 @@ class TrainingLoop:
             run.compiled.abstract_state,
             run.batch,
         )
+
+
+class LoopContext:
+    """The `RunContext` of a training loop.
+
+    Args:
+      run: the run that is trained.
+
+    Attributes:
+      steps_submitted: last step given to the devices, one or more ahead of a late event.
+      rows: file that rows are written to; None before and after training, and where another
+        process writes it.
+      save_requested: whether a hook requested a checkpoint at this event.
+      save_in_background: whether the loop trains on while it is written.
+      stop_reason: why a hook ends the run; empty if none does.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.experiment, self.workdir = run.experiment, run.workdir
+        self.steps, self.steps_per_epoch, self.splits = run.steps, run.steps_per_epoch, run.splits
+        self.evaluate, self.print, self.traces = run.evaluate, run.print, run.traces
+        self.higher_is_better = run.higher_is_better
+        self.rows: MetricsLog | None = None
+        self._callbacks: Sequence[Any] = ()
+        self.steps_submitted = 0
+        self.save_requested = False
+        # On CPUs, writing would take the cores from training.
+        self.save_in_background = jax.default_backend() != "cpu"
+        self.stop_reason = ""
+
+    def log(self, row: Mapping[str, Json]) -> None:
+        """See `RunContext`."""
+        if self.rows is not None:
+            self.rows.append(row)
+        for callback in self._callbacks:
+            callback.row(row)
+
+    def save(self, background: bool | None = None) -> None:
+        """See `RunContext`."""
+        self.save_requested = True
+        if background is not None:
+            self.save_in_background = background
+
+    def stop(self, reason: str) -> None:
+        """See `RunContext`."""
+        self.stop_reason = self.stop_reason or reason
+
+    def attach(self, rows: MetricsLog | None, callbacks: Sequence[Any]) -> None:
+        """Sets the file and the callbacks that receive rows."""
+        self.rows, self._callbacks = rows, callbacks
+
+
+class Clock:
+    """Accounts for the seconds of one run, those before it was resumed included.
+
+    Args:
+      compilations: traces and compile time of the run's compiled functions.
+    """
+
+    def __init__(self, compilations: Compilations) -> None:
+        # In training steps, without compiling; and the part of these spent waiting for input.
+        self._seconds = {"training_seconds": 0.0, "input_seconds": 0.0}
+        self._compilations, self._begun = compilations, time.perf_counter()
+        self._earlier = self._compiled_earlier = 0.0
+
+    def timing(self) -> dict[str, float]:
+        """Returns the seconds until now, as `CheckpointMetadata` names them."""
+        return {
+            "seconds": self._earlier + time.perf_counter() - self._begun,
+            **self._seconds,
+            "compile_seconds": self._compiled_earlier + self._compilations.seconds,
+        }
+
+    @contextlib.contextmanager
+    def measuring(self, name: Literal["training_seconds", "input_seconds"]) -> Iterator[None]:
+        """Adds the time inside, without the part spent compiling."""
+        begun, compiled = time.perf_counter(), self._compilations.seconds
+        yield
+        compiling = self._compilations.seconds - compiled
+        self._seconds[name] += time.perf_counter() - begun - compiling
+
+    def restore(self, metadata: CheckpointMetadata) -> None:
+        """Continues from the seconds of an earlier process."""
+        self._earlier = metadata.seconds
+        self._seconds["training_seconds"] = metadata.training_seconds
+        self._seconds["input_seconds"] = metadata.input_seconds
+        self._compiled_earlier = metadata.compile_seconds

@@ -1,24 +1,25 @@
 """The end of a run: scores of every split, and `result.json`."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 
 from jdl.files import RunDirectory, write_json, write_lines
 from jdl.metrics import scalars
 from jdl.trainer import record
-from jdl.trainer.clock import Clock
 from jdl.trainer.run import Run
 from jdl.typing import Json
 
 
-def write(run: Run, step: int, clock: Clock, running: Mapping[str, float]) -> None:
+def write(
+    run: Run, step: int, timing: Callable[[], Mapping[str, float]], running: Mapping[str, float]
+) -> None:
     """Evaluates each split once, the test split included, and writes the run's result.
 
     Args:
       run: with the weights that the run ends with; `run.result` is set.
       step: the last step.
-      clock: the run's seconds.
+      timing: returns the run's seconds until now, called after the evaluations.
       running: training metrics of the last epoch, reported if the train split is not evaluated.
     """
     experiment = run.experiment
@@ -36,8 +37,8 @@ def write(run: Run, step: int, clock: Clock, running: Mapping[str, float]) -> No
         if host_metrics is not None:
             signatures |= host_metrics.signatures
             write_lines(RunDirectory(run.workdir).predictions(split), host_metrics.lines)
-    timing = clock.timing()
-    training = timing["training_seconds"]
+    seconds = timing()
+    training = seconds["training_seconds"]
     params, devices = run.params, experiment.strategy.used()
     run.result = {
         "experiment": run.name,
@@ -48,7 +49,8 @@ def write(run: Run, step: int, clock: Clock, running: Mapping[str, float]) -> No
         **({"signatures": signatures} if signatures else {}),
         "params_sha256": record.params_sha256(params),
         **{
-            name: round(timing[name], 3) for name in ("seconds", "compile_seconds", "input_seconds")
+            name: round(seconds[name], 3)
+            for name in ("seconds", "compile_seconds", "input_seconds")
         },
         "items_per_second": round(step * experiment.batch_size / training if training else 0.0, 1),
         "traces": dict(run.traces),
