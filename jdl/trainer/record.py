@@ -233,6 +233,8 @@ def read_run(workdir: Path, path: Path | None = None) -> RecordedRun:
     directory = RunDirectory(workdir)
     if directory.study.exists():
         raise UserError(f"{workdir} holds a search: name a run of it, such as {workdir}/best")
+    if not directory.experiment.exists() and (workdir / "seed-0").exists():
+        raise UserError(f"{workdir} holds several runs: name one, such as {workdir}/seed-0")
     recorded = directory.read_experiment()
     if path is None and not directory.script.exists():
         return RecordedRun(recorded.experiment, read_objects(workdir), {})

@@ -13,7 +13,8 @@ import numpy as np
 import optax
 
 from jdl import metrics as metrics_lib
-from jdl.data.conversion import inputs_by_name
+from jdl.data.base import Data
+from jdl.data.conversion import inputs_by_name, is_frame
 from jdl.data.pipeline import (
     InMemory,
     Pipeline,
@@ -23,6 +24,7 @@ from jdl.data.pipeline import (
     stack_examples,
 )
 from jdl.data.splits import Splits
+from jdl.data.tables import Table
 from jdl.data.vocabulary import check_token_ids, check_vocab_size
 from jdl.errors import UserError
 from jdl.experiment import Experiment
@@ -263,6 +265,8 @@ class Run:
         Returns:
           The task's predictions, (examples, ...) NumPy arrays (see the task's `predict`).
         """
+        if is_frame(x):
+            _check_frame(self.experiment.data)
         first, *others = self.experiment.task.input_names
         if others and not isinstance(x, Mapping):
             raise UserError(f"the model has several inputs: pass a dict with {first}, {others[0]}")
@@ -456,3 +460,15 @@ def check_vocabulary(experiment: Experiment) -> None:
 def _rows(tree: Any, mask: np.ndarray) -> Any:
     """Returns the rows of arrays where a mask is True."""
     return jax.tree.map(lambda leaf: leaf[mask], tree)
+
+
+def _check_frame(data: Data | None) -> None:
+    """Raises a UserError if the data is a table, whose columns are inputs once scaled."""
+    while data is not None:
+        if isinstance(data, Table):
+            raise UserError(
+                "the run reads the columns of a table scaled, and a frame holds them as they are: "
+                "save it with x.to_csv('new.csv', index=False), and predict from "
+                "run.experiment.data.reader()(Path('new.csv'))"
+            )
+        data = data.wrapped

@@ -7,6 +7,7 @@ import sys
 import flax.linen as nn
 import numpy as np
 import optax
+import pandas as pd
 import pytest
 
 import jdl
@@ -145,6 +146,25 @@ def test_a_module_that_cannot_be_imported_has_to_be_passed(tmp_path):
     np.testing.assert_array_equal(again.predict(X), run.predict(X))
     with pytest.raises(UserError, match=r"other settings: model\.features: 2 -> 3"):
         jdl.open(tmp_path / "run", model=Local(3))
+
+
+def test_a_frame_is_not_taken_for_the_scaled_columns_of_a_table(table_run):
+    folder, _ = table_run
+    run = jdl.open(folder / "run")
+    frame = pd.read_csv(folder / "new.csv")[["a", "b"]]
+    with pytest.raises(UserError, match=r"a frame holds them as they are: save it with x\.to_csv"):
+        run.predict(frame)
+    frame.to_csv(folder / "frame.csv", index=False)
+    read = run.experiment.data.reader()
+    np.testing.assert_array_equal(
+        run.predict(read(folder / "frame.csv")), run.predict(read(folder / "new.csv"))
+    )
+
+
+def test_a_directory_of_several_runs_names_one(tmp_path):
+    (tmp_path / "seed-0").mkdir()
+    with pytest.raises(UserError, match=r"holds several runs: name one, such as .*seed-0"):
+        jdl.open(tmp_path)
 
 
 ARRAYS = """
