@@ -248,7 +248,11 @@ def _choose_task(labels: ClassLabels | None, values: Any, outputs: tuple[int, ..
 def _output_shape(model: nn.Module, features: Mapping[str, np.ndarray]) -> tuple[int, ...]:
     """Shape of the model's output for one example; empty if the model cannot take it."""
     task = Task(inputs=tuple(features))
-    example = {k: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype) for k, x in features.items()}
+    # JAX warns of 64-bit dtypes, which it does not have.
+    example = {
+        k: jax.ShapeDtypeStruct((1, *x.shape[1:]), jax.dtypes.canonicalize_dtype(x.dtype))
+        for k, x in features.items()
+    }
 
     def apply(key: jax.Array, batch: Any) -> Any:
         variables = task.init(model, key, batch)
