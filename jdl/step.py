@@ -120,9 +120,7 @@ def update(
 
     loss = metrics.get("loss", Mean(jnp.zeros(()), jnp.ones(())))
     # Only gradient and loss decide: another metric may be undefined on a batch.
-    finite = jnp.array(True)
-    for leaf in jax.tree.leaves((gradients, loss)):
-        finite &= jnp.isfinite(leaf).all()
+    finite = _is_finite((gradients, loss))
     value = loss.total / jnp.maximum(loss.count, 1)
 
     def step() -> tuple[PyTree, PyTree, PyTree]:
@@ -141,6 +139,13 @@ def update(
     metrics["skipped"] = Mean(1.0 - finite, jnp.ones(()))
     new = {"params": params, "collections": collections, "opt_state": opt_state}
     return dataclasses.replace(state, step=state.step + 1, **new), metrics
+
+
+def _is_finite(tree: PyTree) -> jax.Array:
+    finite = jnp.array(True)
+    for leaf in jax.tree.leaves(tree):
+        finite &= jnp.isfinite(leaf).all()
+    return finite
 
 
 def evaluate(

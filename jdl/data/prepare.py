@@ -195,11 +195,9 @@ def prepare(
         directory that cannot be written.
     """
     root = Path(data_dir or default_data_dir()).expanduser()
-    for file in FILES:
-        if file.name == name:
-            return prepare_file(
-                file, root, raw=raw, download=download, overwrite=overwrite, report=report
-            )
+    if file := next((file for file in FILES if file.name == name), None):
+        settings = {"raw": raw, "download": download, "overwrite": overwrite, "report": report}
+        return prepare_file(file, root, **settings)
     recipe = _recipe(name)
     target = root / recipe.path
     if target.exists() and not overwrite:
@@ -219,14 +217,16 @@ def prepare(
     except (OSError, RuntimeError) as error:  # array_record raises RuntimeError if the disk is full
         reason = getattr(error, "strerror", None) or str(error).split(";")[0]
         raise UserError(f"cannot write in {root} ({reason})") from error
-    found = ", ".join(f"{split} {count:,}" for split, count in counts.items())
-    report(f"prepared {target}: {found} examples")
+    report(f"prepared {target}: {_listed(counts)} examples")
     if skipped:
         report(f"skipped {skipped:,} damaged examples")
     if counts != recipe.examples:
-        complete = ", ".join(f"{split} {count:,}" for split, count in recipe.examples.items())
-        report(f"these are not all: the complete data set has {complete}")
+        report(f"these are not all: the complete data set has {_listed(recipe.examples)}")
     return target
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{split} {count:,}" for split, count in counts.items())
 
 
 def _recipe(name: str) -> Recipe:

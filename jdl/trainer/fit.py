@@ -85,7 +85,22 @@ def fit(
     """
     _check_settings(settings)
     pairs = {"train": (x, y), **_validation_pair(validation_data, validation_fraction)}
+    task, data = _read(model, pairs, task)
+    if class_weight is not None:
+        labels = data.arrays["train"][task.targets]
+        task = _weighted(task, class_weight, labels, data.class_names)
+    data = dataclasses.replace(data, validation_fraction=validation_fraction)
+    settings = {"strategy": Single(), "epochs": epochs, **settings}
+    plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in settings.items()}
+    return train(Experiment(model=model, task=task, data=data, **plain), workdir)
+
+
+def _read(
+    model: nn.Module, pairs: Mapping[str, tuple[Any, Any]], task: Task | None
+) -> tuple[Task, Arrays]:
+    """Returns the task, chosen unless it is given, and the arrays of `(x, y)` by split."""
     wheres = {"train": ("x", "y"), "validation": ("validation x", "validation y")}
+    x, y = pairs["train"]
     columns = frame_columns(x)
     features = {}
     for split, pair in pairs.items():
@@ -95,7 +110,6 @@ def fit(
     if task is None:
         task = _choose_task(labels.get("y"), y, _output_shape(model, features["train"]))
     task, named = _name_inputs(task, features)
-    names = labels["y"].names if labels else ()
     arrays = {}
     for split, (_, values) in pairs.items():
         where = wheres[split][1]
@@ -103,19 +117,9 @@ def fit(
         arrays[split] = {**named[split], task.targets: targets}
     if columns.keys() == {""}:
         columns = {task.input_names[0]: columns[""]}
-    if class_weight is not None:
-        task = _weighted(task, class_weight, arrays["train"][task.targets], names)
-    data = Arrays(
-        arrays,
-        test_fraction=0.0,
-        validation_fraction=validation_fraction,
-        stratify=None,
-        class_names=names,
-        columns=columns,
-    )
-    settings = {"strategy": Single(), "epochs": epochs, **settings}
-    plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in settings.items()}
-    return train(Experiment(model=model, task=task, data=data, **plain), workdir)
+    names = labels["y"].names if labels else ()
+    kept = {"class_names": names, "columns": columns}
+    return task, Arrays(arrays, test_fraction=0.0, validation_fraction=0.0, stratify=None, **kept)
 
 
 def _check_settings(settings: Mapping[str, Any]) -> None:
