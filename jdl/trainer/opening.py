@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jdl.checkpoint import CheckpointStore
 from jdl.data.base import location_paths
 from jdl.data.splits import Splits
+from jdl.data.tokenizers import Saved
 from jdl.errors import UserError
 from jdl.experiment import Experiment
 from jdl.files import RunDirectory
@@ -69,7 +70,7 @@ def restore_run(workdir: Path, experiment: Experiment, allow_changed_data: bool 
     recorded, name = directory.read_data(), directory.read_experiment().experiment
     fitted = dict(recorded.fitted)
     if directory.tokenizer.exists():
-        fitted["tokenizer"] = directory.tokenizer.read_text()
+        fitted["tokenizer"] = Saved(str(workdir)).build(()).to_json()
     experiment = dataclasses.replace(experiment, data=experiment.data.with_fitted(fitted))
 
     def open_data() -> Splits:
