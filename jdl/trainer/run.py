@@ -288,7 +288,8 @@ class Run:
         """Predicts as `predict`, from examples to which the host transforms were applied.
 
         Raises:
-          UserError: an array is missing, or has another shape than in training.
+          UserError: an array is missing, has another shape than in training, or holds tokens that
+            the model does not know.
         """
         for name in self.experiment.task.input_names:
             if name not in inputs:
@@ -302,6 +303,7 @@ class Run:
                     f"the input's {name!r} has shape {array.shape[1:]} per example, where the run "
                     f"was trained on {self.batch[name].shape[1:]}"
                 )
+        self._check_tokens(inputs, self.experiment.task.input_names, "the input")
         if jax.process_count() > 1:
             raise UserError("predict runs in one process: open the run directory in one")
         count, size = len(next(iter(inputs.values()))), self.experiment.batch_size
@@ -412,10 +414,15 @@ class Run:
           UserError: it is not valid for the task, or holds tokens beyond the model's vocabulary.
         """
         where = f"{part}split {split!r}"
-        task, vocab_size = self.experiment.task, getattr(self.experiment.model, "vocab_size", 0)
+        task = self.experiment.task
         task.validate_batch(arrays, self._predictions[split], where)
         # The targets of other tasks may be integers that are no tokens.
         names = (*task.input_names, task.targets)[: None if isinstance(task, Translation) else -1]
+        self._check_tokens(arrays, names, where)
+
+    def _check_tokens(self, arrays: Any, names: Sequence[str], where: str) -> None:
+        """Raises a UserError if arrays (batch, time) hold ids beyond the model's vocabulary."""
+        vocab_size = getattr(self.experiment.model, "vocab_size", 0)
         for name in names if vocab_size else ():
             tokens = np.asarray(arrays[name])
             if tokens.ndim == 2 and np.issubdtype(tokens.dtype, np.integer):

@@ -15,7 +15,7 @@ from jdl.data.sources import root_indices
 from jdl.data.text import START, UNKNOWN
 from jdl.errors import UserError
 from jdl.inference.predict import predict_files
-from jdl.models import MLP
+from jdl.models import MLP, BagOfWords
 from jdl.tasks import BinaryClassification, Classification, Forecast, Regression
 from jdl.tasks.base import to_json
 from jdl.trainer.opening import restore_run
@@ -380,3 +380,14 @@ def test_words_gaps_and_dates_of_a_table_need_no_names_of_arrays(tmp_path, suffi
         found = [lines[i]["probabilities"] for i in place]
         np.testing.assert_allclose(found, run.predict(x), atol=1e-6)
     assert {line["prediction"] for line in lines} <= {"no", "yes"}
+
+
+def test_tokens_that_the_model_does_not_know_are_not_predicted_from():
+    tokens = np.random.default_rng(0).integers(0, 8, (16, 4))
+    run = jdl.fit(
+        BagOfWords(vocab_size=8, embed_dim=4, num_classes=2), tokens, tokens[:, 0] % 2,
+        epochs=1, hooks=(),
+    )  # fmt: skip
+    for token in (8, -2):
+        with pytest.raises(UserError, match=f"the input: 'image' holds the token {token}"):
+            run.predict(np.full((1, 4), token))

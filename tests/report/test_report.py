@@ -290,6 +290,7 @@ def test_html_is_escaped_once():
 
 def test_a_file_of_one_s_own_is_used_instead(command, run, tmp_path):
     (run / "experiment.py").unlink()
+    (run / "objects.json").unlink()
     code, out, err = command("report", run)
     assert (code, out) == (2, "")
     assert "--experiment" in err
