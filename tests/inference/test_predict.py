@@ -389,5 +389,5 @@ def test_tokens_that_the_model_does_not_know_are_not_predicted_from():
         epochs=1, hooks=(),
     )  # fmt: skip
     for token in (8, -2):
-        with pytest.raises(UserError, match=f"the input: 'image' holds the token {token}"):
+        with pytest.raises(UserError, match=f"the input: 'image' has token {token}, outside"):
             run.predict(np.full((1, 4), token))
