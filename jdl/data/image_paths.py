@@ -66,7 +66,7 @@ def find_splits(root: Path, notes: list[str]) -> dict[str, list[Labeled]]:
 
 
 def _images(root: Path, notes: list[str]) -> list[Labeled]:
-    """Returns the images in the folders of a folder, and adds what is left out to `notes`."""
+    """Returns the images in the folders of a folder; skipped files are added to `notes`."""
     found, empty, links, suffixes = [], [], [], collections.Counter[str]()
     for folder in _folders(root):
         files = []

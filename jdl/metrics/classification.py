@@ -179,11 +179,6 @@ class AUROC(Metric):
     merge: ClassVar[Literal["sum", "concatenate"]] = "concatenate"
     max_bytes: int = MAX_BYTES  # largest size of a split's predictions on the host
 
-    def statistics(self, prediction: Any, targets: jax.Array, mask: jax.Array) -> dict[str, Any]:
-        """Returns predictions and targets."""
-        del mask
-        return {"prediction": prediction, "targets": targets}
-
     def compute(self, statistics: dict[str, Any]) -> float:
         """Returns the area."""
         from sklearn.metrics import roc_auc_score
@@ -202,11 +197,6 @@ class AUPRC(Metric):
     higher_is_better: ClassVar[bool | None] = True
     merge: ClassVar[Literal["sum", "concatenate"]] = "concatenate"
     max_bytes: int = MAX_BYTES  # largest size of a split's predictions on the host
-
-    def statistics(self, prediction: Any, targets: jax.Array, mask: jax.Array) -> dict[str, Any]:
-        """Returns predictions and targets."""
-        del mask
-        return {"prediction": prediction, "targets": targets}
 
     def compute(self, statistics: dict[str, Any]) -> float:
         """Returns the area."""

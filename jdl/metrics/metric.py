@@ -49,8 +49,13 @@ class Metric:
           targets: the task's targets, (batch, ...).
           mask: bool, of the targets' shape; False for padding, which may not change a sum. Rows
             that are concatenated lose those of padding by themselves.
+
+        By default rows that are concatenated are `prediction` and `targets`.
         """
-        raise NotImplementedError
+        del mask
+        if self.merge == "concatenate":
+            return {"prediction": prediction, "targets": targets}
+        raise UserError(f"{type(self).__name__} defines no statistics: return what a batch adds up")
 
     def compute(self, statistics: PyTree) -> Any:
         """Returns the value, a number or an array.
@@ -58,7 +63,7 @@ class Metric:
         Args:
           statistics: of all examples, NumPy arrays: sums as float64, or all rows.
         """
-        raise NotImplementedError
+        raise UserError(f"{type(self).__name__} defines no compute: return the metric's value")
 
     def of(self, prediction: Any, targets: jax.Array, mask: jax.Array) -> Sums | Rows:
         """Returns the mergeable metric of a batch.
