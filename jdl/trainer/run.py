@@ -23,6 +23,7 @@ from jdl.data.pipeline import (
     apply_transforms,
     stack_examples,
 )
+from jdl.data.series import Series
 from jdl.data.splits import Splits
 from jdl.data.tables import Table
 from jdl.data.vocabulary import check_token_ids, check_vocab_size
@@ -260,14 +261,18 @@ class Run:
 
         Args:
           x: inputs (examples, ...), as in the data set before transforms, an array or a frame; or a
-            dict of such arrays by name.
+            dict of such arrays by name, which `Table` and `Series` require: they scale columns, so
+            that their examples, and what their `reader` returns, are scaled already.
 
         Returns:
           The task's predictions, (examples, ...) NumPy arrays (see the task's `predict`).
+
+        Raises:
+          UserError: an input does not fit the run, or may be raw columns where scaled are read.
         """
-        if is_frame(x):
-            _check_frame(self.experiment.data)
         first, *others = self.experiment.task.input_names
+        if is_frame(x) or not isinstance(x, Mapping):
+            _check_scaled(self.experiment.data, first, is_frame(x))
         if others and not isinstance(x, Mapping):
             raise UserError(f"the model has several inputs: pass a dict with {first}, {others[0]}")
         arrays = inputs_by_name(x, first, self.experiment.data.input_columns())
@@ -469,13 +474,19 @@ def _rows(tree: Any, mask: np.ndarray) -> Any:
     return jax.tree.map(lambda leaf: leaf[mask], tree)
 
 
-def _check_frame(data: Data | None) -> None:
-    """Raises a UserError if the data is a table, whose columns are inputs once scaled."""
+def _check_scaled(data: Data | None, name: str, is_frame: bool) -> None:
+    """Raises a UserError if the data scales columns, which `x` without a name may not be."""
     while data is not None:
-        if isinstance(data, Table):
+        if isinstance(data, (Table, Series)):
+            read = "predict from run.experiment.data.reader()(Path('new.csv'))"
+            problem = (
+                f"a frame holds them as they are: save it with x.to_csv('new.csv', index=False), "
+                f"and {read}"
+                if is_frame
+                else f"an array may hold either: of raw columns {read}, of scaled ones from "
+                f"{{{name!r}: x}}"
+            )
             raise UserError(
-                "the run reads the columns of a table scaled, and a frame holds them as they are: "
-                "save it with x.to_csv('new.csv', index=False), and predict from "
-                "run.experiment.data.reader()(Path('new.csv'))"
+                f"the run reads the columns of {data.full_name()} scaled, and {problem}"
             )
         data = data.wrapped

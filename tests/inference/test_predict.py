@@ -134,7 +134,7 @@ def test_a_table_is_scaled_as_in_training(trained, predicted, tmp_path):
     assert len(parts) == 3
     for part in map(stack, parts.values()):  # the target tells which row an example was
         found = [lines[int(row)]["prediction"] for row in part["y"]]
-        np.testing.assert_allclose(found, run.predict(part["x"])[:, 0], rtol=1e-6)
+        np.testing.assert_allclose(found, run.predict({"x": part["x"]})[:, 0], rtol=1e-6)
 
 
 def test_classes_of_a_table_are_named(trained, predicted, tmp_path):
@@ -146,7 +146,7 @@ def test_classes_of_a_table_are_named(trained, predicted, tmp_path):
                   f"Table({str(path)!r}, 'kind')")  # fmt: skip
     raw = Data.splits(run.experiment.data)["train"]
     known = stack(raw)["x"]
-    expected = run.predict((inputs - known.mean(0)) / known.std(0))
+    expected = run.predict({"x": (inputs - known.mean(0)) / known.std(0)})
     lines = predicted(path)
     np.testing.assert_allclose([line["probabilities"] for line in lines], expected, atol=1e-6)
     names = [("iris", "lily", "rose")[shares.argmax()] for shares in expected]
@@ -378,7 +378,7 @@ def test_words_gaps_and_dates_of_a_table_need_no_names_of_arrays(tmp_path, suffi
     for part in table.splits().values():
         place, x = (root_indices(part), stack(part)["x"])
         found = [lines[i]["probabilities"] for i in place]
-        np.testing.assert_allclose(found, run.predict(x), atol=1e-6)
+        np.testing.assert_allclose(found, run.predict({"x": x}), atol=1e-6)
     assert {line["prediction"] for line in lines} <= {"no", "yes"}
 
 

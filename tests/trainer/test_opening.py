@@ -148,12 +148,15 @@ def test_a_module_that_cannot_be_imported_has_to_be_passed(tmp_path):
         jdl.open(tmp_path / "run", model=Local(3))
 
 
-def test_a_frame_is_not_taken_for_the_scaled_columns_of_a_table(table_run):
+def test_raw_columns_are_not_taken_for_the_scaled_ones_of_a_table(table_run):
     folder, _ = table_run
     run = jdl.open(folder / "run")
     frame = pd.read_csv(folder / "new.csv")[["a", "b"]]
-    with pytest.raises(UserError, match=r"a frame holds them as they are: save it with x\.to_csv"):
+    with pytest.raises(UserError, match=r"a frame holds them as they are: save .*x\.to_csv"):
         run.predict(frame)
+    for raw in (frame.to_numpy(), frame.to_numpy().tolist()):
+        with pytest.raises(UserError, match=r"array may hold either: .* from \{'x': x\}"):
+            run.predict(raw)
     frame.to_csv(folder / "frame.csv", index=False)
     read = run.experiment.data.reader()
     np.testing.assert_array_equal(
