@@ -28,15 +28,15 @@ PARTS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "lstm": ("lstm", "fp32", ("jdl", "torch-eager")),
     "resnet50": ("resnet50", "bf16", ("jdl", "torch-channels_last", "torch-compile")),
     "vit_s16": ("vit_s16", "bf16", ("jdl", "torch-compile")),
-    "mlp": ("mlp", "fp32", ("jdl", "torch-eager")),
-    "cnn": ("cnn", "bf16", ("jdl", "torch-channels_last")),
+    "mlp": ("mlp", "fp32", ("jdl", "torch-eager", "torch-compile")),
+    "cnn": ("cnn", "bf16", ("jdl", "torch-channels_last", "torch-compile")),
     "lstm_lm": ("lstm_lm", "fp32", ("jdl", "torch-eager")),
-    "bert_base": ("bert_base", "bf16", ("jdl", "torch-eager")),
-    "seq2seq": ("seq2seq", "bf16", ("jdl", "torch-eager")),
+    "bert_base": ("bert_base", "bf16", ("jdl", "torch-compile")),
+    "seq2seq": ("seq2seq", "bf16", ("jdl", "torch-compile")),
 }
 """Workload, dtype and implementations of each part that times steps."""
 
-SHORT = Protocol(rounds=3, steps=3, seconds=0.7, curve=0, quick=True, profile=3)
+SHORT = Protocol(rounds=3, steps=3, seconds=0.7, curve=0, quick=True, profile=3, together=True)
 
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 

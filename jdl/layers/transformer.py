@@ -6,6 +6,7 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from jdl import ops
 from jdl.errors import UserError
@@ -37,11 +38,16 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Maps (..., width) to the same shape."""
-        hidden = self.activation(self._dense(self.mlp_dim, "inner", 0.02)(x))
-        if self.gated:
-            hidden = hidden * self._dense(self.mlp_dim, "gate", 0.02)(x)
+        # Products are stored for the backward pass; bias and activation are computed again, which
+        # takes less time than reading what they would store.
+        policy = jax.checkpoint_policies.dots_saveable
+        hidden = nn.remat(FeedForward._hidden, policy=policy)(self, x)
         x = self._dense(x.shape[-1], "outer", self.output_stddev)(hidden)
         return Dropout(self.dropout_rate, deterministic=not train)(x)
+
+    def _hidden(self, x: jax.Array) -> jax.Array:
+        hidden = self.activation(self._dense(self.mlp_dim, "inner", 0.02)(x))
+        return hidden * self._dense(self.mlp_dim, "gate", 0.02)(x) if self.gated else hidden
 
     def _dense(self, features: int, name: str, stddev: float) -> nn.Dense:
         return nn.Dense(
@@ -151,6 +157,7 @@ def stack(
     modes = {name: value for name, value in inputs.items() if isinstance(value, bool)}
     arrays = {name: value for name, value in inputs.items() if not isinstance(value, bool)}
     apply = nn.remat(apply) if remat else apply
+    x = with_layout_constraint(x, Layout(tuple(range(x.ndim))))
     if not scan:
         for index in range(num_layers):
             x = apply(block(name=f"block_{index}"), x, arrays)

@@ -53,6 +53,8 @@ def attention(
         heads_first = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
         return jnp.swapaxes(_blocked(*heads_first, mask, causal, scale), 1, 2)
     options: Any = {"mask": mask, "is_causal": causal, "scale": scale}
+    if mask is not None and mask.shape[-2] == 1:
+        options["mask"] = jnp.broadcast_to(mask, (*mask.shape[:2], query.shape[1], key.shape[1]))
     if backend == "gpu" and query.dtype in (jnp.bfloat16, jnp.float16):
         # JAX never selects cuDNN itself (implementation=None), and cuDNN rejects some shapes only
         # when it is traced.

@@ -84,9 +84,9 @@ def _platform() -> str:
 
 
 def _logits(hidden: Array, kernel: Array) -> Array:
-    """(tokens, vocab) float32: products in the dtype of `hidden`, accumulated in float32."""
-    operand = kernel.astype(hidden.dtype)
-    return jnp.einsum("nd,vd->nv", hidden, operand, preferred_element_type=jnp.float32)
+    """(tokens, vocab) float32, rounded to the dtype of `hidden`: most of the loss's time is spent
+    reading and writing logits, and with 16 bits half as many bytes are."""
+    return jnp.einsum("nd,vd->nv", hidden, kernel.astype(hidden.dtype)).astype(jnp.float32)
 
 
 @jax.custom_vjp

@@ -1,8 +1,9 @@
 """Strategies: a program compiled by one `jit` with a global view over a mesh of devices."""
 
+import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -212,7 +213,7 @@ class Strategy:
         update = compiled("update", functions.update, out, donate_argnums=0)
         update_many = compiled("update_many", functions.update_many, out, donate_argnums=0)
         return Steps(
-            init=compiled("init", start, shardings),
+            init=threefry_kernel()(compiled("init", start, shardings)),
             update=lambda state, step_input: update(state, data, step_input),
             update_many=lambda state, step_inputs: update_many(state, data, step_inputs),
             evaluate=compiled("evaluate", functions.evaluate, replicated),
@@ -264,6 +265,23 @@ def batch_shapes(in_memory: Mapping[str, np.ndarray], step_input: Any) -> dict[s
         lambda x: jax.ShapeDtypeStruct((count * x.shape[0], *x.shape[1:]), x.dtype),
         jax.eval_shape(to_batch, dict(in_memory), step_input),
     )
+
+
+@contextlib.contextmanager
+def threefry_kernel() -> Iterator[None]:
+    """Compiles calls within with one kernel for each draw of random bits on GPUs.
+
+    By default XLA unrolls the rounds of threefry into the kernel of each initializer. The bits are
+    the same, but that program takes longer to compile than a training step: 24 s instead of 7 s for
+    ResNet-50, 26 s instead of 3 s for GPT-2 124M, for an H100 on one CPU core.
+    """
+    name = "jax_threefry_gpu_kernel_lowering"
+    before = getattr(jax.config, name)
+    jax.config.update(name, True)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
 
 
 def initializer(

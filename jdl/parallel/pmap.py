@@ -19,6 +19,7 @@ from jdl.parallel.base import (
     assemble,
     initializer,
     refuse_carry,
+    threefry_kernel,
     with_shardings,
 )
 from jdl.step import Program
@@ -63,7 +64,7 @@ class Pmap(Strategy):
             return state, copies.first(metrics)
 
         return Steps(
-            init=lambda key: copies.replicate(jax.jit(start)(key)),
+            init=threefry_kernel()(lambda key: copies.replicate(jax.jit(start)(key))),
             update=lambda state, step_input: step(update, state, step_input),
             update_many=lambda state, step_inputs: step(update_many, state, step_inputs),
             evaluate=lambda state, batch: copies.first(evaluate(state, batch)),

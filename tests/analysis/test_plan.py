@@ -131,7 +131,8 @@ def test_remat_bf16_and_accumulation_hold_less():
         return Trial(own).bytes(Single(), 1).activations
 
     plain = held()
-    assert held(model=SMALL_GPT.clone(remat=True)) < 0.6 * plain
+    # Without remat too, feed-forward networks store no more than their products.
+    assert held(model=SMALL_GPT.clone(remat=True)) < 0.65 * plain
     assert held(precision="bf16") < 0.7 * plain
     assert held(num_microbatches=4) < 0.4 * plain
 

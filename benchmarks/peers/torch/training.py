@@ -42,6 +42,8 @@ class Training:
         half = torch.autocast(DEVICE, torch.bfloat16)
         self._precision = half if case.dtype == "bf16" else contextlib.nullcontext()
         self._initial = {name: value.clone() for name, value in model.state_dict().items()}
+        # JAX's float32 products on GPUs are TF32's by default.
+        torch.set_float32_matmul_precision("highest" if DEVICE == "cpu" else "high")
         self._reset()
 
     def gradient(self) -> tuple[float, float]:
