@@ -37,7 +37,11 @@ class Program:
 
 
 def init(program: Program, key: Key, batch: Batch) -> TrainState:
-    """Returns a fresh state; only the shapes of `batch` matter, not its values."""
+    """Returns a fresh state.
+
+    Only the shapes of `batch` matter unless the model initializes a variable by the values, as
+    `jdl.layers.Whitening` does. It sees them after the transforms, without augmentation.
+    """
     init_key, run_key = jax.random.split(key)
     batch = transform(program, batch, None)
     with observe() as observed:

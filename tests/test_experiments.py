@@ -45,6 +45,7 @@ STAND_INS = {
     "airline_lstm": series(12),
     "cats_vs_dogs_augmented": images(150, 150, 3, classes=2),
     "cats_vs_dogs_cnn": images(150, 150, 3, classes=2),
+    "cifar10_94": images(32, 32, 3),
     "cifar10_resnet": images(32, 32, 3),
     "cifar10_vit": images(32, 32, 3),
     "digits_cnn": images(8, 8, 1),

@@ -2,6 +2,7 @@
 
 from jdl.data.arrays import Arrays, Digits
 from jdl.data.augment import (
+    AlternatingFlip,
     ColorJitter,
     CutMix,
     Cutout,
@@ -25,11 +26,12 @@ from jdl.data.text import Words
 from jdl.data.text_files import TextFile, TextTable
 from jdl.data.tfds import TFDS
 from jdl.data.tokenizers import BPE, Bytes, Chars, Saved
-from jdl.data.transforms import MaskTokens, Resize, Scale
+from jdl.data.transforms import MaskTokens, Normalize, Resize, Scale
 
 __all__ = [
     "BPE",
     "TFDS",
+    "AlternatingFlip",
     "Arrays",
     "Bytes",
     "Chars",
@@ -42,6 +44,7 @@ __all__ = [
     "ImageFolder",
     "MaskTokens",
     "Mixup",
+    "Normalize",
     "PairTable",
     "Pairs",
     "RandAugment",

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -120,12 +120,14 @@ def resample(
 
 @dataclass(frozen=True, kw_only=True)
 class RandomCrop:
-    """Shifts an image by up to `padding` pixels each way, filling with zeros.
+    """Shifts an image by up to `padding` pixels each way.
 
-    The padded crop of He et al. (2016, section 4.2).
+    The padded crop of He et al. (2016, section 4.2), by default with zeros beyond the edges.
     """
 
     padding: int = 4  # pixels
+    mode: Literal["constant", "edge", "reflect", "symmetric", "wrap"] = "constant"
+    """Beyond the edges, as in `jax.numpy.pad`; `constant` is 0, `reflect` leaves the edge out."""
     name: str = "image"  # of the array (batch, height, width, channels)
 
     def __call__(self, batch: Batch, keys: Keys | None) -> Batch:
@@ -134,7 +136,7 @@ class RandomCrop:
         def crop(key: Array, image: Array) -> Array:
             pad = self.padding
             offset = jax.random.randint(key, (2,), 0, 2 * pad + 1)
-            padded = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)))
+            padded = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)), self.mode)
             return jax.lax.dynamic_slice(padded, (offset[0], offset[1], 0), image.shape)
 
         return map_images(batch, keys, self.name, crop)
@@ -153,6 +155,36 @@ class RandomFlip:
             return jnp.where(jax.random.bernoulli(key), image[:, ::-1], image)
 
         return map_images(batch, keys, self.name, flip)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlternatingFlip:
+    """Flips each image horizontally in every other epoch (Jordan, 2024, section 3.6).
+
+    A hash of an example's index decides whether that is in the even or the odd epochs. Two epochs
+    in a row then show every image both ways, where random flips show half of them one way twice.
+    """
+
+    name: str = "image"  # of the array (batch, height, width, channels)
+
+    needs_positions: ClassVar[bool] = True
+
+    def __call__(self, batch: Batch, keys: Keys | None) -> Batch:
+        """Returns the batch, each image flipped or not by its `index` and `epoch`."""
+        if keys is None:
+            return batch
+        odd = (hash_bits(batch["index"]) ^ batch["epoch"].astype(jnp.uint32)) & 1
+        images = batch[self.name]
+        flipped = jnp.where((odd == 1)[:, None, None, None], images[:, :, ::-1], images)
+        return {**batch, self.name: flipped}
+
+
+def hash_bits(numbers: Array) -> Array:
+    """Returns a hash of each integer, uint32: the last step of MurmurHash3 (Appleby, 2011)."""
+    bits = numbers.astype(jnp.uint32)
+    bits = (bits ^ (bits >> 16)) * jnp.uint32(0x85EBCA6B)
+    bits = (bits ^ (bits >> 13)) * jnp.uint32(0xC2B2AE35)
+    return bits ^ (bits >> 16)
 
 
 @dataclass(frozen=True, kw_only=True)

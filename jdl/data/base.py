@@ -25,8 +25,11 @@ Transform = Callable[[Example], Example]
 """A deterministic function of one example on the host; run once if the split is in memory."""
 
 DeviceTransform = Callable[[Batch, Keys | None], Batch]
-"""A pure function of a batch in the compiled step, with one key per example, None in evaluation."""
+"""A pure function of a batch in the compiled step, with one key per example, None in evaluation.
 
+One with a true attribute `needs_positions` finds in training the arrays `index` and `epoch`, int32
+(batch,): the place of each example in the training split, and how often it was seen before.
+"""
 
 Reader = Callable[[Path], dict[str, np.ndarray]]
 """Reads a file as examples without targets: arrays by name, examples along axis 0."""
@@ -73,6 +76,11 @@ class Data:
     def required_batch_size(self) -> int | None:
         """The batch size that the training order requires; None: any."""
         return None
+
+    @property
+    def needs_positions(self) -> bool:
+        """Whether a device transform reads `index` and `epoch` of training examples."""
+        return any(getattr(each, "needs_positions", False) for each in self.device_transforms)
 
     def load(self) -> dict[str, Source]:
         """Returns the splits that the data set itself has, including `train`."""

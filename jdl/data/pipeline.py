@@ -4,7 +4,8 @@ Both give the same examples in the same order. Position p of training is example
 `permutation(seed, p // n)[p % n]`, or `p % n` with `shuffle=False`. A batch is therefore a
 function of the step alone: a run resumes at any step without replaying earlier ones, each epoch has
 every example once, and batches span epoch boundaries. A step input is what the compiled step takes:
-the batch if streamed, the indices of its examples if in memory. Evaluation reads a split in order
+the batch if streamed, the indices of its examples if in memory, with their epochs where a device
+transform reads these (`Positions`). Evaluation reads a split in order
 and pads its last batch with rows whose `mask` is False.
 """
 
@@ -14,7 +15,7 @@ import itertools
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -49,12 +50,38 @@ def example_indices(
     epoch, begin = divmod(int(positions[0]), size)
     if begin + positions[-1] - positions[0] < size:  # the common case: one epoch, one lookup
         return permutation(seed, epoch, size)[positions - epoch * size].astype(np.int32)
-    epochs = positions // size
+    epochs = epoch_numbers(positions, size)
     indices = np.empty(len(positions), np.int32)
     for epoch in np.unique(epochs):
         here = epochs == epoch
         indices[here] = permutation(seed, int(epoch), size)[positions[here] % size]
     return indices
+
+
+def epoch_numbers(positions: np.ndarray, size: int) -> np.ndarray:
+    """Returns the epochs (n,) int32 of training positions (n,)."""
+    return (positions // size).astype(np.int32)
+
+
+class Positions(NamedTuple):
+    """Where the examples of a training batch come from."""
+
+    index: Any  # of each example in the training split, (rows,) int32
+    epoch: Any  # passes over the split before it, (rows,) int32
+
+    def add_to(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the batch with `index` and `epoch`.
+
+        Raises:
+          UserError: the data has an array of that name.
+        """
+        named = self._asdict()
+        if clash := sorted(named.keys() & batch.keys()):
+            raise UserError(
+                f"the data has an array {clash[0]!r}, by which a device transform finds the "
+                f"position of an example: give it another name"
+            )
+        return {**batch, **named}
 
 
 @dataclass(frozen=True)
@@ -76,6 +103,7 @@ class InMemory:
 
     arrays: dict[str, np.ndarray]
     shuffle: bool = True
+    needs_positions: bool = False  # step inputs are Positions
 
     def __len__(self) -> int:
         """Number of examples."""
@@ -85,13 +113,19 @@ class InMemory:
         """Returns the examples at `indices` as a batch."""
         return {name: array[indices] for name, array in self.arrays.items()}
 
-    def step_input(self, step: int, batch_size: int, seed: int, shard: Shard) -> np.ndarray:
+    def step_input(
+        self, step: int, batch_size: int, seed: int, shard: Shard
+    ) -> np.ndarray | Positions:
         """Returns example indices (rows,) int32 of the batch of `step`."""
-        return example_indices(shard.positions(step, batch_size), len(self), seed, self.shuffle)
+        rows = shard.positions(step, batch_size)
+        indices = example_indices(rows, len(self), seed, self.shuffle)
+        if not self.needs_positions:
+            return indices
+        return Positions(indices, epoch_numbers(rows, len(self)))
 
     def step_inputs(
         self, start: int, batch_size: int, seed: int, shard: Shard, workers: int = 0
-    ) -> Iterator[np.ndarray]:
+    ) -> Iterator[np.ndarray | Positions]:
         """Yields endless training step inputs from `start`; `workers` has no effect in memory."""
         del workers
         for step in itertools.count(start):
@@ -129,7 +163,10 @@ class Streamed:
     ) -> dict[str, np.ndarray]:
         """Returns the batch of `step` itself."""
         rows = shard.positions(step, batch_size)
-        batch = self.examples(example_indices(rows, len(self), seed, self.data.shuffle))
+        indices = example_indices(rows, len(self), seed, self.data.shuffle)
+        batch = self.examples(indices)
+        if self.data.needs_positions:
+            batch = Positions(indices, epoch_numbers(rows, len(self))).add_to(batch)
         return {**batch, "mask": np.ones(len(rows), bool)}
 
     def step_inputs(
@@ -175,8 +212,11 @@ def to_batch(in_memory: Mapping[str, jax.Array], step_input: Any) -> dict[str, A
     """Returns the batch of a step input; pure, for use in the compiled step."""
     if isinstance(step_input, Mapping):
         return dict(step_input)
-    batch = {name: array[step_input] for name, array in in_memory.items()}
-    return {**batch, "mask": jnp.ones(step_input.shape, bool)}
+    indices = step_input.index if isinstance(step_input, Positions) else step_input
+    batch = {name: array[indices] for name, array in in_memory.items()}
+    if isinstance(step_input, Positions):
+        batch = step_input.add_to(batch)
+    return {**batch, "mask": jnp.ones(indices.shape, bool)}
 
 
 def evaluation_batch(
@@ -213,7 +253,7 @@ def open_pipeline(data: Data, source: Source, name: str) -> Pipeline:
         indices = np.arange(begin, min(begin + chunk, len(source)))
         for key, values in read(indices).items():
             arrays[key][indices] = values
-    return InMemory(arrays, data.shuffle)
+    return InMemory(arrays, data.shuffle, data.needs_positions)
 
 
 def _chunk_reader(

@@ -53,6 +53,37 @@ class Scale:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Normalize:
+    """Device: `(x / 255 - mean) / std` for each channel of bytes, in float32.
+
+    By default with ImageNet's statistics, as torchvision.
+    """
+
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # of each channel, of values in [0, 1]
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)  # of each channel, above 0
+    name: str = "image"  # of the array (..., channels)
+
+    def __post_init__(self) -> None:
+        if len(self.mean) != len(self.std) or not all(std > 0 for std in self.std):
+            raise UserError(
+                f"Normalize needs a mean and a std above 0 for each channel, not {self.mean} and "
+                f"{self.std}"
+            )
+
+    def __call__(self, batch: Batch, keys: Keys | None) -> Batch:
+        """Returns the batch with the array normalized."""
+        del keys
+        x = batch[self.name]
+        if x.shape[-1] != len(self.mean):
+            raise UserError(
+                f"Normalize has {len(self.mean)} means, where {self.name!r} has {x.shape[-1]} "
+                f"channels: give it one for each"
+            )
+        scaled = (x.astype(jnp.float32) / 255 - jnp.array(self.mean)) / jnp.array(self.std)
+        return {**batch, self.name: scaled}
+
+
+@dataclass(frozen=True, kw_only=True)
 class MaskTokens:
     """Device: masks tokens for masked language modeling (Devlin et al., 2019, appendix A.1).
 

@@ -14,6 +14,7 @@ from jdl.layers.transformer import (
     normalization,
     stack,
 )
+from jdl.layers.whitening import Whitening, partial_identity, whitening_kernel
 
 __all__ = [
     "GRU",
@@ -27,12 +28,15 @@ __all__ = [
     "NormedConv",
     "Residual",
     "SimpleRNN",
+    "Whitening",
     "check_length",
     "check_sizes",
     "exact_gelu",
     "normalization",
+    "partial_identity",
     "rotary",
     "segment_positions",
     "sinusoidal",
     "stack",
+    "whitening_kernel",
 ]

@@ -27,6 +27,7 @@ class BatchNorm(nn.Module):
     epsilon: float = 1e-5  # added to the variance
     dtype: Any = jnp.float32  # of the result; statistics are float32
     scale_init: Any = nn.initializers.ones  # of the scale
+    use_scale: bool = True  # scale the result by a parameter
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -36,6 +37,7 @@ class BatchNorm(nn.Module):
             momentum=self.momentum,
             epsilon=self.epsilon,
             dtype=self.dtype,
+            use_scale=self.use_scale,
             scale_init=self.scale_init,
             axis_name=bound_axis(),
         )(x)

@@ -1,5 +1,6 @@
 """Complete networks: Flax modules whose fields are their hyperparameters."""
 
+from jdl.models.airbench import Airbench
 from jdl.models.alexnet import AlexNet
 from jdl.models.bag_of_words import BagOfWords
 from jdl.models.bert import BERT, BERTBase, BERTLarge
@@ -38,6 +39,7 @@ __all__ = [
     "VGG13",
     "VGG16",
     "VGG19",
+    "Airbench",
     "AlexNet",
     "BERTBase",
     "BERTLarge",

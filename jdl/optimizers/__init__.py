@@ -11,6 +11,7 @@ from jdl.optimizers.optimizers import (
     Optimizer,
     RMSprop,
 )
+from jdl.optimizers.partition import Partition
 from jdl.optimizers.schedules import (
     Constant,
     Cosine,
@@ -38,6 +39,7 @@ __all__ = [
     "Muon",
     "OneCycle",
     "Optimizer",
+    "Partition",
     "RMSprop",
     "RangeTest",
     "ReduceOnPlateau",

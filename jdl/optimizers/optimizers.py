@@ -1,7 +1,7 @@
 """Optimizers as frozen dataclasses that build Optax transformations."""
 
-import abc
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import jax
@@ -10,13 +10,19 @@ import optax
 from jdl.errors import UserError
 from jdl.optimizers.modules import freeze, scale_modules
 from jdl.optimizers.schedules import Constant, Schedule, check
-from jdl.optimizers.transforms import add_penalties, average_weights, decay_mask, matrix_axes
+from jdl.optimizers.transforms import (
+    add_penalties,
+    average_weights,
+    decay_mask,
+    matrix_axes,
+    normalize_weights,
+)
 from jdl.tracing import is_zero
 from jdl.typing import PyTree
 
 
 @dataclass(frozen=True, kw_only=True)
-class Optimizer(abc.ABC):
+class Optimizer:
     """Base class of optimizers: builds an Optax chain around a subclass's `direction`.
 
     The chain adds penalties to the gradient, clips it by value and then by norm, computes the
@@ -40,6 +46,8 @@ class Optimizer(abc.ABC):
     """Penalty on the sum of the weights' absolute values, part of the loss's gradient."""
     l2: float = 0.0
     """Penalty on the sum of the weights' squares, without 1/2, as in Keras."""
+    decay_biases: bool = False
+    """Apply decay and penalties to biases, scales and all other parameters too, as PyTorch does."""
     ema_decay: float | None = None
     """Decay of a debiased moving average (EMA) of the parameters, used to evaluate; None: off."""
     frozen: tuple[str, ...] = ()
@@ -73,13 +81,13 @@ class Optimizer(abc.ABC):
         still = getattr(self, "nesterov", False) and not getattr(self, "momentum", 1) > 0
         check(self, "nesterov", not still, "False without momentum")
 
-    @abc.abstractmethod
     def direction(self, add_decay: optax.GradientTransformation) -> optax.GradientTransformation:
         """The method: maps gradients to steps of unit learning rate, not yet negated.
 
         Args:
           add_decay: adds weight_decay * weight to a step; the method decides where.
         """
+        raise NotImplementedError
 
     def rate(self, steps: int) -> optax.Schedule:
         """The scheduled learning rate by optimizer steps taken, in a run of `steps`."""
@@ -105,17 +113,28 @@ class Optimizer(abc.ABC):
             a module that does not exist.
         """
         none = optax.identity()
+        mask = None if self.decay_biases else decay_mask
         method = optax.chain(
-            add_penalties(self.l1, self.l2),
+            add_penalties(self.l1, self.l2, mask),
             none if self.clip_value is None else optax.clip(self.clip_value),
             none if self.clip_norm is None else optax.clip_by_global_norm(self.clip_norm),
-            self.direction(optax.add_decayed_weights(self.weight_decay, decay_mask)),
-            optax.scale_by_learning_rate(self.rate(steps)),
+            *self._steps(steps, optax.add_decayed_weights(self.weight_decay, mask)),
             scale_modules(self.lr_multipliers) if self.lr_multipliers else none,
             self.schedule.feedback(),
+            self._constraint(),
             none if self.ema_decay is None else average_weights(self.ema_decay),
         )
         return freeze(method, self.frozen) if self.frozen else method
+
+    def _steps(
+        self, steps: int, add_decay: optax.GradientTransformation
+    ) -> Sequence[optax.GradientTransformation]:
+        """The part of the chain that maps gradients to negative steps."""
+        return self.direction(add_decay), optax.scale_by_learning_rate(self.rate(steps))
+
+    def _constraint(self) -> optax.GradientTransformation:
+        """Changes updates so that the parameters fulfill a constraint of the method."""
+        return optax.identity()
 
 
 def _momentum(momentum: float, nesterov: bool) -> optax.GradientTransformation:
@@ -275,6 +294,9 @@ class Muon(Optimizer):
     eps: float = 1e-8  # added to Adam's root mean square and to Muon's norms
     adam_names: tuple[str, ...] = ("embed", "embedding", "head", "logits")
     """Names of modules (exact, such as Dense_2) whose kernels use Adam."""
+    normalize: bool = False
+    """Scale Muon's kernels to the norm sqrt(outputs) before each step, for layers that a
+    normalization layer follows; their updates then need no `rms`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -286,12 +308,9 @@ class Muon(Optimizer):
     def direction(self, add_decay: optax.GradientTransformation) -> optax.GradientTransformation:
         """As in `Optimizer.direction`."""
 
-        def axes(params: PyTree) -> PyTree:
-            return matrix_axes(params, self.adam_names)
-
         def labels(params: PyTree) -> PyTree:
             return jax.tree.map(
-                lambda _, found: "adam" if found is None else "muon", params, axes(params)
+                lambda _, found: "adam" if found is None else "muon", params, self._axes(params)
             )
 
         muon = optax.contrib.muon(
@@ -301,8 +320,14 @@ class Muon(Optimizer):
             eps=self.eps,
             nesterov=self.nesterov,
             consistent_rms=self.rms,
-            muon_weight_dimension_numbers=axes,
+            muon_weight_dimension_numbers=self._axes,
         )
         # Optax's own Adam for the rest would be NAdam, since it is given the same `nesterov`.
         adam = optax.scale_by_adam(self.b1, self.b2, self.eps)
         return optax.chain(optax.partition({"muon": muon, "adam": adam}, labels), add_decay)
+
+    def _axes(self, params: PyTree) -> PyTree:
+        return matrix_axes(params, self.adam_names)
+
+    def _constraint(self) -> optax.GradientTransformation:
+        return normalize_weights(self._axes) if self.normalize else optax.identity()

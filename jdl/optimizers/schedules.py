@@ -52,14 +52,14 @@ class Schedule(abc.ABC):
         return min(round(self.warmup * steps), steps - 1)
 
 
-def warm_up(peak: float, steps: int, then: optax.Schedule) -> optax.Schedule:
-    """Rises linearly from 0 to `peak` in `steps` (Goyal et al., 2017, §2.2), then follows `then`.
+def warm_up(peak: float, steps: int, then: optax.Schedule, start: float = 0.0) -> optax.Schedule:
+    """Rises linearly to `peak` in `steps` (Goyal et al., 2017, §2.2), then follows `then`.
 
     `then` counts its own steps, from 0 at the end of the warm-up.
     """
     if steps == 0:
         return then
-    return optax.join_schedules([optax.linear_schedule(0.0, peak, steps), then], [steps])
+    return optax.join_schedules([optax.linear_schedule(start, peak, steps), then], [steps])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,19 +121,28 @@ class Exponential(Schedule):
 class Linear(Schedule):
     """Linear decay from the peak to `end` times the peak.
 
-    With `warmup=0.01` this is how BERT was trained (Devlin et al., 2019, appendix A.2).
+    With `warmup=0.01` this is how BERT was trained (Devlin et al., 2019, appendix A.2); with a
+    `start` it is the triangle of Smith (2017).
     """
 
+    start: float = 0.0  # the rate at the first step of a warm-up, as a fraction of the peak
     end: float = 0.0  # the rate after the last step, as a fraction of the peak: from 0 to 1
+    until: float = 1.0  # fraction of the run, above the warm-up, from which on the rate is `end`
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self, "end", 0 <= self.end <= 1, "a fraction of the peak, from 0 to 1")
+        for name in ("start", "end"):
+            check(self, name, 0 <= getattr(self, name) <= 1, "a fraction of the peak, from 0 to 1")
+        valid = self.warmup < self.until <= 1
+        check(self, "until", valid, "a fraction of the run, above the warm-up and at most 1")
+        check(self, "start", not self.start or self.warmup > 0, "0 without a warm-up")
 
     def build(self, peak: float, steps: int) -> optax.Schedule:
         """As in `Schedule.build`."""
-        start = self.warmup_steps(steps)
-        return warm_up(peak, start, optax.linear_schedule(peak, self.end * peak, steps - start))
+        begin = self.warmup_steps(steps)
+        fall = max(round(self.until * steps) - begin, 1)
+        then = optax.linear_schedule(peak, self.end * peak, fall)
+        return warm_up(peak, begin, then, self.start * peak)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """Gradient transformations that Optax lacks, and the masks that select their parameters."""
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -31,18 +32,19 @@ def decay_mask(params: PyTree) -> PyTree:
     return jax.tree_util.tree_map_with_path(decays, params)
 
 
-def add_penalties(l1: float, l2: float) -> optax.GradientTransformation:
+def add_penalties(l1: float, l2: float, mask: Any = decay_mask) -> optax.GradientTransformation:
     """Adds the gradient of l1 * sum |w| + l2 * sum w^2, that is l1 * sign(w) + 2 * l2 * w.
 
-    The subgradient at w = 0 is 0. Applies to the weights of `decay_mask`.
+    The subgradient at w = 0 is 0. Applies to the weights of `mask`, or to all where it is None.
     """
 
     def add_signs(gradients: PyTree, params: PyTree) -> PyTree:
         return jax.tree.map(lambda g, w: g + l1 * jnp.sign(w), gradients, params)
 
     none = is_zero(l1)
-    signs = optax.identity() if none else optax.masked(optax.stateless(add_signs), decay_mask)
-    return optax.chain(signs, optax.add_decayed_weights(2 * l2, decay_mask))
+    signs = optax.stateless(add_signs)
+    signs = signs if mask is None else optax.masked(signs, mask)
+    return optax.chain(optax.identity() if none else signs, optax.add_decayed_weights(2 * l2, mask))
 
 
 class WeightAverage(NamedTuple):
@@ -142,3 +144,29 @@ def matrix_axes(params: PyTree, adam_names: tuple[str, ...]) -> PyTree:
         return MuonDimensionNumbers(tuple(range(inputs)), tuple(range(inputs, leaf.ndim)))
 
     return jax.tree_util.tree_map_with_path(axes, params)
+
+
+def normalize_weights(axes: Callable[[PyTree], PyTree]) -> optax.GradientTransformation:
+    """Scales matrices to the norm sqrt(outputs) before their update; last in the chain.
+
+    The weights of an output then have a norm of 1 in the root mean square, so that a step of one
+    size turns the layers alike (Jordan, 2024, in the code of airbench94_muon). Where batch norm
+    follows, this does not change the function.
+
+    Args:
+      axes: returns Muon's axes of each parameter, None for those to leave alone.
+    """
+
+    def update(updates: PyTree, params: PyTree) -> PyTree:
+        def one(update: jax.Array, weight: jax.Array, found: Any) -> jax.Array:
+            if found is None:
+                return update
+            outputs = math.prod(weight.shape[axis] for axis in found.output_axis)
+            norm = jnp.linalg.norm(weight.ravel())
+            scale = jnp.sqrt(outputs) / jnp.where(norm > 0, norm, jnp.sqrt(outputs))
+            return update + (scale - 1) * weight
+
+        known = axes(params)
+        return jax.tree.map(one, updates, params, known)
+
+    return optax.stateless(update)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -71,6 +70,8 @@ class Compilations:
 class Functions:
     """The pure functions of a program that a strategy compiles."""
 
+    init: Callable[[Key, Any, Any], TrainState]
+    """`(key, data, step_input) -> state`, a fresh one, given the first batch."""
     update: Callable[[TrainState, Any, Any], tuple[TrainState, Packed]]
     """`(state, data, step_input) -> (state, packed metrics)`, one step."""
     update_many: Callable[[TrainState, Any, Any], tuple[TrainState, Packed]]
@@ -90,6 +91,7 @@ class Functions:
             return scan_or_unroll(lambda carry, x: one(carry, data, x), state, step_inputs)
 
         return cls(
+            init=lambda key, data, step_input: init(program, key, to_batch(data, step_input)),
             update=one,
             update_many=many,
             evaluate=lambda state, batch: evaluate(program, state, batch, axis_name),
@@ -101,7 +103,7 @@ class Functions:
 class Steps:
     """A program compiled for its devices."""
 
-    init: Callable[[Key], PyTree]  # a fresh state from a key
+    init: Callable[[Key], PyTree]  # a fresh state from a key, and the run's first batch
     update: Callable[[PyTree, Any], tuple[PyTree, Packed]]
     """One step on a step input; donates the state, returns the new one and the metrics."""
     update_many: Callable[[PyTree, Any], tuple[PyTree, Packed]]
@@ -189,13 +191,13 @@ class Strategy:
         Args:
           program: what to compute.
           in_memory: arrays that step inputs index, (examples, ...); empty if data is streamed.
-          step_input: one step input of this process; only its shapes matter.
+          step_input: the first step input of this process, by which data-dependent variables are
+            initialized; of the others only its shapes matter.
         """
         mesh, compilations = self.mesh(), Compilations()
         replicated = NamedSharding(mesh, P())
         rows, stacked = NamedSharding(mesh, BATCH), NamedSharding(mesh, P(None, *BATCH))
-        start = initializer(program, in_memory, step_input)
-        shapes = jax.eval_shape(start, jax.random.key(0))
+        shapes = abstract_init(program, in_memory, step_input)
         shardings = self.shardings(shapes, mesh)
         abstract_state = with_shardings(shapes, shardings)
         if program.num_microbatches > 1:
@@ -212,13 +214,15 @@ class Strategy:
         out = (shardings, replicated)
         update = compiled("update", functions.update, out, donate_argnums=0)
         update_many = compiled("update_many", functions.update_many, out, donate_argnums=0)
+        init = threefry_kernel()(compiled("init", functions.init, shardings))
+        put = putting(rows)
         return Steps(
-            init=threefry_kernel()(compiled("init", start, shardings)),
+            init=lambda key: init(key, data, put(step_input)),
             update=lambda state, step_input: update(state, data, step_input),
             update_many=lambda state, step_inputs: update_many(state, data, step_inputs),
             evaluate=compiled("evaluate", functions.evaluate, replicated),
             predict=compiled("predict", functions.predict, replicated),
-            put=putting(rows),
+            put=put,
             put_many=putting(stacked),
             gather=lambda state: state,
             shard=lambda state: state,
@@ -284,16 +288,12 @@ def threefry_kernel() -> Iterator[None]:
         jax.config.update(name, before)
 
 
-def initializer(
+def abstract_init(
     program: Program, in_memory: Mapping[str, np.ndarray], step_input: Any
-) -> Callable[[Key], TrainState]:
-    """Returns `init` on zeros of the batch's shape, which determines the model's variables."""
+) -> TrainState:
+    """Returns shapes and dtypes of a fresh state, for the global batch of a step input."""
     batch = batch_shapes(in_memory, step_input)
-
-    def start(key: Key) -> TrainState:
-        return init(program, key, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), batch))
-
-    return start
+    return jax.eval_shape(lambda key, batch: init(program, key, batch), jax.random.key(0), batch)
 
 
 def refuse_carry(abstract_state: TrainState, program: Program, reason: str) -> None:

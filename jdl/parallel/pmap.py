@@ -16,14 +16,14 @@ from jdl.parallel.base import (
     Functions,
     Steps,
     Strategy,
+    abstract_init,
     assemble,
-    initializer,
     refuse_carry,
     threefry_kernel,
     with_shardings,
 )
 from jdl.step import Program
-from jdl.typing import PyTree
+from jdl.typing import Key, PyTree
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,7 @@ class Pmap(Strategy):
     ) -> Steps:
         """See `Strategy.compile`; inside, every array has an axis 0 over devices."""
         copies, compilations = _Copies(self.used()), Compilations()
-        start = initializer(program, in_memory, step_input)
-        shapes = jax.eval_shape(start, jax.random.key(0))
+        shapes = abstract_init(program, in_memory, step_input)
         abstract_state = with_shardings(shapes, jax.tree.map(lambda _: copies.whole, shapes))
         refuse_carry(abstract_state, program, "the strategy pmap averages it over devices")
         functions, data = Functions.of(program, "data"), copies.replicate(dict(in_memory))
@@ -63,8 +62,16 @@ class Pmap(Strategy):
             state, metrics = function(state, data, step_input)
             return state, copies.first(metrics)
 
+        def initialize(key: Key) -> PyTree:
+            batch = step_input
+            if jax.process_count() > 1:  # all processes initialize alike, by the whole batch
+                from jax.experimental import multihost_utils
+
+                batch = multihost_utils.process_allgather(step_input, tiled=True)
+            return copies.replicate(jax.jit(functions.init)(key, dict(in_memory), batch))
+
         return Steps(
-            init=threefry_kernel()(lambda key: copies.replicate(jax.jit(start)(key))),
+            init=threefry_kernel()(initialize),
             update=lambda state, step_input: step(update, state, step_input),
             update_many=lambda state, step_inputs: step(update_many, state, step_inputs),
             evaluate=lambda state, batch: copies.first(evaluate(state, batch)),

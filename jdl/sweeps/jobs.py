@@ -160,8 +160,9 @@ def _train_group(
         for place, (index, output) in enumerate(zip(indices, outputs, strict=True)):
             try:
                 with redirect_output(output):
+                    steps = functools.partial(compiled.steps, place)
                     loop = stack.enter_context(
-                        _open(jobs[index], file, interruption, compiled.steps(place), len(indices))
+                        _open(jobs[index], file, interruption, steps, len(indices))
                     )
             except Exception as error:
                 ended(index, error)
@@ -179,7 +180,7 @@ def _open(
     job: Job,
     file: ExperimentFile | None,
     interruption: Interruption,
-    steps: Steps,
+    steps: Callable[[Any], Steps],
     vectorized: int,
 ) -> contextlib.AbstractContextManager[TrainingLoop]:
     return open_loop(
@@ -189,7 +190,7 @@ def _open(
         overrides=job.overrides,
         data=job.data,
         hooks=job.hooks,
-        compile=lambda *_: steps,
+        compile=lambda _program, _in_memory, step_input: steps(step_input),
         vectorized=vectorized,
     )
 
@@ -312,7 +313,12 @@ def _benchmark(
         pipeline.step_inputs(0, first.batch_size, seed, probe.shard)
         for seed in (seeds[:1] if shared else seeds)
     ]
-    states = [compiled.steps(i).init(jax.random.key(seed)) for i, seed in enumerate(seeds)]
+    states = [
+        compiled.steps(i, pipeline.step_input(0, first.batch_size, seed, probe.shard)).init(
+            jax.random.key(seed)
+        )
+        for i, seed in enumerate(seeds)
+    ]
     stack = compiled.stack(range(len(seeds)), states)
     probe.state = probe.compiled.init(jax.random.key(first.seed))
 

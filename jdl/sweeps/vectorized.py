@@ -22,15 +22,15 @@ from jdl.parallel.base import (
     Functions,
     Steps,
     Strategy,
+    abstract_init,
     assemble,
-    initializer,
     putting,
     supported,
     with_shardings,
 )
 from jdl.state import TrainState
 from jdl.step import Program, scan_or_unroll
-from jdl.typing import Key, PyTree
+from jdl.typing import PyTree
 
 Numbers = Mapping[str, Any]
 """Numbers of a run by path, or arrays in their place."""
@@ -72,7 +72,7 @@ class VectorizedSteps:
         self._rows, self._many_rows = (
             NamedSharding(mesh, spec) for spec in (BATCH, P(None, *BATCH))
         )
-        self._shapes = jax.eval_shape(self._init, numbers[0], jax.random.key(0))
+        self._shapes = abstract_init(program(numbers[0]), self._in_memory, step_input)
         self._shardings = strategy.shardings(self._shapes, mesh)
         self._updates: dict[tuple[int, bool], Any] = {}
 
@@ -85,9 +85,7 @@ class VectorizedSteps:
         Raises:
           Exception: of any kind, where a number must be known, or a function cannot be mapped.
         """
-        alone = jax.eval_shape(
-            initializer(own, self._in_memory, self._step_input), jax.random.key(0)
-        )
+        alone = abstract_init(own, self._in_memory, self._step_input)
         if structure(alone) != structure(self._shapes):
             raise ValueError("the structure of the optimizer's state depends on it")
         count = len(self._numbers)
@@ -105,17 +103,23 @@ class VectorizedSteps:
         for name in ("evaluate", "predict"):
             jax.eval_shape(self._call(name), self._numbers[0], self._shapes, batch)
 
-    def steps(self, index: int) -> Steps:
-        """Returns the functions of one run by itself, which are compiled once for all runs."""
+    def steps(self, index: int, step_input: Any) -> Steps:
+        """Returns the functions of one run by itself, which are compiled once for all runs.
+
+        Args:
+          index: of the run.
+          step_input: its first, by which data-dependent variables are initialized.
+        """
         numbers, data, compiled = self._numbers[index], self._data, self._compiled
+        put = putting(self._rows)
         update, update_many = compiled["update_alone"], compiled["update_many_alone"]
         return Steps(
-            init=functools.partial(compiled["init"], numbers),
+            init=lambda key: compiled["init"](numbers, key, data, put(step_input)),
             update=lambda state, step_input: update(numbers, state, data, step_input),
             update_many=lambda state, inputs: update_many(numbers, state, data, inputs),
             evaluate=functools.partial(compiled["evaluate"], numbers),
             predict=functools.partial(compiled["predict"], numbers),
-            put=putting(self._rows),
+            put=put,
             put_many=putting(self._many_rows),
             gather=lambda state: state,
             shard=lambda state: state,
@@ -162,9 +166,6 @@ class VectorizedSteps:
         sharding = NamedSharding(self._mesh, spec)
         return jax.tree.map(lambda array: jax.device_put(array, sharding), tree)
 
-    def _init(self, numbers: Numbers, key: Key) -> TrainState:
-        return initializer(self._program(numbers), self._in_memory, self._step_input)(key)
-
     def _call(self, name: str) -> Callable[..., Any]:
         """Returns a function of `Functions` with the numbers as a further first argument."""
         return lambda numbers, *args: getattr(Functions.of(self._program(numbers)), name)(*args)
@@ -187,7 +188,7 @@ class VectorizedSteps:
         # The state, argument 1, is donated: its buffers are reused for the new state.
         update: Any = {"out": (shardings, replicated), "donate_argnums": 1}
         return {
-            "init": self._jit("init", self._init, shardings),
+            "init": self._jit("init", call("init"), shardings),
             "update_alone": self._jit("update_alone", call("update"), **update),
             "update_many_alone": self._jit("many_alone", call("update_many"), **update),
             "evaluate": self._jit("evaluate", call("evaluate"), replicated),

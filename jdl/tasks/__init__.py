@@ -9,8 +9,11 @@ from jdl.tasks.language import LanguageModeling
 from jdl.tasks.masked import MaskedLanguageModeling
 from jdl.tasks.regression import Regression
 from jdl.tasks.translation import Translation
+from jdl.tasks.views import MIRROR, MIRROR_AND_SHIFT, View
 
 __all__ = [
+    "MIRROR",
+    "MIRROR_AND_SHIFT",
     "BinaryClassification",
     "Classification",
     "Forecast",
@@ -20,6 +23,7 @@ __all__ = [
     "Regression",
     "Task",
     "Translation",
+    "View",
     "balanced_weights",
     "forward",
 ]

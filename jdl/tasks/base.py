@@ -18,6 +18,7 @@ from jdl.metrics.metric import check_metrics
 from jdl.paths import path_name
 from jdl.state import TrainState
 from jdl.tasks.forward import forward, initialize, sown_terms
+from jdl.tasks.views import View
 from jdl.tracing import takes_argument
 from jdl.typing import Batch, Json, Key, PyTree
 
@@ -47,9 +48,18 @@ class Task:
     metrics: tuple[Metric, ...] = ()  # further metrics, of predictions and targets
     sown_losses: tuple[str, ...] = ()  # collections whose sown values are added to the loss
     inactive_layers: tuple[str, ...] = ()  # dropout and batch norm that training may leave inactive
+    views: tuple[View, ...] = ()
+    """Views of each image, such as `MIRROR`, over which evaluation and prediction average the
+    model's outputs (test-time augmentation); (): the image itself."""
 
     def __post_init__(self) -> None:
         check_metrics(self.metrics)
+        own = [
+            n for n in ("batch_metrics", "predict") if getattr(type(self), n) != getattr(Task, n)
+        ]
+        if self.views and (own or self.sown_losses):
+            reason = f"defines its own {own[0]}" if own else "has sown_losses"
+            raise UserError(f"task.views has no effect on {type(self).__name__}, which {reason}")
 
     def init(self, model: nn.Module, key: Key, batch: Batch) -> dict[str, PyTree]:
         """Initializes `params` and other collections for inputs like `batch`."""
@@ -91,10 +101,7 @@ class Task:
         key: Key | None = None,
     ) -> tuple[dict[str, Any], dict[str, PyTree]]:
         """Applies the model to a batch; returns mergeable metrics and the updated collections."""
-        inputs, named = self.model_inputs(model, batch)
-        outputs, collections = forward(
-            model, params, state.collections, *inputs, train=train, key=key, **named
-        )
+        outputs, collections = self._apply(model, params, state, batch, train=train, key=key)
         metrics = self.loss_and_metrics(outputs, batch)
         return {**metrics, **self.further_metrics(outputs, batch, train=train)}, collections
 
@@ -175,8 +182,7 @@ class Task:
 
     def predict(self, model: nn.Module, state: TrainState, batch: Batch) -> Any:
         """Returns the prediction for each row of a batch."""
-        inputs, named = self.model_inputs(model, batch)
-        outputs, _ = forward(model, state.params, state.collections, *inputs, train=False, **named)
+        outputs, _ = self._apply(model, state.params, state, batch, train=False)
         return self.to_prediction(outputs, batch)
 
     def higher_is_better(self, metric: str) -> bool | None:
@@ -241,6 +247,35 @@ class Task:
             if np.issubdtype(values.dtype, np.inexact) and not np.isfinite(values).all():
                 row = int(np.argwhere(~np.isfinite(values.reshape(len(values), -1)).all(1))[0, 0])
                 raise UserError(f"{where}: {name!r} holds NaN or infinity at row {row}")
+
+    def _apply(
+        self,
+        model: nn.Module,
+        params: PyTree,
+        state: TrainState,
+        batch: Batch,
+        *,
+        train: bool,
+        key: Key | None = None,
+    ) -> tuple[Any, dict[str, PyTree]]:
+        """Applies the model to a batch, in evaluation to all views of it.
+
+        Returns:
+          Its outputs, of several views their weighted mean, and the updated collections.
+        """
+
+        def apply(batch: Batch) -> tuple[Any, dict[str, PyTree]]:
+            inputs, named = self.model_inputs(model, batch)
+            return forward(model, params, state.collections, *inputs, train=train, key=key, **named)
+
+        if train or not self.views:
+            return apply(batch)
+        total = sum(view.weight for view in self.views)
+        outputs = [
+            jax.tree.map(lambda x: x * (view.weight / total), apply(view(batch))[0])  # noqa: B023
+            for view in self.views
+        ]
+        return jax.tree.map(lambda *each: sum(each), *outputs), state.collections
 
     def _with_sown_losses(
         self, model: nn.Module, params: PyTree, state: TrainState, batch: Batch, **mode: Any

@@ -26,6 +26,7 @@ from jdl.config.objects import describe_object, is_opaque, rebuild_object
 from jdl.config.overrides import flatten, override
 from jdl.data.arrays import Unkept
 from jdl.data.base import location_paths
+from jdl.data.pipeline import Positions
 from jdl.data.tokenizers import Saved
 from jdl.errors import UserError
 from jdl.experiment import Experiment
@@ -169,7 +170,8 @@ def write(
 
 
 def _data_record(run: Run) -> DataRecord:
-    arrays = {name: leaf for name, leaf in run.batch.items() if name != "mask"}
+    made = ("mask", *(Positions._fields if run.experiment.data.needs_positions else ()))
+    arrays = {name: leaf for name, leaf in run.batch.items() if name not in made}
     return DataRecord(
         examples={split: run.data.count(split) for split in run.data.names},
         arrays={

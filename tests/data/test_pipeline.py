@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import jdl
-from jdl.data import Arrays, RandomFlip, Source
+from jdl.data import AlternatingFlip, Arrays, RandomFlip, Source
 from jdl.data.base import Data
 from jdl.data.pipeline import InMemory, Shard, Streamed, open_pipeline, to_batch
 from jdl.errors import UserError
@@ -303,3 +303,54 @@ def test_a_run_under_grain_equals_one_on_the_resident_set(tmp_path):
         runs[kind] = jdl.train(experiment, tmp_path / kind).result
     assert runs["grain"]["params_sha256"] == runs["in_memory"]["params_sha256"]
     assert runs["grain"]["metrics"] == runs["in_memory"]["metrics"]
+
+
+def test_positions_are_added_where_a_transform_reads_them():
+    options = {"device_transforms": (AlternatingFlip(),)}
+    in_memory = take(opened("in_memory", **options), 12, start=2, seed=3)
+    assert same(take(opened("grain", **options), 12, start=2, seed=3), in_memory)
+    index, epoch, label = (
+        np.concatenate([batch[name] for batch in in_memory]) for name in ("index", "epoch", "label")
+    )
+    np.testing.assert_array_equal(index, label)
+    np.testing.assert_array_equal(epoch, np.arange(2 * SIZE, 14 * SIZE) // COUNT)
+    for batch in opened("in_memory", **options).evaluation_batches(SIZE, ALONE):
+        assert batch.keys() == {"image", "label", "mask"}
+    numbers = np.arange(COUNT)
+    taken = {"image": numbers, "label": numbers, "epoch": numbers}
+    with pytest.raises(UserError, match="has an array 'epoch', by which a device transform"):
+        take(opened("in_memory", taken, **options), 1)
+
+
+def test_an_alternating_flip_shows_each_image_both_ways_in_two_epochs():
+    images = np.random.default_rng(0).random((40, 2, 2, 1)).astype(np.float32)
+    arrays = {"image": images, "label": np.arange(40)}
+    pipeline = opened("in_memory", arrays, device_transforms=(AlternatingFlip(),))
+    shown = {}
+    for batch in take(pipeline, 16):
+        given = {name: jnp.asarray(array) for name, array in batch.items()}
+        flipped = np.asarray(AlternatingFlip()(given, jnp.zeros(SIZE))["image"])
+        for label, epoch, image in zip(batch["label"], batch["epoch"], flipped, strict=True):
+            mirrored = np.array_equal(image, images[label][:, ::-1])
+            assert mirrored != np.array_equal(image, images[label])
+            shown[label, epoch] = mirrored
+    first = np.array([shown[label, 0] for label in range(40)])
+    np.testing.assert_array_equal(first, [not shown[label, 1] for label in range(40)])
+    assert 10 < first.sum() < 30
+    batch = {"image": images, "label": np.arange(40)}
+    assert AlternatingFlip()(batch, None) is batch
+
+
+def test_a_run_with_an_alternating_flip_evaluates_and_predicts_without_positions(tmp_path):
+    images = np.random.default_rng(0).random((20, 2, 2, 1)).astype(np.float32)
+    data = Arrays(
+        {"train": {"image": images, "label": np.arange(20) % 2}},
+        device_transforms=(AlternatingFlip(),),
+        validation_fraction=0.0,
+    )
+    experiment = jdl.Experiment(MLP((4,), 2), data=data, epochs=1, batch_size=4, hooks=())
+    run = jdl.train(experiment, tmp_path / "run")
+    again = jdl.open(tmp_path / "run", experiment)
+    np.testing.assert_array_equal(again.predict(images), run.predict(images))
+    assert again.evaluate("test") == run.evaluate("test")
+    assert set(again.batch) == {"image", "label", "mask"}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jdl.data import RandomCrop, RandomFlip, Resize, Scale
+from jdl.data import Normalize, RandomCrop, RandomFlip, Resize, Scale
 from jdl.errors import UserError
 
 GENERATOR = np.random.default_rng(0)
@@ -129,3 +129,29 @@ def test_two_random_transforms_do_not_follow_each_other():
     for axis in (0, 1):
         # The correlation of independent draws deviates from zero by 1 / sqrt(1200) = 0.029.
         assert abs(np.corrcoef(places[:, axis], flipped)[0, 1]) < 0.1
+
+
+@pytest.mark.parametrize("mode", ["reflect", "edge", "wrap"])
+def test_a_crop_reads_beyond_the_edges_as_numpy_pads(mode):
+    images = pixels(60, 6, 7, 3)
+    crop = RandomCrop(padding=2, mode=mode)
+    found = np.asarray(crop({"image": jnp.asarray(images)}, keys(60))["image"])
+    padded = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)), mode)
+    places = set()
+    for image, wide in zip(found, padded, strict=True):
+        all_crops = {(i, j): wide[i : i + 6, j : j + 7] for i in range(5) for j in range(5)}
+        places.add(next(at for at, each in all_crops.items() if np.array_equal(each, image)))
+    assert len(places) > 15  # of 25
+
+
+def test_normalize_is_per_channel():
+    images, mean, std = pixels(4, 5, 6, 3), np.array([0.5, 0.4, 0.3]), np.array([0.2, 0.25, 0.5])
+    transform = Normalize(mean=tuple(mean.tolist()), std=tuple(std.tolist()))
+    for given in (keys(4), None):
+        found = transform({"image": jnp.asarray(images)}, given)["image"]
+        assert found.dtype == jnp.float32
+        np.testing.assert_allclose(found, (images / 255 - mean) / std, rtol=1e-5, atol=1e-6)
+    with pytest.raises(UserError, match="3 means, where 'image' has 1 channels"):
+        transform({"image": jnp.zeros((2, 4, 4, 1))}, None)
+    with pytest.raises(UserError, match="a mean and a std above 0 for each channel"):
+        Normalize(mean=(0.5,), std=(0.0,))
