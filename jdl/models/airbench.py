@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jdl import ops
-from jdl.layers import BatchNorm, Whitening, exact_gelu, partial_identity
+from jdl.layers import BatchNorm, Whitening, partial_identity
 
 
 class Airbench(nn.Module):
@@ -24,7 +24,7 @@ class Airbench(nn.Module):
     num_classes: int = 10  # logits of the last layer
     whitening_size: int = 2  # of the sides of the first convolution's patches
     momentum: float = 0.6  # decay of the running statistics of batch norm
-    activation: Callable[[jax.Array], jax.Array] = exact_gelu  # after each batch norm
+    activation: Callable[[jax.Array], jax.Array] = nn.gelu  # after each batch norm
     dtype: Any = jnp.float32  # of the computation; parameters and statistics are float32
 
     @nn.compact

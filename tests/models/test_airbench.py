@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import shutil
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -14,10 +15,12 @@ import scipy.special
 import jdl
 from jdl import models
 from jdl.data import Arrays, Scale
-from jdl.layers import Whitening, partial_identity
+from jdl.layers import Whitening, exact_gelu, partial_identity
 from jdl.optimizers import SGD
 from jdl.parallel import DataParallel, Pmap, Single
+from jdl.paths import path_name
 from jdl.sweeps.seeds import train_seeds
+from tests.optimizer_steps import run as run_steps
 
 RNG = np.random.default_rng(0)
 IMAGES = jnp.asarray(np.cumsum(RNG.normal(size=(64, 6, 7, 2)), axis=2), jnp.float32)
@@ -85,7 +88,7 @@ def gelu(x):
 
 @pytest.mark.parametrize("train", [False, True])
 def test_the_network_equals_numpys(train):
-    model = models.Airbench(channels=(5, 6), num_classes=4)
+    model = models.Airbench(channels=(5, 6), num_classes=4, activation=exact_gelu)
     x = RNG.normal(size=(6, 16, 16, 3)).astype(np.float32)
     fresh = jax.jit(model.init)(jax.random.key(0), x)
     noise = np.random.default_rng(1)
@@ -180,3 +183,49 @@ def test_seeds_together_whiten_each_its_own_first_batch(trained, tmp_path):
     alone = jdl.train(dataclasses.replace(make(), seed=1))
     np.testing.assert_allclose(np.abs(kernels[1]), np.abs(frozen(alone)), rtol=1e-3, atol=1e-3)
     assert not np.allclose(np.abs(kernels[0]), np.abs(kernels[1]), atol=1e-2)
+
+
+def orthogonalized(gradient):
+    """Three Newton-Schulz steps on (outputs, inputs), as in the record's code."""
+    x = gradient / np.linalg.norm(gradient)
+    for _ in range(3):
+        a = x @ x.T
+        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+    return x
+
+
+def test_the_experiments_optimizer_takes_the_records_steps():
+    """On constant gradients; on others Optax's bias correction turns Muon's first few steps."""
+    experiment = jdl.load(Path(__file__).parents[2] / "experiments" / "cifar10_94.py").experiment
+    size, steps = experiment.batch_size, 8
+    model = models.Airbench(channels=(5, 6))
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 12, 12, 3)))["params"]
+    given = jax.tree.map(lambda leaf: 1e-3 * RNG.normal(size=leaf.shape).astype(np.float32), params)
+    found, _ = run_steps(experiment.optimizer, params, [given] * steps)
+
+    def sgd(leaf, gradient, rate, until=steps):
+        velocity, decay = 0, 2e-6 * size / rate
+        for step in range(until):
+            summed = gradient * size + decay * leaf  # the record sums its loss over the batch
+            velocity = 0.85 * velocity + summed
+            leaf = leaf - rate * (1 - step / until) * (summed + 0.85 * velocity)
+        return leaf
+
+    def muon(kernel, gradient):
+        flat, turned = (np.asarray(x).reshape(-1, x.shape[-1]).T for x in (kernel, gradient))
+        for step in range(steps):
+            flat = flat * len(flat) ** 0.5 / np.linalg.norm(flat)
+            flat = flat - 0.24 * (1 - step / steps) * orthogonalized(turned)
+        return flat.T.reshape(kernel.shape)
+
+    def expected(path, leaf, gradient):
+        name = path_name(path)
+        if name == "whiten.bias":
+            return sgd(leaf, gradient, 0.053, 3)
+        if name.endswith("bias"):
+            return sgd(leaf, gradient, 0.053)
+        return sgd(leaf, gradient, 0.67) if "logits" in name else muon(leaf, gradient)
+
+    wanted = jax.tree_util.tree_map_with_path(expected, params, given)
+    close = functools.partial(np.testing.assert_allclose, rtol=2e-3, atol=2e-4)
+    jax.tree.map(close, found[-1], wanted)
