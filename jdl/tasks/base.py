@@ -264,18 +264,20 @@ class Task:
           Its outputs, of several views their weighted mean, and the updated collections.
         """
 
-        def apply(batch: Batch) -> tuple[Any, dict[str, PyTree]]:
-            inputs, named = self.model_inputs(model, batch)
+        def apply(inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, PyTree]]:
             return forward(model, params, state.collections, *inputs, train=train, key=key, **named)
 
         if train or not self.views:
-            return apply(batch)
-        total = sum(view.weight for view in self.views)
-        outputs = [
-            jax.tree.map(lambda x: x * (view.weight / total), apply(view(batch))[0])  # noqa: B023
-            for view in self.views
-        ]
-        return jax.tree.map(lambda *each: sum(each), *outputs), state.collections
+            return apply(*self.model_inputs(model, batch))
+        inputs = [self.model_inputs(model, view(batch)) for view in self.views]
+        weights = jnp.array([view.weight for view in self.views])
+        # A loop over the views, so that the model is compiled once, and the activations of one view
+        # are in memory at a time.
+        outputs = jax.lax.map(
+            lambda each: apply(*each)[0], jax.tree.map(lambda *views: jnp.stack(views), *inputs)
+        )
+        mean = functools.partial(jnp.tensordot, weights / weights.sum(), axes=1)
+        return jax.tree.map(mean, outputs), state.collections
 
     def _with_sown_losses(
         self, model: nn.Module, params: PyTree, state: TrainState, batch: Batch, **mode: Any
