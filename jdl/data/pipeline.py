@@ -84,6 +84,14 @@ class Positions(NamedTuple):
         return {**batch, **named}
 
 
+def training_shapes(data: Data, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns shapes and dtypes of a batch with what training adds to it for device transforms."""
+    if not data.needs_positions:
+        return dict(batch)
+    rows = jax.ShapeDtypeStruct(batch["mask"].shape, np.int32)
+    return Positions(rows, rows).add_to(batch)
+
+
 @dataclass(frozen=True)
 class Shard:
     """The contiguous part of every global batch that this process reads."""

@@ -18,11 +18,11 @@ from jdl.data.conversion import inputs_by_name, is_frame
 from jdl.data.pipeline import (
     InMemory,
     Pipeline,
-    Positions,
     Shard,
     Streamed,
     apply_transforms,
     stack_examples,
+    training_shapes,
 )
 from jdl.data.series import Series
 from jdl.data.splits import Splits
@@ -410,11 +410,7 @@ class Run:
             with observe() as observed:
                 prediction = jax.eval_shape(abstract_predict, jax.random.key(0), batch)
             if observed.layers and not self._predictions:  # once, of the training split
-                rows = jax.ShapeDtypeStruct((size,), np.int32)
-                positions = self.experiment.data.needs_positions
-                check_training(
-                    self.program, Positions(rows, rows).add_to(batch) if positions else batch
-                )
+                check_training(self.program, training_shapes(self.experiment.data, batch))
         return prediction
 
     def _validate(self, arrays: Any, split: str, part: str = "") -> None:

@@ -12,7 +12,7 @@ import jdl
 from jdl import step
 from jdl.analysis import memory
 from jdl.analysis.plan import FILLED, Trial, lines, parse_bytes, plan
-from jdl.data import Arrays, Bytes, Tokens
+from jdl.data import AlternatingFlip, Arrays, Bytes, Tokens
 from jdl.errors import UserError
 from jdl.models import CNN, GPT, MLP
 from jdl.optimizers import SGD, Adam
@@ -55,6 +55,12 @@ def test_a_dense_network_in_closed_form():
     assert found.bytes.parameters == found.bytes.gradients == 4 * found.parameters
     assert found.bytes.optimizer - 2 * found.bytes.parameters in range(64)  # and counters
     assert found.bytes.data == (16 + 500) * (4 * 196 + 4)
+
+
+def test_a_transform_that_reads_positions_is_planned():
+    flipping = Arrays({"train": IMAGES}, device_transforms=(AlternatingFlip(),), test_fraction=0.0)
+    found = plan(experiment(MLP((4,), 10), data=flipping), rate=1e9, memory=10**9)
+    assert found.modules == {"Dense_0": 197 * 4, "logits": 5 * 10}
 
 
 def test_a_transformer_in_closed_form():

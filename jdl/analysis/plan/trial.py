@@ -11,7 +11,7 @@ from jax.sharding import AbstractMesh
 
 from jdl import step
 from jdl.analysis.memory import nbytes, peak
-from jdl.data.pipeline import apply_transforms, fits_in_memory
+from jdl.data.pipeline import apply_transforms, fits_in_memory, training_shapes
 from jdl.experiment import Experiment
 from jdl.parallel import Strategy
 from jdl.parallel.base import AXES
@@ -84,6 +84,7 @@ class Trial:
             for name, array in self.example.items()
         }
         batch["mask"] = jax.ShapeDtypeStruct((rows,), bool)
+        batch = training_shapes(experiment.data, batch)
         with tracing_errors({name: array.shape for name, array in self.example.items()}):
             state = jax.eval_shape(functools.partial(step.init, program), jax.random.key(0), batch)
             return state, jax.make_jaxpr(functools.partial(step.update, program))(state, batch)
