@@ -1,6 +1,7 @@
 """Initialization, update, evaluation and prediction as pure functions, compiled in `parallel`."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from jax.extend import core
 
 from jdl.data.base import DeviceTransform
 from jdl.errors import UserError
@@ -234,10 +236,21 @@ def _gradient(
 def scan_or_unroll(body: Any, carry: Any, xs: PyTree) -> tuple[Any, Any]:
     """`jax.lax.scan`, unrolled if `body` convolves on a CPU, where a rolled loop is ~30x slower."""
     first = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), xs)
-    unroll = jax.default_backend() == "cpu" and "conv_general_dilated" in str(
-        jax.make_jaxpr(body)(carry, first)
-    )
-    return jax.lax.scan(body, carry, xs, unroll=unroll)
+    rolled = functools.partial(jax.lax.scan, body)
+    if not _convolves(jax.make_jaxpr(body)(carry, first)):
+        return rolled(carry, xs)
+    unrolled = functools.partial(rolled, unroll=True)
+    return jax.lax.platform_dependent(carry, xs, cpu=unrolled, default=rolled)
+
+
+def _convolves(jaxpr: Any) -> bool:
+    """Whether a jaxpr, or one inside of it, has a convolution."""
+    kinds = (core.Jaxpr, core.ClosedJaxpr)
+    for equation in jaxpr.eqns:
+        inner = (x for x in jax.tree.leaves(equation.params) if isinstance(x, kinds))
+        if equation.primitive.name == "conv_general_dilated" or any(map(_convolves, inner)):
+            return True
+    return False
 
 
 def float32(params: PyTree) -> PyTree:

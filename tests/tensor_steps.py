@@ -100,7 +100,7 @@ def begun(steps, compute):
     )
 
 
-@mock.patch.object(cross_entropy, "LOGITS", {"cpu": 4 * WORDS})  # so that each device forms chunks
+@mock.patch.dict(cross_entropy.LOGITS, cpu=4 * WORDS)  # so that each device forms chunks
 def descend(case, strategy):
     """Losses by step and the last parameters by path, of a case under a strategy."""
     compute = program(case)

@@ -12,10 +12,14 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.export import default_export_platform
 from jax.extend import core
 
 # Primitives whose matrix products cannot be read from their parameters.
 OPAQUE = re.compile(r"dot|matmul|attention|rnn|pallas|ffi_call|custom_call|hi_primitive|exported")
+PLATFORMS = "branches_platforms"
+"""Parameter of the primitive `cond` that JAX's `platform_dependent` binds."""
+
 JAXPRS = (core.Jaxpr, core.ClosedJaxpr)  # one class since JAX 0.11
 
 
@@ -33,8 +37,9 @@ def count(function: Callable[..., Any], *args: Any) -> Cost:
     `flops` follows the convention of the model FLOPs utilization (Chowdhery et al. 2022, "PaLM",
     appendix B): matrix products and convolutions alone, two operations per multiply-add, whatever
     the dtype. Taps of a convolution that fall on padding or between dilated inputs are left out. A
-    scan counts as often as it is long, a condition as its most expensive branch, and
-    rematerialized or unused products count like any other, since the function is taken as traced.
+    scan counts as often as it is long, a condition as its most expensive branch,
+    `jax.lax.platform_dependent` as its form for this platform, and rematerialized or unused
+    products count like any other, since the function is taken as traced.
 
     `bytes` is a lower bound: what must be read and written if everything between stays on the
     chip. Arrays that `function` closes over are inputs too; a PRNG key counts as its key data.
@@ -47,7 +52,7 @@ def count(function: Callable[..., Any], *args: Any) -> Cost:
         ValueError: if a product stands in a while loop, whose length is not known before it runs,
             or in a primitive that hides its products, such as a Pallas kernel.
     """
-    jaxpr = jax.make_jaxpr(function)(*args)
+    jaxpr = localized(jax.make_jaxpr(function)(*args))
     constants = [jax.typeof(constant) for constant in _constants(jaxpr).values()]
     moved = sum(
         math.prod(aval.shape) * aval.dtype.itemsize
@@ -59,6 +64,24 @@ def count(function: Callable[..., Any], *args: Any) -> Cost:
 def held(params: dict[str, Any]) -> list[Any]:
     """The jaxprs among a primitive's parameters, nested ones included."""
     return [leaf for leaf in jax.tree.leaves(params) if isinstance(leaf, JAXPRS)]
+
+
+def localized(jaxpr: Any) -> Any:
+    """A jaxpr in which each `jax.lax.platform_dependent` has only its form for this platform."""
+    here, plain = default_export_platform(), getattr(jaxpr, "jaxpr", jaxpr)
+    equations = []
+    for equation in plain.eqns:
+        params = jax.tree.map(
+            lambda x: localized(x) if isinstance(x, JAXPRS) else x,
+            dict(equation.params),
+            is_leaf=lambda x: isinstance(x, JAXPRS),
+        )
+        if platforms := params.pop(PLATFORMS, None):
+            matches = [each is None or here in each for each in platforms]
+            params["branches"] = (params["branches"][matches.index(True)],)
+        equations.append(equation.replace(params=params))
+    found = plain.replace(eqns=equations)
+    return jaxpr.replace(jaxpr=found) if plain is not jaxpr else found
 
 
 def _constants(jaxpr: Any) -> dict[int, Any]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from jax.extend import core
+from jax.interpreters.partial_eval import dce_jaxpr
 
 from jdl.analysis.flops import held
 
@@ -77,12 +78,14 @@ def peak(jaxpr: Any, dims: Sequence[int | None] = (), parts: int = 1) -> int:
     """Peak bytes on one device, without a program's inputs and outputs.
 
     Args:
-      jaxpr: of `jax.make_jaxpr`.
+      jaxpr: of `jax.make_jaxpr`, for one platform (`flops.localized`).
       dims: for each input, the dimension that is split among devices, or None; may be shorter than
         the inputs. The split is propagated through the program.
       parts: number of devices that share a split dimension.
     """
-    return _walk(jaxpr, dims, parts)[0]
+    # XLA stores nothing of what only the forms for other platforms read.
+    used, _ = dce_jaxpr(getattr(jaxpr, "jaxpr", jaxpr), True, instantiate=True)
+    return _walk(used, dims, parts)[0]
 
 
 def _walk(jaxpr: Any, dims: Sequence[int | None], parts: int) -> tuple[int, list[int | None]]:
@@ -112,8 +115,10 @@ def _inline(jaxpr: Any, inputs: Sequence[Value], parts: int, steps: list[_Step])
     for equation in jaxpr.eqns:
         name, ins = equation.primitive.name, [read(atom) for atom in equation.invars]
         programs = [getattr(program, "jaxpr", program) for program in held(equation.params)]
-        if programs and CALLS.fullmatch(name):
+        only = name == "cond" and len(programs) == 1  # the form for a platform
+        if only or (programs and CALLS.fullmatch(name)):
             constants = [_value(variable.aval) for variable in programs[0].constvars]
+            ins = ins[only:]  # without the index of the platform
             outs = _inline(programs[0], [*constants, *ins], parts, steps)
         elif name in RESHAPES:
             array, dim = ins[0]

@@ -1,11 +1,14 @@
 """Transformer blocks: attention and position-wise feed-forward networks."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.core import lift
+from flax.linen import transforms
 from jax.experimental.layout import Layout, with_layout_constraint
 
 from jdl import ops
@@ -162,15 +165,45 @@ def stack(
         for index in range(num_layers):
             x = apply(block(name=f"block_{index}"), x, arrays)
         return x
-    looped = nn.scan(
-        lambda module, x, _: (apply(module, x, arrays), None),
-        variable_axes={"params": 0, CACHE: 0},
-        split_rngs={"params": True, "dropout": True},
-        length=num_layers,
-        # XLA:CPU runs matrix products inside a rolled loop far slower.
-        unroll=num_layers if jax.default_backend() == "cpu" else 1,
-    )
-    return looped(block(name="blocks"), x, None)[0]
+    module = block(name="blocks")
+
+    def looped(unroll: int) -> Callable[[nn.Module, jax.Array], jax.Array]:
+        scanned = nn.scan(
+            lambda module, x, _: (apply(module, x, arrays), None),
+            variable_axes={"params": 0, CACHE: 0},
+            split_rngs={"params": True, "dropout": True},
+            length=num_layers,
+            unroll=unroll,
+        )
+        return lambda module, x: scanned(module, x, None)[0]
+
+    if module.is_initializing():
+        return looped(1)(module, x)
+    # XLA:CPU runs matrix products inside a rolled loop slower.
+    return _platform_dependent(module, x, cpu=looped(num_layers), default=looped(1))
+
+
+def _platform_dependent(
+    module: nn.Module,
+    x: jax.Array,
+    cpu: Callable[[nn.Module, jax.Array], jax.Array],
+    default: Callable[[nn.Module, jax.Array], jax.Array],
+) -> jax.Array:
+    """`jax.lax.platform_dependent` for functions of a module whose variables exist."""
+
+    def lifted(cpu: Any, default: Any, scopes: Any, x: jax.Array) -> jax.Array:
+        def inner(to_scope: Any, from_scope: Any, variables: Any, rngs: Any) -> Any:
+            def pure(form: Any, x: jax.Array) -> Any:
+                scope = to_scope(variables, rngs)
+                return form(scope, x), from_scope(scope)
+
+            forms = {name: functools.partial(pure, form) for name, form in given.items()}
+            return jax.lax.platform_dependent(x, **forms)
+
+        given = {"cpu": cpu, "default": default}
+        return lift.pack(inner, (True,), (True,), (True,), name="platform_dependent")(scopes)
+
+    return transforms.lift_direct_transform(lifted, (cpu, default), module, x)
 
 
 def check_sizes(model: nn.Module) -> None:

@@ -1,16 +1,24 @@
 """Scaled dot-product attention, implemented per platform."""
 
+import contextlib
+import contextvars
 import functools
 import logging
-from typing import Any
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+
+from jdl.ops.platforms import bind
 
 Array = jax.Array
 
 BLOCK = 64
 """Queries per block of causal attention on CPUs; a block skips the keys after its last query."""
+
+_PORTABLE = contextvars.ContextVar("portable", default=False)
 
 _log = logging.getLogger(__name__)
 
@@ -29,8 +37,8 @@ def attention(
     Equal to `jax.nn.dot_product_attention`. CPUs compute blocks of queries that skip the keys
     hidden by a causal mask, and a backward pass from the saved probabilities. NVIDIA GPUs use
     cuDNN's flash attention for 16-bit dtypes, or XLA's with a logged reason where cuDNN refuses.
-    Other platforms use XLA's. On CPUs it supports reverse mode only: for `jax.jvp` call
-    `jax.nn.dot_product_attention`.
+    Other platforms use XLA's. The platform is that which the program is lowered for. Reverse mode
+    only: for `jax.jvp` call `jax.nn.dot_product_attention`.
 
     Args:
       query: (batch, time, heads, depth), any float dtype.
@@ -44,27 +52,90 @@ def attention(
       (batch, time, heads, depth), dtype of `query`.
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    backend = jax.default_backend()
-    if backend == "cpu":
-        repeats = query.shape[2] // key.shape[2]
-        if repeats > 1:  # the batched products below need one key per query head
-            key, value = jnp.repeat(key, repeats, 2), jnp.repeat(value, repeats, 2)
-        # (batch, heads, time, depth): each head is then one contiguous matrix product.
-        heads_first = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
-        return jnp.swapaxes(_blocked(*heads_first, mask, causal, scale), 1, 2)
-    options: Any = {"mask": mask, "is_causal": causal, "scale": scale}
-    if mask is not None and mask.shape[-2] == 1:
-        options["mask"] = jnp.broadcast_to(mask, (*mask.shape[:2], query.shape[1], key.shape[1]))
-    if backend == "gpu" and query.dtype in (jnp.bfloat16, jnp.float16):
-        # JAX never selects cuDNN itself (implementation=None), and cuDNN rejects some shapes only
-        # when it is traced.
-        try:
-            return jax.nn.dot_product_attention(
-                query, key, value, **options, implementation="cudnn"
-            )
-        except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-            _log.warning("attention runs without cuDNN: %s", error)
-    return jax.nn.dot_product_attention(query, key, value, **options)
+    forms = {"cpu": bind(_on_cpu, causal=causal, scale=scale)}
+    if query.dtype in (jnp.bfloat16, jnp.float16) and _has_cudnn() and not _PORTABLE.get():
+        forms["cuda"] = bind(_fused, causal=causal, scale=scale)
+    plain = bind(_plain, causal=causal, scale=scale)
+    return jax.lax.platform_dependent(query, key, value, mask, default=plain, **forms)
+
+
+@contextlib.contextmanager
+def without_cudnn() -> Iterator[None]:
+    """Traces attention without cuDNN, whose calls `jax.export` does not serialize."""
+    token = _PORTABLE.set(True)
+    try:
+        yield
+    finally:
+        _PORTABLE.reset(token)
+
+
+@functools.cache
+def _has_cudnn() -> bool:
+    """Whether JAX's plugin for CUDA is installed, without which cuDNN's form cannot be traced."""
+    return any("cuda" in plugin.name for plugin in metadata.entry_points(group="jax_plugins"))
+
+
+def _plain(
+    query: Array,
+    key: Array,
+    value: Array,
+    mask: Array | None,
+    causal: bool,
+    scale: float,
+    implementation: Literal["xla", "cudnn"] = "xla",
+) -> Array:
+    if mask is not None and mask.shape[-2] == 1:  # cuDNN takes no mask that broadcasts over queries
+        mask = jnp.broadcast_to(mask, (*mask.shape[:2], query.shape[1], key.shape[1]))
+    return jax.nn.dot_product_attention(
+        query, key, value, mask=mask, is_causal=causal, scale=scale, implementation=implementation
+    )
+
+
+def _on_cpu(
+    query: Array, key: Array, value: Array, mask: Array | None, causal: bool, scale: float
+) -> Array:
+    repeats = query.shape[2] // key.shape[2]
+    if repeats > 1:  # the batched products below need one key per query head
+        key, value = jnp.repeat(key, repeats, 2), jnp.repeat(value, repeats, 2)
+    # (batch, heads, time, depth): each head is then one contiguous matrix product.
+    heads_first = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
+    return jnp.swapaxes(_blocked(*heads_first, mask, causal, scale), 1, 2)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _fused(
+    query: Array, key: Array, value: Array, mask: Array | None, causal: bool, scale: float
+) -> Array:
+    return _with_cudnn(bind(_plain, causal=causal, scale=scale), query, key, value, mask)
+
+
+def _fused_forward(
+    query: Array, key: Array, value: Array, mask: Array | None, causal: bool, scale: float
+) -> tuple[Array, Any]:
+    # cuDNN refuses more shapes in training than in inference.
+    def form(*arrays: Array, implementation: Any) -> tuple[Array, Any]:
+        fixed = {"mask": mask, "causal": causal, "scale": scale, "implementation": implementation}
+        return jax.vjp(functools.partial(_plain, **fixed), *arrays)
+
+    return _with_cudnn(form, query, key, value)
+
+
+def _fused_backward(causal: bool, scale: float, vjp: Any, gradient: Array) -> tuple[Any, ...]:
+    del causal, scale
+    return *vjp(gradient), None
+
+
+_fused.defvjp(_fused_forward, _fused_backward)
+
+
+def _with_cudnn(form: Callable[..., Any], *arrays: Any) -> Any:
+    """Traces a form with cuDNN, or with XLA where cuDNN refuses."""
+    # JAX never selects cuDNN itself, and cuDNN rejects some shapes only when it is traced.
+    try:
+        return form(*arrays, implementation="cudnn")
+    except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        _log.warning("attention runs without cuDNN: %s", error)
+        return form(*arrays, implementation="xla")
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -98,6 +169,7 @@ def _scores(
     return scores
 
 
+@functools.partial(jax.jit, static_argnums=(4, 5), inline=True)
 def _forward(
     query: Array, key: Array, value: Array, mask: Array | None, causal: bool, scale: float
 ) -> tuple[Array, Any]:
@@ -116,6 +188,7 @@ def _forward(
     return output, (query, key, value, output, tuple(kept))
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
 def _backward(causal: bool, scale: float, saved: Any, gradient: Array) -> tuple[Any, ...]:
     """Gradients of query, key and value, block by block from the saved probabilities P.
 

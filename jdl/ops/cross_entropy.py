@@ -1,5 +1,6 @@
 """Cross-entropy over a large vocabulary, without all logits in memory."""
 
+import functools
 from typing import Any
 
 import jax
@@ -32,11 +33,13 @@ def linear_cross_entropy(
     """The weighted sum of cross-entropies of the logits `hidden kernel^T`, in nats.
 
     Equal to the weighted sum of `optax.softmax_cross_entropy_with_integer_labels`, which computes
-    it for up to `LOGITS` logits. More are computed in chunks, and their gradients in the same pass
-    (as in Hsu et al., 2024), so that no logit is computed twice or stored. Tokens of weight zero,
-    such as padding, are skipped. Chunks support reverse mode only, once, and have no gradient with
-    respect to `weights`: for `jax.jvp` use the plain form. With a sharded batch, each device
-    computes the chunks of its own tokens.
+    it for up to `LOGITS` logits of the platform that the program is lowered for. More are computed
+    in chunks, and their gradients in the same pass (as in Hsu et al., 2024), so that no logit is
+    computed twice or stored. Tokens of weight zero, such as padding, are skipped. With a sharded
+    batch, each device computes the chunks of its own tokens.
+
+    Beyond the CPU's `LOGITS` it supports, on every platform, reverse mode only, once, and has no
+    gradient with respect to `weights`: for `jax.jvp` use the plain form.
 
     Args:
       hidden: (..., embed), any float dtype; logits are computed in it and summed in float32.
@@ -73,14 +76,14 @@ def linear_cross_entropy(
 
 def _sum(hidden: Array, kernel: Array, targets: Array, weights: Array) -> Array:
     """The sum on one device, plain or in chunks."""
-    if hidden.shape[0] * kernel.shape[0] > LOGITS[_platform()]:
+    if hidden.shape[0] * kernel.shape[0] > LOGITS["cpu"]:
         return _in_chunks(hidden, kernel, targets, weights)
+    return _plain(hidden, kernel, targets, weights)
+
+
+def _plain(hidden: Array, kernel: Array, targets: Array, weights: Array) -> Array:
     logits = _logits(hidden, kernel)
     return jnp.sum(weights * optax.softmax_cross_entropy_with_integer_labels(logits, targets))
-
-
-def _platform() -> str:
-    return "cpu" if jax.default_backend() == "cpu" else "accelerator"
 
 
 def _logits(hidden: Array, kernel: Array) -> Array:
@@ -91,12 +94,33 @@ def _logits(hidden: Array, kernel: Array) -> Array:
 
 @jax.custom_vjp
 def _in_chunks(hidden: Array, kernel: Array, targets: Array, weights: Array) -> Array:
-    return _chunked(hidden, kernel, targets, weights, gradients=False)[0]
+    return _by_platform(hidden, kernel, targets, weights, gradients=False)[0]
 
 
 def _forward(hidden: Array, kernel: Array, targets: Array, weights: Array) -> tuple[Array, Any]:
-    total, dhidden, dkernel = _chunked(hidden, kernel, targets, weights, gradients=True)
-    return total, (dhidden, dkernel)
+    total, *gradients = _by_platform(hidden, kernel, targets, weights, gradients=True)
+    return total, tuple(gradients)
+
+
+def _by_platform(*arrays: Array, gradients: bool) -> tuple[Any, ...]:
+    """Loss, and its gradients by `hidden` and `kernel` or None."""
+    hidden, kernel, *_ = arrays
+    fits = hidden.shape[0] * kernel.shape[0] <= LOGITS["accelerator"]
+    on_cpu = functools.partial(_chunked, platform="cpu", gradients=gradients)
+    chunked = functools.partial(_chunked, platform="accelerator", gradients=gradients)
+    whole = functools.partial(_whole, gradients=gradients)
+    return jax.lax.platform_dependent(*arrays, cpu=on_cpu, default=whole if fits else chunked)
+
+
+def _whole(
+    hidden: Array, kernel: Array, targets: Array, weights: Array, gradients: bool
+) -> tuple[Any, ...]:
+    """Loss and gradients of all logits at once."""
+    if not gradients:
+        return _plain(hidden, kernel, targets, weights), None, None
+    total, vjp = jax.vjp(lambda h, k: _plain(h, k, targets, weights), hidden, kernel)
+    dhidden, dkernel = vjp(jnp.ones(()))
+    return total, dhidden, dkernel.astype(jnp.float32)
 
 
 def _backward(saved: Any, gradient: Array) -> tuple[Any, ...]:
@@ -109,13 +133,13 @@ _in_chunks.defvjp(_forward, _backward)
 
 
 def _chunked(
-    hidden: Array, kernel: Array, targets: Array, weights: Array, gradients: bool
+    hidden: Array, kernel: Array, targets: Array, weights: Array, platform: str, gradients: bool
 ) -> tuple[Any, ...]:
     """Loss and gradients summed over chunks of equal length.
 
     Tokens are sorted so that those with a weight come first; the remaining chunks are skipped.
     """
-    tokens, platform = hidden.shape[0], _platform()
+    tokens = hidden.shape[0]
     size = max(1, min(TOKENS[platform], LOGITS[platform] // kernel.shape[0], tokens))
     # Cast outside the loop: inside `cond`, XLA would cast the kernel again for every chunk.
     operand = kernel.astype(hidden.dtype)

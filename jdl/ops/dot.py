@@ -5,6 +5,8 @@ from typing import Any
 import jax
 from jax import lax
 
+from jdl.ops.platforms import bind
+
 Array = jax.Array
 
 
@@ -28,10 +30,18 @@ def dot_general(
       (..., features).
     """
     dense = lhs.ndim > 2 and rhs.ndim == 2 and _plain(dimension_numbers, lhs.ndim)
-    if not dense or jax.default_backend() != "cpu":
+    if not dense:
         return lax.dot_general(lhs, rhs, dimension_numbers, *args, **options)
-    rows, plain = lhs.reshape(-1, lhs.shape[-1]), (((1,), (0,)), ((), ()))
-    product = lax.dot_general(rows, rhs, plain, *args, **options)
+    plain, flat = bind(_dense, args=args, **options), bind(_flat, args=args, **options)
+    return lax.platform_dependent(lhs, rhs, cpu=flat, default=plain)
+
+
+def _dense(lhs: Array, rhs: Array, args: tuple[Any, ...], **options: Any) -> Array:
+    return lax.dot_general(lhs, rhs, (((lhs.ndim - 1,), (0,)), ((), ())), *args, **options)
+
+
+def _flat(lhs: Array, rhs: Array, args: tuple[Any, ...], **options: Any) -> Array:
+    product = _dense(lhs.reshape(-1, lhs.shape[-1]), rhs, args, **options)
     return product.reshape(*lhs.shape[:-1], rhs.shape[-1])
 
 

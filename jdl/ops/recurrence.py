@@ -1,5 +1,6 @@
 """LSTM and GRU sequences whose backward pass computes each weight gradient in one product."""
 
+import functools
 from typing import Any
 
 import jax
@@ -7,16 +8,18 @@ import jax.numpy as jnp
 
 Array = jax.Array
 
-UNROLL = {"gpu": 20}
-"""Steps per iteration of a scan, by platform; 1 elsewhere. On GPUs a step is a handful of kernels
-of microseconds, and XLA fuses across unrolled steps what a rolled loop launches one by one: an LSTM
-of 128 units over 200 steps, forward and backward, takes 4.2 ms rolled on an H200 and 2.3 ms
-unrolled by 20; cuDNN's, by `jax.experimental.rnn`, takes 6.9 ms.
+UNROLL = 20
+"""Steps per iteration of a scan on GPUs; 1 elsewhere. On GPUs a step is a handful of kernels of
+microseconds, and XLA fuses across unrolled steps what a rolled loop launches one by one: an LSTM of
+128 units over 200 steps, forward and backward, takes 4.2 ms rolled on an H200 and 2.3 ms unrolled
+by 20. cuDNN's LSTM, by `jax.experimental.rnn`, takes 6.9 ms and is therefore not used.
 """
 
 
 def _scan(step: Any, carry: Any, xs: Any, **options: Any) -> Any:
-    return jax.lax.scan(step, carry, xs, unroll=UNROLL.get(jax.default_backend(), 1), **options)
+    rolled = functools.partial(jax.lax.scan, step, **options)
+    unrolled = functools.partial(rolled, unroll=UNROLL)
+    return jax.lax.platform_dependent(carry, xs, cuda=unrolled, rocm=unrolled, default=rolled)
 
 
 def sigmoid(x: Array) -> Array:

@@ -32,7 +32,7 @@ def plain(hidden, kernel, targets, weights):
 @pytest.mark.parametrize("limit", [1 << 24, 64, 7])
 @pytest.mark.parametrize("shape", [(1, 2, 1), (13, 11, 4), (24, 7, 3)])
 def test_value_and_gradients_equal_the_plain_form(shape, limit, monkeypatch):
-    monkeypatch.setattr(cross_entropy, "LOGITS", {"cpu": limit})
+    monkeypatch.setitem(cross_entropy.LOGITS, "cpu", limit)
     *given, targets, weights = draw(*shape)
     both = [
         jax.value_and_grad(lambda h, k, f=f: 2.5 * f(h, k, targets, weights), (0, 1))(*given)
@@ -52,7 +52,7 @@ def test_large_logits_do_not_overflow_and_tokens_without_weight_count_nothing():
 
 
 def test_no_more_logits_than_the_limit_are_in_memory(monkeypatch):
-    monkeypatch.setattr(cross_entropy, "LOGITS", {"cpu": 1 << 12})
+    monkeypatch.setitem(cross_entropy.LOGITS, "cpu", 1 << 12)
     hidden, kernel, targets, weights = draw(1 << 10, 1 << 8, 8)
 
     def largest(function):
@@ -65,8 +65,8 @@ def test_no_more_logits_than_the_limit_are_in_memory(monkeypatch):
 
 
 def test_chunks_are_left_out_where_no_token_has_weight(monkeypatch):
-    monkeypatch.setattr(cross_entropy, "LOGITS", {"cpu": 1 << 6})
-    monkeypatch.setattr(cross_entropy, "TOKENS", {"cpu": 4})
+    monkeypatch.setitem(cross_entropy.LOGITS, "cpu", 1 << 6)
+    monkeypatch.setitem(cross_entropy.TOKENS, "cpu", 4)
     hidden, kernel, targets, _ = draw(20, 16, 4)
     weights = jnp.zeros(20).at[jnp.array([3, 11, 12, 19])].set(1.0)  # one chunk's worth
     # An infinity in a chunk that is computed makes the sum not a number, whatever its weight.
@@ -79,7 +79,7 @@ def test_chunks_are_left_out_where_no_token_has_weight(monkeypatch):
 
 
 def test_each_device_forms_the_chunks_of_its_own_tokens(monkeypatch):
-    monkeypatch.setattr(cross_entropy, "LOGITS", {"cpu": 1 << 5})
+    monkeypatch.setitem(cross_entropy.LOGITS, "cpu", 1 << 5)
     mesh = jax.make_mesh((2, 1), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
     hidden, kernel, targets, weights = draw(20, 16, 4)
     rows, whole = NamedSharding(mesh, BATCH), NamedSharding(mesh, P())

@@ -10,6 +10,7 @@ import jax
 from jax.sharding import AbstractMesh
 
 from jdl import step
+from jdl.analysis.flops import localized
 from jdl.analysis.memory import nbytes, peak
 from jdl.data.pipeline import apply_transforms, fits_in_memory, training_shapes
 from jdl.experiment import Experiment
@@ -87,7 +88,8 @@ class Trial:
         batch = training_shapes(experiment.data, batch)
         with tracing_errors({name: array.shape for name, array in self.example.items()}):
             state = jax.eval_shape(functools.partial(step.init, program), jax.random.key(0), batch)
-            return state, jax.make_jaxpr(functools.partial(step.update, program))(state, batch)
+            traced = jax.make_jaxpr(functools.partial(step.update, program))(state, batch)
+            return state, localized(traced)
 
     def rows(self, strategy: Strategy, devices: int, batch_size: int) -> int:
         """Rows of a batch on one device, rounded up to whole micro-batches."""

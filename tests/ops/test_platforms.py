@@ -1,0 +1,123 @@
+"""Every operation holds its form for the platform that it is lowered for, and no other."""
+
+import functools
+import re
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jdl import ops
+from jdl.models import GPT
+from jdl.ops import cross_entropy
+from jdl.step import scan_or_unroll
+
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+
+
+def draw(*shapes, seed=0):
+    rng = np.random.default_rng(seed)
+    return [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
+
+
+def dense(x, kernel):
+    return ops.dot_general(x, kernel, (((2,), (0,)), ((), ())))
+
+
+def convolve(x, kernel):
+    def body(carry, x):
+        return jax.lax.conv(carry, 0.1 * kernel, (1, 1), "SAME") + x, carry.sum()
+
+    return scan_or_unroll(body, x[0], x)
+
+
+TARGETS = jnp.arange(40) % 7
+CASES = {
+    "attention": (
+        functools.partial(ops.attention, causal=True),
+        draw((2, 70, 4, 3), (2, 70, 2, 3), (2, 70, 2, 3)),
+    ),
+    "dense": (dense, draw((2, 3, 5), (5, 7))),
+    "lstm": (ops.lstm, draw((23, 2, 12), (2, 3), (2, 3), (3, 12))),
+    "gru": (ops.gru, draw((23, 2, 9), (2, 3), (3, 9), (3,))),
+    "cross-entropy": (
+        lambda h, k: ops.linear_cross_entropy(h, k, TARGETS, TARGETS / 3),
+        draw((40, 5), (7, 5)),
+    ),
+    "scan of convolutions": (convolve, draw((4, 1, 2, 6, 6), (2, 2, 3, 3))),
+}
+
+
+@pytest.fixture(autouse=True)
+def _few_logits(monkeypatch):
+    """The logits of the case above are computed in chunks on CPUs only."""
+    monkeypatch.setitem(cross_entropy.LOGITS, "cpu", 100)
+
+
+def gradients(function, arguments):
+    def total(arguments):
+        return sum(jnp.sin(x).sum() for x in jax.tree.leaves(function(*arguments)))
+
+    return jax.value_and_grad(total)(arguments)
+
+
+@pytest.mark.parametrize(("function", "arguments"), CASES.values(), ids=CASES)
+def test_the_forms_for_other_platforms_compute_the_same(function, arguments, monkeypatch):
+    here = gradients(function, arguments)
+    for platform in ("cuda", "tpu"):
+
+        def chosen(*arrays, default, platform=platform, **forms):
+            return forms.get(platform, default)(*arrays)
+
+        monkeypatch.setattr(jax.lax, "platform_dependent", chosen)
+        chex.assert_trees_all_close(gradients(function, arguments), here, rtol=1e-4, atol=1e-5)
+
+
+GPUS = {"cuda", "rocm"}
+SIGNS = {  # an operation, how often a form that is known by it has it, and that form's platforms
+    "attention": ("optimization_barrier", 1, {"cpu"}),
+    "dense": ("reshape", 3, {"cpu"}),
+    "lstm": ("reshape", 100, GPUS),
+    "gru": ("reshape", 100, GPUS),
+    "cross-entropy": ("sort", 1, {"cpu"}),
+    "scan of convolutions": ("while", 1, {*GPUS, "tpu"}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_each_platform_gets_its_own_form(case):
+    function, arguments = CASES[case]
+    operation, least, expected = SIGNS[case]
+    traced = jax.jit(functools.partial(gradients, function)).trace(arguments)
+    texts = {p: traced.lower(lowering_platforms=(p,)).as_text() for p in PLATFORMS}
+    assert {p for p in PLATFORMS if texts[p].count(f"stablehlo.{operation}") >= least} == expected
+    if case != "cross-entropy":  # whose chunks are conditional
+        assert "conditional" not in traced.lower().compile().as_text(), "the form is inlined"
+
+
+def test_an_export_holds_the_form_of_each_platform():
+    function, arguments = CASES["dense"]
+    exported = jax.export.export(jax.jit(function), platforms=("cpu", "cuda"))(*arguments)
+    text = exported.mlir_module()
+    assert text.count("stablehlo.reshape ") == 2, "the CPU's"
+    assert re.search(r"dot_general .*tensor<2x3x5xf32>", text), "the GPU's"
+    np.testing.assert_allclose(exported.call(*arguments), function(*arguments), rtol=1e-6)
+
+
+def test_scanned_blocks_are_unrolled_on_cpus_only():
+    model = GPT(
+        vocab_size=7, max_position_embeddings=4, num_layers=3, num_heads=1, embed_dim=4, scan=True
+    )
+    tokens = jnp.ones((2, 4), jnp.int32)
+    params = jax.eval_shape(model.init, jax.random.key(0), tokens)
+
+    def loss(params):
+        return model.apply(params, tokens).sum()
+
+    traced = jax.jit(jax.grad(loss)).trace(params)
+    texts = {p: traced.lower(lowering_platforms=(p,)).as_text() for p in PLATFORMS}
+    assert {p: text.count("stablehlo.while") for p, text in texts.items()} == {
+        "cpu": 0, "cuda": 2, "rocm": 2, "tpu": 2,
+    }  # fmt: skip
