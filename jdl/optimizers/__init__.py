@@ -1,5 +1,6 @@
 """Optimizers and learning-rate schedules: frozen dataclasses that build Optax transformations."""
 
+from jdl.optimizers.lookahead import Lookahead
 from jdl.optimizers.optimizers import (
     SGD,
     Adagrad,
@@ -36,6 +37,7 @@ __all__ = [
     "Lamb",
     "Linear",
     "Lion",
+    "Lookahead",
     "Muon",
     "OneCycle",
     "Optimizer",

@@ -8,6 +8,7 @@ import jax
 import optax
 
 from jdl.errors import UserError
+from jdl.optimizers.lookahead import Lookahead
 from jdl.optimizers.modules import freeze, scale_modules
 from jdl.optimizers.schedules import Constant, Schedule, check
 from jdl.optimizers.transforms import (
@@ -50,6 +51,8 @@ class Optimizer:
     """Apply decay and penalties to biases, scales and all other parameters too, as PyTorch does."""
     ema_decay: float | None = None
     """Decay of a debiased moving average (EMA) of the parameters, used to evaluate; None: off."""
+    lookahead: Lookahead | None = None
+    """Average of the parameters from which training continues; None: off."""
     frozen: tuple[str, ...] = ()
     """Paths of modules whose parameters are not trained, such as Conv_0 or encoder.Dense_1."""
     lr_multipliers: tuple[tuple[str, float], ...] = ()
@@ -122,6 +125,7 @@ class Optimizer:
             scale_modules(self.lr_multipliers) if self.lr_multipliers else none,
             self.schedule.feedback(),
             self._constraint(),
+            none if self.lookahead is None else self.lookahead.build(steps),
             none if self.ema_decay is None else average_weights(self.ema_decay),
         )
         return freeze(method, self.frozen) if self.frozen else method
