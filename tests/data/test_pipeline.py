@@ -17,6 +17,8 @@ from jdl.data.pipeline import InMemory, Shard, Streamed, open_pipeline, to_batch
 from jdl.errors import UserError
 from jdl.models import MLP
 from jdl.optimizers import SGD
+from jdl.parallel import DataParallel, Pmap, Single
+from jdl.sweeps.seeds import train_seeds
 
 COUNT, SIZE = 23, 5  # neither divides the other
 ALONE = Shard()
@@ -354,3 +356,36 @@ def test_a_run_with_an_alternating_flip_evaluates_and_predicts_without_positions
     np.testing.assert_array_equal(again.predict(images), run.predict(images))
     assert again.evaluate("test") == run.evaluate("test")
     assert set(again.batch) == {"image", "label", "mask"}
+
+
+def test_positions_reach_every_strategy_and_several_steps_per_execution(tmp_path):
+    images = np.random.default_rng(0).random((20, 2, 2, 1)).astype(np.float32)
+    data = Arrays(
+        {"train": {"image": images, "label": np.arange(20) % 2}},
+        device_transforms=(AlternatingFlip(),),
+        validation_fraction=0.0,
+        test_fraction=0.0,
+    )
+
+    def losses(run):
+        return run.history["train"]["loss"]
+
+    experiment = jdl.Experiment(
+        MLP((4,), 2), data=data, optimizer=SGD(0.5), strategy=Single(), hooks=(), steps=12,
+        batch_size=4, runtime=jdl.Runtime(log_every=1),
+    )  # fmt: skip
+    expected = losses(jdl.train(experiment))
+    assert len(expected) == 12
+    for changes in (
+        {"strategy": DataParallel(devices=2)},
+        {"strategy": Pmap(devices=2)},
+        {"runtime.steps_per_execution": 3},
+        {"data.pipeline": "grain"},
+    ):
+        found = losses(jdl.train(jdl.override(experiment, changes)))
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+    train_seeds(experiment, 2, tmp_path / "seeds", vectorize="always")
+    found = losses(jdl.open(tmp_path / "seeds" / "seed-0"))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    plain = jdl.override(experiment, {"data.device_transforms": ()})
+    assert not np.allclose(losses(jdl.train(plain)), expected, rtol=1e-3)
