@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
 
@@ -21,6 +21,9 @@ Batch = Mapping[str, Any]
 
 Size = Any
 """Size of an axis: an int, or a symbolic dimension of `jax.export`."""
+
+Platform = Literal["cpu", "cuda", "rocm", "tpu"]
+"""What a program is lowered for, by JAX's names."""
 
 FILE_MODULE = "jdl_file_"
 """Prefix of the module names of experiment files; the rest is a hash of the path."""

@@ -6,12 +6,14 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from jdl.cli.arguments import OwnFile, RunDirectory, warn_if_unfinished
+from jdl.typing import Platform
 
 
 def export(
     directory: RunDirectory,
     file: Annotated[Positional[Path], arg(metavar="FILE")],
     /,
+    platforms: tuple[Platform, ...] = (),
     experiment: OwnFile = None,
 ) -> None:
     """Export a run's prediction and weights as StableHLO, which JAX runs without jdl.
@@ -20,6 +22,8 @@ def export(
 
     Args:
         file: to write, such as digits.stablehlo.
+        platforms: that the file can run on, each with its own form of operations; none: cpu, cuda
+            and the current one.
     """
     from jdl.inference.export import check_target, export_prediction, signature, write_export
     from jdl.trainer.opening import restore_run
@@ -29,6 +33,6 @@ def export(
     recorded = read_run(directory, experiment)
     run = restore_run(directory, recorded.experiment)
     warn_if_unfinished(directory, run)
-    function = export_prediction(run)
+    function = export_prediction(run, platforms)
     write_export(file, function)
     print(f"{file}: {signature(function)}")

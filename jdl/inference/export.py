@@ -12,11 +12,12 @@ import jax.numpy as jnp
 from jax import export
 
 from jdl.errors import UserError, first_line, install_command
+from jdl.ops.platforms import portable
 from jdl.state import TrainState
 from jdl.step import predict
 from jdl.trainer.record import to_host
 from jdl.trainer.run import Run
-from jdl.typing import PyTree
+from jdl.typing import Platform, PyTree
 
 
 def check_target(path: Path) -> None:
@@ -47,13 +48,18 @@ def check_target(path: Path) -> None:
             ) from error
 
 
-def export_prediction(run: Run) -> export.Exported:
+def export_prediction(run: Run, platforms: Sequence[Platform] = ()) -> export.Exported:
     """Lowers the prediction of a run, with its weights, to a function of named arrays.
 
     The arguments are the arrays of a batch that the prediction depends on, as the host transforms
-    return them; device transforms are part of the function. It takes any number of rows and runs on
-    CPUs, NVIDIA GPUs and the current platform. Where the model cannot be lowered like that, it runs
-    on the current platform only, or takes exactly as many rows as a batch of the run.
+    return them; device transforms are part of the function. It holds the form of each operation for
+    each platform, without cuDNN's, and takes any number of rows. Where the model cannot be lowered
+    like that, it takes exactly as many rows as a batch of the run.
+
+    Args:
+      run: a trained run.
+      platforms: on which the function can run; empty: CPUs, NVIDIA GPUs and the current platform,
+        or the current one alone where the model cannot be lowered for all.
 
     Raises:
       UserError: the model cannot be lowered in any of these ways.
@@ -61,15 +67,16 @@ def export_prediction(run: Run) -> export.Exported:
     state = run.evaluation_state(run.gather_state())
     weights = jax.tree.map(lambda x: jnp.asarray(to_host(x)), (state.params, state.collections))
     here = export.default_export_platform()
-    platforms = tuple(dict.fromkeys((here, "cpu", "cuda"))), (here,)
+    choices = [platforms] if platforms else [(here, "cpu", "cuda"), (here,)]
     counts = *export.symbolic_shape("rows"), run.experiment.batch_size
-    *ways, last = itertools.product(counts, platforms)
+    *ways, last = itertools.product(counts, (tuple(dict.fromkeys(names)) for names in choices))
     try:
-        names = _used(run, weights)
-        for way in ways:
-            with contextlib.suppress(Exception):  # JAX raises many kinds
-                return _lowered(run, weights, names, *way)
-        return _lowered(run, weights, names, *last)
+        with portable():
+            names = _used(run, weights)
+            for way in ways:
+                with contextlib.suppress(Exception):  # JAX raises many kinds
+                    return _lowered(run, weights, names, *way)
+            return _lowered(run, weights, names, *last)
     except Exception as error:
         raise UserError(f"the prediction cannot be exported: {first_line(error)}") from error
 

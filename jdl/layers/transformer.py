@@ -15,6 +15,7 @@ from jdl import ops
 from jdl.errors import UserError
 from jdl.layers.attention import Attention
 from jdl.layers.dropout import Dropout
+from jdl.ops.platforms import is_portable
 from jdl.state import CACHE
 
 
@@ -160,7 +161,7 @@ def stack(
     modes = {name: value for name, value in inputs.items() if isinstance(value, bool)}
     arrays = {name: value for name, value in inputs.items() if not isinstance(value, bool)}
     apply = nn.remat(apply) if remat else apply
-    x = with_layout_constraint(x, Layout(tuple(range(x.ndim))))
+    x = _row_major(x)
     if not scan:
         for index in range(num_layers):
             x = apply(block(name=f"block_{index}"), x, arrays)
@@ -181,6 +182,21 @@ def stack(
         return looped(1)(module, x)
     # XLA:CPU runs matrix products inside a rolled loop slower.
     return _platform_dependent(module, x, cpu=looped(num_layers), default=looped(1))
+
+
+def _row_major(x: jax.Array) -> jax.Array:
+    """`x`, on GPUs laid out by rows.
+
+    The sum over the batch in the gradient of position embeddings otherwise makes XLA put the batch
+    last in the whole stack of blocks, and transpose it at every norm.
+    """
+    if is_portable():
+        return x
+
+    def constrained(x: jax.Array) -> jax.Array:
+        return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
+
+    return jax.lax.platform_dependent(x, cuda=constrained, rocm=constrained, default=lambda x: x)
 
 
 def _platform_dependent(

@@ -1,24 +1,20 @@
 """Scaled dot-product attention, implemented per platform."""
 
-import contextlib
-import contextvars
 import functools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib import metadata
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
-from jdl.ops.platforms import bind
+from jdl.ops.platforms import bind, is_portable
 
 Array = jax.Array
 
 BLOCK = 64
 """Queries per block of causal attention on CPUs; a block skips the keys after its last query."""
-
-_PORTABLE = contextvars.ContextVar("portable", default=False)
 
 _log = logging.getLogger(__name__)
 
@@ -53,20 +49,10 @@ def attention(
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     forms = {"cpu": bind(_on_cpu, causal=causal, scale=scale)}
-    if query.dtype in (jnp.bfloat16, jnp.float16) and _has_cudnn() and not _PORTABLE.get():
+    if query.dtype in (jnp.bfloat16, jnp.float16) and not is_portable() and _has_cudnn():
         forms["cuda"] = bind(_fused, causal=causal, scale=scale)
     plain = bind(_plain, causal=causal, scale=scale)
     return jax.lax.platform_dependent(query, key, value, mask, default=plain, **forms)
-
-
-@contextlib.contextmanager
-def without_cudnn() -> Iterator[None]:
-    """Traces attention without cuDNN, whose calls `jax.export` does not serialize."""
-    token = _PORTABLE.set(True)
-    try:
-        yield
-    finally:
-        _PORTABLE.reset(token)
 
 
 @functools.cache
@@ -112,30 +98,42 @@ def _fused(
 def _fused_forward(
     query: Array, key: Array, value: Array, mask: Array | None, causal: bool, scale: float
 ) -> tuple[Array, Any]:
+    trees = []
+
     # cuDNN refuses more shapes in training than in inference.
-    def form(*arrays: Array, implementation: Any) -> tuple[Array, Any]:
-        fixed = {"mask": mask, "causal": causal, "scale": scale, "implementation": implementation}
-        return jax.vjp(functools.partial(_plain, **fixed), *arrays)
+    def form(q: Array, k: Array, v: Array, mask: Array | None, implementation: Any) -> Any:
+        options = {"causal": causal, "scale": scale, "implementation": implementation}
+        output, vjp = jax.vjp(lambda q, k, v: _plain(q, k, v, mask, **options), q, k, v)
+        leaves, tree = jax.tree.flatten(vjp)
+        trees.append(tree)
+        return output, leaves
 
-    return _with_cudnn(form, query, key, value)
+    output, leaves = _with_cudnn(form, query, key, value, mask)
+    return output, (jax.tree.unflatten(trees[-1], leaves), mask)
 
 
-def _fused_backward(causal: bool, scale: float, vjp: Any, gradient: Array) -> tuple[Any, ...]:
+def _fused_backward(causal: bool, scale: float, saved: Any, gradient: Array) -> tuple[Any, ...]:
     del causal, scale
-    return *vjp(gradient), None
+    vjp, mask = saved
+    return *_batched(lambda vjp, gradient: vjp(gradient), mask)(vjp, gradient), None
 
 
 _fused.defvjp(_fused_forward, _fused_backward)
 
 
 def _with_cudnn(form: Callable[..., Any], *arrays: Any) -> Any:
-    """Traces a form with cuDNN, or with XLA where cuDNN refuses."""
+    """Traces a form with cuDNN, or with XLA where cuDNN refuses; the last array is the mask."""
     # JAX never selects cuDNN itself, and cuDNN rejects some shapes only when it is traced.
     try:
-        return form(*arrays, implementation="cudnn")
+        return _batched(functools.partial(form, implementation="cudnn"), arrays[-1])(*arrays)
     except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         _log.warning("attention runs without cuDNN: %s", error)
         return form(*arrays, implementation="xla")
+
+
+def _batched(function: Callable[..., Any], mask: Array | None) -> Callable[..., Any]:
+    """A function whose `jax.vmap` is a loop if there is a mask, which cuDNN's rule mistakes."""
+    return function if mask is None else jax.custom_batching.sequential_vmap(function)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))

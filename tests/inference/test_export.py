@@ -5,8 +5,11 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.cudnn import fused_attention_stablehlo
+from numpy.testing import assert_array_equal
 
 import jdl
 from jdl.data import Arrays, Scale
@@ -99,6 +102,47 @@ def test_the_prediction_is_exported_with_all_that_it_takes(model, task, arrays, 
             function.call(**given), run.predict(given[task.inputs]), rtol=1e-5, atol=1e-6
         )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "run"]
+
+
+HALF = GPT(
+    vocab_size=9, max_position_embeddings=6, num_layers=1, num_heads=1, embed_dim=8,
+    dtype=jnp.bfloat16,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("model", "task", "arrays"),
+    [
+        CASES["attention"][:3],
+        (HALF, LanguageModeling(), {"tokens": TOKENS}),
+        CASES["recurrence"][:3],
+    ],
+    ids=["attention", "attention in 16 bits", "recurrence"],
+)
+def test_each_platform_has_its_own_form(model, task, arrays, tmp_path, monkeypatch):
+    # As on a machine with an NVIDIA GPU, where attention in 16 bits is cuDNN's.
+    monkeypatch.setattr(sys.modules["jdl.ops.attention"], "_has_cudnn", lambda: True)
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91100)
+    run = trained_on(model, task, arrays, tmp_path)
+    found = {}
+    for platforms in (("cpu",), ("cuda",), ("cpu", "cuda", "tpu")):
+        function = export_prediction(run, platforms)
+        assert function.platforms == platforms
+        assert "cudnn" not in function.mlir_module()
+        found[platforms] = function.mlir_module().count("stablehlo.reshape ")
+    cpu, cuda, both = found.values()
+    assert cpu != cuda
+    assert both > max(cpu, cuda), "it holds the forms of both"
+    given = arrays[task.inputs][:4]
+    assert_array_equal(function.call(**{task.inputs: given}), run.predict(given))
+
+
+def test_platforms_are_chosen_on_the_command_line(trained, command, tmp_path):
+    code, out, err = command("export", trained, "a", "--platforms", "tpu", "cpu", "cpu")
+    assert (code, err) == (0, "")
+    assert out == "a: (image: float32[rows,3]) -> float32[rows,2] on tpu, cpu\n"
+    code, _, err = command("export", trained, "b", "--platforms", "gpu")
+    assert (code, err) == (2, "jdl: --platforms: 'gpu' is not of type cpu|cuda|rocm|tpu\n")
 
 
 def test_a_file_that_cannot_be_written_is_named(trained, command, tmp_path):

@@ -2,16 +2,19 @@
 
 import functools
 import re
+import sys
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.cudnn import fused_attention_stablehlo
 
 from jdl import ops
 from jdl.models import GPT
 from jdl.ops import cross_entropy
+from jdl.ops.platforms import portable
 from jdl.step import scan_or_unroll
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -121,3 +124,57 @@ def test_scanned_blocks_are_unrolled_on_cpus_only():
     assert {p: text.count("stablehlo.while") for p, text in texts.items()} == {
         "cpu": 0, "cuda": 2, "rocm": 2, "tpu": 2,
     }  # fmt: skip
+
+
+@pytest.fixture
+def cudnn(monkeypatch):
+    """As where JAX's plugin for CUDA is installed: its version of cuDNN can be asked for."""
+    # The package's attribute of that name is the function.
+    monkeypatch.setattr(sys.modules["jdl.ops.attention"], "_has_cudnn", lambda: True)
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91100)
+
+
+def attend(query, key, value, mask, causal):
+    return jnp.sin(ops.attention(query, key, value, mask=mask, causal=causal)).sum()
+
+
+def calls(function, *arguments, platform="cuda"):
+    """The custom calls of a function's gradient, lowered for a platform."""
+    gradient = jax.grad(function, (0, 1, 2))
+    traced = jax.jit(jax.vmap(gradient) if arguments[0].ndim > 4 else gradient).trace(*arguments)
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    return re.findall(r"custom_call @__cudnn\$fmha(\w+)", text), text
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("runs", [(), (3,)], ids=["one", "vmapped"])
+def test_16_bits_are_attended_by_cudnn_on_nvidia_gpus_only(runs, masked, causal, cudnn, caplog):
+    shape = jax.ShapeDtypeStruct((*runs, 2, 16, 2, 8), jnp.bfloat16)
+    mask = jax.ShapeDtypeStruct((*runs, 2, 1, 1, 16), bool) if masked else None
+    function = functools.partial(attend, causal=causal)
+    found, _ = calls(function, shape, shape, shape, mask)
+    kind = "ScaleBiasSoftmax" if masked else "Softmax"
+    assert found == [kind, f"{kind}Backward"]
+    for platform in ("cpu", "rocm", "tpu"):
+        assert calls(function, shape, shape, shape, mask, platform=platform)[0] == []
+    assert not caplog.text
+
+
+def test_what_cudnn_refuses_is_attended_by_xla_with_a_logged_reason(cudnn, caplog):
+    odd = jax.ShapeDtypeStruct((2, 16, 2, 7), jnp.bfloat16)
+    found, text = calls(functools.partial(attend, causal=True), odd, odd, odd, None)
+    assert found == []
+    assert "dot_general" in text
+    assert "attention runs without cuDNN: The head dim must be" in caplog.text
+
+
+def test_32_bits_and_exports_are_attended_without_cudnn(cudnn, caplog):
+    function = functools.partial(attend, causal=True)
+    wide = jax.ShapeDtypeStruct((2, 16, 2, 8), jnp.float32)
+    assert calls(function, wide, wide, wide, None)[0] == []
+    half = jax.ShapeDtypeStruct(wide.shape, jnp.bfloat16)
+    with portable():
+        assert calls(function, half, half, half, None)[0] == []
+    assert calls(function, half, half, half, None)[0]
+    assert not caplog.text
