@@ -55,7 +55,8 @@ def whitening_kernel(images: jax.Array, size: int, epsilon: float) -> jax.Array:
     # TF32 would lose the small eigenvalues.
     moment = jnp.matmul(patches.T, patches, precision="highest") / len(patches)
     values, vectors = jnp.linalg.eigh(moment)
-    filters = vectors / jnp.sqrt(values + epsilon)  # (size * size * channels, filters)
+    # Rounding makes eigenvalues that are 0 negative. (size * size * channels, filters)
+    filters = vectors / jnp.sqrt(jnp.maximum(values, 0) + epsilon)
     kernel = jnp.concatenate([filters, -filters], axis=1)
     return kernel.reshape(size, size, channels, -1)
 

@@ -15,7 +15,7 @@ import scipy.special
 import jdl
 from jdl import models
 from jdl.data import Arrays, Scale
-from jdl.layers import Whitening, exact_gelu, partial_identity
+from jdl.layers import Whitening, exact_gelu, partial_identity, whitening_kernel
 from jdl.optimizers import SGD
 from jdl.parallel import DataParallel, Pmap, Single
 from jdl.paths import path_name
@@ -54,6 +54,11 @@ def test_whitened_patches_are_uncorrelated_and_of_one_size():
     }  # fmt: skip
     biased = layer.apply({**variables, "params": {"bias": jnp.arange(16.0)}}, IMAGES)
     np.testing.assert_allclose(biased, y + jnp.arange(16.0), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("image", [np.zeros((4, 4, 3)), np.full((4, 4, 3), 200), BYTES[0, :4, :4]])
+def test_images_that_span_no_space_have_finite_filters(image):
+    assert np.isfinite(whitening_kernel(jnp.asarray(image)[None], 2, 5e-4)).all()
 
 
 @pytest.mark.parametrize(("inputs", "outputs"), [(3, 3), (3, 8), (5, 3)])
