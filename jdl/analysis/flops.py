@@ -15,11 +15,14 @@ import numpy as np
 from jax.export import default_export_platform
 from jax.extend import core
 
+from jdl.ops import convolution
+
 # Primitives whose matrix products cannot be read from their parameters.
 OPAQUE = re.compile(r"dot|matmul|attention|rnn|pallas|ffi_call|custom_call|hi_primitive|exported")
 PLATFORMS = "branches_platforms"
 """Parameter of the primitive `cond` that JAX's `platform_dependent` binds."""
 
+PARTS = tuple(primitive.name for primitive in convolution.PARTS)
 JAXPRS = (core.Jaxpr, core.ClosedJaxpr)  # one class since JAX 0.11
 
 
@@ -104,6 +107,8 @@ def _flops_of_equation(equation: core.JaxprEqn) -> int:
         return _flops_of_dot(equation)
     if name == "conv_general_dilated":
         return _flops_of_conv(equation)
+    if name in PARTS:
+        return _flops_of_part(equation)
     if name == "custom_linear_solve":  # also holds the product with the matrix, which is not run
         return of(params["jaxprs"].solve)
     if OPAQUE.search(name):
@@ -163,6 +168,20 @@ def _flops_of_conv(equation: core.JaxprEqn) -> int:
         strict=True,
     )
     return 2 * batch * features * kernel[1] * math.prod(_hits(*one) for one in spatial)
+
+
+def _flops_of_part(equation: core.JaxprEqn) -> int:
+    """A convolution of `jdl.ops` and its gradients by input and kernel: all have the same taps."""
+    window, size = equation.params["window"], equation.params["size"]
+    (a, b), part = map(_shape, equation.invars), PARTS.index(equation.primitive.name)
+    images = size if part == 1 else a[1:3]
+    outputs = (size, a[1:3], b[1:3])[part]
+    channels = a[3] * b[2] if part == 1 else a[3] * b[3]
+    spatial = zip(
+        images, window.kernel, outputs, window.strides, window.padding, (1, 1), window.dilation,
+        strict=True,
+    )  # fmt: skip
+    return 2 * a[0] * channels * math.prod(_hits(*one) for one in spatial)
 
 
 def _hits(

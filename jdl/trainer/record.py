@@ -31,6 +31,7 @@ from jdl.data.tokenizers import Saved
 from jdl.errors import UserError
 from jdl.experiment import Experiment
 from jdl.files import DataRecord, ExperimentRecord, RunDirectory, json_value, read_json, write_json
+from jdl.ops import onednn
 from jdl.paths import path_name
 from jdl.trainer.run import Run
 from jdl.typing import Json, PyTree
@@ -77,6 +78,9 @@ def environment(
 def versions() -> dict[str, str]:
     """Versions of Python, jdl and the packages that compute."""
     found = {name: importlib.metadata.version(name) for name in PACKAGES}
+    convolutions = onednn.version()
+    if convolutions is not None and jax.default_backend() == "cpu":
+        found["onednn"] = convolutions
     return {"python": platform.python_version(), "jdl": __version__, **found}
 
 

@@ -1,4 +1,4 @@
-"""Convolution as a matrix product equals XLA's and SciPy's, on random shapes."""
+"""Convolutions equal XLA's and SciPy's on random shapes, with and without oneDNN."""
 
 import chex
 import flax.linen as nn
@@ -9,6 +9,20 @@ import pytest
 import scipy.signal
 
 from jdl import ops
+from jdl.analysis import flops
+from jdl.ops import convolution, onednn
+
+
+@pytest.fixture(params=["onednn", "xla"], autouse=True)
+def form(request, monkeypatch):
+    """Runs a test with oneDNN's convolutions, and with the forms that need no extra."""
+    if request.param == "xla":
+        monkeypatch.setattr(onednn, "supports", lambda *_: False)
+    elif onednn.library() is None:
+        pytest.skip("needs the extra `onednn` and a C++ compiler")
+    jax.clear_caches()  # of lowered programs, and of ops called outside of jit
+    yield request.param
+    jax.clear_caches()
 
 
 def draw(seed):
@@ -39,7 +53,7 @@ def ours(lhs, rhs, strides, padding, dilation):
     return ops.conv_general_dilated(lhs, rhs, strides, padding, rhs_dilation=dilation)
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(10))
 def test_values_gradients_and_tangents_equal_xlas(seed):
     lhs, rhs, *how = draw(seed)
     found, expected = (
@@ -99,7 +113,110 @@ def test_under_vmap_and_in_bfloat16():
     np.testing.assert_allclose(half.astype(jnp.float32), one, rtol=0.05, atol=0.1)
 
 
-def test_elsewhere_xla_does_it(monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+def test_second_derivatives_equal_xlas():
+    """A penalty on the norm of a gradient, as of a discriminator by its images."""
+    lhs, rhs, strides, padding, _ = draw(5)
+
+    def penalty(kernel, convolve):
+        def score(x):
+            return jnp.sin(convolve(x, kernel, strides, padding, (1, 1))).sum()
+
+        return (jax.grad(score)(lhs) ** 2).sum()
+
+    found, expected = (jax.grad(penalty)(rhs, f) for f in (ours, plain))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    hessian = jax.jvp(jax.grad(lambda k: penalty(k, ours)), (rhs,), (jnp.cos(rhs),))[1]
+    wanted = jax.jvp(jax.grad(lambda k: penalty(k, plain)), (rhs,), (jnp.cos(rhs),))[1]
+    np.testing.assert_allclose(hessian, wanted, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("axes", "count"),
+    [((0, 0), 3), ((None, 0), 3), ((1, None), 3), ((2, 3), convolution.REPEATS + 1)],
+)
+def test_under_vmap_values_and_gradients_equal_xlas(axes, count):
+    """Of images, of kernels and of both, for few and for many; per-example gradients besides."""
+    lhs, rhs, *how = draw(7)
+    rng = np.random.default_rng(0)
+    arguments = [
+        x if axis is None else jnp.stack([x * rng.normal() for _ in range(count)], axis)
+        for x, axis in zip((lhs, rhs), axes, strict=True)
+    ]
+
+    def both(function):
+        def value_and_gradients(x, k):
+            out, pull = jax.vjp(lambda x, k: function(x, k, *how), x, k)
+            return out, pull(jnp.sin(out))
+
+        return jax.vmap(value_and_gradients, in_axes=axes)(*arguments)
+
+    chex.assert_trees_all_close(both(ours), both(plain), rtol=1e-4, atol=1e-4)
+
+
+def test_nothing_to_convolve():
+    """An empty batch, and images smaller than the kernel."""
+    for images in ((0, 5, 5, 2), (1, 2, 2, 2)):
+        x, k = jnp.ones(images), jnp.ones((3, 3, 2, 4))
+        out, gradients = jax.value_and_grad(
+            lambda x, k: ours(x, k, (1, 1), "VALID", (1, 1)).sum(), argnums=(0, 1)
+        )(x, k)
+        assert out == 0
+        chex.assert_trees_all_equal(gradients, (jnp.zeros_like(x), jnp.zeros_like(k)))
+
+
+def lowered(form, **options):
     lhs, rhs, *how = draw(0)
-    assert "conv_general_dilated" in str(jax.make_jaxpr(lambda x, k: ours(x, k, *how))(lhs, rhs))
+    traced = jax.jit(jax.grad(lambda k, x: jnp.sin(ours(x, k, *how)).sum())).trace(rhs, lhs)
+    return traced.lower(**options).as_text()
+
+
+def test_lowered_for_other_platforms_it_is_xlas_convolution(form):
+    """The platform is known when a program is lowered, not when it is traced."""
+    for platform in ("cuda", "rocm", "tpu"):
+        text = lowered(form, lowering_platforms=(platform,))
+        assert text.count("stablehlo.convolution") >= 2
+        assert "custom_call" not in text
+    assert (onednn.TARGET in lowered(form)) == (form == "onednn")
+
+
+def test_an_exported_program_and_one_for_several_devices_do_not_need_onednn():
+    lhs, rhs, *how = draw(2)
+    function = jax.jit(lambda x, k: ours(x, k, *how))
+    exported = jax.export.export(function)(lhs, rhs)
+    assert "custom_call" not in exported.mlir_module()
+    np.testing.assert_allclose(exported.call(lhs, rhs), plain(lhs, rhs, *how), rtol=1e-4, atol=1e-4)
+    mesh = jax.make_mesh((2,), ("data",))
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    sharded = jax.device_put(lhs, rows)
+    assert onednn.TARGET not in function.lower(sharded, rhs).as_text()
+    np.testing.assert_allclose(function(sharded, rhs), plain(lhs, rhs, *how), rtol=1e-4, atol=1e-4)
+
+
+def test_without_a_compiler_the_reason_is_logged_once(monkeypatch, caplog):
+    if onednn.version() is None:
+        pytest.skip("needs the extra `onednn`")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setattr(onednn.shutil, "which", lambda _: None)
+    monkeypatch.setattr(onednn, "private_cache", lambda *_: onednn.Path("/nonexistent"))
+    onednn.library.cache_clear()
+    try:
+        assert onednn.library() is None
+        assert onednn.library() is None
+    finally:
+        onednn.library.cache_clear()
+    (record,) = caplog.records
+    assert "without oneDNN" in record.getMessage()
+    assert "no C++ compiler is installed" in record.getMessage()
+
+
+def test_flops_are_those_of_xlas_convolution():
+    lhs, rhs, *how = draw(4)
+
+    def total(x, k, function):
+        return jnp.sin(function(x, k, *how)).sum()
+
+    found, expected = (
+        flops.count(jax.grad(lambda x, k, f=f: total(x, k, f), argnums=(0, 1)), lhs, rhs).flops
+        for f in (ours, plain)
+    )
+    assert found == expected
