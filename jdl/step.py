@@ -248,7 +248,8 @@ def _convolves(jaxpr: Any) -> bool:
     kinds = (core.Jaxpr, core.ClosedJaxpr)
     for equation in jaxpr.eqns:
         inner = (x for x in jax.tree.leaves(equation.params) if isinstance(x, kinds))
-        if equation.primitive.name == "conv_general_dilated" or any(map(_convolves, inner)):
+        name = equation.primitive.name  # XLA's, or a part of `jdl.ops.conv_general_dilated`
+        if name.startswith("conv_general_dilated") or any(map(_convolves, inner)):
             return True
     return False
 

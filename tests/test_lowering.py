@@ -50,8 +50,6 @@ def _nvidia(monkeypatch):
     """As where JAX's plugin for CUDA is installed: its version of cuDNN can be asked for."""
     monkeypatch.setattr(sys.modules["jdl.ops.attention"], "_has_cudnn", lambda: True)
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91100)
-    # Convolutions choose their form when they are traced.
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
 
 
 def trace(workload):

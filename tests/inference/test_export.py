@@ -111,15 +111,16 @@ HALF = GPT(
 
 
 @pytest.mark.parametrize(
-    ("model", "task", "arrays"),
+    ("model", "task", "arrays", "sign"),  # an operation that the forms have more or less of
     [
-        CASES["attention"][:3],
-        (HALF, LanguageModeling(), {"tokens": TOKENS}),
-        CASES["recurrence"][:3],
+        (*CASES["statistics and device transforms"][:3], "convolution("),
+        (*CASES["attention"][:3], "reshape "),
+        (HALF, LanguageModeling(), {"tokens": TOKENS}, "reshape "),
+        (*CASES["recurrence"][:3], "reshape "),
     ],
-    ids=["attention", "attention in 16 bits", "recurrence"],
+    ids=["convolution", "attention", "attention in 16 bits", "recurrence"],
 )
-def test_each_platform_has_its_own_form(model, task, arrays, tmp_path, monkeypatch):
+def test_each_platform_has_its_own_form(model, task, arrays, sign, tmp_path, monkeypatch):
     # As on a machine with an NVIDIA GPU, where attention in 16 bits is cuDNN's.
     monkeypatch.setattr(sys.modules["jdl.ops.attention"], "_has_cudnn", lambda: True)
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91100)
@@ -129,7 +130,7 @@ def test_each_platform_has_its_own_form(model, task, arrays, tmp_path, monkeypat
         function = export_prediction(run, platforms)
         assert function.platforms == platforms
         assert "cudnn" not in function.mlir_module()
-        found[platforms] = function.mlir_module().count("stablehlo.reshape ")
+        found[platforms] = function.mlir_module().count(f"stablehlo.{sign}")
     cpu, cuda, both = found.values()
     assert cpu != cuda
     assert both > max(cpu, cuda), "it holds the forms of both"

@@ -36,6 +36,13 @@ def convolve(x, kernel):
     return scan_or_unroll(body, x[0], x)
 
 
+def convolve_images(x, kernel):
+    def body(carry, x):
+        return ops.conv_general_dilated(carry, 0.1 * kernel, (1, 1), "SAME") + x, carry.sum()
+
+    return scan_or_unroll(body, x[0], x)
+
+
 TARGETS = jnp.arange(40) % 7
 CASES = {
     "attention": (
@@ -50,6 +57,7 @@ CASES = {
         draw((40, 5), (7, 5)),
     ),
     "scan of convolutions": (convolve, draw((4, 1, 2, 6, 6), (2, 2, 3, 3))),
+    "scan of our convolutions": (convolve_images, draw((4, 1, 6, 6, 2), (3, 3, 2, 2))),
 }
 
 
@@ -86,6 +94,7 @@ SIGNS = {  # an operation, how often a form that is known by it has it, and that
     "gru": ("reshape", 100, GPUS),
     "cross-entropy": ("sort", 1, {"cpu"}),
     "scan of convolutions": ("while", 1, {*GPUS, "tpu"}),
+    "scan of our convolutions": ("while", 1, {*GPUS, "tpu"}),
 }
 
 
