@@ -66,13 +66,14 @@ def trace(workload):
 
 
 def products(text):
-    """How often each kind of product occurs, and how many have operands of float32 alone."""
+    """How often each kind of product occurs, and those with one and two operands of float32."""
     pattern = r"stablehlo\.(dot_general|convolution)\b.* : \((.*)\) ->"
     found = [
         (kind, re.findall(r"x([a-z]\w+)>", types)) for kind, types in re.findall(pattern, text)
     ]
     assert all({*types} <= {"bf16", "f32"} for _, types in found)
-    return Counter(kind for kind, _ in found), sum("bf16" not in types for _, types in found)
+    wide = Counter(types.count("f32") for _, types in found)
+    return Counter(kind for kind, _ in found), wide[1], wide[2]
 
 
 @pytest.mark.parametrize("name", WORKLOADS)
@@ -84,11 +85,13 @@ def test_a_step_has_the_form_of_each_platform(name, caplog):
         assert not re.search(r"\bf64\b|xf64>", text)
         # cuDNN's attention has two products in its forward call, and four in its backward call.
         inner = 0 if platform == "cuda" else 6 * expected.attentions
-        counts, wide = products(text)
+        counts, mixed, wide = products(text)
         if platform == "tpu" or not expected.scans:
             assert counts["dot_general"] == expected.dense + inner
         assert counts["convolution"] == expected.convolutions
         assert wide == expected.wide
+        # Elsewhere it is JAX's, which keeps the gradient of the scores in float32.
+        assert mixed == (0 if platform == "cuda" else 2 * expected.attentions)
         assert text.count("stablehlo.while") == expected.scans + expected.chunked
         assert not re.search(r"stablehlo\.(send|recv|infeed|outfeed)", text)
     # A callback of the host would be another call.

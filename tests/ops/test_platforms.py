@@ -3,6 +3,7 @@
 import functools
 import re
 import sys
+from pathlib import Path
 
 import chex
 import jax
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from jax._src.cudnn import fused_attention_stablehlo
 
+import jdl
 from jdl import ops
 from jdl.models import GPT
 from jdl.ops import cross_entropy
@@ -84,6 +86,14 @@ def test_the_forms_for_other_platforms_compute_the_same(function, arguments, mon
 
         monkeypatch.setattr(jax.lax, "platform_dependent", chosen)
         chex.assert_trees_all_close(gradients(function, arguments), here, rtol=1e-4, atol=1e-5)
+
+
+def test_no_form_is_chosen_while_a_program_is_traced():
+    root = Path(jdl.__file__).parent
+    folders = ("ops", "layers", "models", "tasks", "optimizers", "parallel", "decoding")
+    files = [root / "step.py", *(file for name in folders for file in (root / name).glob("*.py"))]
+    assert len(files) > 50
+    assert not [file for file in files if "default_backend" in file.read_text()]
 
 
 GPUS = {"cuda", "rocm"}
