@@ -308,8 +308,7 @@ def test_resnet50_multiplies_as_often_as_published():
     model: Any = workload.load("fp32").model
     image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), image)
-    # On CPUs jdl convolves by products, which multiply the padding too.
-    assert flops.count(model.apply, shapes, image).flops == 2 * padded
+    assert flops.count(model.apply, shapes, image).flops == 2 * real
     flax = pytest.importorskip("benchmarks.peers.flax.models")
     plain = flax.ResNet(
         stage_sizes=(3, 4, 6, 3), num_filters=64, num_classes=1000, dtype=jnp.float32
