@@ -23,6 +23,7 @@ WORKLOADS = (
     "transformer",
     "lstm_lm",
     "resnet50",
+    "cifar10_resnet",
     "vit_s16",
     "bert_base",
     "seq2seq",
@@ -47,8 +48,8 @@ def run(
     """Times training steps of jdl and its peers, parity first, block by block in turn.
 
     Args:
-        chosen: mlp, cnn, lstm, transformer, lstm_lm, resnet50, vit_s16, bert_base, seq2seq
-            (default: all).
+        chosen: mlp, cnn, lstm, transformer, lstm_lm, resnet50, cifar10_resnet, vit_s16,
+            bert_base, seq2seq (default: all).
         peers: torch, flax, keras; one that is not installed is named and skipped.
         dtype: fp32 or bf16, of the computation in all implementations.
         json: a file for the rows, one JSON object a line.
@@ -81,8 +82,12 @@ def implementations(workload: Workload, peers: Sequence[str], quick: bool) -> li
     """The implementations of a workload, jdl's first."""
     names = ["jdl", *(name for peer in peers for name in PEERS[peer])]
     senseless = (
-        set() if workload.name in ("cnn", "resnet50", "vit_s16") else {"torch-channels_last"}
+        set()
+        if workload.name in ("cnn", "resnet50", "cifar10_resnet", "vit_s16")
+        else {"torch-channels_last"}
     )
+    if workload.random:
+        senseless.add("keras")  # it augments images while it loads them
     if workload.name in ("lstm", "lstm_lm"):
         senseless.add("torch-compile")  # it does not compile `nn.LSTM`
     slow = {"torch-compile"} if quick else set()

@@ -1,5 +1,6 @@
 """Measures all implementations of a workload: parity, then interleaved blocks."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -115,6 +116,8 @@ def measure(
 ) -> list[dict[str, Any]]:
     """Returns a row per implementation; the others are compared with `jdl`, the first."""
     chosen = workload.key
+    if workload.random:
+        protocol = dataclasses.replace(protocol, curve=0)
     threads = machine["cores"]
     rows: dict[str, dict[str, Any]] = {}
     workers: dict[str, Worker] = {}

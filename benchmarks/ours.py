@@ -42,6 +42,7 @@ def make_case(workload: Workload, dtype: str, threads: int) -> Case:
         rate=optimizer.learning_rate,
         eps=optimizer.eps,
         smoothing=getattr(experiment.task, "label_smoothing", 0.0),
+        crop_and_flip=4 if workload.random else 0,
     )
 
 

@@ -22,6 +22,7 @@ class Case:
       rate: learning rate of Adam.
       eps: added to the root mean square in Adam.
       smoothing: share of each label that is spread over all classes.
+      crop_and_flip: pixels of padding of a random crop, with a random flip; 0: images as they are.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Case:
     rate: float = 1e-4
     eps: float = 1e-7
     smoothing: float = 0.0
+    crop_and_flip: int = 0
 
 
 class Trainer(Protocol):

@@ -37,6 +37,7 @@ class Workload:
     batch: int  # examples of a step
     tokens: int = 0  # of an example; 0 where it has none
     loop: bool = False  # time the whole training loop, not the bare step
+    random: bool = False  # steps draw at random, so that loss curves differ between implementations
     draw: Callable[[np.random.Generator, int], Arrays]  # random examples, never zeros
 
     @property
@@ -191,6 +192,20 @@ def resnet50(batch: int = 4, side: int = 224, classes: int = 1000, **model: Any)
     )
 
 
+def cifar10_resnet(batch: int = 128, **model: Any) -> Workload:
+    """ResNet-8 on small images, cropped and flipped at random; no smoothing."""
+    changes = {f"model.{name}": value for name, value in {"num_filters": 16, **model}.items()}
+    return Workload(
+        name="cifar10_resnet",
+        size="32x32x3, crop and flip",
+        experiment="cifar10_resnet",
+        changes=changes,
+        batch=batch,
+        random=True,
+        draw=_images(32, 32, 3, classes=10),
+    )
+
+
 def vit_s16(batch: int = 4, side: int = 224, **model: Any) -> Workload:
     """ViT-S/16, with further fields of the model by name; no augmentation."""
     changes = {f"model.{name}": value for name, value in {"num_classes": 1000, **model}.items()}
@@ -276,7 +291,7 @@ def workloads(accelerator: bool) -> tuple[Workload, ...]:
             "vocab_size": 50_304,
         }
         gpt2 = gpt("GPT-2 124M", batch=32, **large)
-        images = (resnet50(256), vit_s16(256))
+        images = (resnet50(256), cifar10_resnet(1024), vit_s16(256))
         base = {
             "num_layers": 6,
             "num_heads": 8,
@@ -297,5 +312,5 @@ def workloads(accelerator: bool) -> tuple[Workload, ...]:
         "num_heads": 6,
     }
     small = gpt("small", **shape, compiler_options=ONEDNN, **{"runtime.malloc_arenas": 1})
-    images = (resnet50(), vit_s16())
+    images = (resnet50(), cifar10_resnet(), vit_s16())
     return mlp(), cnn(), lstm(), tiny, small, lstm_lm(), *images, bert_base(), seq2seq()

@@ -29,6 +29,7 @@ from benchmarks.trainer import first_batch
 from benchmarks.workloads import (
     augmented,
     bert_base,
+    cifar10_resnet,
     gpt,
     lstm_lm,
     resnet50,
@@ -279,6 +280,18 @@ def test_a_worker_finds_each_workload_at_its_size():
         found = worker.pick(**workload.key)
         assert (found.experiment, found.batch) == (workload.experiment, workload.batch)
         assert found.changes == workload.changes
+
+
+@pytest.mark.parametrize("peer", ["flax", "torch"])
+def test_a_workload_that_crops_at_random_agrees_before_it_does(peer):
+    pytest.importorskip(peer)
+    workload = cifar10_resnet(4, stage_sizes=(1, 1), num_filters=4)
+    case = ours.make_case(workload, "fp32", 1)
+    mine = ours.Bare(workload.load("fp32"), case)
+    other = importlib.import_module(f"benchmarks.peers.{peer}")
+    theirs = other.build(case, {"flax": "default", "torch": "channels_last"}[peer])
+    np.testing.assert_allclose(theirs.gradient(), mine.gradient(), rtol=1e-4)
+    assert theirs.run(1) > 0
 
 
 def meets(size, kernel, strides):

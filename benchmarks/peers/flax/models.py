@@ -101,6 +101,43 @@ class ResNet(nn.Module):
         return nn.Dense(self.num_classes, dtype=self.dtype, name="logits")(x.mean((1, 2)))
 
 
+class SmallResNet(nn.Module):
+    """A residual network for small images, its shortcuts padded; uint8 images to logits."""
+
+    stage_sizes: tuple[int, ...]  # blocks of each stage
+    num_filters: int  # channels of the first stage
+    num_classes: int  # size of the output
+    dtype: Any  # of the computation
+
+    @nn.compact
+    def __call__(self, image: jax.Array) -> jax.Array:
+        """Applies the layers."""
+        x = image.astype(jnp.float32) / 255
+        x = nn.relu(NormedConv(self.num_filters, 3, 1, self.dtype, name="stem")(x))
+        for i, blocks in enumerate(self.stage_sizes):
+            for j in range(blocks):
+                strides, channels = 2 if i and not j else 1, self.num_filters << i
+                name = f"stage{i}_block{j}"
+                x = Basic(channels, strides, self.dtype, name=name)(x)
+        return nn.Dense(self.num_classes, dtype=self.dtype, name="logits")(x.mean((1, 2)))
+
+
+class Basic(nn.Module):
+    """Two convolutions, the first strided, with a residual connection."""
+
+    channels: int  # of the output
+    strides: int  # of the first convolution, along height and width
+    dtype: Any  # of the computation
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Applies the layers."""
+        y = nn.relu(NormedConv(self.channels, 3, self.strides, self.dtype, name="conv0")(x))
+        y = NormedConv(self.channels, 3, 1, self.dtype, name="conv1")(y)
+        x = x[:, :: self.strides, :: self.strides]
+        return nn.relu(y + jnp.pad(x, ((0, 0),) * 3 + ((0, y.shape[-1] - x.shape[-1]),)))
+
+
 class RNN(nn.Module):
     """Embedding, recurrent layer, dense layer on its last state; tokens (batch, time) to logits."""
 

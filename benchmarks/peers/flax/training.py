@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import struct
 from flax.training.train_state import TrainState
 
-from benchmarks.peers.flax.models import CNN, MLP, RNN, LanguageModel, ResNet
+from benchmarks.peers.flax.models import CNN, MLP, RNN, LanguageModel, ResNet, SmallResNet
 from benchmarks.peers.flax.seq2seq import EncoderDecoder
 from benchmarks.peers.flax.transformers import BERT, GPT, ViT
 from benchmarks.peers.flax.weights import convert
@@ -22,6 +23,7 @@ MODELS = {
     "mlp": MLP,
     "cnn": CNN,
     "resnet50": ResNet,
+    "cifar10_resnet": SmallResNet,
     "vit_s16": ViT,
     "bert_base": BERT,
     "lstm": RNN,
@@ -80,11 +82,28 @@ class State(TrainState):
     """With the statistics of batch norm, as in Flax's ImageNet example."""
 
     rest: Any
+    crop_and_flip: int = struct.field(pytree_node=False, default=0)
+
+
+def crop_and_flip(images: jax.Array, pad: int, step: jax.Array) -> jax.Array:
+    """Images padded with zeros, each cropped and flipped at random."""
+    padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    crop, flip = jax.random.split(jax.random.fold_in(jax.random.key(0), step))
+    begin = jax.random.randint(crop, (len(images), 2), 0, 2 * pad + 1)
+
+    def cut(image: jax.Array, begin: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_slice(image, (*begin, 0), images.shape[1:])
+
+    images = jax.vmap(cut)(padded, begin)
+    turned = jax.random.bernoulli(flip, shape=(len(images), 1, 1, 1))
+    return jnp.where(turned, images[:, :, ::-1], images)
 
 
 def train_step(state: State, batch: Batch) -> tuple[State, jax.Array]:
     """One step of Adam; `apply_fn` gives the loss."""
     gradient = jax.value_and_grad(state.apply_fn, has_aux=True)
+    if state.crop_and_flip:
+        batch = {**batch, "image": crop_and_flip(batch["image"], state.crop_and_flip, state.step)}
     (loss, rest), gradients = gradient(state.params, state.rest, batch)
     return state.apply_gradients(grads=gradients, rest=rest), loss
 
@@ -129,7 +148,13 @@ class Bare:
         # Copies: the step overwrites its state.
         params, rest = jax.tree.map(jnp.array, (self._params, self._rest))
         adam = optax.adam(self._case.rate, eps=self._case.eps)
-        return State.create(apply_fn=self._loss, params=params, tx=adam, rest=rest)
+        return State.create(
+            apply_fn=self._loss,
+            params=params,
+            tx=adam,
+            rest=rest,
+            crop_and_flip=self._case.crop_and_flip,
+        )
 
 
 class Loop(Bare):

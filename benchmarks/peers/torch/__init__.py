@@ -7,7 +7,7 @@ Variants: `eager`; `channels_last`, the memory layout that PyTorch recommends fo
 
 import torch
 
-from benchmarks.peers.torch.models import CNN, LSTM, MLP, LanguageModel, ResNet
+from benchmarks.peers.torch.models import CNN, LSTM, MLP, LanguageModel, ResNet, SmallResNet
 from benchmarks.peers.torch.seq2seq import EncoderDecoder
 from benchmarks.peers.torch.training import DEVICE, IMAGES, Training, tensors
 from benchmarks.peers.torch.transformers import BERT, GPT, ViT
@@ -21,6 +21,7 @@ MODELS = {
     "mlp": MLP,
     "cnn": CNN,
     "resnet50": ResNet,
+    "cifar10_resnet": SmallResNet,
     "vit_s16": ViT,
     "bert_base": BERT,
     "lstm": LSTM,

@@ -91,6 +91,42 @@ class ResNet(nn.Module):
         return F.cross_entropy(self.logits(x).float(), labels)
 
 
+class Basic(nn.Module):
+    """`jdl.layers.Residual` without a bottleneck, its shortcut padded with zero channels."""
+
+    def __init__(self, params: Params, name: str, strides: int) -> None:
+        super().__init__()
+        first, second = (normed(params, f"{name}.conv{i}", s) for i, s in ((0, strides), (1, 1)))
+        self.layers = nn.Sequential(*first, nn.ReLU(inplace=True), *second)
+        self.strides = strides
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, channels, height, width), height and width divided by the strides."""
+        y = self.layers(x)
+        x = x[:, :, :: self.strides, :: self.strides]
+        return F.relu(y + F.pad(x, (0, 0, 0, 0, 0, y.shape[1] - x.shape[1])), inplace=True)
+
+
+class SmallResNet(nn.Module):
+    """`jdl.models.ResNet8`: images (batch, channels, height, width) uint8, labels int64."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__()
+        blocks = (
+            Basic(case.params, f"stage{i}_block{j}", 2 if i and not j else 1)
+            for i, count in enumerate(case.model["stage_sizes"])
+            for j in range(count)
+        )
+        stem = normed(case.params, "stem")
+        self.layers = nn.Sequential(*stem, nn.ReLU(inplace=True), *blocks)
+        self.logits = linear(case.params, "logits")
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        """The mean loss."""
+        x = self.layers(images / 255).mean((2, 3))
+        return F.cross_entropy(self.logits(x).float(), labels)
+
+
 class Recurrent(nn.Module):
     """Stacked LSTM layers, (batch, time, features) to outputs and last states."""
 

@@ -6,12 +6,13 @@ import time
 from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.trainer import Case
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-IMAGES = ("cnn", "resnet50", "vit_s16")
+IMAGES = ("cnn", "resnet50", "cifar10_resnet", "vit_s16")
 """Workloads that convolve, and so have channels that may come last."""
 
 
@@ -30,6 +31,20 @@ def tensors(case: Case) -> tuple[Tensor, Tensor]:
     if case.name in IMAGES:
         return data["image"].permute(0, 3, 1, 2).contiguous(), label
     return data["image"], label
+
+
+def crop_and_flip(images: Tensor, pad: int) -> Tensor:
+    """Images padded with zeros, each cropped and flipped at random."""
+    count, _, height, width = images.shape
+    padded = F.pad(images, (pad,) * 4)
+    begin = torch.randint(0, 2 * pad + 1, (2, count), device=images.device)
+    flip = torch.rand(count, device=images.device) < 0.5
+    rows = begin[0, :, None] + torch.arange(height, device=images.device)
+    columns = torch.arange(width, device=images.device).expand(count, width)
+    columns = begin[1, :, None] + torch.where(flip[:, None], columns.flip(1), columns)
+    index = torch.arange(count, device=images.device)[:, None, None]
+    # Indices around a slice put the channels last: the layout that is fast.
+    return padded[index, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
 class Training:
@@ -89,6 +104,8 @@ class Training:
         return loss.detach()
 
     def _step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        if self._case.crop_and_flip:
+            batch = (crop_and_flip(batch[0], self._case.crop_and_flip), batch[1])
         loss = self._backward(batch)
         self._optimizer.step()
         return loss
