@@ -51,9 +51,27 @@ def max_pool(
         none = (0, 0, 0)
         pads = (*(none,) * batches, *((*each, 0) for each in padding), none)
         x = lax.pad(x, _least(x.dtype), pads)
+    # XLA fuses the padding of a float32 gradient with what computes it.
+    apart = strides == tuple(window_shape) and x.dtype in (jnp.bfloat16, jnp.float16)
+    pool = _pool_apart if apart else _pool
+    return pool(batches, tuple(window_shape), strides, x)
+
+
+def _pool(batches: int, window: tuple[int, ...], strides: tuple[int, ...], x: Array) -> Array:
+    """Pools windows that may overlap, after `batches` axes."""
+    first, *others = _elements(batches, window, strides, x)
+    for element in others:
+        first = jnp.maximum(first, element)
+    return first
+
+
+def _elements(
+    batches: int, window: tuple[int, ...], strides: tuple[int, ...], x: Array
+) -> list[Array]:
+    """Element (i, j) of every window at once: (..., height', width', channels) each."""
     counts = [
-        max((size - window) // step + 1, 0)
-        for size, window, step in zip(x.shape[batches:-1], window_shape, strides, strict=True)
+        max((size - extent) // step + 1, 0)
+        for size, extent, step in zip(x.shape[batches:-1], window, strides, strict=True)
     ]
 
     def shifted(*begin: int) -> Array:
@@ -63,12 +81,38 @@ def max_pool(
         )
         return x[(*(slice(None),) * batches, *slices)]
 
-    # Element (i, j) of every window at once: (..., height', width', channels) each.
-    first, *others = itertools.product(*map(range, window_shape))
-    pooled = shifted(*first)
-    for element in others:
-        pooled = jnp.maximum(pooled, shifted(*element))
-    return pooled
+    return list(itertools.starmap(shifted, itertools.product(*map(range, window))))
+
+
+_pool_apart = jax.custom_jvp(_pool, nondiff_argnums=(0, 1, 2))
+
+
+@_pool_apart.defjvp
+def _pool_apart_tangent(
+    batches: int, window: tuple[int, ...], strides: tuple[int, ...], primals: Any, tangents: Any
+) -> tuple[Array, Array]:
+    """Pools windows that do not overlap: each element belongs to one.
+
+    The transpose multiplies the gradient, repeated for the elements of its window, by their shares.
+    That of strided slices would pad between elements, which CPUs do not vectorize.
+    """
+    (x,), (dx,) = primals, tangents
+    y = _pool(batches, window, strides, x)
+    ties = sum((each == y).astype(x.dtype) for each in _elements(batches, window, strides, x))
+    inside = tuple(batches + 2 * index + 1 for index in range(len(window)))
+    x, dx = _windows(batches, window, x), _windows(batches, window, dx)
+    largest = x == jnp.expand_dims(y, inside)
+    share = jnp.where(largest, jnp.expand_dims(1 / lax.stop_gradient(ties), inside), 0)
+    return y, (dx * share.astype(x.dtype)).sum(inside)
+
+
+def _windows(batches: int, window: tuple[int, ...], x: Array) -> Array:
+    """Splits each spatial axis into windows and their elements; a rest is left out."""
+    counts = [size // extent for size, extent in zip(x.shape[batches:-1], window, strict=True)]
+    kept = (slice(n * extent) for n, extent in zip(counts, window, strict=True))
+    x = x[(*(slice(None),) * batches, *kept)]
+    split = itertools.chain(*zip(counts, window, strict=True))
+    return x.reshape(*x.shape[:batches], *split, x.shape[-1])
 
 
 def _least(dtype: Any) -> Array:

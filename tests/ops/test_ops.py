@@ -52,6 +52,21 @@ def test_max_pool_and_its_gradient_are_flaxs(shape, window, strides, padding):
     assert np.abs(ours[1]).sum() > 0
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize(("shape", "window"), [((1, 8, 9, 2), (2, 2)), ((2, 7, 8), (3, 2))])
+def test_max_pool_of_16_bits_has_flaxs_derivatives(shape, window, dtype):
+    x = jnp.asarray(np.random.default_rng(0).permutation(np.prod(shape)).reshape(shape), dtype)
+    pools = [lambda x, pool=pool: pool(x, window, window) for pool in (nn.max_pool, max_pool)]
+    pairs = [jax.vjp(pool, x) for pool in pools]
+    cotangent = jnp.asarray(distinct(pairs[0][0].shape, seed=1), dtype)
+    (expected, wanted), (found, gradient) = ((y, pull(cotangent)[0]) for y, pull in pairs)
+    np.testing.assert_array_equal(found, expected)
+    assert gradient.dtype == dtype
+    np.testing.assert_array_equal(gradient, wanted)  # all numbers are exact in 8 bits
+    tied = jax.linearize(pools[1], jnp.zeros_like(x))[1](jnp.ones_like(x))
+    np.testing.assert_allclose(tied, 1, rtol=1e-2)
+
+
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.int32, jnp.uint8])
 def test_max_pool_keeps_the_type(dtype):
     x = jnp.asarray(np.random.default_rng(0).permutation(48).reshape(1, 6, 8, 1), dtype)
