@@ -19,6 +19,7 @@ from jdl.data import raw as originals
 from jdl.data.base import default_data_dir
 from jdl.data.download import checksums, fetch, file_name
 from jdl.data.public_files import FILES, prepare_file
+from jdl.data.tfds import check_tfds
 from jdl.errors import UserError, nearest
 
 
@@ -267,6 +268,7 @@ def _builder(
     recipe: Recipe, splits: originals.Splits, data_dir: Path, skipped: Counter[str]
 ) -> Any:
     """Returns a TFDS builder that writes the splits and counts skipped examples in `skipped`."""
+    check_tfds()
     import tensorflow_datasets as tfds
 
     class Prepared(tfds.core.GeneratorBasedBuilder, skip_registration=True):

@@ -15,6 +15,21 @@ from jdl.data.sources import Example, Source
 from jdl.errors import UserError, first_line, nearest
 
 
+def check_tfds() -> None:
+    """Imports `tensorflow_datasets`, which is slow.
+
+    Raises:
+      UserError: a package that it needs is missing; by itself it would only lack its functions.
+    """
+    try:
+        import tensorflow_datasets.public_api as _  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"tensorflow_datasets cannot be imported ({first_line(error)}): install it anew, with "
+            "what it depends on, by `pip install --force-reinstall tensorflow-datasets`"
+        ) from error
+
+
 @dataclass(frozen=True)
 class TFDSSource:
     """A split of a prepared data set; picklable, for worker processes."""
@@ -25,6 +40,7 @@ class TFDSSource:
     @functools.cached_property
     def _source(self) -> Any:
         logging.getLogger("absl").setLevel(logging.ERROR)  # advice about OpenCV
+        check_tfds()
         import tensorflow_datasets as tfds
 
         builder: Any = tfds.builder_from_directory(self.directory)
@@ -94,6 +110,7 @@ class TFDS(Data):
         """Class names of the feature `label`, unless they are its ids."""
         if self.fitted_values is not None:
             return tuple(self.fitted_values["classes"])
+        check_tfds()
         import tensorflow_datasets as tfds
 
         builder: Any = tfds.builder_from_directory(self.directory())
@@ -143,6 +160,7 @@ class TFDS(Data):
         name = self._stem().split("/")[0]
         if name in {recipe.name for recipe in RECIPES}:
             return prepare(name, data_dir=root)
+        check_tfds()
         import tensorflow_datasets as tfds
 
         try:

@@ -230,7 +230,7 @@ def _shape(part: int, a: Any, b: Any, size: tuple[int, ...]) -> tuple[int, ...]:
     return (a.shape[0], *size, b.shape[3 if part == 0 else 2])
 
 
-def _spec(part: int, a: Any, b: Any, window: Window, size: tuple[int, ...]) -> np.ndarray:
+def describe(part: int, a: Any, b: Any, window: Window, size: tuple[int, ...]) -> np.ndarray:
     """The numbers by which oneDNN's binding knows a convolution; see `onednn.cc`."""
     images, outputs = ((a.shape[1:3], size), (size, a.shape[1:3]), (a.shape[1:3], b.shape[1:3]))[
         part
@@ -247,7 +247,7 @@ def _lower(part: int, ctx: Any, a: Any, b: Any, window: Window, size: tuple[int,
     """Lowers a part for a CPU: to oneDNN's convolution, or to operations of XLA."""
     x, y = ctx.avals_in
     if _alone(ctx.module_context) and 0 not in (*x.shape, *y.shape, *size):
-        spec = _spec(part, x, y, window, size)
+        spec = describe(part, x, y, window, size)
         if onednn.supports(part, x.dtype, spec):
             call = jax.ffi.ffi_lowering(onednn.TARGET)
             bits = np.int64(onednn.BITS[x.dtype.name])

@@ -20,6 +20,7 @@ import tensorflow_datasets
 from jdl.data import TFDS
 from jdl.data.prepare import prepare
 from jdl.data.splits import Splits
+from jdl.data.tfds import check_tfds
 from jdl.errors import UserError
 from tests.data.originals import idx
 
@@ -362,3 +363,9 @@ def test_the_real_mnist():
     assert {int(example["label"]) for example in examples} == set(range(10))
     ink = np.mean([example["image"] for example in examples]) / 255
     assert 0.11 < ink < 0.15  # 0.1307 over the training images, as is well known
+
+
+def test_a_package_that_tfds_lacks_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets.public_api", None)
+    with pytest.raises(UserError, match=r"cannot be imported .*public_api.*pip install"):
+        check_tfds()
