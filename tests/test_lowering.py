@@ -38,6 +38,7 @@ FOUND = {
     "transformer": Expected(12 * BLOCK + 3, attentions=12, chunked=True),
     "lstm_lm": Expected(2 * 3 * 2 + 3, scans=4),
     "resnet50": Expected(3, convolutions=3 * 53 - 1),
+    "cifar10_resnet": Expected(3, convolutions=3 * 7 - 1),
     "vit_s16": Expected(2 + 12 * BLOCK + 3, attentions=12),
     "bert_base": Expected(12 * BLOCK + 3 + 3, attentions=12),
     # Label smoothing needs hidden states times the mean embedding, row by row.
