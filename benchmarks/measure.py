@@ -287,8 +287,9 @@ def _finish(
     limits: dict[str, float] = {}
 
     def look(worker: Worker, row: dict[str, Any]) -> None:
-        limits.update(worker.ask("ceilings", dtype=dtype))
-        limits.update(_prefixed(worker.ask("cost", folder=folder)))
+        cost = worker.ask("cost", folder=folder)
+        limits.update(_prefixed(cost))
+        limits.update(worker.ask("ceilings", dtype=dtype, moved=cost["bytes"]))
 
     _each({"jdl": workers["jdl"]}, rows, look)
 

@@ -181,13 +181,18 @@ def cost(folder: str) -> dict[str, int]:
     return {"flops": counted.flops, "bytes": 6 * size + given}
 
 
-def ceilings(dtype: str) -> dict[str, float]:
-    """The machine's current rates of a large matrix product and a large copy."""
+def ceilings(dtype: str, moved: int) -> dict[str, float]:
+    """The machine's current rates of a large matrix product and of a copy.
+
+    On CPUs the copy reads and writes as many bytes as a step moves at least, again and again: what
+    fits into a cache is not read from memory. On accelerators it is large.
+    """
     import jax
     import jax.numpy as jnp
 
     large = jax.default_backend() != "cpu"
-    side, length = (8192, 1 << 28) if large else (2048, 1 << 25)
+    side, length = (8192, 1 << 28) if large else (2048, min(1 << 25, max(moved // 8, 1)))
+    repeats = 1 if large else max(1, (1 << 25) // length)
     kind = jnp.bfloat16 if dtype == "bf16" else jnp.float32
     a = jax.random.normal(jax.random.key(0), (side, side), kind)
     x = jax.random.normal(jax.random.key(1), (length,))
@@ -201,9 +206,12 @@ def ceilings(dtype: str) -> dict[str, float]:
             taken.append(time.perf_counter() - begun)
         return min(taken)
 
+    def copy(x: Any) -> Any:
+        return jax.lax.fori_loop(0, repeats, lambda _, x: x + 1, x)
+
     return {
         "flops": 2 * side**3 / best(lambda a: a @ a, a),
-        "bandwidth": 2 * x.nbytes / best(lambda x: x + 1, x),
+        "bandwidth": 2 * x.nbytes * repeats / best(copy, x),
     }
 
 

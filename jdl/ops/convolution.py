@@ -57,6 +57,7 @@ def conv_general_dilated(
     Returns:
       (batch, height', width', features), dtype of `lhs`.
     """
+    further = {name for name, value in options.items() if value not in (None, 1)}
     plain = (
         lhs.ndim == rhs.ndim == 4
         and lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
@@ -65,8 +66,8 @@ def conv_general_dilated(
         and lhs.dtype == rhs.dtype
         and jnp.issubdtype(lhs.dtype, jnp.floating)
         and all(step == 1 for step in lhs_dilation or ())
-        and feature_group_count == options.pop("batch_group_count", 1) == 1
-        and all(option is None for option in options.values())
+        and feature_group_count == 1
+        and not further  # such as batch_group_count or precision
     )
     if not plain:
         return lax.conv_general_dilated(

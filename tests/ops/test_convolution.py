@@ -153,6 +153,26 @@ def test_under_vmap_values_and_gradients_equal_xlas(axes, count):
     chex.assert_trees_all_close(both(ours), both(plain), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"batch_group_count": 2},
+        {"precision": jax.lax.Precision.HIGHEST},
+        {"preferred_element_type": jnp.float32},
+        {"dimension_numbers": ("NHWC", "OHWI", "NHWC")},
+        {"rhs_dilation": (2, 1), "batch_group_count": 1, "precision": None},
+    ],
+)
+def test_options_mean_what_they_mean_to_xla(options):
+    rng = np.random.default_rng(0)
+    x, k = (jnp.asarray(rng.normal(size=(4, 4, 4, 4)), jnp.float32) for _ in range(2))
+    given = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), **options}
+    found = ops.conv_general_dilated(x, k, (1, 1), "SAME", **given)
+    expected = jax.lax.conv_general_dilated(x, k, (1, 1), "SAME", **given)
+    assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_nothing_to_convolve():
     """An empty batch, and images smaller than the kernel."""
     for images in ((0, 5, 5, 2), (1, 2, 2, 2)):
