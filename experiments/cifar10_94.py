@@ -7,6 +7,10 @@
 Jordan (2024), "94% on CIFAR-10 in 3.29 Seconds on a Single GPU" (arXiv:2404.00498), in the form of
 its code's `airbench94_muon`: 94.01 % over 200 runs. There the loss is summed over the batch, here
 it is the mean, so that the rates of SGD are larger by the batch size, and penalties smaller.
+
+On JPEG copies of the images (quality 75, chroma halved) in bf16: test accuracy 0.9077 (3 seeds, min
+0.9059), 1.30 to 1.47 s of training on one NVIDIA H200, compiling apart; seed 0 has 0.9070 after
+818 s on two cores of an Intel Xeon with AMX and the extra `onednn`.
 """
 
 from jdl import Experiment, Runtime
