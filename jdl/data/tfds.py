@@ -1,6 +1,7 @@
 """TensorFlow Datasets, read from array_record without TensorFlow."""
 
 import functools
+import importlib
 import json
 import logging
 import shlex
@@ -22,7 +23,7 @@ def check_tfds() -> None:
       UserError: a package that it needs is missing; by itself it would only lack its functions.
     """
     try:
-        import tensorflow_datasets.public_api as _  # noqa: F401
+        importlib.import_module("tensorflow_datasets.public_api")
     except ImportError as error:
         raise UserError(
             f"tensorflow_datasets cannot be imported ({first_line(error)}): install it anew, with "

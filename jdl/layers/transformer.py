@@ -185,7 +185,7 @@ def stack(
 
 
 def _row_major(x: jax.Array) -> jax.Array:
-    """`x`, on GPUs laid out by rows.
+    """Returns `x`, on GPUs constrained to row-major layout.
 
     The sum over the batch in the gradient of position embeddings otherwise makes XLA put the batch
     last in the whole stack of blocks, and transpose it at every norm.

@@ -70,7 +70,8 @@ def _plain(
     scale: float,
     implementation: Literal["xla", "cudnn"] = "xla",
 ) -> Array:
-    if mask is not None and mask.shape[-2] == 1:  # cuDNN takes no mask that broadcasts over queries
+    if implementation == "cudnn" and mask is not None and mask.shape[-2] == 1:
+        # It takes no mask that broadcasts over queries.
         mask = jnp.broadcast_to(mask, (*mask.shape[:2], query.shape[1], key.shape[1]))
     return jax.nn.dot_product_attention(
         query, key, value, mask=mask, is_causal=causal, scale=scale, implementation=implementation
