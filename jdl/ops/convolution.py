@@ -157,6 +157,47 @@ def _kernel_by_xla(x: Array, g: Array, window: Window, size: tuple[int, ...]) ->
     return jax.linear_transpose(forward, kernel)(g)[0]
 
 
+def _few_channels(channels: int, window: Window) -> bool:
+    """Whether a convolution halves images of so few channels that tensor cores idle."""
+    wide = window.dilation == (1, 1) and min(window.kernel) > 2
+    return channels <= 4 and window.strides == (2, 2) and wide
+
+
+def _forward_on_gpus(x: Array, kernel: Array, window: Window, size: tuple[int, ...]) -> Array:
+    """Forward on GPUs: for few channels, 2x2 pixels become one of four times the channels."""
+    if not _few_channels(x.shape[-1], window):
+        return _forward_by_xla(x, kernel, window, size)
+    (rows, columns, channels, features), (height, width) = kernel.shape, size
+    rows, columns = rows + rows % 2, columns + columns % 2
+    kernel = lax.pad(
+        kernel,
+        jnp.zeros((), kernel.dtype),
+        [(0, n - k, 0) for n, k in zip((rows, columns), kernel.shape, strict=False)]
+        + [(0, 0, 0)] * 2,
+    )
+    # As many pixels as the windows read: negative padding cuts what none does.
+    reach = (2 * (height - 1) + rows, 2 * (width - 1) + columns)
+    pads = [
+        (before, wanted - before - n, 0)
+        for wanted, n, (before, _) in zip(reach, x.shape[1:3], window.padding, strict=True)
+    ]
+    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
+    n = x.shape[0]
+    x = x.reshape(n, reach[0] // 2, 2, reach[1] // 2, 2, channels)
+    x = x.transpose(0, 1, 3, 2, 4, 5).reshape(n, reach[0] // 2, reach[1] // 2, 4 * channels)
+    kernel = kernel.reshape(rows // 2, 2, columns // 2, 2, channels, features)
+    kernel = kernel.transpose(0, 2, 1, 3, 4, 5)
+    kernel = kernel.reshape(rows // 2, columns // 2, 4 * channels, features)
+    return lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=NHWC)
+
+
+def _kernel_on_gpus(x: Array, g: Array, window: Window, size: tuple[int, ...]) -> Array:
+    """Kernel gradient on GPUs: the transpose of the forward form."""
+    kernel = jax.ShapeDtypeStruct((*size, x.shape[-1], g.shape[-1]), x.dtype)
+    forward = functools.partial(_forward_on_gpus, x, window=window, size=g.shape[1:3])
+    return jax.linear_transpose(forward, kernel)(g)[0]
+
+
 def _forward(x: Array, kernel: Array, window: Window, size: tuple[int, ...]) -> Array:
     """Forward on CPUs: a product for 1x1 kernels and few channels, else XLA's convolution.
 
@@ -223,6 +264,7 @@ def _patches(window: Window, x: Array, size: tuple[int, ...]) -> Array:
 
 BY_XLA: tuple[Callable[..., Array], ...] = (_forward_by_xla, _input_by_xla, _kernel_by_xla)
 ON_CPUS: tuple[Callable[..., Array], ...] = (_forward, _input, _kernel)
+ON_GPUS: tuple[Callable[..., Array], ...] = (_forward_on_gpus, _input_by_xla, _kernel_on_gpus)
 
 
 def _shape(part: int, a: Any, b: Any, size: tuple[int, ...]) -> tuple[int, ...]:
@@ -328,6 +370,8 @@ def _rules() -> None:
         )
         batching.primitive_batchers[primitive] = functools.partial(_batch, part)
         mlir.register_lowering(primitive, mlir.lower_fun(BY_XLA[part], multiple_results=False))
+        on_gpus = mlir.lower_fun(ON_GPUS[part], multiple_results=False)
+        mlir.register_lowering(primitive, on_gpus, platform="cuda")
         mlir.register_lowering(primitive, functools.partial(_lower, part), platform="cpu")
     # Each is bilinear: given a cotangent, the gradient by one operand is another primitive.
     ad.defbilinear(

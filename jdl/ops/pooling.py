@@ -54,7 +54,23 @@ def max_pool(
     # XLA fuses the padding of a float32 gradient with what computes it.
     apart = strides == tuple(window_shape) and x.dtype in (jnp.bfloat16, jnp.float16)
     pool = _pool_apart if apart else _pool
-    return pool(batches, tuple(window_shape), strides, x)
+    return pool(batches, tuple(window_shape), strides, x if apart else _gradient_apart(x))
+
+
+@jax.custom_jvp
+def _gradient_apart(x: Array) -> Array:
+    """Returns `x`, whose gradient GPUs compute by a kernel of its own.
+
+    The sum of a pixel's windows is cheap alone, and slow inside a reduction, such as batch norm's,
+    that XLA fuses it with.
+    """
+    return x
+
+
+@_gradient_apart.defjvp
+def _gradient_apart_tangent(primals: Any, tangents: Any) -> tuple[Array, Array]:
+    (x,), (dx,) = primals, tangents
+    return x, lax.platform_dependent(dx, cuda=lax.optimization_barrier, default=lambda dx: dx)
 
 
 def _pool(batches: int, window: tuple[int, ...], strides: tuple[int, ...], x: Array) -> Array:

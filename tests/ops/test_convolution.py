@@ -199,6 +199,28 @@ def test_lowered_for_other_platforms_it_is_xlas_convolution(form):
     assert (onednn.TARGET in lowered(form)) == (form == "onednn")
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_the_form_of_gpus_for_few_channels_equals_xlas(seed):
+    """2x2 blocks of pixels as channels, in a convolution without strides."""
+    rng = np.random.default_rng(seed)
+    kernel, size = rng.integers(3, 8, 2), rng.integers(8, 20, 2)
+    x = jnp.asarray(rng.normal(size=(2, *size, rng.integers(1, 5))), jnp.float32)
+    k = jnp.asarray(rng.normal(size=(*kernel, x.shape[-1], 4)), jnp.float32)
+    pads = tuple(tuple(map(int, rng.integers(0, 4, 2))) for _ in range(2))
+    window = convolution.Window(k.shape[:2], (2, 2), pads, (1, 1))
+    shape = window.outputs(x.shape[1:3])
+    g = jnp.asarray(rng.normal(size=(2, *shape, 4)), jnp.float32)
+    for part, (a, b, result) in enumerate(
+        ((x, k, shape), (g, k, x.shape[1:3]), (x, g, k.shape[:2]))
+    ):
+        forms = (convolution.ON_GPUS, convolution.BY_XLA)
+        found, expected = (form[part](a, b, window, result) for form in forms)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    traced = jax.jit(lambda x, k: ops.conv_general_dilated(x, k, (2, 2), pads)).trace(x, k)
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert f"x{4 * x.shape[-1]}x4xf32" in text, "the kernel reads four times the channels"
+
+
 def test_an_exported_program_and_one_for_several_devices_do_not_need_onednn():
     lhs, rhs, *how = draw(2)
     function = jax.jit(lambda x, k: ours(x, k, *how))
