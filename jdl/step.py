@@ -93,8 +93,9 @@ def update(
     Totals and weights are summed over microbatches and devices before the one division, so the
     gradient is that of the whole batch however it is split. If the gradient or the loss is not
     finite, or every row is masked, parameters, collections and optimizer state stay as they are and
-    only `step` advances. In a game this holds for each player: one without examples keeps its
-    parameters and their optimizer state, while counters that all players share advance.
+    only `step` advances. In a game this holds for each player: one without examples, or whose
+    gradient is not finite, keeps its parameters and their optimizer state, while counters that all
+    players share advance.
 
     Args:
       program: what to compute.
@@ -104,7 +105,7 @@ def update(
 
     Returns:
       The state after, and the batch's metrics. `skipped` is 1 if the gradient or the loss was not
-      finite; all other metrics then have a count of 0.
+      finite; all other metrics then have a count of 0, in a game those that are not finite.
     """
     # The key never changes; folding in the step makes a resumed run draw what it would have drawn.
     key = jax.random.fold_in(state.key, state.step)
@@ -121,30 +122,50 @@ def update(
         collections = jax.lax.pmean(collections, axis_name)
     # `weight` may have one scalar per player of a game, each for a subtree of the gradients.
     gradients = jax.tree.map(_divide, weight, gradients)
-    wide = float32(state.params)
-    gradients = jax.tree.map(lambda g, p: g.astype(p.dtype), gradients, wide)
+    gradients = jax.tree.map(lambda g, p: g.astype(p.dtype), gradients, float32(state.params))
 
     loss = metrics.get("loss", Mean(jnp.zeros(()), jnp.ones(())))
-    # Only gradient and loss decide: another metric may be undefined on a batch.
-    finite = _is_finite((gradients, loss))
+    active, finite = _active(weight, gradients, loss)
     value = loss.total / jnp.maximum(loss.count, 1)
 
     def step() -> tuple[PyTree, PyTree, PyTree]:
-        given = (gradients, state.opt_state, wide)
-        with errors_of("the optimizer cannot update the parameters"):
-            updates, opt_state = program.optimizer.update(*given, value=value)
-        new = (optax.apply_updates(state.params, updates), opt_state)
-        params, opt_state = _keep_idle(weight, new, (state.params, state.opt_state))
-        return params, collections, opt_state
+        params, opt_state = _apply(program, state, active, gradients, value)
+        # A player whose gradient is not finite may have spoilt any of the collections.
+        kept = (
+            collections
+            if not _is_game(active)
+            else jax.tree.map(functools.partial(jnp.where, finite), collections, state.collections)
+        )
+        return params, kept, opt_state
 
-    # A batch without examples has a zero gradient; momentum and decay would still move parameters.
-    has_examples = jnp.stack([jnp.any(leaf > 0) for leaf in jax.tree.leaves(weight)]).any()
     before = (state.params, state.collections, state.opt_state)
-    params, collections, opt_state = jax.lax.cond(finite & has_examples, step, lambda: before)
-    metrics = jax.tree.map(lambda leaf: jnp.where(finite, leaf, 0), dict(metrics))
+    is_active = jnp.stack(jax.tree.leaves(active)).any()
+    params, collections, opt_state = jax.lax.cond(is_active, step, lambda: before)
+    kept = {name: finite | (_is_game(active) & _is_finite(x)) for name, x in metrics.items()}
+    metrics = {
+        name: jax.tree.map(lambda leaf, name=name: jnp.where(kept[name], leaf, 0), each)
+        for name, each in metrics.items()
+    }
     metrics["skipped"] = Mean(1.0 - finite, jnp.ones(()))
     new = {"params": params, "collections": collections, "opt_state": opt_state}
     return dataclasses.replace(state, step=state.step + 1, **new), metrics
+
+
+def _is_game(weight: PyTree) -> bool:
+    """Whether a weight, or what else there is of each player, is a tree and not one scalar."""
+    return not jax.tree_util.treedef_is_leaf(jax.tree.structure(weight))
+
+
+def _active(weight: PyTree, gradients: PyTree, loss: Any) -> tuple[PyTree, jax.Array]:
+    """Returns which players take this step, shaped like `weight`, and whether all is finite."""
+    finite = _is_finite((gradients, loss))
+    own = jax.tree.map(lambda _: finite, weight)
+    if _is_game(weight):
+        # The loss does not decide here, since it may be another player's.
+        own = jax.tree.map(lambda _, gradient: _is_finite(gradient), weight, gradients)
+        finite = jnp.stack(jax.tree.leaves(own)).all()
+    # Without examples the gradient is zero; momentum and decay would still move parameters.
+    return jax.tree.map(lambda w, own: jnp.any(w > 0) & own, weight, own), finite
 
 
 def _is_finite(tree: PyTree) -> jax.Array:
@@ -268,19 +289,42 @@ def _divide(weight: jax.Array, gradients: PyTree) -> PyTree:
     return jax.tree.map(lambda gradient: gradient * scale, gradients)
 
 
-def _keep_idle(
-    weight: PyTree, new: tuple[PyTree, PyTree], old: tuple[PyTree, PyTree]
+def _apply(
+    program: Program, state: TrainState, active: PyTree, gradients: PyTree, value: jax.Array
 ) -> tuple[PyTree, PyTree]:
-    """Returns new parameters and optimizer state, but the old ones of players without examples.
+    """Returns new parameters and optimizer state; the old ones of players that are not active.
 
     Args:
-      weight: a scalar, or a tree of scalars that is a prefix of the parameters, one per player.
+      program: has the optimizer.
+      state: before the step.
+      active: a scalar, or a tree of scalars that is a prefix of the parameters, one per player.
+      gradients: shaped like the parameters.
+      value: the loss.
+    """
+    extra: dict[str, Any] = {"value": value}
+    if _is_game(active):
+        active = jax.tree.map(lambda a, own: jax.tree.map(lambda _: a, own), active, gradients)
+        # A norm over all gradients must not carry NaN from one player to the others.
+        gradients = jax.tree.map(lambda a, g: jnp.where(a, g, 0), active, gradients)
+        extra["active"] = active
+    with errors_of("the optimizer cannot update the parameters"):
+        updates, opt_state = program.optimizer.update(
+            gradients, state.opt_state, float32(state.params), **extra
+        )
+    new = (optax.apply_updates(state.params, updates), opt_state)
+    return _keep_idle(active, new, (state.params, state.opt_state)) if "active" in extra else new
+
+
+def _keep_idle(
+    active: PyTree, new: tuple[PyTree, PyTree], old: tuple[PyTree, PyTree]
+) -> tuple[PyTree, PyTree]:
+    """Returns new parameters and optimizer state, but the old ones of players that are idle.
+
+    Args:
+      active: for each parameter whether its player takes this step.
       new: parameters and optimizer state after the update.
       old: the same before it.
     """
-    if jax.tree_util.treedef_is_leaf(jax.tree.structure(weight)):
-        return new  # no game
-    active = jax.tree.map(lambda w, params: jax.tree.map(lambda _: w > 0, params), weight, old[0])
     # An array of the optimizer belongs to the parameter whose path its own path ends in.
     players = {path_name(path): x for path, x in jax.tree_util.tree_leaves_with_path(active)}
 

@@ -17,7 +17,7 @@ from jdl.files import read_rows
 from jdl.hooks import Callback, Checkpoint, Evaluate, Hook
 from jdl.metrics import Mean
 from jdl.models import MLP
-from jdl.optimizers import SGD, Adam
+from jdl.optimizers import SGD, Adam, Linear, Partition
 from jdl.parallel import Single
 from jdl.step import Program
 from jdl.tasks import Classification, Regression, Task
@@ -316,6 +316,54 @@ def test_a_player_without_examples_does_not_move(num_microbatches):
     assert not [path for path in moved if "'right'" in path]
     resumed, _ = advance(compute, after, both)
     assert not np.array_equal(resumed.params["right"]["w"], after.params["right"]["w"])
+
+
+@pytest.mark.parametrize("num_microbatches", [1, 4])
+def test_a_gradient_that_is_not_finite_skips_only_its_player(num_microbatches):
+    """The others go on, and a part of its own counts no step: as if that batch had never been."""
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Spoilt(Game):
+        def gradient(self, model, state, batch, key):
+            gradients, weight, _, _ = super().gradient(model, state, batch, key)
+            gradients["right"]["w"] = gradients["right"]["w"] / batch["good"].min()
+            losses = {"right_loss": Mean(1 / batch["good"].sum(), 1.0), "loss": Mean(jnp.inf, 1.0)}
+            return gradients, weight, {}, losses | {"left_loss": Mean(jnp.ones(()), 1.0)}
+
+    parts = {name: Adam(0.3, schedule=Linear(), ema_decay=0.5) for name in ("left", "right")}
+    shared = Adam(0.3, schedule=Linear(), clip_norm=1.0)
+    good = {**batch(), "label": np.arange(12) % 3 == 0, "good": np.ones(12, np.float32)}
+    bad = {**good, "good": np.zeros(12, np.float32)}
+    found = {}
+    for optimizer in (Partition(parts=tuple(parts.items())), shared):
+        tx = optimizer.build(9)
+        compute = Program(LINEAR, Spoilt(), tx, num_microbatches=num_microbatches)
+        before, _ = advance(compute, start(compute, good), good)
+        after, metrics = advance(compute, before, bad)
+        assert metrics["skipped"].total == 1
+        counts = {name: float(metrics[name].count) for name in ("loss", "left_loss", "right_loss")}
+        assert counts == {"loss": 0, "left_loss": num_microbatches, "right_loss": 0}
+        chex.assert_trees_all_equal(after.params["right"], before.params["right"])
+        resumed, _ = advance(compute, after, good)
+        assert np.isfinite(jax.tree.leaves(resumed.params)[0]).all()
+        found[type(optimizer)] = resumed, advance(compute, before, good)[0]
+    # The right player took a step fewer in the first case: it is where the second ends.
+    three, two = found[Partition]
+    for state in ("params", "opt_state"):
+        one, other = (
+            {
+                jax.tree_util.keystr(path): np.asarray(leaf)
+                for path, leaf in jax.tree_util.tree_leaves_with_path(getattr(each, state))
+                # The second part of the optimizer is that of `right`, with its counters.
+                if any(name in jax.tree_util.keystr(path) for name in ("'right'", "['1']"))
+            }
+            for each in (three, two)
+        )
+        assert one.keys() == other.keys()
+        assert any("count" in name for name in one) or state == "params"
+        for name, leaf in one.items():
+            np.testing.assert_array_equal(leaf, other[name])
+    assert not np.array_equal(three.params["left"]["w"], two.params["left"]["w"])
 
 
 def watched(count, ahead):

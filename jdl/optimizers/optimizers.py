@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import optax
@@ -57,6 +58,9 @@ class Optimizer:
     """Paths of modules whose parameters are not trained, such as Conv_0 or encoder.Dense_1."""
     lr_multipliers: tuple[tuple[str, float], ...] = ()
     """Learning rate multipliers, as (module path, factor); the longest matching path wins."""
+    every: int = 1
+    """Batches per step: the gradients of the others are dropped, as for a player of a game whose
+    opponent takes several steps for each of its own (`num_microbatches` accumulates instead)."""
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "weight_decay", "l1", "l2"):
@@ -74,6 +78,7 @@ class Optimizer:
             check(self, "schedule", plain, "left out where learning_rate is an Optax schedule")
         factors = all(0 <= factor < math.inf for _, factor in self.lr_multipliers)
         check(self, "lr_multipliers", factors, "factors that are finite and at least 0")
+        check(self, "every", self.every >= 1, "at least 1")
         self._check_method()
 
     def _check_method(self) -> None:
@@ -104,7 +109,8 @@ class Optimizer:
         """The Optax transformation for a run.
 
         Args:
-          steps: optimizer steps in the whole run, at least 1; micro-batches do not count.
+          steps: batches in the whole run, at least 1; micro-batches do not count. The schedule
+            counts the steps that are taken, `steps / every`.
 
         Returns:
           A transformation whose state holds arrays only, in a structure that does not change.
@@ -116,6 +122,7 @@ class Optimizer:
             a module that does not exist.
         """
         none = optax.identity()
+        steps = -(-steps // self.every)
         mask = None if self.decay_biases else decay_mask
         method = optax.chain(
             add_penalties(self.l1, self.l2, mask),
@@ -128,6 +135,8 @@ class Optimizer:
             none if self.lookahead is None else self.lookahead.build(steps),
             none if self.ema_decay is None else average_weights(self.ema_decay),
         )
+        if self.every > 1:  # after the opponents have taken theirs
+            method = optax.conditionally_mask(method, self._is_due)
         return freeze(method, self.frozen) if self.frozen else method
 
     def _steps(
@@ -135,6 +144,11 @@ class Optimizer:
     ) -> Sequence[optax.GradientTransformation]:
         """The part of the chain that maps gradients to negative steps."""
         return self.direction(add_decay), optax.scale_by_learning_rate(self.rate(steps))
+
+    def _is_due(self, step: Any, **extra_args: Any) -> jax.Array:
+        """Whether the batch after `step` others is one of `every` batches that gets a step."""
+        del extra_args
+        return (step + 1) % self.every == 0
 
     def _constraint(self) -> optax.GradientTransformation:
         """Changes updates so that the parameters fulfill a constraint of the method."""
@@ -332,6 +346,11 @@ class Muon(Optimizer):
 
     def _axes(self, params: PyTree) -> PyTree:
         return matrix_axes(params, self.adam_names)
+
+    def _is_due(self, step: Any, **extra_args: Any) -> jax.Array:
+        """Whether the batch after `step` others is one of `every` batches that gets a step."""
+        del extra_args
+        return (step + 1) % self.every == 0
 
     def _constraint(self) -> optax.GradientTransformation:
         return normalize_weights(self._axes) if self.normalize else optax.identity()

@@ -8,9 +8,10 @@ from typing import Any
 import jax
 import optax
 
-from jdl.errors import UserError
+from jdl.errors import UserError, nearest
 from jdl.optimizers.optimizers import Optimizer
 from jdl.optimizers.schedules import check
+from jdl.optimizers.transforms import skip_idle
 from jdl.paths import path_name
 from jdl.typing import PyTree
 
@@ -21,14 +22,16 @@ class Partition(Optimizer):
 
     `Partition(parts=(("*.bias", SGD(0.1)), ("*", Muon(0.02))))`. Each part has its own schedule,
     decay and averages; norms are clipped per part there, over all parameters here. Penalties and
-    averages of this optimizer are those of all parts.
+    averages of this optimizer are those of all parts. In a game with a part for each player, a
+    player that is idle at a step does not count it.
     """
 
     learning_rate: float | optax.Schedule = field(
         default=1.0, kw_only=False
     )  # factor of the rates of all parts, the peak of `schedule`
     parts: tuple[tuple[str, Optimizer], ...] = ()
-    """Pairs of a pattern of paths, as in a shell (`*.bias`, `logits.*`, `*`), and an optimizer."""
+    """Pairs of a path and an optimizer; the path is that of a module or a parameter, or a pattern
+    of such, as in a shell: `critic`, `encoder.Dense_1`, `*.bias`, `*`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -41,7 +44,7 @@ class Partition(Optimizer):
     ) -> Sequence[optax.GradientTransformation]:
         del add_decay
         methods: dict[Hashable, optax.GradientTransformation] = {
-            str(index): part.build(steps) for index, (_, part) in enumerate(self.parts)
+            str(index): skip_idle(part.build(steps)) for index, (_, part) in enumerate(self.parts)
         }
         scale = optax.scale_by_learning_rate(self.rate(steps), flip_sign=False)
         return optax.partition(methods, self._labels), scale
@@ -50,25 +53,54 @@ class Partition(Optimizer):
         """The index of the part of each parameter, as text.
 
         Raises:
-          UserError: a parameter matches no pattern, or a pattern no parameter.
+          UserError: a parameter matches no pattern, or a part has no parameters.
         """
-        paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-        for pattern, _ in self.parts:
-            if not any(fnmatch.fnmatchcase(path, pattern) for path in paths):
-                raise UserError(
-                    f"optimizer.parts: no parameter matches {pattern!r} (they are "
-                    f"{', '.join(paths)})"
-                )
 
-        def label(path: jax.tree_util.KeyPath, leaf: Any) -> str:
+        def part_of(path: jax.tree_util.KeyPath, leaf: Any) -> str:
             del leaf
             name = path_name(path)
             for index, (pattern, _) in enumerate(self.parts):
-                if fnmatch.fnmatchcase(name, pattern):
+                if _matches(name, pattern):
                     return str(index)
             raise UserError(
                 f"optimizer.parts: the parameter {name} matches none of the patterns: end with one "
                 f"for all others, '*'"
             )
 
-        return jax.tree_util.tree_map_with_path(label, params)
+        # Frozen parameters are masked. They have their part, too, but it does not train them.
+        found = jax.tree_util.tree_map_with_path(part_of, params, is_leaf=_is_masked)
+        self._check_parts(found)
+        return jax.tree_util.tree_map_with_path(part_of, params)
+
+    def _check_parts(self, found: PyTree) -> None:
+        """Raises a UserError if a part has no parameters, given the part of each."""
+        part = {path_name(path): each for path, each in jax.tree_util.tree_leaves_with_path(found)}
+        for index, (pattern, _) in enumerate(self.parts):
+            if str(index) in part.values():
+                continue
+            earlier = {each for name, each in part.items() if _matches(name, pattern)}
+            if earlier:
+                taken = " and ".join(repr(self.parts[int(each)][0]) for each in sorted(earlier))
+                raise UserError(
+                    f"optimizer.parts.{index}: {pattern!r} has no parameters left: earlier "
+                    f"patterns, {taken}, match all of its: list the more specific first"
+                )
+            known = list(dict.fromkeys(p for name in part for p in _prefixes(name)))
+            raise UserError(
+                f"optimizer.parts.{index}: no parameter matches {pattern!r} (they are "
+                f"{', '.join(part)}){nearest(pattern, known)}"
+            )
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """Whether a parameter, or a module around it, has a path that matches a pattern."""
+    return any(fnmatch.fnmatchcase(name, each) for each in (pattern, f"{pattern}.*"))
+
+
+def _prefixes(name: str) -> list[str]:
+    parts = name.split(".")
+    return [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
+
+
+def _is_masked(node: object) -> bool:
+    return isinstance(node, optax.MaskedNode)

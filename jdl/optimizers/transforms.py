@@ -90,6 +90,31 @@ def average_weights(decay: float) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
+def skip_idle(method: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """Takes no step, nor counts one, while the players are idle that its parameters belong to.
+
+    In a game `update` needs `active=`, for each parameter whether its player takes this step.
+    """
+    method = optax.with_extra_args_support(method)
+
+    def update(
+        updates: PyTree, state: PyTree, params: PyTree = None, **extra: Any
+    ) -> tuple[PyTree, PyTree]:
+        # The updates of other parameters are masked.
+        own = {path for path, _ in jax.tree_util.tree_leaves_with_path(updates)}
+        players = jax.tree_util.tree_leaves_with_path(extra.get("active"))
+        active = [active for path, active in players if path in own]
+        if not active:
+            return method.update(updates, state, params, **extra)
+        return jax.lax.cond(
+            jnp.stack(active).any(),
+            lambda: method.update(updates, state, params, **extra),
+            lambda: (optax.tree.zeros_like(updates), state),
+        )
+
+    return optax.GradientTransformationExtraArgs(method.init, update)
+
+
 def averaged_params(opt_state: PyTree, params: PyTree) -> PyTree:
     """The averaged parameters kept by an optimizer with `ema_decay`.
 

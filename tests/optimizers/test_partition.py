@@ -68,11 +68,51 @@ def test_each_part_learns_as_if_alone_and_the_factor_scales_all():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), halved[-1], plain[-1])
 
 
+def test_a_part_may_step_once_in_several_batches_and_its_schedule_counts_its_own_steps():
+    params = {"critic": {"w": jnp.zeros(2)}, "generator": {"w": jnp.zeros(2)}}
+    given = gradients(params, 6)
+    slow = Adam(0.1, schedule=Linear(), ema_decay=0.5, every=3)
+    parts = (("critic", SGD(0.2)), ("generator", slow))
+    found, state = run(Partition(parts=parts), params, given)
+    own = [{"w": each["generator"]["w"]} for each in given]
+    alone, _ = run(dataclasses.replace(slow, every=1), {"w": jnp.zeros(2)}, own[2::3])
+    for step, each in enumerate(found, 1):
+        taken = step // 3
+        expected = alone[taken - 1]["w"] if taken else np.zeros(2)
+        np.testing.assert_array_equal(each["generator"]["w"], expected)
+    critic, _ = run(SGD(0.2), {"w": jnp.zeros(2)}, [{"w": each["critic"]["w"]} for each in given])
+    np.testing.assert_array_equal(found[-1]["critic"]["w"], critic[-1]["w"])
+    assert (
+        averaged_params(state, found[-1])["generator"]["w"] != found[-1]["generator"]["w"]
+    ).all()
+    with pytest.raises(UserError, match=r"Adam\.every must be at least 1; it is 0"):
+        Adam(every=0)
+
+
+def test_a_frozen_player_stays_and_the_others_learn():
+    params = {"critic": {"w": jnp.ones(2)}, "generator": {"w": jnp.ones(2), "v": jnp.ones(2)}}
+    given = gradients(params)
+    parts = (("critic", Adam(0.1)), ("generator", SGD(0.1, frozen=("generator.v",))))
+    found, _ = run(Partition(parts=parts, frozen=("critic",)), params, given)
+    np.testing.assert_array_equal(found[-1]["critic"]["w"], 1)
+    np.testing.assert_array_equal(found[-1]["generator"]["v"], 1)
+    assert (found[-1]["generator"]["w"] != 1).all()
+
+
 def test_patterns_and_parameters_without_a_match_are_named():
     params = network()
     for parts, message in (
         ((("*.bias", SGD()),), r"the parameter Conv_0\.kernel matches none of the patterns"),
-        ((("Dense_9.*", SGD()), ("*", SGD())), r"no parameter matches 'Dense_9\.\*' \(they are Co"),
+        (
+            (("*", SGD()), ("Dense_9.*", SGD())),
+            r"optimizer\.parts\.1: no parameter matches 'Dense_9\.\*' \(they are Co",
+        ),
+        ((("Dense_O", SGD()), ("*", SGD())), r"parts\.0: .* did you mean 'Dense_0'"),
+        (
+            (("Dense_0", SGD()), ("*", SGD()), ("*.bias", Adam())),
+            r"optimizer\.parts\.2: '\*\.bias' has no parameters left: earlier patterns, "
+            r"'Dense_0' and '\*', match all of its: list the more specific first",
+        ),
     ):
         with pytest.raises(UserError, match=message):
             Partition(parts=parts).build(3).init(params)
