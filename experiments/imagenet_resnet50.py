@@ -2,13 +2,13 @@
 
     TFDS_DATA_DIR=DIR jdl train imagenet_resnet50
 
-A learning rate of 0.1 per 256 images of a batch, warmed up over five of 90 epochs; 224x224 images,
-flipped and shifted. Not run yet: the images must be downloaded by hand from
+A learning rate of 0.1 per 256 images of a batch, warmed up over five of 90 epochs; random
+windows of 224x224 pixels, flipped. Not run yet: the images must be downloaded by hand from
 https://image-net.org and prepared with `tfds build imagenet2012 --file_format=array_record`.
 """
 
 from jdl import Experiment, Runtime
-from jdl.data import TFDS, RandomCrop, RandomFlip, Resize, Scale
+from jdl.data import TFDS, RandomFlip, RandomResizedCrop, Scale
 from jdl.models import ResNet50
 from jdl.optimizers import SGD, Cosine
 from jdl.tasks import Classification
@@ -21,8 +21,8 @@ experiment = Experiment(
     task=Classification(label_smoothing=0.1),
     data=TFDS(
         "imagenet2012",
-        transforms=(Resize(height=224, width=224),),
-        device_transforms=(RandomFlip(), Scale(offset=114.5, divisor=57.6), RandomCrop(padding=28)),
+        transforms=(RandomResizedCrop(height=224, width=224),),
+        device_transforms=(RandomFlip(), Scale(offset=114.5, divisor=57.6)),
         test_fraction=0.0,
     ),
     optimizer=SGD(

@@ -10,6 +10,7 @@ from typing import Any, TypeGuard
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jax.core import Tracer
 from jax.sharding import AxisType
 
@@ -30,6 +31,27 @@ def row_axes(rows: int) -> tuple[str, ...]:
     kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
     axes = tuple(a for a in ROWS if kinds.get(a) == AxisType.Auto and mesh.shape[a] > 1)
     return () if rows % math.prod(mesh.shape[axis] for axis in axes) else axes
+
+
+def bound_axis(name: str = "data") -> str | None:
+    """Returns `name` inside `pmap` or `shard_map` over that axis, else None."""
+    try:
+        jax.lax.axis_size(name)
+    except NameError:
+        return None
+    return name
+
+
+def roll_rows(x: jax.Array, shift: int) -> jax.Array:
+    """Returns the rows of the global batch rolled along axis 0, of which `x` may be a part.
+
+    Under `pmap` a device has some of the rows, and its neighbors' come from the other devices.
+    """
+    axis = bound_axis()
+    if axis is None:
+        return jnp.roll(x, shift, axis=0)
+    whole = jnp.roll(jax.lax.all_gather(x, axis, tiled=True), shift, axis=0)
+    return jax.lax.dynamic_slice_in_dim(whole, jax.lax.axis_index(axis) * len(x), len(x))
 
 
 MODES = {

@@ -12,11 +12,14 @@ from jdl.data.augment import (
     RandomFlip,
 )
 from jdl.data.base import Data
+from jdl.data.boxes import ConvertBoxes, Pad
 from jdl.data.documents import Documents, Texts
 from jdl.data.folder import ImageFolder
 from jdl.data.language import Streams, Tokens
+from jdl.data.mosaic import Mosaic
 from jdl.data.pairs import Pairs, PairTable
 from jdl.data.randaugment import RandAugment
+from jdl.data.resize import RandomResizedCrop, Resize
 from jdl.data.selection import Selection
 from jdl.data.series import Series
 from jdl.data.sources import Source, Subset
@@ -26,7 +29,7 @@ from jdl.data.text import Words
 from jdl.data.text_files import TextFile, TextTable
 from jdl.data.tfds import TFDS
 from jdl.data.tokenizers import BPE, Bytes, Chars, Saved
-from jdl.data.transforms import MaskTokens, Normalize, Resize, Scale
+from jdl.data.transforms import MaskTokens, Normalize, Scale
 
 __all__ = [
     "BPE",
@@ -36,6 +39,7 @@ __all__ = [
     "Bytes",
     "Chars",
     "ColorJitter",
+    "ConvertBoxes",
     "CutMix",
     "Cutout",
     "Data",
@@ -44,13 +48,16 @@ __all__ = [
     "ImageFolder",
     "MaskTokens",
     "Mixup",
+    "Mosaic",
     "Normalize",
+    "Pad",
     "PairTable",
     "Pairs",
     "RandAugment",
     "RandomAffine",
     "RandomCrop",
     "RandomFlip",
+    "RandomResizedCrop",
     "Resize",
     "Saved",
     "Scale",

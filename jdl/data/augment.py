@@ -2,18 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.ndimage import map_coordinates
 
+from jdl.data.geometry import FillMode, Geometric, images_only, resample
 from jdl.errors import UserError
+from jdl.tracing import roll_rows
 from jdl.typing import Batch, Keys
 
 Array = jax.Array
-
-FillMode = Literal["nearest", "reflect", "constant", "wrap"]
 
 
 def map_images(
@@ -24,11 +23,11 @@ def map_images(
 
 
 @dataclass(frozen=True, kw_only=True)
-class RandomAffine:
+class RandomAffine(Geometric):
     """Rotates, shifts, shears, zooms and flips images in one bilinear resampling.
 
     Options, ranges and the order of the parts are those of Keras' `ImageDataGenerator`. Training
-    images become float32.
+    images become float32. Masks take the nearest pixel; boxes become the hulls of their corners.
     """
 
     rotation_range: float = 0.0  # degrees each way
@@ -39,7 +38,7 @@ class RandomAffine:
     horizontal_flip: bool = False  # flip half of the images
     fill_mode: FillMode = "nearest"  # fill beyond the edges, see `resample`
     cval: float = 0.0  # fill value of `constant`
-    name: str = "image"  # of the array (batch, height, width, channels)
+    mask_cval: int | None = None  # fill value of masks, such as the ignored class
 
     def __post_init__(self) -> None:
         if not 0 <= self.zoom_range < 1:
@@ -48,11 +47,17 @@ class RandomAffine:
     def __call__(self, batch: Batch, keys: Keys | None) -> Batch:
         """Returns the batch, each image transformed with its own key."""
 
-        def one(key: Array, image: Array) -> Array:
-            matrix = self.matrix(key, *image.shape[:2])
-            return resample(image, matrix, self.fill_mode, self.cval)
+        if keys is None:
+            return batch
 
-        return map_images(batch, keys, self.name, one)
+        def pixels(key: Array, image: Array, is_mask: bool) -> Array:
+            matrix = self.matrix(key, *image.shape[:2])
+            if not is_mask:
+                return resample(image, matrix, self.fill_mode, self.cval)
+            fill = mask_fill(self, self.fill_mode, self.mask_cval)
+            return resample(image, matrix, self.fill_mode, fill, order=0)
+
+        return self.apply(batch, keys, pixels, self.matrix)
 
     def matrix(self, key: Array, height: int, width: int) -> Array:
         """Returns a random (2, 3) matrix from output to input positions."""
@@ -81,46 +86,9 @@ class RandomAffine:
         return jnp.linalg.multi_dot([*parts], precision="highest")[:2]
 
 
-def resample(
-    image: Array, matrix: Array, fill_mode: FillMode = "nearest", cval: float = 0
-) -> Array:
-    """Applies an affine map to an image, with bilinear interpolation.
-
-    Equal to `scipy.ndimage.affine_transform(channel, matrix[:, :2], matrix[:, 2], order=1,
-    mode=fill_mode, cval=cval)` for each channel.
-
-    Args:
-      image: (height, width, channels).
-      matrix: (2, 3); `matrix @ (row, column, 1)` is the input position of an output pixel.
-      fill_mode: beyond the edges, `nearest`: the pixel at the edge; `reflect`: mirrored, the edge
-        twice; `wrap`: from the other side; `constant`: `cval`.
-      cval: see `fill_mode`.
-
-    Returns:
-      (height, width, channels) float32.
-    """
-    height, width, _ = image.shape
-    i, j = jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij")
-    places = [row[0] * i + row[1] * j + row[2] for row in matrix]
-    ends = (height - 1, width - 1)
-    inside = [(place >= 0) & (place <= end) for place, end in zip(places, ends, strict=True)]
-    if fill_mode == "wrap":  # as SciPy: the last pixel is the first again
-        turned = [place % max(end, 1) for place, end in zip(places, ends, strict=True)]
-        places = [jnp.where(*each) for each in zip(inside, places, turned, strict=True)]
-
-    def interpolate(channel: Array) -> Array:
-        mode = "reflect" if fill_mode == "reflect" else "nearest"
-        return map_coordinates(channel, places, order=1, mode=mode)
-
-    found = jax.vmap(interpolate, in_axes=2, out_axes=2)(image.astype(jnp.float32))
-    if fill_mode == "constant":
-        found = jnp.where((inside[0] & inside[1])[..., None], found, cval)
-    return found
-
-
 @dataclass(frozen=True, kw_only=True)
-class RandomCrop:
-    """Shifts an image by up to `padding` pixels each way.
+class RandomCrop(Geometric):
+    """Shifts an image, with its masks and boxes, by up to `padding` pixels each way.
 
     The padded crop of He et al. (2016, section 4.2), by default with zeros beyond the edges.
     """
@@ -128,44 +96,61 @@ class RandomCrop:
     padding: int = 4  # pixels
     mode: Literal["constant", "edge", "reflect", "symmetric", "wrap"] = "constant"
     """Beyond the edges, as in `jax.numpy.pad`; `constant` is 0, `reflect` leaves the edge out."""
-    name: str = "image"  # of the array (batch, height, width, channels)
+    mask_cval: int | None = None  # fill value of masks, such as the ignored class
 
     def __call__(self, batch: Batch, keys: Keys | None) -> Batch:
         """Returns the batch, each image shifted with its own key."""
 
-        def crop(key: Array, image: Array) -> Array:
-            pad = self.padding
-            offset = jax.random.randint(key, (2,), 0, 2 * pad + 1)
-            padded = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)), self.mode)
-            return jax.lax.dynamic_slice(padded, (offset[0], offset[1], 0), image.shape)
+        if keys is None:
+            return batch
+        pad = self.padding
 
-        return map_images(batch, keys, self.name, crop)
+        def offset(key: Array) -> Array:
+            return jax.random.randint(key, (2,), 0, 2 * pad + 1)
+
+        def pixels(key: Array, image: Array, is_mask: bool) -> Array:
+            start = offset(key)
+            widths = ((pad, pad), (pad, pad), (0, 0))
+            if is_mask and self.mode == "constant":
+                fill = mask_fill(self, self.mode, self.mask_cval)
+                padded = jnp.pad(image, widths, constant_values=fill)
+            else:
+                padded = jnp.pad(image, widths, self.mode)
+            return jax.lax.dynamic_slice(padded, (start[0], start[1], 0), image.shape)
+
+        def matrix(key: Array, height: int, width: int) -> Array:
+            del height, width
+            return jnp.concatenate([jnp.eye(2), offset(key)[:, None] - jnp.float32(pad)], 1)
+
+        return self.apply(batch, keys, pixels, matrix)
 
 
 @dataclass(frozen=True, kw_only=True)
-class RandomFlip:
-    """Flips half of the images horizontally."""
+class RandomFlip(Geometric):
+    """Flips half of the images horizontally, vertically, or half of them each way."""
 
-    name: str = "image"  # of the array (batch, height, width, channels)
+    mode: Literal["horizontal", "vertical", "horizontal_and_vertical"] = "horizontal"
 
     def __call__(self, batch: Batch, keys: Keys | None) -> Batch:
         """Returns the batch, each image flipped or not by its own key."""
-
-        def flip(key: Array, image: Array) -> Array:
-            return jnp.where(jax.random.bernoulli(key), image[:, ::-1], image)
-
-        return map_images(batch, keys, self.name, flip)
+        if keys is None:
+            return batch
+        no = jnp.zeros(len(keys), bool)
+        across = jax.vmap(jax.random.bernoulli)(keys) if self.mode != "vertical" else no
+        down = no
+        if self.mode != "horizontal":
+            draw = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, 1)))
+            down = draw(keys)
+        return flip(self, batch, across, down)
 
 
 @dataclass(frozen=True, kw_only=True)
-class AlternatingFlip:
+class AlternatingFlip(Geometric):
     """Flips each image horizontally in every other epoch (Jordan, 2024, section 3.6).
 
     A hash of an example's index decides whether that is in the even or the odd epochs. Two epochs
     in a row then show every image both ways, where random flips show half of them one way twice.
     """
-
-    name: str = "image"  # of the array (batch, height, width, channels)
 
     needs_positions: ClassVar[bool] = True
 
@@ -174,9 +159,44 @@ class AlternatingFlip:
         if keys is None:
             return batch
         odd = (hash_bits(batch["index"]) ^ batch["epoch"].astype(jnp.uint32)) & 1
-        images = batch[self.name]
-        flipped = jnp.where((odd == 1)[:, None, None, None], images[:, :, ::-1], images)
-        return {**batch, self.name: flipped}
+        return flip(self, batch, odd == 1, jnp.zeros(len(keys), bool))
+
+
+def flip(fields: Geometric, batch: Batch, across: Array, down: Array) -> dict[str, Any]:
+    """Returns a batch of which some images are flipped, with masks and boxes.
+
+    Args:
+      fields: names of the arrays.
+      batch: with the arrays.
+      across: (batch,) bool, flipped horizontally.
+      down: (batch,) bool, flipped vertically.
+    """
+
+    def pixels(draw: tuple[Array, Array], image: Array, is_mask: bool) -> Array:
+        del is_mask
+        image = jnp.where(draw[0], image[:, ::-1], image)
+        return jnp.where(draw[1], image[::-1], image)
+
+    def matrix(draw: tuple[Array, Array], height: int, width: int) -> Array:
+        last, flipped = jnp.array([height - 1.0, width - 1.0]), jnp.stack([draw[1], draw[0]])
+        sign = jnp.where(flipped, -1.0, 1.0)
+        return jnp.concatenate([jnp.diag(sign), jnp.where(flipped, last, 0.0)[:, None]], 1)
+
+    return fields.apply(batch, (across, down), pixels, matrix)
+
+
+def mask_fill(transform: Any, mode: str, value: int | None) -> int:
+    """Returns the class that fills a mask beyond the edges.
+
+    Raises:
+      UserError: it is needed and not given.
+    """
+    if mode == "constant" and value is None:
+        raise UserError(
+            f"{type(transform).__name__} fills images beyond their edges with a constant and has "
+            f"no class for their masks: set mask_cval to the ignored class, or another mode"
+        )
+    return value or 0
 
 
 def hash_bits(numbers: Array) -> Array:
@@ -268,10 +288,11 @@ class Mixup:
         """Returns the batch, each pair mixed with the key of its first image."""
         if keys is None:
             return batch
+        images_only(batch, self)
         share = jax.vmap(lambda key: jax.random.beta(key, self.alpha, self.alpha))(keys)
         images = batch[self.name].astype(jnp.float32)
         each = share.reshape(-1, *[1] * (images.ndim - 1))
-        mixed = each * images + (1 - each) * jnp.roll(images, 1, axis=0)
+        mixed = each * images + (1 - each) * roll_rows(images, 1)
         labels = _mix(batch[self.label], share, self.num_classes)
         return {**batch, self.name: mixed, self.label: labels}
 
@@ -292,6 +313,7 @@ class CutMix:
         """Returns the batch, each pair mixed with the key of its first image."""
         if keys is None:
             return batch
+        images_only(batch, self)
         images = batch[self.name]
         _, height, width, _ = images.shape
 
@@ -301,7 +323,7 @@ class CutMix:
             return _random_box(center, (height, width), side * height, side * width)
 
         inside = jax.vmap(box)(keys)
-        mixed = jnp.where(inside, jnp.roll(images, 1, axis=0), images)
+        mixed = jnp.where(inside, roll_rows(images, 1), images)
         share = 1 - inside.astype(jnp.float32).mean((1, 2, 3))
         labels = _mix(batch[self.label], share, self.num_classes)
         return {**batch, self.name: mixed, self.label: labels}
@@ -309,4 +331,4 @@ class CutMix:
 
 def _mix(labels: Array, share: Array, classes: int) -> Array:
     each = jax.nn.one_hot(labels, classes)
-    return share[:, None] * each + (1 - share[:, None]) * jnp.roll(each, 1, axis=0)
+    return share[:, None] * each + (1 - share[:, None]) * roll_rows(each, 1)

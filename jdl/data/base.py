@@ -15,14 +15,19 @@ import numpy as np
 from jdl.data.files import read_texts
 from jdl.data.holdout import hold_out
 from jdl.data.images import MODES, decode_image
-from jdl.data.sources import Example, Source, Subset, read_array
+from jdl.data.resize import Resize
+from jdl.data.sources import Example, Source, Subset, flatten, read_array
 from jdl.data.tokenizers import Encoding, Tokenizer, read_tokenizer
-from jdl.data.transforms import Resize
 from jdl.errors import UserError, nearest
 from jdl.typing import Batch, Json, Keys
 
 Transform = Callable[[Example], Example]
-"""A deterministic function of one example on the host; run once if the split is in memory."""
+"""A function of one example on the host; run once if the split is in memory.
+
+It is deterministic. One that draws at random in training also has a method `random_map(example,
+rng)`, as Grain's `RandomMap`: training calls that, with a NumPy generator that is a function of
+the seed of the run, the epoch and the example's index, and evaluation and prediction the function.
+"""
 
 DeviceTransform = Callable[[Batch, Keys | None], Batch]
 """A pure function of a batch in the compiled step, with one key per example, None in evaluation.
@@ -81,6 +86,17 @@ class Data:
     def needs_positions(self) -> bool:
         """Whether a device transform reads `index` and `epoch` of training examples."""
         return any(getattr(each, "needs_positions", False) for each in self.device_transforms)
+
+    @property
+    def random_transform(self) -> str | None:
+        """Path of the first host transform that draws at random in training; None: there is none.
+
+        The training split is then streamed, since its examples differ in each epoch.
+        """
+        for index, each in enumerate(self.transforms):
+            if hasattr(each, "random_map"):
+                return f"data.transforms.{index} ({type(each).__name__})"
+        return None
 
     def load(self) -> dict[str, Source]:
         """Returns the splits that the data set itself has, including `train`."""
@@ -269,7 +285,7 @@ class Data:
             return own()
         digest = hashlib.sha256()
         for i in range(len(source)):
-            for name, value in sorted(source[i].items()):
+            for name, value in sorted(flatten(source[i]).items()):
                 digest.update(name.encode())
                 add_array(digest, np.asarray(value))
         return digest.hexdigest()

@@ -13,8 +13,9 @@ import functools
 import importlib.machinery
 import itertools
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -24,7 +25,7 @@ import numpy as np
 from jdl.data.arrays import ArraySource
 from jdl.data.base import Data
 from jdl.data.conversion import to_native
-from jdl.data.sources import Source, innermost, read_examples, root_indices
+from jdl.data.sources import Example, Source, flatten, innermost, read_examples, root_indices
 from jdl.errors import UserError, first_line
 from jdl.typing import FILE_MODULE
 
@@ -154,17 +155,18 @@ class Streamed:
 
     source: Source
     data: Data
+    split: str = "train"  # its name, for errors
 
     def __len__(self) -> int:
         """Number of examples."""
         return len(self.source)
 
-    def examples(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """Returns the examples at `indices` as a batch."""
-        examples = read_examples(self.source, indices.tolist())
-        return stack_examples(
-            [apply_transforms(self.data, example) for example in examples], indices
-        )
+    def examples(
+        self, indices: np.ndarray, draws: Sequence[tuple[int, ...]] | None = None
+    ) -> dict[str, np.ndarray]:
+        """Returns the examples at `indices` as a batch; for `draws` see `read_transformed`."""
+        examples = read_transformed(self.data, self.source, indices, self.split, draws)
+        return stack_examples(examples, indices, self.split)
 
     def step_input(
         self, step: int, batch_size: int, seed: int, shard: Shard
@@ -172,9 +174,13 @@ class Streamed:
         """Returns the batch of `step` itself."""
         rows = shard.positions(step, batch_size)
         indices = example_indices(rows, len(self), seed, self.data.shuffle)
-        batch = self.examples(indices)
+        epochs = epoch_numbers(rows, len(self))
+        draws = None
+        if self.data.random_transform:
+            draws = [(seed, *each) for each in zip(epochs.tolist(), indices.tolist(), strict=True)]
+        batch = self.examples(indices, draws)
         if self.data.needs_positions:
-            batch = Positions(indices, epoch_numbers(rows, len(self))).add_to(batch)
+            batch = Positions(indices, epochs).add_to(batch)
         return {**batch, "mask": np.ones(len(rows), bool)}
 
     def step_inputs(
@@ -246,14 +252,15 @@ def open_pipeline(data: Data, source: Source, name: str) -> Pipeline:
     Raises:
       UserError: examples differ in shape, or have no numeric arrays.
     """
-    first = apply_transforms(data, source[0])
+    probe = np.unique(np.linspace(0, len(source) - 1, 8).astype(int))
+    examples = read_transformed(data, source, probe, name)
+    first = examples[0]
     if not first:
         raise UserError(f"split {name!r} holds no numbers after the transforms, only text")
     size = sum(value.nbytes for value in first.values()) * len(source)
-    probe = np.unique(np.linspace(0, len(source) - 1, 8).astype(int))
-    stack_examples([apply_transforms(data, source[int(i)]) for i in probe], probe, name)
-    if not fits_in_memory(data, size):
-        return Streamed(source, data)
+    stack_examples(examples, probe, name)
+    if not fits_in_memory(data, size, name):
+        return Streamed(source, data, name)
     arrays = {k: np.empty((len(source), *v.shape), v.dtype) for k, v in first.items()}
     chunk = 1024
     read = _chunk_reader(data, source, name)
@@ -280,55 +287,80 @@ def _chunk_reader(
             )
 
     def read(indices: np.ndarray) -> dict[str, np.ndarray]:
-        examples = [apply_transforms(data, e) for e in read_examples(source, indices.tolist())]
-        return stack_examples(examples, indices, name)
+        return stack_examples(read_transformed(data, source, indices, name), indices, name)
 
     return read
 
 
-def fits_in_memory(data: Data, size: int) -> bool:
-    """Returns whether a split of `size` bytes is kept in memory."""
+def fits_in_memory(data: Data, size: int, split: str = "train") -> bool:
+    """Returns whether a split of `size` bytes is kept in memory.
+
+    Raises:
+      UserError: it must be and cannot, since a host transform draws at random.
+    """
+    if split == "train" and data.random_transform:
+        if data.pipeline == "in_memory":
+            raise UserError(
+                f"{data.random_transform} draws anew in each epoch, where a split in memory stays "
+                f"as it is: set data.pipeline to auto or grain"
+            )
+        return False
     return data.pipeline == "in_memory" or (data.pipeline == "auto" and size <= IN_MEMORY_BYTES)
 
 
-def apply_transforms(data: Data, example: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def read_transformed(
+    data: Data,
+    source: Source,
+    indices: np.ndarray,
+    split: str,
+    draws: Sequence[tuple[int, ...]] | None = None,
+) -> list[dict[str, np.ndarray]]:
+    """Returns examples after the host transforms.
+
+    Args:
+      data: with the transforms.
+      source: of the split.
+      indices: of the examples.
+      split: its name, for errors.
+      draws: for each example the integers from which its random transforms draw; None: as in
+        evaluation.
+
+    Raises:
+      UserError: as `apply_transforms`, with the example's index and its `file` if it has one.
+    """
+    found = []
+    for place, (index, example) in enumerate(
+        zip(indices.tolist(), read_examples(source, indices.tolist()), strict=True)
+    ):
+        try:
+            found.append(apply_transforms(data, example, None if draws is None else draws[place]))
+        except UserError as error:
+            file = example.get("file")
+            named = f" ({file})" if isinstance(file, (str, Path)) else ""
+            raise UserError(f"example {index} of split {split!r}{named}: {error}") from error
+    return found
+
+
+def apply_transforms(
+    data: Data, example: Mapping[str, Any], draw: tuple[int, ...] | None = None
+) -> dict[str, np.ndarray]:
     """Applies the host transforms; keeps numeric arrays, casting 64-bit types to 32-bit.
+
+    Args:
+      data: with the transforms.
+      example: with nested features or without; see `flatten`.
+      draw: integers from which random transforms draw, such as seed, epoch and index; None: in
+        evaluation and prediction, where they do not.
 
     Raises:
       UserError: a transform fails or returns no example; an integer does not fit into 32 bits.
     """
     for index, transform in enumerate(data.transforms):
-        name = getattr(transform, "__name__", type(transform).__name__)
-        where = f"data.transforms.{index} ({name})"
-        known = ", ".join(map(repr, example))
-        try:
-            changed = transform(example)
-        except UserError:
-            raise
-        except Exception as error:
-            raise UserError(
-                f"{where} fails on an example with {known}: {type(error).__name__}: "
-                f"{first_line(error)}"
-            ) from error
-        if not isinstance(changed, Mapping):
-            raise UserError(
-                f"{where} returns {type(changed).__name__}, where it must return the example, a "
-                f"dict of arrays by name"
-            )
-        example = changed
+        example = _transformed(index, transform, example, draw)
     arrays = {}
-    for name, value in example.items():
-        array = to_native(np.asarray(value))
-        if array.dtype == np.float64:
-            array = array.astype(np.float32)
-        elif array.dtype in (np.int64, np.uint64):
-            array = _narrow(array, name)
-        if array.dtype.kind == "c":
-            raise UserError(
-                f"{name!r} is complex: convert it to real numbers, such as its two parts, "
-                f"in data.transforms"
-            )
-        if array.dtype.kind in "biuf":
+    for name, value in flatten(example).items():
+        array = _numbers(value, name)
+        if array is not None:
             arrays[name] = array
     if "mask" in arrays:
         raise UserError(
@@ -336,6 +368,55 @@ def apply_transforms(data: Data, example: Mapping[str, Any]) -> dict[str, np.nda
             "another name"
         )
     return arrays
+
+
+def _transformed(
+    index: int, transform: Any, example: Example, draw: tuple[int, ...] | None
+) -> Example:
+    """Applies the transform at an index of `data.transforms`."""
+    name = getattr(transform, "__name__", type(transform).__name__)
+    where = f"data.transforms.{index} ({name})"
+    known = ", ".join(map(repr, example))
+    try:
+        if draw is not None and hasattr(transform, "random_map"):
+            # A spawn key, since NumPy pads the entropy with zeros: (1, 2) and (1, 2, 0) are one.
+            seeds = np.random.SeedSequence(draw, spawn_key=(index,))
+            changed = transform.random_map(example, np.random.default_rng(seeds))
+        else:
+            changed = transform(example)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"{where} fails on an example with {known}: {type(error).__name__}: {first_line(error)}"
+        ) from error
+    if not isinstance(changed, Mapping):
+        raise UserError(
+            f"{where} returns {type(changed).__name__}, where it must return the example, a "
+            f"dict of arrays by name"
+        )
+    return changed
+
+
+def _numbers(value: Any, name: str) -> np.ndarray | None:
+    """Returns a value as an array of at most 32 bits, None if it holds no numbers."""
+    try:
+        array = to_native(np.asarray(value))
+    except ValueError as error:  # lists of several lengths
+        raise UserError(
+            f"{name!r} is no array ({first_line(error)}): bring its items to one shape in "
+            f"data.transforms"
+        ) from error
+    if array.dtype == np.float64:
+        array = array.astype(np.float32)
+    elif array.dtype in (np.int64, np.uint64):
+        array = _narrow(array, name)
+    if array.dtype.kind == "c":
+        raise UserError(
+            f"{name!r} is complex: convert it to real numbers, such as its two parts, "
+            f"in data.transforms"
+        )
+    return array if array.dtype.kind in "biuf" else None
 
 
 def stack_examples(
@@ -352,7 +433,7 @@ def stack_examples(
                 raise UserError(
                     f"{name!r} has shape {examples[0][name].shape} in example {indices[0]} of "
                     f"split {split!r} and {example[name].shape} in example {i}: bring all to one "
-                    f"shape in data.transforms, for images with Resize"
+                    f"shape in data.transforms, images with Resize and lists with Pad"
                 )
     return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from jdl.data.augment import grayscale, map_images, resample
+from jdl.data.augment import grayscale, map_images
+from jdl.data.geometry import images_only, resample
 from jdl.errors import UserError
 from jdl.typing import Batch, Keys
 
@@ -37,6 +38,7 @@ class RandAugment:
 
     def __call__(self, batch: Batch, keys: Keys | None) -> Batch:
         """Returns the batch, each image changed with its own key."""
+        images_only(batch, self)
 
         def one(key: Array, image: Array) -> Array:
             image = image.astype(jnp.float32)

@@ -6,8 +6,10 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from jdl.errors import UserError
+
 Example = Mapping[str, Any]
-"""One example: arrays, numbers or strings by name."""
+"""One example: arrays, numbers or strings by name, or dicts and lists of dicts of these."""
 
 
 @runtime_checkable
@@ -41,6 +43,39 @@ class Subset:
     def __getitems__(self, indices: Sequence[int]) -> list[Example]:
         """Several examples at once; many sources read these faster."""
         return read_examples(self.source, [int(self.indices[i]) for i in indices])
+
+
+def flatten(example: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns nested features as arrays by path.
+
+    `{"objects": {"bbox": x}}` becomes `{"objects/bbox": x}`, as TFDS names it, and a list of dicts
+    becomes one array per key with the items along axis 0.
+
+    Raises:
+      UserError: the dicts of a list differ in their keys, or two features get the same name.
+    """
+    found: dict[str, Any] = {}
+    for name, value in example.items():
+        if isinstance(value, (list, tuple)) and value and isinstance(value[0], Mapping):
+            value = _transpose(name, [flatten(each) for each in value])
+        inner = flatten(value) if isinstance(value, Mapping) else {"": value}
+        for key, array in inner.items():
+            path = f"{name}/{key}" if key else name
+            if path in found:
+                raise UserError(f"an example has two features {path!r}: rename one of them")
+            found[path] = array
+    return found
+
+
+def _transpose(name: str, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Turns a list of dicts into a dict of lists."""
+    for place, item in enumerate(items):
+        if item.keys() != items[0].keys():
+            raise UserError(
+                f"item {place} of the list {name!r} has {', '.join(item)}, where item 0 has "
+                f"{', '.join(items[0])}: give all of them the same keys"
+            )
+    return {key: [item[key] for item in items] for key in items[0]}
 
 
 def read_examples(source: Source, indices: Sequence[int]) -> list[Example]:

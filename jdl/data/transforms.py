@@ -1,40 +1,14 @@
 """Transforms: per example on the host, per batch on the device."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jdl.data.tokenizers import MASK, SPECIAL_TOKENS
 from jdl.errors import UserError
 from jdl.typing import Batch, Keys
-
-
-@dataclass(frozen=True, kw_only=True)
-class Resize:
-    """Host: scales an image (height, width, channels) uint8 to a fixed size, bilinearly."""
-
-    height: int = 150  # pixels
-    width: int = 150  # pixels
-    name: str = "image"  # of the array
-
-    def __post_init__(self) -> None:
-        if self.height < 1 or self.width < 1:
-            raise UserError(f"Resize needs a positive size, not {self.height}x{self.width}")
-
-    def __call__(self, example: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns the example with the image resized."""
-        from PIL import Image
-
-        image = np.asarray(example[self.name])
-        gray = image.shape[-1] == 1
-        picture = Image.fromarray(image[..., 0] if gray else image)
-        small = np.asarray(picture.resize((self.width, self.height), Image.Resampling.BILINEAR))
-        return {**example, self.name: small[..., None] if gray else small}
 
 
 @dataclass(frozen=True, kw_only=True)

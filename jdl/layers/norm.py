@@ -6,14 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-
-def bound_axis(name: str = "data") -> str | None:
-    """Returns `name` inside `pmap` or `shard_map` over that axis, else None."""
-    try:
-        jax.lax.axis_size(name)
-    except NameError:
-        return None
-    return name
+from jdl.tracing import bound_axis
 
 
 class BatchNorm(nn.Module):

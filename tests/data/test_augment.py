@@ -7,7 +7,7 @@ import pytest
 import scipy.ndimage
 
 from jdl.data import ColorJitter, CutMix, Cutout, Mixup, RandomAffine, RandomCrop, RandomFlip
-from jdl.data.augment import resample
+from jdl.data.geometry import resample
 from jdl.errors import UserError
 
 EVERY = [
