@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,14 @@ from jdl.paths import path_name
 from jdl.state import TrainState
 from jdl.tasks import Task
 from jdl.tasks.observe import check_active, check_variables, observe, without_sown
+from jdl.tasks.randomness import (
+    ROW_KEYS,
+    ROW_SEEDS,
+    fold_in_rows,
+    pop_row_seeds,
+    with_row_keys,
+)
+from jdl.tasks.terms import DENOMINATORS
 from jdl.tracing import errors_of, tracing_errors
 from jdl.typing import Batch, Key, PyTree
 
@@ -37,6 +45,14 @@ class Program:
     compiler_options: tuple[tuple[str, str], ...] = ()
     """XLA options as (name, value), for the functions of this program only."""
 
+    def __post_init__(self) -> None:
+        if self.task.couples_rows and self.num_microbatches > 1:
+            raise UserError(
+                f"num_microbatches={self.num_microbatches} computes the loss of a part of the "
+                f"batch, but that of {type(self.task).__name__} couples all rows (couples_rows): "
+                f"set num_microbatches to 1"
+            )
+
 
 def init(program: Program, key: Key, batch: Batch) -> TrainState:
     """Returns a fresh state.
@@ -45,7 +61,7 @@ def init(program: Program, key: Key, batch: Batch) -> TrainState:
     `jdl.layers.Whitening` does. It sees them after the transforms, without augmentation.
     """
     init_key, run_key = jax.random.split(key)
-    batch = transform(program, batch, None)
+    batch = with_row_keys(transform(program, batch, None), run_key)
     with observe() as observed:
         variables = program.task.init(program.model, init_key, batch)
     variables = without_sown(variables, observed.sown)
@@ -75,7 +91,8 @@ def check_training(program: Program, batch: Batch) -> None:
 
     def trace(key: Key, batch: Batch) -> Any:
         state = init(program, key, batch)
-        batch = transform(program, batch, jax.random.split(key, len(batch["mask"])))
+        keys = jax.random.split(key, len(batch["mask"]))
+        batch = with_row_keys(transform(program, batch, keys), keys)
         if trained is None:
             return task.gradient(program.model, state, batch, key)
         return trained(program.model, state.params, state, batch, key)[:3]
@@ -109,14 +126,20 @@ def update(
     """
     # The key never changes; folding in the step makes a resumed run draw what it would have drawn.
     key = jax.random.fold_in(state.key, state.step)
+    batch, axis_name = _coupled(program, batch, axis_name)
     rows = len(batch["mask"])
-    # One key per row by its index in the global batch: augmentation does not depend on sharding.
+    # One key per row by its index in the global batch: neither augmentation nor what a task draws
+    # depends on sharding.
     first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * rows
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(rows))
-    batch = transform(program, batch, keys)
+    keys = fold_in_rows(key, first, rows)
+    batch = with_row_keys(transform(program, batch, keys), keys)
     if axis_name is not None:
         key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
-    gradients, weight, collections, metrics = _sum_over_microbatches(program, state, batch, key)
+    counts = _term_counts(program, state, batch, key, axis_name)
+    compute = functools.partial(_gradient, program, counts)
+    (gradients, weight, metrics), collections = _sum_over_microbatches(
+        compute, program.num_microbatches, state, batch, key
+    )
     if axis_name is not None:  # under a global `jit`, XLA inserts these sums itself
         gradients, weight, metrics = jax.lax.psum((gradients, weight, metrics), axis_name)
         collections = jax.lax.pmean(collections, axis_name)
@@ -179,7 +202,9 @@ def evaluate(
     program: Program, state: TrainState, batch: Batch, axis_name: str | None = None
 ) -> Metrics:
     """Returns the mergeable metrics of a batch, in evaluation mode."""
-    batch = transform(program, batch, None)
+    batch, axis_name = _coupled(program, batch, axis_name)
+    batch, seeds = pop_row_seeds(batch)
+    batch = {**transform(program, batch, None), ROW_SEEDS: seeds}
     with tracing_errors(_shapes(batch)):
         metrics = program.task.evaluate(program.model, state, batch)
     return sum_over_devices(metrics, axis_name)
@@ -187,7 +212,9 @@ def evaluate(
 
 def predict(program: Program, state: TrainState, batch: Batch) -> Any:
     """Returns the task's prediction for each row of a batch."""
-    return program.task.predict(program.model, state, transform(program, batch, None))
+    batch, seeds = pop_row_seeds(batch)
+    batch = {**transform(program, batch, None), ROW_SEEDS: seeds}
+    return program.task.predict(program.model, state, batch)
 
 
 def transform(program: Program, batch: Batch, keys: jax.Array | None) -> dict[str, Any]:
@@ -206,13 +233,24 @@ def transform(program: Program, batch: Batch, keys: jax.Array | None) -> dict[st
     return dict(batch)
 
 
+def _coupled(program: Program, batch: Batch, axis_name: str | None) -> tuple[Batch, str | None]:
+    """Returns the rows of all devices, if the task couples them: each then computes the whole."""
+    if axis_name is None or not program.task.couples_rows:
+        return batch, axis_name
+    gather = functools.partial(jax.lax.all_gather, axis_name=axis_name, tiled=True)
+    return jax.tree.map(gather, dict(batch)), None
+
+
 def _sum_over_microbatches(
-    program: Program, state: TrainState, batch: Batch, key: Key
-) -> tuple[PyTree, PyTree, PyTree, Metrics]:
-    """Returns gradients, weight and metrics summed over microbatches, and the last collections."""
-    count = program.num_microbatches
+    compute: Callable[[TrainState, Batch, Key], tuple[PyTree, PyTree]],
+    count: int,
+    state: TrainState,
+    batch: Batch,
+    key: Key,
+) -> tuple[PyTree, PyTree]:
+    """Returns the sums of what `compute` returns for each microbatch, and the last collections."""
     if count == 1:
-        return _gradient(program, state, batch, key)
+        return compute(state, batch, key)
     # (batch, ...) to (count, batch / count, ...). Microbatch i takes rows i, i + count, ...: rows
     # that follow each other are on one device, so each microbatch stays sharded over all devices.
     micro = jax.tree.map(
@@ -223,35 +261,54 @@ def _sum_over_microbatches(
         collections, sums = carry
         part = jax.tree.map(lambda x: x[index], micro)
         before = dataclasses.replace(state, collections=collections)
-        gradients, weight, collections, metrics = _gradient(
-            program, before, part, jax.random.fold_in(key, index)
-        )
-        new = (gradients, weight, metrics)
+        new, collections = compute(before, part, jax.random.fold_in(key, index))
         return (collections, new if sums is None else jax.tree.map(jnp.add, sums, new)), None
 
     # The first is outside of the scan, since it gives the structure of the sums.
     carry, _ = body((state.collections, None), jnp.zeros((), jnp.int32))
-    carry = scan_or_unroll(body, carry, jnp.arange(1, count))[0]
-    collections, (gradients, weight, metrics) = carry
-    return gradients, weight, collections, metrics
+    collections, sums = scan_or_unroll(body, carry, jnp.arange(1, count))[0]
+    return sums, collections
+
+
+def _term_counts(
+    program: Program, state: TrainState, batch: Batch, key: Key, axis_name: str | None
+) -> PyTree:
+    """Returns the count of each of the task's loss terms, over microbatches and devices.
+
+    They divide the terms before these are added, so that one backward pass does for all. Counts
+    that depend on the batch alone cost nothing, since XLA drops the rest of this forward pass.
+    """
+    if not program.task.loss_terms:
+        return None
+
+    def counts(state: TrainState, part: Batch, key: Key) -> tuple[PyTree, PyTree]:
+        with observe() as observed, tracing_errors(_shapes(part)):
+            found, collections = program.task.term_counts(program.model, state, part, key)
+        return found, without_sown(collections, observed.sown)
+
+    found, _ = _sum_over_microbatches(counts, program.num_microbatches, state, batch, key)
+    return found if axis_name is None else jax.lax.psum(found, axis_name)
 
 
 def _shapes(batch: Batch) -> dict[str, tuple[int, ...]]:
     """Returns the shapes of an example by name, for errors."""
-    return {name: jnp.shape(value)[1:] for name, value in batch.items() if name != "mask"}
+    own = ("mask", ROW_KEYS, ROW_SEEDS, DENOMINATORS)
+    return {name: jnp.shape(value)[1:] for name, value in batch.items() if name not in own}
 
 
 def _gradient(
-    program: Program, state: TrainState, batch: Batch, key: Key
-) -> tuple[PyTree, PyTree, PyTree, Metrics]:
-    """Returns the task's gradients, weight, collections without sown values, and metrics."""
+    program: Program, counts: PyTree, state: TrainState, batch: Batch, key: Key
+) -> tuple[tuple[PyTree, PyTree, Metrics], PyTree]:
+    """Returns the task's gradients, weight and metrics, and collections without sown values."""
+    if counts is not None:
+        batch = {**batch, DENOMINATORS: counts}
     with observe() as observed, tracing_errors(_shapes(batch)):
         gradients, weight, collections, metrics = program.task.gradient(
             program.model, state, batch, key
         )
     collections = without_sown(collections, observed.sown)
     check_variables(collections, state.collections)
-    return gradients, weight, collections, metrics
+    return (gradients, weight, metrics), collections
 
 
 def scan_or_unroll(body: Any, carry: Any, xs: PyTree) -> tuple[Any, Any]:

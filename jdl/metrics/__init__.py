@@ -8,6 +8,7 @@ from jdl.metrics.base import (
     Perplexity,
     RootMean,
     Rows,
+    SumOfMeans,
     Sums,
 )
 from jdl.metrics.classification import (
@@ -46,6 +47,7 @@ __all__ = [
     "Perplexity",
     "RootMean",
     "Rows",
+    "SumOfMeans",
     "Sums",
     "TopKAccuracy",
     "check_additive",

@@ -78,6 +78,32 @@ class BitsPerByte(Mean):
 
 
 @flax.struct.dataclass
+class SumOfMeans:
+    """The sum of several means, such as the terms of a loss; one of no element counts as 0.
+
+    Attributes:
+      means: a `Mean` for each term.
+    """
+
+    means: tuple[Mean, ...]
+
+    @property
+    def total(self) -> Any:
+        """The value, of numbers or of traced arrays."""
+        # A mean of no element has a total of 0, which is divided by 1.
+        return sum(mean.total / (mean.count + (mean.count == 0)) for mean in self.means)
+
+    @property
+    def count(self) -> Any:
+        """1, or 0 where no term has an element."""
+        return (sum(mean.count for mean in self.means) > 0) * 1.0
+
+    def compute(self) -> float:
+        """Returns the value as a Python float."""
+        return float(self.total)
+
+
+@flax.struct.dataclass
 class RootMean(Mean):
     """The square root of a mean of squares, as in the root mean squared error."""
 

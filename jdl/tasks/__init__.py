@@ -7,6 +7,7 @@ from jdl.tasks.forecast import Forecast
 from jdl.tasks.forward import forward
 from jdl.tasks.language import LanguageModeling
 from jdl.tasks.masked import MaskedLanguageModeling
+from jdl.tasks.randomness import row_keys, with_row_keys
 from jdl.tasks.regression import Regression
 from jdl.tasks.translation import Translation
 from jdl.tasks.views import MIRROR, MIRROR_AND_SHIFT, View
@@ -26,4 +27,6 @@ __all__ = [
     "View",
     "balanced_weights",
     "forward",
+    "row_keys",
+    "with_row_keys",
 ]

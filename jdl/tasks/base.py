@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -13,11 +13,12 @@ import numpy as np
 
 from jdl.data.base import Data
 from jdl.errors import UserError
-from jdl.metrics import HIGHER_IS_BETTER, Metric, Metrics
+from jdl.metrics import HIGHER_IS_BETTER, Mean, Metric, Metrics
 from jdl.metrics.metric import check_metrics
 from jdl.paths import path_name
 from jdl.state import TrainState
 from jdl.tasks.forward import forward, initialize, sown_terms
+from jdl.tasks.terms import DENOMINATORS, ROWS, SOWN, Terms, check_terms, combine, counts, total
 from jdl.tasks.views import View
 from jdl.tracing import takes_argument
 from jdl.typing import Batch, Json, Key, PyTree
@@ -48,12 +49,28 @@ class Task:
     metrics: tuple[Metric, ...] = ()  # further metrics, of predictions and targets
     sown_losses: tuple[str, ...] = ()  # collections whose sown values are added to the loss
     inactive_layers: tuple[str, ...] = ()  # dropout and batch norm that training may leave inactive
+    loss_terms: Terms = ()
+    """Pairs of a metric and its weight: training minimizes the weighted sum of these means, each
+    over its own elements of the whole batch. Evaluation has that `loss` where it has all terms.
+    Sown losses are a further term, `sown`. (): the metric `loss`."""
     views: tuple[View, ...] = ()
     """Views of each image, such as `MIRROR`, over which evaluation and prediction average the
     model's outputs (test-time augmentation); (): the image itself."""
 
+    couples_rows: ClassVar[bool] = False
+    """Whether the loss of a row depends on other rows of the batch, as a contrastive one does.
+
+    `num_microbatches` is then refused, and under `pmap` each device computes the whole batch."""
+
     def __post_init__(self) -> None:
         check_metrics(self.metrics)
+        check_terms(self.loss_terms)
+        for name in ("loss", "gradient") if self.loss_terms else ():
+            if getattr(type(self), name) != getattr(Task, name):
+                raise UserError(
+                    f"task.loss_terms has no effect on {type(self).__name__}, which defines its "
+                    f"own {name}"
+                )
         own = [
             n for n in ("batch_metrics", "predict") if getattr(type(self), n) != getattr(Task, n)
         ]
@@ -86,7 +103,7 @@ class Task:
     def loss_and_metrics(self, outputs: Any, batch: Batch) -> dict[str, Any]:
         """Computes mergeable metrics from the model's outputs; rows with `mask` False never count.
 
-        Training minimizes `loss`, a `Mean`.
+        Training minimizes `loss`, a `Mean`, or the sum of `loss_terms`.
         """
         raise NotImplementedError
 
@@ -127,7 +144,9 @@ class Task:
     ) -> tuple[jax.Array, jax.Array, dict[str, PyTree], Metrics]:
         """Computes the training loss of a batch: by default the metric `loss`.
 
-        That includes what the model sows into `sown_losses`, as in evaluation.
+        That includes what the model sows into `sown_losses`, as in evaluation. Of `loss_terms`, a
+        training step gives their counts in the whole batch as `denominators`; without these they
+        are the batch's own.
 
         Returns:
           total: the loss summed over all unmasked elements, a float32 scalar.
@@ -135,15 +154,27 @@ class Task:
           collections: the model's updated collections.
           metrics: mergeable metrics of this batch.
         """
-        metrics, collections = self._with_sown_losses(
-            model, params, state, batch, train=True, key=key
-        )
+        metrics, collections = self._all_metrics(model, params, state, batch, train=True, key=key)
+        if self.loss_terms:
+            own = counts(self._terms, metrics, batch)
+            whole = batch.get(DENOMINATORS, own)
+            value = total(self._terms, metrics["loss"], whole)
+            return value, own[ROWS], collections, metrics
         if "loss" not in metrics:
             raise UserError(
                 f"{type(self).__name__} has no metric 'loss', which training minimizes (it has "
                 f"{', '.join(metrics)}): return it from loss_and_metrics, or define loss"
             )
         return metrics["loss"].total, metrics["loss"].count, collections, metrics
+
+    def term_counts(
+        self, model: nn.Module, state: TrainState, batch: Batch, key: Key
+    ) -> tuple[dict[str, jax.Array], dict[str, PyTree]]:
+        """Returns the count of each of `loss_terms` in a training batch, and the collections."""
+        found, collections = self._all_metrics(
+            model, state.params, state, batch, train=True, key=key
+        )
+        return counts(self._terms, found, batch), collections
 
     def gradient(
         self, model: nn.Module, state: TrainState, batch: Batch, key: Key
@@ -172,7 +203,7 @@ class Task:
         Raises:
           UserError: they lack one of `metrics`.
         """
-        found, _ = self._with_sown_losses(model, state.params, state, batch, train=False)
+        found, _ = self._all_metrics(model, state.params, state, batch, train=False)
         if missing := [metric.name for metric in self.metrics if metric.name not in found]:
             raise UserError(
                 f"{type(self).__name__} does not compute {missing[0]}, which is in task.metrics: "
@@ -279,20 +310,31 @@ class Task:
         mean = functools.partial(jnp.tensordot, weights / weights.sum(), axes=1)
         return jax.tree.map(mean, outputs), state.collections
 
-    def _with_sown_losses(
+    def _all_metrics(
         self, model: nn.Module, params: PyTree, state: TrainState, batch: Batch, **mode: Any
     ) -> tuple[dict[str, Any], dict[str, PyTree]]:
-        """Returns `batch_metrics`, with the values in `sown_losses` added to the mean loss."""
-        if not self.sown_losses:
-            return self.batch_metrics(model, params, state, batch, **mode)
-        empty: dict[str, PyTree] = {name: {} for name in self.sown_losses}
-        state = dataclasses.replace(state, collections={**state.collections, **empty})
+        """Returns `batch_metrics`, with the loss of `loss_terms`, and `sown_losses` added to it."""
+        sown: dict[str, PyTree] = {name: {} for name in self.sown_losses}
+        if sown:
+            state = dataclasses.replace(state, collections={**state.collections, **sown})
         metrics, collections = self.batch_metrics(model, params, state, batch, **mode)
-        term = sown_terms(collections, self.sown_losses, len(batch["mask"]))
-        if (loss := metrics.get("loss")) is not None:
-            loss = dataclasses.replace(loss, total=loss.total + term * loss.count)
-            metrics = {**metrics, "loss": loss}
-        return metrics, {k: v for k, v in collections.items() if k not in self.sown_losses}
+        if sown:
+            term = sown_terms(collections, self.sown_losses, len(batch["mask"]))
+            collections = {k: v for k, v in collections.items() if k not in sown}
+            if self.loss_terms:
+                rows = batch["mask"].sum(dtype=jnp.float32)
+                metrics = {**metrics, SOWN: Mean(term * rows, rows)}
+            elif (loss := metrics.get("loss")) is not None:
+                loss = dataclasses.replace(loss, total=loss.total + term * loss.count)
+                metrics = {**metrics, "loss": loss}
+        if self.loss_terms and (mode["train"] or all(n in metrics for n, _ in self._terms)):
+            metrics = {**metrics, "loss": combine(self._terms, metrics)}
+        return metrics, collections
+
+    @property
+    def _terms(self) -> Terms:
+        """All terms of the loss."""
+        return (*self.loss_terms, *([(SOWN, 1.0)] if self.sown_losses else []))
 
 
 def one_array(outputs: Any, task: Task) -> jax.Array:

@@ -1,7 +1,8 @@
 """Applies Flax modules: their mode, random streams, variables and errors."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -12,7 +13,7 @@ from flax.errors import InvalidRngError, ModifyScopeVariableError
 
 from jdl.errors import UserError, first_line
 from jdl.tracing import errors_of, mode_arguments, takes_argument
-from jdl.typing import Key, PyTree
+from jdl.typing import Key, Keys, PyTree
 
 
 def forward(
@@ -23,6 +24,7 @@ def forward(
     train: bool,
     key: Key | None = None,
     method: str = "__call__",
+    rngs: Mapping[str, Key | Keys] | None = None,
     **named: Any,
 ) -> tuple[Any, dict[str, PyTree]]:
     """Applies a Flax module.
@@ -38,6 +40,10 @@ def forward(
       key: for the `dropout` RNG stream, needed only with `train`. Streams of other names are made
         of it, too.
       method: name of the module's method.
+      rngs: further RNG streams by name, in evaluation too. A key (), of which the draws depend on
+        the other rows, devices and micro-batches, like dropout's. Or one key per row
+        (`jdl.tasks.row_keys`), of which they do not: the method is then applied to each row apart,
+        with dropout of that row's key, and cannot change collections, as batch normalization does.
       **named: keyword inputs; those that the method does not take are dropped.
 
     Returns:
@@ -47,19 +53,47 @@ def forward(
       UserError: the module fails on these inputs.
     """
     named = {name: value for name, value in named.items() if takes_argument(model, name, method)}
-    named |= mode_arguments(model, train, method)
-    variables = {"params": params, **collections}
-    mutable = [name for name, tree in collections.items() if train or not tree]
-    rngs = None
-    if train and key is not None:
-        # For a stream that is not given, Flax draws from `params`; lazily, so that no key is made
-        # where none does.
-        rngs = {"dropout": key, "params": LazyRng.create(key, "streams")}
+    modes = mode_arguments(model, train, method)
+    variables, rngs = {"params": params, **collections}, dict(rngs or {})
+    by_row = {name: keys for name, keys in rngs.items() if jnp.ndim(keys)}
     with _model_errors(model, inputs, train):
+        if by_row:
+            apply = functools.partial(model.apply, variables, method=method, **modes)
+            return _by_row(apply, inputs, named, rngs, by_row, train), dict(collections)
+        mutable = [name for name, tree in collections.items() if train or not tree]
+        if train and key is not None:
+            rngs = {**_streams(key), **rngs}
         output, changed = model.apply(
-            variables, *inputs, rngs=rngs, mutable=mutable, method=method, **named
+            variables, *inputs, rngs=rngs or None, mutable=mutable, method=method, **named, **modes
         )
     return output, {**collections, **changed}
+
+
+def _streams(key: Key) -> dict[str, Any]:
+    """Returns the RNG streams of training."""
+    # For a stream that is not given, Flax draws from `params`; lazily, so that no key is made where
+    # none does.
+    return {"dropout": key, "params": LazyRng.create(key, "streams")}
+
+
+def _by_row(
+    apply: Callable[..., Any],
+    inputs: tuple[Any, ...],
+    named: Mapping[str, Any],
+    rngs: Mapping[str, Key | Keys],
+    by_row: Mapping[str, Keys],
+    train: bool,
+) -> Any:
+    """Applies a module to each row apart, with its keys."""
+
+    def one(inputs: tuple[Any, ...], named: Mapping[str, Any], own: Mapping[str, Key]) -> Any:
+        first = next(iter(own.values()))
+        streams = _streams(jax.random.fold_in(first, 1)) if train else {}
+        inputs, named = jax.tree.map(lambda x: x[None], (inputs, dict(named)))
+        output = apply(*inputs, rngs={**streams, **rngs, **own}, **named)
+        return jax.tree.map(lambda x: x[0], output)
+
+    return jax.vmap(one)(inputs, named, by_row)
 
 
 def initialize(model: nn.Module, key: Key, *inputs: Any, **named: Any) -> dict[str, PyTree]:

@@ -39,9 +39,10 @@ from jdl.state import TrainState
 from jdl.step import Program, check_training, evaluate, init, predict
 from jdl.tasks import HostMetrics, Translation
 from jdl.tasks.observe import observe
+from jdl.tasks.randomness import ROW_SEEDS, row_seeds
 from jdl.tracing import tracing_errors
 from jdl.trainer.interrupt import Interrupted, Interruption
-from jdl.typing import Json
+from jdl.typing import Json, Key
 
 
 class Run:
@@ -210,13 +211,17 @@ class Run:
                 columns.setdefault(name, []).append(value)
         return found
 
-    def evaluate(self, split: str = "test", state: Any = None) -> dict[str, Any]:
+    def evaluate(
+        self, split: str = "test", state: Any = None, key: Key | None = None
+    ) -> dict[str, Any]:
         """Evaluates a whole split; each example counts once.
 
         Args:
           split: `train`, `validation` or `test`.
           state: the state to evaluate, with averaged weights if the optimizer averages; None for
             the run's own.
+          key: of the random numbers that the task draws, if it draws any: the same key gives the
+            same metrics, in any batch size. None: key 0.
 
         Returns:
           Metrics by name: floats, and NumPy arrays such as a confusion matrix.
@@ -224,10 +229,10 @@ class Run:
         Raises:
           UserError: there is no such split.
         """
-        return self.evaluate_with_host_metrics(split, state)[0]
+        return self.evaluate_with_host_metrics(split, state, key)[0]
 
     def evaluate_with_host_metrics(
-        self, split: str = "test", state: Any = None
+        self, split: str = "test", state: Any = None, key: Key | None = None
     ) -> tuple[dict[str, Any], HostMetrics | None]:
         """Evaluates as `evaluate`, and also returns the task's host metrics if it defines any."""
         pipeline = self.pipeline(split)
@@ -235,10 +240,12 @@ class Run:
         size, last = self.experiment.batch_size, None
         total: Metrics = {}
         predicted: list[Any] = []
-        for batch in pipeline.evaluation_batches(size, self.shard, self.experiment.runtime.workers):
+        batches = pipeline.evaluation_batches(size, self.shard, self.experiment.runtime.workers)
+        for step, batch in enumerate(batches):
             if isinstance(pipeline, Streamed):
                 self._validate(batch, split, "a batch of ")
-            placed = self.compiled.put(batch)
+            seeds = row_seeds(key, self.shard.positions(step, size))
+            placed = self.compiled.put({**batch, ROW_SEEDS: seeds})
             scores = self.compiled.evaluate(state, placed)
             if last is None:
                 check_size(scores, len(pipeline), size, split)
@@ -257,13 +264,14 @@ class Run:
         host_metrics = self.experiment.task.compute_metrics(found, batch, self.experiment.data)
         return {**metrics, **host_metrics.metrics}, host_metrics
 
-    def predict(self, x: Any) -> Any:
+    def predict(self, x: Any, key: Key | None = None) -> Any:
         """Predicts from raw inputs, after applying the experiment's transforms.
 
         Args:
           x: inputs (examples, ...), as in the data set before transforms, an array or a frame; or a
             dict of such arrays by name, which `Table` and `Series` require: they scale columns, so
             that their examples, and what their `reader` returns, are scaled already.
+          key: of the random numbers that the task draws, as in `evaluate`.
 
         Returns:
           The task's predictions, (examples, ...) NumPy arrays (see the task's `predict`).
@@ -288,9 +296,9 @@ class Run:
                     f"the input's {name!r} holds {arrays[name][0]!r:.40}, where the model reads "
                     f"numbers: convert it"
                 )
-        return self.predict_rows(stack_examples(rows, indices, "input"))
+        return self.predict_rows(stack_examples(rows, indices, "input"), key)
 
-    def predict_rows(self, inputs: Mapping[str, np.ndarray]) -> Any:
+    def predict_rows(self, inputs: Mapping[str, np.ndarray], key: Key | None = None) -> Any:
         """Predicts as `predict`, from examples to which the host transforms were applied.
 
         Raises:
@@ -319,6 +327,7 @@ class Run:
             index = np.minimum(np.arange(begin, begin + size), count - 1)
             batch = {name: array[index] for name, array in inputs.items()}
             batch["mask"] = np.arange(begin, begin + size) < count
+            batch[ROW_SEEDS] = row_seeds(key, np.arange(begin, begin + size))
             output = jax.device_get(self.compiled.predict(state, self.compiled.put(batch)))
             parts.append(jax.tree.map(lambda leaf: leaf[: min(size, count - begin)], output))  # noqa: B023
         return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)

@@ -98,7 +98,7 @@ def watched(tmp_path_factory):
         CALLS.append(("open", name))
         return pipeline(self, name)
 
-    def spied_score(self, split="test", state=None):
+    def spied_score(self, split="test", state=None, key=None):
         CALLS.append(("evaluate", split))
         return score(self, split, state)
 
