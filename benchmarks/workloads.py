@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 import jdl
-from jdl.data import Scale
+from jdl.data import RandomCrop, RandomFlip, Scale
 from jdl.optimizers import Adam
 
 Arrays = dict[str, np.ndarray]
@@ -194,7 +194,12 @@ def resnet50(batch: int = 4, side: int = 224, classes: int = 1000, **model: Any)
 
 def cifar10_resnet(batch: int = 128, **model: Any) -> Workload:
     """ResNet-8 on small images, cropped and flipped at random; no smoothing."""
-    changes = {f"model.{name}": value for name, value in {"num_filters": 16, **model}.items()}
+    shape = {"num_filters": 16, "stage_sizes": (1, 1, 1), **model}
+    changes = {
+        **{f"model.{name}": value for name, value in shape.items()},
+        "data.device_transforms": (RandomCrop(padding=4), RandomFlip(), Scale()),
+        "task.label_smoothing": 0.0,
+    }
     return Workload(
         name="cifar10_resnet",
         size="32x32x3, crop and flip",

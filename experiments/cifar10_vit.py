@@ -4,8 +4,10 @@
     TFDS_DATA_DIR=DIR jdl train cifar10_vit --seeds 3
 
 From scratch a transformer needs more augmentation and epochs than a convolutional network
-(Touvron et al., 2021). Not run on CIFAR-10 itself; the tests train it on synthetic data of the
-same shape.
+(Touvron et al., 2021): `--epochs 200` is the recipe of full length.
+
+On JPEG copies of the images: test accuracy 0.7458 (1 seed, in bf16), 144 s on one NVIDIA H200
+beside other runs, 91 of them compiling.
 """
 
 from jdl import Experiment
@@ -25,6 +27,6 @@ experiment = Experiment(
         device_transforms=(RandomCrop(padding=4), RandomFlip(), RandAugment(), Scale()),
     ),
     optimizer=AdamW(1e-3, schedule=Cosine(warmup=0.05), weight_decay=0.05, clip_norm=1.0),
-    epochs=200,
+    epochs=30,
     batch_size=128,
 )

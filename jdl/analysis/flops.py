@@ -15,7 +15,7 @@ import numpy as np
 from jax.export import default_export_platform
 from jax.extend import core
 
-from jdl.ops import convolution
+from jdl.ops import convolution, dot
 
 # Primitives whose matrix products cannot be read from their parameters.
 OPAQUE = re.compile(r"dot|matmul|attention|rnn|pallas|ffi_call|custom_call|hi_primitive|exported")
@@ -23,6 +23,7 @@ PLATFORMS = "branches_platforms"
 """Parameter of the primitive `cond` that JAX's `platform_dependent` binds."""
 
 PARTS = tuple(primitive.name for primitive in convolution.PARTS)
+DOTS = ("dot_general", dot.product_p.name)
 JAXPRS = (core.Jaxpr, core.ClosedJaxpr)  # one class since JAX 0.11
 
 
@@ -103,7 +104,7 @@ def of(jaxpr: Any) -> int:
 
 def _flops_of_equation(equation: core.JaxprEqn) -> int:
     name, params = equation.primitive.name, equation.params
-    if name == "dot_general":
+    if name in DOTS:
         return _flops_of_dot(equation)
     if name == "conv_general_dilated":
         return _flops_of_conv(equation)

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from jax.extend import core
 from jax.interpreters.partial_eval import dce_jaxpr
 
-from jdl.analysis.flops import held
+from jdl.analysis.flops import DOTS, held
 
 CALLS = re.compile(r"p?jit|closed_call|core_call|custom_(jvp|vjp)_call|checkpoint|remat2?")
 """Primitives that run the program among their parameters once."""
@@ -220,7 +220,7 @@ def _origins(
 ) -> list[set[tuple[int, int]]]:
     """For each dimension of a result, the operands and their dimensions that it runs over."""
     name, params = equation.primitive.name, equation.params
-    if name == "dot_general":
+    if name in DOTS:
         contracted, batch = params["dimension_numbers"]
         shared = [set(enumerate(pair)) for pair in zip(*batch, strict=True)]
         return shared + [

@@ -125,7 +125,8 @@ def _project(
     bias = layer.param("bias", bias_init, (units,))
     # Time first: each step of the scan then reads contiguous memory.
     x = jnp.swapaxes(x, 0, 1).astype(layer.dtype)
-    projected = x @ inner.astype(layer.dtype) + bias.astype(layer.dtype)
+    dense = (((2,), (0,)), ((), ()))
+    projected = ops.dot_general(x, inner.astype(layer.dtype), dense) + bias.astype(layer.dtype)
     return projected, outer.astype(layer.dtype)
 
 

@@ -44,8 +44,7 @@ class FeedForward(nn.Module):
         """Maps (..., width) to the same shape."""
         # Products are stored for the backward pass; bias and activation are computed again, which
         # takes less time than reading what they would store.
-        policy = jax.checkpoint_policies.dots_saveable
-        hidden = nn.remat(FeedForward._hidden, policy=policy)(self, x)
+        hidden = nn.remat(FeedForward._hidden, policy=ops.products_saveable)(self, x)
         x = self._dense(x.shape[-1], "outer", self.output_stddev)(hidden)
         return Dropout(self.dropout_rate, deterministic=not train)(x)
 

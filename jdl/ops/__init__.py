@@ -3,7 +3,7 @@
 from jdl.ops.attention import attention
 from jdl.ops.convolution import conv_general_dilated
 from jdl.ops.cross_entropy import linear_cross_entropy
-from jdl.ops.dot import dot_general
+from jdl.ops.dot import dot_general, product, products_saveable
 from jdl.ops.pooling import max_pool
 from jdl.ops.recurrence import gru, gru_step, lstm, lstm_step
 
@@ -17,4 +17,6 @@ __all__ = [
     "lstm",
     "lstm_step",
     "max_pool",
+    "product",
+    "products_saveable",
 ]

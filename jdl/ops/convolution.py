@@ -290,25 +290,14 @@ def describe(part: int, a: Any, b: Any, window: Window, size: tuple[int, ...]) -
 def _lower(part: int, ctx: Any, a: Any, b: Any, window: Window, size: tuple[int, ...]) -> Any:
     """Lowers a part for a CPU: to oneDNN's convolution, or to operations of XLA."""
     x, y = ctx.avals_in
-    if _alone(ctx.module_context) and 0 not in (*x.shape, *y.shape, *size):
+    if onednn.is_alone(ctx.module_context) and 0 not in (*x.shape, *y.shape, *size):
         spec = describe(part, x, y, window, size)
         if onednn.supports(part, x.dtype, spec):
-            call = jax.ffi.ffi_lowering(onednn.TARGET)
+            call = jax.ffi.ffi_lowering(onednn.CONVOLUTION)
             bits = np.int64(onednn.BITS[x.dtype.name])
             return call(ctx, a, b, part=np.int64(part), bits=bits, spec=spec)
     form = mlir.lower_fun(ON_CPUS[part], multiple_results=False)
     return form(ctx, a, b, window=window, size=size)
-
-
-def _alone(module: Any) -> bool:
-    """Whether a program is for one CPU device of this process.
-
-    XLA cannot shard a foreign function, and an exported program must run where oneDNN is missing.
-    """
-    context = module.axis_context
-    devices = getattr(context, "num_devices", None)
-    alone = devices == 1 and tuple(module.platforms) == ("cpu",)
-    return alone and not module.lowering_parameters.for_export
 
 
 def _batch(part: int, arguments: Any, axes: Any, window: Window, size: tuple[int, ...]) -> Any:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec as P
 
+from jdl.ops.dot import product
 from jdl.tracing import is_zero, row_axes
 
 Array = jax.Array
@@ -89,7 +90,7 @@ def _plain(hidden: Array, kernel: Array, targets: Array, weights: Array) -> Arra
 def _logits(hidden: Array, kernel: Array) -> Array:
     """(tokens, vocab) float32, rounded to the dtype of `hidden`: most of the loss's time is spent
     reading and writing logits, and with 16 bits half as many bytes are."""
-    return jnp.einsum("nd,vd->nv", hidden, kernel.astype(hidden.dtype)).astype(jnp.float32)
+    return product(hidden, kernel.astype(hidden.dtype), (1, 1)).astype(jnp.float32)
 
 
 @jax.custom_vjp
@@ -181,5 +182,8 @@ def _chunk(
     known = targets[:, None] == jnp.arange(kernel.shape[0])
     slopes = exponents * (weights / sums)[:, None] - jnp.where(known, weights[:, None], 0.0)
     slopes = slopes.astype(hidden.dtype)
-    dkernel = jnp.einsum("nv,nd->vd", slopes, hidden, preferred_element_type=jnp.float32)
-    return total, slopes @ kernel, dkernel
+    if hidden.dtype == jnp.float32:
+        dkernel = product(slopes, hidden, (0, 0))
+    else:
+        dkernel = jnp.einsum("nv,nd->vd", slopes, hidden, preferred_element_type=jnp.float32)
+    return total, product(slopes, kernel), dkernel

@@ -1,4 +1,4 @@
-// 2D convolutions of oneDNN as a foreign function of XLA; compiled by onednn.py.
+// 2D convolutions and matrix products of oneDNN as foreign functions of XLA; compiled by onednn.py.
 
 #include <cstdint>
 #include <map>
@@ -59,6 +59,9 @@ int dnnl_primitive_create(dnnl_primitive_t*, dnnl_primitive_desc_t);
 int dnnl_primitive_execute(dnnl_primitive_t, dnnl_stream_t, int count, const dnnl_exec_arg_t*);
 int dnnl_memory_create(dnnl_memory_t*, const_dnnl_memory_desc_t, dnnl_engine_t, void* handle);
 int dnnl_memory_destroy(dnnl_memory_t);
+int dnnl_sgemm(char transpose_a, char transpose_b, int64_t m, int64_t n, int64_t k, float alpha,
+               const float* a, int64_t row_a, const float* b, int64_t row_b, float beta, float* c,
+               int64_t row_c);
 }
 
 namespace {
@@ -183,11 +186,12 @@ const Plan& FindPlan(int64_t part, int64_t bits, const int64_t* spec) {
   return found->second;
 }
 
+std::mutex running;  // one at a time, since each uses all cores
+
 // Operands: images and kernel, output gradient and kernel, or images and output gradient.
 ffi::Error Convolve(ffi::AnyBuffer left, ffi::AnyBuffer right, ffi::Result<ffi::AnyBuffer> result,
                     int64_t part, int64_t bits, ffi::Span<const int64_t> spec) {
-  static std::mutex mutex;  // one at a time, since each uses all cores
-  const std::lock_guard<std::mutex> lock(mutex);
+  const std::lock_guard<std::mutex> lock(running);
   try {
     const Plan& plan = FindPlan(part, bits, spec.begin());
     void *a = left.untyped_data(), *b = right.untyped_data(), *out = result->untyped_data();
@@ -208,7 +212,29 @@ ffi::Error Convolve(ffi::AnyBuffer left, ffi::AnyBuffer right, ffi::Result<ffi::
   return ffi::Error::Success();
 }
 
+using Matrix = ffi::BufferR2<ffi::F32>;
+
+ffi::Error Multiply(Matrix left, Matrix right, ffi::ResultBufferR2<ffi::F32> result,
+                    bool transpose_left, bool transpose_right) {
+  const std::lock_guard<std::mutex> lock(running);
+  const auto a = left.dimensions(), b = right.dimensions(), c = result->dimensions();
+  const int64_t terms = a[transpose_left ? 0 : 1];
+  const int status = dnnl_sgemm(transpose_left ? 'T' : 'N', transpose_right ? 'T' : 'N', c[0], c[1],
+                                terms, 1, left.typed_data(), a[1], right.typed_data(), b[1], 0,
+                                result->typed_data(), c[1]);
+  return status ? ffi::Error(ffi::ErrorCode::kInternal, "oneDNN: a matrix product failed")
+                : ffi::Error::Success();
+}
+
 }  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(JdlMultiply, Multiply,
+                              ffi::Ffi::Bind()
+                                  .Arg<Matrix>()
+                                  .Arg<Matrix>()
+                                  .Ret<Matrix>()
+                                  .Attr<bool>("transpose_left")
+                                  .Attr<bool>("transpose_right"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(JdlConvolve, Convolve,
                               ffi::Ffi::Bind()

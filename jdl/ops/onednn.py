@@ -1,9 +1,10 @@
-"""oneDNN's convolutions, where the extra `onednn` and a C++ compiler are installed.
+"""oneDNN's convolutions and products, where the extra `onednn` and a C++ compiler are installed.
 
-The binding `onednn.cc` is a foreign function of XLA (`jax.ffi`). It is compiled when a convolution
-is first lowered, and kept in the user's cache. `JDL_ONEDNN=0` turns it off.
+The binding `onednn.cc` has foreign functions of XLA (`jax.ffi`). It is compiled when an operation
+that it serves is first lowered, and kept in the user's cache. `JDL_ONEDNN=0` turns it off.
 """
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -14,15 +15,17 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
 from jdl.caches import private_cache
 
-TARGET = "jdl_onednn_convolution"
-"""The name by which programs call it."""
+CONVOLUTION, PRODUCT = "jdl_onednn_convolution", "jdl_onednn_product"
+"""The names by which programs call its functions."""
 
 NAME = "onednn-cpu-gomp"
 """The distribution that holds oneDNN's library."""
@@ -32,6 +35,20 @@ SOURCE = Path(__file__).with_name("onednn.cc")
 BITS = {"float32": 32, "bfloat16": 16}
 
 _log = logging.getLogger(__name__)
+
+
+def is_alone(module: Any) -> bool:
+    """Returns whether a program is for one CPU device of this process.
+
+    XLA cannot shard a foreign function, and an exported program must run where oneDNN is missing.
+
+    Args:
+      module: the module context of a lowering rule.
+    """
+    context = module.axis_context
+    devices = getattr(context, "num_devices", None)
+    alone = devices == 1 and tuple(module.platforms) == ("cpu",)
+    return alone and not module.lowering_parameters.for_export
 
 
 def supports(part: int, dtype: np.dtype, spec: np.ndarray) -> bool:
@@ -61,18 +78,40 @@ def library() -> ctypes.CDLL | None:
     if shared is None:
         return None
     try:
-        found = ctypes.CDLL(str(_build(shared)))
-        jax.ffi.register_ffi_target(TARGET, jax.ffi.pycapsule(found.JdlConvolve), platform="cpu")
+        path = _build(shared)
+        with _passive_threads():
+            found = ctypes.CDLL(str(path))
+        for name, function in ((CONVOLUTION, found.JdlConvolve), (PRODUCT, found.JdlMultiply)):
+            jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(function), platform="cpu")
     except (OSError, subprocess.CalledProcessError) as error:
         reason = getattr(error, "stderr", None) or error
-        _log.warning("convolutions run without oneDNN, whose binding fails: %s", reason)
+        _log.warning(
+            "convolutions and products run without oneDNN, whose binding fails: %s", reason
+        )
         return None
     found.JdlSupports.restype = ctypes.c_bool
     return found
 
 
+@contextlib.contextmanager
+def _passive_threads() -> Iterator[None]:
+    """Has OpenMP's threads sleep, not spin, while XLA's threads compute.
+
+    OpenMP reads the variable when it is loaded; what the user has set stays.
+    """
+    name = "OMP_WAIT_POLICY"
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = "passive"
+    try:
+        yield
+    finally:
+        del os.environ[name]
+
+
 def version() -> str | None:
-    """Returns the version of oneDNN that convolutions use, or None if it is not installed."""
+    """Returns the version of oneDNN that operations use, or None if it is not installed."""
     if os.environ.get("JDL_ONEDNN") == "0" or platform.machine() != "x86_64":
         return None
     return importlib.metadata.version(NAME) if _shared() else None

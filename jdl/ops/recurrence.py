@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jdl.ops.dot import product
+
 Array = jax.Array
 
 UNROLL = 20
@@ -73,7 +75,7 @@ def _lstm_forward(projected: Array, h: Array, c: Array, kernel: Array) -> tuple[
 
     def step(carry: Any, z: Array) -> tuple[Any, Any]:
         h, c = carry
-        z = z + h @ kernel
+        z = z + product(h, kernel)
         # The three gates are adjacent, so one sigmoid covers them.
         gates, g = sigmoid(z[:, : 3 * units]), jnp.tanh(z[:, 3 * units :])
         i, f, o = gates[:, :units], gates[:, units : 2 * units], gates[:, 2 * units :]
@@ -107,7 +109,7 @@ def _lstm_backward(saved: Any, cotangents: Any) -> tuple[Array, Array, Array, Ar
             ],
             axis=-1,
         )
-        return (dz @ transposed, dc * f), dz
+        return (product(dz, transposed), dc * f), dz
 
     first = (jnp.zeros_like(h), dc)
     (dh, dc), dz = _scan(step, first, (dhs, cs, before, *gates), reverse=True)
@@ -162,7 +164,7 @@ def _gru_forward(projected: Array, h: Array, kernel: Array, bias: Array) -> tupl
     units = h.shape[-1]
 
     def step(h: Array, z: Array) -> tuple[Array, Any]:
-        recurrent = h @ kernel
+        recurrent = product(h, kernel)
         gates = sigmoid(z[:, : 2 * units] + recurrent[:, : 2 * units])
         r, u = gates[:, :units], gates[:, units:]
         inner = recurrent[:, 2 * units :] + bias
@@ -188,7 +190,7 @@ def _gru_backward(saved: Any, dhs: Array) -> tuple[Array, Array, Array, Array]:
         du = dh * (before - n) * u * (1 - u)
         # The candidate's recurrent part is multiplied by r, its input part is not.
         recurrent = jnp.concatenate([dr, du, dn * r], axis=-1)
-        return dh * u + recurrent @ transposed, (dn, recurrent)
+        return dh * u + product(recurrent, transposed), (dn, recurrent)
 
     dh, (dn, recurrent) = _scan(step, jnp.zeros_like(h), (dhs, before, *gates), reverse=True)
     units = h.shape[-1]
@@ -203,4 +205,4 @@ gru.defvjp(_gru_forward, _gru_backward)
 def _kernel_gradient(h: Array, hs: Array, dz: Array) -> Array:
     """sum_t h_{t-1}^T dz_t as one product: (time * batch, hidden)^T (time * batch, gates)."""
     before = jnp.concatenate([h[None], hs[:-1]])
-    return before.reshape(-1, before.shape[-1]).T @ dz.reshape(-1, dz.shape[-1])
+    return product(before.reshape(-1, before.shape[-1]), dz.reshape(-1, dz.shape[-1]), (0, 0))
