@@ -59,7 +59,7 @@ def _flat(lhs: Array, rhs: Array, axis: int, args: tuple[Any, ...], **options: A
         if usual and same
         else _dense(rows, rhs, axis, args, **options)
     )
-    return flat.reshape(*lhs.shape[:-1], -1)
+    return flat.reshape(*lhs.shape[:-1], rhs.shape[1 - axis])
 
 
 def product(lhs: Array, rhs: Array, axes: tuple[int, int] = (1, 0)) -> Array:
@@ -101,8 +101,9 @@ def _lower(ctx: Any, a: Any, b: Any, dimension_numbers: Any) -> Any:
     """Lowers a product for a CPU: to oneDNN's, or to XLA's."""
     x, y = ctx.avals_in
     ((left,), (right,)), _ = dimension_numbers
-    large = x.size * y.shape[1 - right] >= LEAST and x.dtype == y.dtype == np.float32
-    if large and onednn.is_alone(ctx.module_context) and onednn.library() is not None:
+    served = onednn.is_alone(ctx.module_context) and x.dtype == y.dtype == np.float32
+    # The size is known: a program whose rows are symbols is exported, not alone.
+    if served and x.size * y.shape[1 - right] >= LEAST and onednn.library() is not None:
         call = jax.ffi.ffi_lowering(onednn.PRODUCT)
         return call(ctx, a, b, transpose_left=left == 0, transpose_right=right == 1)
     form = mlir.lower_fun(lax.dot_general, multiple_results=False)
@@ -115,7 +116,7 @@ def _batch(arguments: Any, axes: Any, dimension_numbers: Any) -> Any:
     if axes[1] is None and left == 1:
         a = jnp.moveaxis(a, axes[0], 0)
         rows = product(a.reshape(-1, a.shape[-1]), b, (1, right))
-        return rows.reshape(*a.shape[:2], -1), 0
+        return rows.reshape(*a.shape[:2], rows.shape[-1]), 0
     form = functools.partial(lax.dot_general, dimension_numbers=dimension_numbers)
     return jax.vmap(form, in_axes=axes)(a, b), 0
 
