@@ -27,6 +27,7 @@ from jdl.tasks.randomness import (
     with_row_keys,
 )
 from jdl.tasks.terms import DENOMINATORS
+from jdl.tasks.untrained import init_frozen, with_frozen
 from jdl.tracing import errors_of, tracing_errors
 from jdl.typing import Batch, Key, PyTree
 
@@ -64,6 +65,7 @@ def init(program: Program, key: Key, batch: Batch) -> TrainState:
     batch = with_row_keys(transform(program, batch, None), run_key)
     with observe() as observed:
         variables = program.task.init(program.model, init_key, batch)
+        variables = init_frozen(program.task, variables, init_key, batch)
     variables = without_sown(variables, observed.sown)
     params = variables.pop("params", {})
     return TrainState(
@@ -142,7 +144,9 @@ def update(
     )
     if axis_name is not None:  # under a global `jit`, XLA inserts these sums itself
         gradients, weight, metrics = jax.lax.psum((gradients, weight, metrics), axis_name)
-        collections = jax.lax.pmean(collections, axis_name)
+        mean = jax.lax.pmean(collections, axis_name)
+        # A mean of equal numbers is not always that number.
+        collections = with_frozen(program.task, mean, collections)
     # `weight` may have one scalar per player of a game, each for a subtree of the gradients.
     gradients = jax.tree.map(_divide, weight, gradients)
     gradients = jax.tree.map(lambda g, p: g.astype(p.dtype), gradients, float32(state.params))
@@ -284,7 +288,8 @@ def _term_counts(
     def counts(state: TrainState, part: Batch, key: Key) -> tuple[PyTree, PyTree]:
         with observe() as observed, tracing_errors(_shapes(part)):
             found, collections = program.task.term_counts(program.model, state, part, key)
-        return found, without_sown(collections, observed.sown)
+        collections = without_sown(collections, observed.sown)
+        return found, with_frozen(program.task, collections, state.collections)
 
     found, _ = _sum_over_microbatches(counts, program.num_microbatches, state, batch, key)
     return found if axis_name is None else jax.lax.psum(found, axis_name)
@@ -307,6 +312,7 @@ def _gradient(
             program.model, state, batch, key
         )
     collections = without_sown(collections, observed.sown)
+    collections = with_frozen(program.task, collections, state.collections)
     check_variables(collections, state.collections)
     return (gradients, weight, metrics), collections
 

@@ -1,6 +1,6 @@
 """Initial weights from other runs, and models in the format of Hugging Face transformers."""
 
 from jdl.pretrained.huggingface import load, save
-from jdl.pretrained.init_from import InitFrom, replace_arrays
+from jdl.pretrained.init_from import InitFrom, initial_arrays, replace_arrays
 
-__all__ = ["InitFrom", "load", "replace_arrays", "save"]
+__all__ = ["InitFrom", "initial_arrays", "load", "replace_arrays", "save"]

@@ -18,6 +18,8 @@ from jdl.pretrained.config import CONFIG
 from jdl.pretrained.huggingface import read_arrays
 from jdl.pretrained.layouts import ACTIVATIONS, LAYOUTS
 from jdl.state import TrainState
+from jdl.tasks import Task
+from jdl.tasks.untrained import frozen_networks
 
 UNSEEN = ("num_heads", "norm", "epsilon", "activation", "gated", "use_bias", "pad_token_id")
 """Fields that change what a block computes without changing the shapes of its arrays."""
@@ -88,6 +90,36 @@ class InitFrom:
                 f"init_from.run: the model of {self.run} computes another function of the same "
                 f"arrays: {'; '.join(wrong)}"
             )
+
+
+def initial_arrays(
+    init_from: InitFrom, task: Task, model: nn.Module, like: TrainState
+) -> dict[str, np.ndarray]:
+    """Reads the arrays that a run begins with, by their path in its state.
+
+    Args:
+      init_from: of the model.
+      task: its frozen networks have their own weights.
+      model: of the run.
+      like: shapes and dtypes of the run's state.
+
+    Raises:
+      UserError: as `InitFrom.read`.
+    """
+    networks, rest = frozen_networks(task), dict(like.collections)
+    found = {}
+    for name, network in networks.items():
+        own = dict(rest.pop(name))
+        target = dataclasses.replace(like, params=own.pop("params", {}), collections=own)
+        try:
+            given = InitFrom(run=network.run).read(target, network.model)
+        except UserError as error:
+            raise UserError(f"the frozen network {name!r} of the task: {error}") from error
+        for path, array in given.items():
+            inner = path.removeprefix("collections.")
+            found[f"collections.{name}.{inner}"] = array
+    learned = dataclasses.replace(like, collections=rest)
+    return {**found, **init_from.read(learned, model)}
 
 
 def replace_arrays(state: TrainState, given: Mapping[str, np.ndarray]) -> TrainState:

@@ -10,6 +10,7 @@ from jdl.tasks.masked import MaskedLanguageModeling
 from jdl.tasks.randomness import row_keys, with_row_keys
 from jdl.tasks.regression import Regression
 from jdl.tasks.translation import Translation
+from jdl.tasks.untrained import Frozen, teacher_params
 from jdl.tasks.views import MIRROR, MIRROR_AND_SHIFT, View
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "BinaryClassification",
     "Classification",
     "Forecast",
+    "Frozen",
     "HostMetrics",
     "LanguageModeling",
     "MaskedLanguageModeling",
@@ -28,5 +30,6 @@ __all__ = [
     "balanced_weights",
     "forward",
     "row_keys",
+    "teacher_params",
     "with_row_keys",
 ]

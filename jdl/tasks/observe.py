@@ -3,6 +3,7 @@
 import contextlib
 import fnmatch
 from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,8 @@ from jdl.paths import path_name
 from jdl.typing import PyTree
 
 Path = tuple[str, ...]
+
+_UNOBSERVED: ContextVar[bool] = ContextVar("unobserved", default=False)
 
 
 @dataclass
@@ -40,7 +43,7 @@ def observe() -> Iterator[Observed]:
 
     def intercept(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         module = context.module
-        if module.scope is None:
+        if module.scope is None or _UNOBSERVED.get():
             return call(*args, **kwargs)
         # Attributes of this object alone, which hide the methods of its class.
         object.__setattr__(module, "sow", _recording_sow(module, observed.sown))
@@ -53,6 +56,16 @@ def observe() -> Iterator[Observed]:
 
     with nn.intercept_methods(intercept):
         yield observed
+
+
+@contextlib.contextmanager
+def unobserved() -> Iterator[None]:
+    """Leaves out the modules that are called in its context, such as networks that do not train."""
+    token = _UNOBSERVED.set(True)
+    try:
+        yield
+    finally:
+        _UNOBSERVED.reset(token)
 
 
 def without_sown(collections: Mapping[str, PyTree], sown: set[Path]) -> dict[str, PyTree]:

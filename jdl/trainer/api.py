@@ -17,6 +17,7 @@ from jdl.experiment import Experiment
 from jdl.files import RunDirectory
 from jdl.hooks import Hook
 from jdl.parallel import Steps
+from jdl.pretrained import initial_arrays
 from jdl.trainer import record
 from jdl.trainer.allocator import configure_allocator
 from jdl.trainer.compilation_cache import enable_compilation_cache
@@ -110,7 +111,9 @@ def open_loop(
             run.pipeline(split)  # errors in the data are raised before compiling
         if found.recorded is None:
             # Raises errors in them before compiling.
-            experiment.init_from.read(run.compiled.abstract_state, experiment.model)
+            initial_arrays(
+                experiment.init_from, experiment.task, experiment.model, run.compiled.abstract_state
+            )
         loop = TrainingLoop(run)
         record.write(run, found, file, overrides or {}, vectorized)
         yield loop

@@ -17,7 +17,7 @@ from jdl.hooks.rows import Rows, compute_row, with_sums
 from jdl.metrics import Metrics, Packed
 from jdl.optimizers import average_paths
 from jdl.parallel import Compilations
-from jdl.pretrained import replace_arrays
+from jdl.pretrained import initial_arrays, replace_arrays
 from jdl.step import update
 from jdl.trainer import result
 from jdl.trainer.interrupt import Interrupted
@@ -194,7 +194,9 @@ class TrainingLoop:
             if jax.process_index() == 0:
                 self._directory.metrics.unlink(missing_ok=True)
             experiment = run.experiment
-            given = experiment.init_from.read(run.compiled.abstract_state, experiment.model)
+            given = initial_arrays(
+                experiment.init_from, experiment.task, experiment.model, run.compiled.abstract_state
+            )
             run.state = run.compiled.init(jax.random.key(experiment.seed))
             if given:
                 run.state = run.compiled.shard(replace_arrays(run.gather_state(), given))
