@@ -97,27 +97,32 @@ def _constants(jaxpr: Any) -> dict[int, Any]:
     return found
 
 
-def of(jaxpr: Any) -> int:
-    """The FLOPs of a `Jaxpr` or a `ClosedJaxpr`, counted as in `count`."""
-    return sum(_flops_of_equation(equation) for equation in jaxpr.eqns)
+def of(jaxpr: Any, convolutions: bool = True) -> int:
+    """The FLOPs of a `Jaxpr` or a `ClosedJaxpr`, counted as in `count`.
+
+    Args:
+      jaxpr: of a function.
+      convolutions: count these too, not only matrix products.
+    """
+    return sum(_flops_of_equation(equation, convolutions) for equation in jaxpr.eqns)
 
 
-def _flops_of_equation(equation: core.JaxprEqn) -> int:
+def _flops_of_equation(equation: core.JaxprEqn, convolutions: bool) -> int:
     name, params = equation.primitive.name, equation.params
     if name in DOTS:
         return _flops_of_dot(equation)
     if name == "conv_general_dilated":
-        return _flops_of_conv(equation)
+        return _flops_of_conv(equation) if convolutions else 0
     if name in PARTS:
-        return _flops_of_part(equation)
+        return _flops_of_part(equation) if convolutions else 0
     if name == "custom_linear_solve":  # also holds the product with the matrix, which is not run
-        return of(params["jaxprs"].solve)
+        return of(params["jaxprs"].solve, convolutions)
     if OPAQUE.search(name):
         raise ValueError(
             f"the matrix products inside {name!r} cannot be counted: count a version of the "
             "function that is written with jax.numpy"
         )
-    inner = [of(jaxpr) for jaxpr in held(params)]
+    inner = [of(jaxpr, convolutions) for jaxpr in held(params)]
     if name == "cond":
         return max(inner)
     if name == "while" and any(inner):

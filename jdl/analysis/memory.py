@@ -18,7 +18,9 @@ from jax.interpreters.partial_eval import dce_jaxpr
 
 from jdl.analysis.flops import DOTS, held
 
-CALLS = re.compile(r"p?jit|closed_call|core_call|custom_(jvp|vjp)_call|checkpoint|remat2?")
+CALLS = re.compile(
+    r"p?jit|closed_call|core_call|custom_(jvp|vjp)_call|checkpoint|remat2?|foreign_call"
+)
 """Primitives that run the program among their parameters once."""
 
 RESHAPES = {"reshape", "squeeze", "expand_dims", "copy", "stop_gradient"}

@@ -1,5 +1,7 @@
-// 2D convolutions and matrix products of oneDNN as foreign functions of XLA; compiled by onednn.py.
+// 2D convolutions, matrix products and LSTMs by oneDNN as foreign functions of XLA; compiled by
+// onednn.py.
 
+#include <algorithm>
 #include <cstdint>
 #include <map>
 #include <mutex>
@@ -213,17 +215,129 @@ ffi::Error Convolve(ffi::AnyBuffer left, ffi::AnyBuffer right, ffi::Result<ffi::
 }
 
 using Matrix = ffi::BufferR2<ffi::F32>;
+using Series = ffi::BufferR3<ffi::F32>;  // (time, batch, features)
+using NewMatrix = ffi::Result<Matrix>;
+using NewSeries = ffi::Result<Series>;
 
-ffi::Error Multiply(Matrix left, Matrix right, ffi::ResultBufferR2<ffi::F32> result,
-                    bool transpose_left, bool transpose_right) {
+ffi::Error Done(int status) {
+  return status ? ffi::Error(ffi::ErrorCode::kInternal, "oneDNN: a matrix product failed")
+                : ffi::Error::Success();
+}
+
+ffi::Error Multiply(Matrix left, Matrix right, NewMatrix result, bool transpose_left,
+                    bool transpose_right) {
   const std::lock_guard<std::mutex> lock(running);
   const auto a = left.dimensions(), b = right.dimensions(), c = result->dimensions();
   const int64_t terms = a[transpose_left ? 0 : 1];
-  const int status = dnnl_sgemm(transpose_left ? 'T' : 'N', transpose_right ? 'T' : 'N', c[0], c[1],
-                                terms, 1, left.typed_data(), a[1], right.typed_data(), b[1], 0,
-                                result->typed_data(), c[1]);
-  return status ? ffi::Error(ffi::ErrorCode::kInternal, "oneDNN: a matrix product failed")
-                : ffi::Error::Success();
+  return Done(dnnl_sgemm(transpose_left ? 'T' : 'N', transpose_right ? 'T' : 'N', c[0], c[1], terms,
+                         1, left.typed_data(), a[1], right.typed_data(), b[1], 0,
+                         result->typed_data(), c[1]));
+}
+
+// A loop is compiled for several processors, the best of which is chosen when it is loaded.
+#if defined(__GNUC__) && !defined(__clang__)
+#define VECTORIZED __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define VECTORIZED
+#endif
+
+// The rational function by which Eigen and XLA approximate tanh, to a few units in the last place.
+inline float Tanh(float x) {
+  x = std::min(std::max(x, -7.90531110763549805f), 7.90531110763549805f);
+  const float s = x * x;
+  float p = -2.76076847742355e-16f;
+  p = p * s + 2.00018790482477e-13f;
+  p = p * s - 8.60467152213735e-11f;
+  p = p * s + 5.12229709037114e-08f;
+  p = p * s + 1.48572235717979e-05f;
+  p = p * s + 6.37261928875436e-04f;
+  p = p * s + 4.89352455891786e-03f;
+  float q = 1.19825839466702e-06f;
+  q = q * s + 1.18534705686654e-04f;
+  q = q * s + 2.26843463243900e-03f;
+  q = q * s + 4.89352518554385e-03f;
+  return x * p / q;
+}
+
+inline float Sigmoid(float x) { return 0.5f * Tanh(0.5f * x) + 0.5f; }
+
+// One row of a step: z is its product, p its projected input, gates are input, forget and output.
+VECTORIZED void Cells(int64_t n, const float* __restrict z, const float* __restrict p,
+                      const float* __restrict before, float* __restrict gates,
+                      float* __restrict candidates, float* __restrict c, float* __restrict h) {
+  for (int64_t j = 0; j < 3 * n; ++j) gates[j] = Sigmoid(z[j] + p[j]);
+  for (int64_t j = 0; j < n; ++j) {
+    const float g = candidates[j] = Tanh(z[3 * n + j] + p[3 * n + j]);
+    c[j] = gates[n + j] * before[j] + gates[j] * g;
+    h[j] = gates[2 * n + j] * Tanh(c[j]);
+  }
+}
+
+// Its gradient: dh and dc are of the states after it, and become (dc) of those before it.
+VECTORIZED void CellsGradient(int64_t n, const float* __restrict dh, const float* __restrict given,
+                              const float* __restrict c, const float* __restrict before,
+                              const float* __restrict gates, const float* __restrict candidates,
+                              float* __restrict dc, float* __restrict dz) {
+  for (int64_t j = 0; j < n; ++j) {
+    const float i = gates[j], f = gates[n + j], o = gates[2 * n + j], g = candidates[j];
+    const float slope = dh[j] + given[j], squashed = Tanh(c[j]);
+    const float d = dc[j] + slope * o * (1 - squashed * squashed);
+    dz[j] = d * g * i * (1 - i);
+    dz[n + j] = d * before[j] * f * (1 - f);
+    dz[2 * n + j] = slope * squashed * o * (1 - o);
+    dz[3 * n + j] = d * i * (1 - g * g);
+    dc[j] = d * f;
+  }
+}
+
+ffi::Error Lstm(Series projected, Matrix hidden, Matrix cell, Matrix kernel, NewSeries hs,
+                NewSeries cs, NewSeries gates, NewSeries candidates) {
+  const std::lock_guard<std::mutex> lock(running);
+  const auto shape = projected.dimensions();
+  const int64_t time = shape[0], batch = shape[1], wide = shape[2], units = wide / 4;
+  std::vector<float> product(batch * wide);
+  const float *h = hidden.typed_data(), *c = cell.typed_data();
+  for (int64_t t = 0; t < time; ++t) {
+    if (int status = dnnl_sgemm('N', 'N', batch, wide, units, 1, h, units, kernel.typed_data(),
+                                wide, 0, product.data(), wide)) {
+      return Done(status);
+    }
+    for (int64_t row = 0; row < batch; ++row) {
+      const int64_t at = t * batch + row;
+      Cells(units, &product[row * wide], projected.typed_data() + at * wide, c + row * units,
+            gates->typed_data() + at * 3 * units, candidates->typed_data() + at * units,
+            cs->typed_data() + at * units, hs->typed_data() + at * units);
+    }
+    h = hs->typed_data() + t * batch * units;
+    c = cs->typed_data() + t * batch * units;
+  }
+  return Done(0);
+}
+
+ffi::Error LstmGradient(Series dhs, Matrix last, Matrix cell, Matrix kernel, Series cs,
+                        Series gates, Series candidates, NewSeries dz, NewMatrix dh,
+                        NewMatrix dc) {
+  const std::lock_guard<std::mutex> lock(running);
+  const auto shape = dhs.dimensions();
+  const int64_t time = shape[0], batch = shape[1], units = shape[2], wide = 4 * units;
+  std::fill_n(dh->typed_data(), batch * units, 0.0f);
+  std::copy_n(last.typed_data(), batch * units, dc->typed_data());
+  for (int64_t t = time - 1; t >= 0; --t) {
+    const float* before = t ? cs.typed_data() + (t - 1) * batch * units : cell.typed_data();
+    float* slopes = dz->typed_data() + t * batch * wide;
+    for (int64_t row = 0; row < batch; ++row) {
+      const int64_t at = t * batch + row;
+      CellsGradient(units, dh->typed_data() + row * units, dhs.typed_data() + at * units,
+                    cs.typed_data() + at * units, before + row * units,
+                    gates.typed_data() + at * 3 * units, candidates.typed_data() + at * units,
+                    dc->typed_data() + row * units, slopes + row * wide);
+    }
+    if (int status = dnnl_sgemm('N', 'T', batch, units, wide, 1, slopes, wide, kernel.typed_data(),
+                                wide, 0, dh->typed_data(), units)) {
+      return Done(status);
+    }
+  }
+  return Done(0);
 }
 
 }  // namespace
@@ -235,6 +349,30 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(JdlMultiply, Multiply,
                                   .Ret<Matrix>()
                                   .Attr<bool>("transpose_left")
                                   .Attr<bool>("transpose_right"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(JdlLstm, Lstm,
+                              ffi::Ffi::Bind()
+                                  .Arg<Series>()
+                                  .Arg<Matrix>()
+                                  .Arg<Matrix>()
+                                  .Arg<Matrix>()
+                                  .Ret<Series>()
+                                  .Ret<Series>()
+                                  .Ret<Series>()
+                                  .Ret<Series>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(JdlLstmGradient, LstmGradient,
+                              ffi::Ffi::Bind()
+                                  .Arg<Series>()
+                                  .Arg<Matrix>()
+                                  .Arg<Matrix>()
+                                  .Arg<Matrix>()
+                                  .Arg<Series>()
+                                  .Arg<Series>()
+                                  .Arg<Series>()
+                                  .Ret<Series>()
+                                  .Ret<Matrix>()
+                                  .Ret<Matrix>());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(JdlConvolve, Convolve,
                               ffi::Ffi::Bind()

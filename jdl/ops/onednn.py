@@ -25,7 +25,16 @@ import numpy as np
 from jdl.caches import private_cache
 
 CONVOLUTION, PRODUCT = "jdl_onednn_convolution", "jdl_onednn_product"
+LSTM, LSTM_GRADIENT = "jdl_onednn_lstm", "jdl_onednn_lstm_gradient"
 """The names by which programs call its functions."""
+
+FUNCTIONS = {
+    CONVOLUTION: "JdlConvolve",
+    PRODUCT: "JdlMultiply",
+    LSTM: "JdlLstm",
+    LSTM_GRADIENT: "JdlLstmGradient",
+}
+"""Their names in `onednn.cc`."""
 
 NAME = "onednn-cpu-gomp"
 """The distribution that holds oneDNN's library."""
@@ -81,8 +90,9 @@ def library() -> ctypes.CDLL | None:
         path = _build(shared)
         with _passive_threads():
             found = ctypes.CDLL(str(path))
-        for name, function in ((CONVOLUTION, found.JdlConvolve), (PRODUCT, found.JdlMultiply)):
-            jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(function), platform="cpu")
+        for name, function in FUNCTIONS.items():
+            handler = jax.ffi.pycapsule(getattr(found, function))
+            jax.ffi.register_ffi_target(name, handler, platform="cpu")
     except (OSError, subprocess.CalledProcessError) as error:
         reason = getattr(error, "stderr", None) or error
         _log.warning(
@@ -95,19 +105,18 @@ def library() -> ctypes.CDLL | None:
 
 @contextlib.contextmanager
 def _passive_threads() -> Iterator[None]:
-    """Has OpenMP's threads sleep, not spin, while XLA's threads compute.
+    """Has OpenMP's threads wait for about 100 us and then sleep, so that XLA's threads compute.
 
-    OpenMP reads the variable when it is loaded; what the user has set stays.
+    OpenMP reads these variables when it is loaded; what the user has set stays.
     """
-    name = "OMP_WAIT_POLICY"
-    if name in os.environ:
-        yield
-        return
-    os.environ[name] = "passive"
+    wanted = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "2000"}
+    added = {} if wanted.keys() & os.environ.keys() else wanted
+    os.environ.update(added)
     try:
         yield
     finally:
-        del os.environ[name]
+        for name in added:
+            del os.environ[name]
 
 
 def version() -> str | None:
@@ -147,7 +156,7 @@ def _build(shared: Path) -> Path:
             raise OSError("no C++ compiler is installed (c++, g++, or the one that CXX names)")
         with tempfile.TemporaryDirectory(dir=cache) as folder:
             new = Path(folder) / path.name
-            options = ["-O2", "-std=c++17", "-w", "-shared", "-fPIC"]
+            options = ["-O3", "-std=c++17", "-w", "-shared", "-fPIC"]
             include, libraries = (
                 f"-I{jax.ffi.include_dir()}",
                 [shared, f"-Wl,-rpath,{shared.parent}"],

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jdl.ops import foreign, onednn
 from jdl.ops.dot import product
 
 Array = jax.Array
@@ -22,6 +23,17 @@ def _scan(step: Any, carry: Any, xs: Any, **options: Any) -> Any:
     rolled = functools.partial(jax.lax.scan, step, **options)
     unrolled = functools.partial(rolled, unroll=UNROLL)
     return jax.lax.platform_dependent(carry, xs, cuda=unrolled, rocm=unrolled, default=rolled)
+
+
+LEAST = 100_000
+"""Multiplications of the smallest step for which the library of the extra `onednn` is called."""
+
+
+def _run(function: Any, target: str, kernel: Array, *arguments: Array) -> tuple[Array, ...]:
+    """Runs a recurrence by `jdl.ops.foreign`, if its steps are large enough."""
+    rows = arguments[1].shape[0]
+    large = jax.export.is_symbolic_dim(rows) or rows * kernel.size >= LEAST
+    return foreign.call(function, target, *arguments) if large else function(*arguments)
 
 
 def sigmoid(x: Array) -> Array:
@@ -71,6 +83,13 @@ def lstm(projected: Array, h: Array, c: Array, kernel: Array) -> tuple[Array, Ar
 
 
 def _lstm_forward(projected: Array, h: Array, c: Array, kernel: Array) -> tuple[Any, Any]:
+    saved = _run(_lstm_by_scan, onednn.LSTM, kernel, projected, h, c, kernel)
+    hs, cs, *_ = saved
+    return (hs, cs[-1] if len(cs) else c), (h, c, kernel, *saved)
+
+
+def _lstm_by_scan(projected: Array, h: Array, c: Array, kernel: Array) -> tuple[Array, ...]:
+    """Hidden and cell states, input, forget and output gates side by side, and candidates."""
     units = h.shape[-1]
 
     def step(carry: Any, z: Array) -> tuple[Any, Any]:
@@ -81,22 +100,30 @@ def _lstm_forward(projected: Array, h: Array, c: Array, kernel: Array) -> tuple[
         i, f, o = gates[:, :units], gates[:, units : 2 * units], gates[:, 2 * units :]
         c = f * c + i * g
         h = o * jnp.tanh(c)
-        return (h, c), (h, c, i, f, o, g)
+        return (h, c), (h, c, gates, g)
 
-    (_, last), saved = _scan(step, (h, c), projected)
-    return (saved[0], last), (h, c, kernel, *saved)
+    return _scan(step, (h, c), projected)[1]
 
 
 def _lstm_backward(saved: Any, cotangents: Any) -> tuple[Array, Array, Array, Array]:
     """Backpropagation through time; `dz` are gradients before the gates' nonlinearities."""
-    h, c, kernel, hs, cs, *gates = saved
-    dhs, dc = cotangents  # (time, batch, hidden), (batch, hidden)
+    h, c, kernel, hs, *rest = saved
+    arguments = (*cotangents, c, kernel, *rest)
+    dz, dh, dc = _run(_lstm_gradient_by_scan, onednn.LSTM_GRADIENT, kernel, *arguments)
+    return dz, dh, dc, _kernel_gradient(h, hs, dz)
+
+
+def _lstm_gradient_by_scan(
+    dhs: Array, dc: Array, c: Array, kernel: Array, cs: Array, gates: Array, g: Array
+) -> tuple[Array, ...]:
+    """Gradients by the projected inputs, and by the initial hidden and cell state."""
     before = jnp.concatenate([c[None], cs[:-1]])  # the cell state that each step started from
     transposed = kernel.T  # once, outside of the scan
 
     def step(carry: Any, saved: Any) -> tuple[Any, Array]:
         dh, dc = carry
-        given, c, before, i, f, o, g = saved
+        given, c, before, gates, g = saved
+        i, f, o = jnp.split(gates, 3, axis=-1)
         # dh: from the next step plus from this step's output. tanh(c) is recomputed, not stored.
         dh, squashed = dh + given, jnp.tanh(c)
         dc = dc + dh * o * (1 - squashed * squashed)
@@ -111,9 +138,8 @@ def _lstm_backward(saved: Any, cotangents: Any) -> tuple[Array, Array, Array, Ar
         )
         return (product(dz, transposed), dc * f), dz
 
-    first = (jnp.zeros_like(h), dc)
-    (dh, dc), dz = _scan(step, first, (dhs, cs, before, *gates), reverse=True)
-    return dz, dh, dc, _kernel_gradient(h, hs, dz)
+    (dh, dc), dz = _scan(step, (jnp.zeros_like(c), dc), (dhs, cs, before, gates, g), reverse=True)
+    return dz, dh, dc
 
 
 lstm.defvjp(_lstm_forward, _lstm_backward)

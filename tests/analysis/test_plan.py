@@ -2,6 +2,7 @@
 
 import functools
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +10,9 @@ import numpy as np
 import pytest
 
 import jdl
-from jdl import step
-from jdl.analysis import memory
-from jdl.analysis.plan import FILLED, Trial, lines, parse_bytes, plan
+from jdl import ops, step
+from jdl.analysis import flops, memory
+from jdl.analysis.plan import FILLED, Trial, lines, parse_bytes, plan, utilization
 from jdl.data import AlternatingFlip, Arrays, Bytes, Tokens
 from jdl.errors import UserError
 from jdl.models import CNN, GPT, MLP
@@ -258,3 +259,50 @@ def test_data_that_is_not_at_hand_takes_a_sentence(command, monkeypatch, tmp_pat
     assert (code, out) == (2, "")
     assert "mnist" in err
     assert err.count("\n") == 1
+
+
+def traced(function, *shapes):
+    return jax.make_jaxpr(function)(*(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes))
+
+
+@pytest.mark.parametrize(
+    ("kind", "function", "shapes"),
+    [
+        ("small steps", jnp.dot, [(8, 8), (8, 8)]),
+        ("matrix products", jnp.dot, [(512, 512), (512, 512)]),
+        (
+            "matrix products",  # of layers, one after another
+            lambda x, kernels: jax.lax.scan(lambda x, k: (x @ k, None), x, kernels)[0],
+            [(1024, 1024), (9, 1024, 1024)],
+        ),
+        (
+            "recurrences",
+            lambda h, k, xs: jax.lax.scan(lambda h, x: (x + h @ k, None), h, xs)[0],
+            [(64, 256), (256, 256), (20, 64, 256)],
+        ),
+        (
+            "convolutions",
+            lambda x, k: ops.conv_general_dilated(x, k, (1, 1), "SAME"),
+            [(8, 64, 64, 16), (3, 3, 16, 16)],
+        ),
+    ],
+)
+def test_the_kind_of_a_step(kind, function, shapes):
+    jaxpr = traced(function, *shapes)
+    assert utilization.kind(jaxpr, flops.of(jaxpr)) == kind
+
+
+@pytest.mark.parametrize("machine", utilization.MEASURED)
+def test_shares_are_those_of_the_committed_rows(machine):
+    """Only in a checkout: what is installed has no rows."""
+    file = {
+        "two cores of an Intel Xeon": "2026-11-27-intel-xeon-2-cores.jsonl",
+        "an NVIDIA H200": "2026-11-27-nvidia-h200.jsonl",
+    }[machine]
+    lines = (Path(__file__).parents[2] / "benchmarks" / "results" / file).read_text().splitlines()
+    rows = [row for row in map(json.loads, lines) if row["implementation"] == "jdl"]
+    for share in utilization.MEASURED[machine].values():
+        found = [row["mfu_measured"] for row in rows if row["workload"] in share.workloads]
+        assert min(found) == pytest.approx(share.lowest, rel=0.1, abs=0.005)
+        assert max(found) == pytest.approx(share.highest, rel=0.1, abs=0.005)
+        assert {row["workload"] for row in rows} >= {*share.workloads}

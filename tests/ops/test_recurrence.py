@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from jdl import ops
+from jdl.analysis import flops
 from jdl.layers import GRU, LSTM, Bidirectional, SimpleRNN
 from jdl.models import RNN
 from jdl.models.rnn import CELLS
+from jdl.ops import onednn, recurrence
 
 SHAPES = [(1, 1, 1), (7, 3, 5), (12, 2, 16)]  # time, batch, units
 
@@ -182,3 +184,33 @@ def test_each_direction_sees_its_side_and_the_last_states_see_all(cell):
     assert not np.allclose(reverse, model.apply(variables, x))
     last = variables["params"]["logits"]["kernel"]
     assert last.shape == (8, 1)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_library_runs_the_same_lstm(shape, monkeypatch):
+    """Values and gradients; and it is called where a program is for one CPU, else it is not."""
+    if onednn.library() is None:
+        pytest.skip("needs the extra `onednn` and a C++ compiler")
+    monkeypatch.setattr(recurrence, "LEAST", 1)
+    arguments = lstm_arguments(2, *shape)
+
+    def gradient(function):
+        return jax.grad(lambda a: weighed(function, a))
+
+    compiled = jax.jit(gradient(ops.lstm))
+    for target in (onednn.LSTM, onednn.LSTM_GRADIENT):
+        assert target in compiled.lower(arguments).as_text()
+        assert target not in compiled.trace(arguments).lower(lowering_platforms=("tpu",)).as_text()
+    expected = gradient(scanned_lstm)(arguments)
+    chex.assert_trees_all_close(compiled(arguments), expected, rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_close(
+        jax.jit(ops.lstm)(*arguments), scanned_lstm(*arguments), rtol=1e-5, atol=1e-6
+    )
+    stacked = [jnp.stack([x, 0.5 * x]) for x in arguments]
+    chex.assert_trees_all_close(
+        jax.vmap(ops.lstm)(*stacked), jax.vmap(scanned_lstm)(*stacked), rtol=1e-5, atol=1e-6
+    )
+    exported = jax.export.export(jax.jit(ops.lstm))(*arguments)
+    assert onednn.LSTM not in exported.mlir_module()
+    costs = [flops.count(gradient(f), arguments).flops for f in (ops.lstm, scanned_lstm)]
+    assert costs[0] == costs[1]

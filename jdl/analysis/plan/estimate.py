@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from jdl.analysis import flops
 from jdl.analysis.plan.trial import Bytes, Trial
+from jdl.analysis.plan.utilization import Kind, Share, measured
 from jdl.config.overrides import snake
 from jdl.errors import UserError
 from jdl.experiment import Experiment
@@ -50,6 +51,9 @@ class Plan:
     memory: int  # bytes of each device
     rate: float  # FLOP/s of each device
     seconds: float | None  # of a step at that rate, a lower bound
+    kind: Kind | None  # what most of a step's time is spent on
+    share: Share | None  # of that rate, which steps of this kind were measured to reach
+    machine: str | None  # where they were
     bytes: Bytes  # memory of a device under the experiment's own settings
     choices: tuple[Choice, ...]  # other settings
     notes: tuple[str, ...]  # why some settings are missing
@@ -92,11 +96,14 @@ def plan(
             f"batch_size: {experiment.batch_size} examples cannot be divided evenly over "
             f"{parts} parts in {experiment.num_microbatches} micro-batches: it would not run"
         )
-    try:
-        count = flops.of(trial.traced(experiment.batch_size, "fp32")[1])
-    except ValueError as error:
-        count, notes = None, [*notes, str(error)]
     rate = measured_rate(experiment.precision) if rate is None else rate
+    count = kind = machine = share = None
+    try:
+        jaxpr = trial.traced(experiment.batch_size, "fp32")[1]
+        count = flops.of(jaxpr)
+        kind, machine, share = measured(jaxpr, count, rate)
+    except ValueError as error:
+        notes.append(str(error))
     return Plan(
         modules=_modules(state.params),
         parameters=sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params)),
@@ -107,6 +114,9 @@ def plan(
         memory=memory,
         rate=rate,
         seconds=None if count is None else count / devices / rate,
+        kind=kind,
+        share=share,
+        machine=machine,
         bytes=own,
         choices=tuple(choices),
         notes=tuple(notes),

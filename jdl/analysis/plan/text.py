@@ -11,9 +11,6 @@ import jax
 from jdl.analysis.plan.estimate import FILLED, Plan
 from jdl.errors import UserError
 
-UTILIZATION = 0.4
-"""Fraction of peak FLOP/s that large, well-tuned models reach (Chowdhery et al., 2022)."""
-
 
 def parse_bytes(text: str) -> int:
     """Parses `80GB`, `16GiB` or a plain number as bytes.
@@ -62,15 +59,20 @@ def lines(found: Plan) -> Iterator[str]:
 
 def _times(found: Plan) -> Iterator[str]:
     """Lower bounds and likely times of a step and a run."""
-    if found.flops is None or found.seconds is None:
+    if found.flops is None or found.seconds is None or found.share is None:
         return
     whole = found.seconds * found.steps
     yield f"a step has {found.flops:.4g} FLOPs; a device does {found.rate:.3g} FLOP/s"
     yield f"  {'at 100 %, the bound':<24} {found.seconds:.3g} s a step, {whole:.4g} s a run"
-    likely = f"at {UTILIZATION:.0%} of it".replace("%", " %")
+    for share in dict.fromkeys((found.share.highest, found.share.lowest)):
+        likely = f"at {100 * share:.3g} % of it"
+        yield (
+            f"  {likely:<24} {found.seconds / share:.3g} s a step, "
+            f"{whole / share:.4g} s a run of {found.steps:,} steps"
+        )
     yield (
-        f"  {likely:<24} {found.seconds / UTILIZATION:.3g} s a step, "
-        f"{whole / UTILIZATION:.4g} s a run of {found.steps:,} steps"
+        f"  as measured for {found.kind} on {found.machine} "
+        f"({', '.join(found.share.workloads)} of the benchmarks), input and evaluation apart"
     )
 
 
