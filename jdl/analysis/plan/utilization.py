@@ -32,8 +32,8 @@ MEASURED: Mapping[str, Mapping[Kind, Share]] = {
     "two cores of an Intel Xeon": {
         "small steps": Share(0.15, 0.15, ("mlp",)),
         "convolutions": Share(0.38, 0.52, ("cnn", "cifar10_resnet", "resnet50")),
-        "recurrences": Share(0.34, 0.58, ("lstm", "lstm_lm")),
-        "matrix products": Share(0.39, 0.68, ("transformer",)),
+        "recurrences": Share(0.45, 0.62, ("lstm", "lstm_lm")),
+        "matrix products": Share(0.75, 0.75, ("transformer",)),
     },
     "an NVIDIA H200": {
         "small steps": Share(0.0006, 0.0006, ("mlp",)),
