@@ -99,6 +99,10 @@ class RunDirectory:
         """The trials of a hyperparameter search, one per line."""
         return self.path / "study.jsonl"
 
+    def samples(self, folder: str = "samples") -> Path:
+        """The directory of a `Sample` hook: `step-NUMBER.png`, `.txt` or `.wav`."""
+        return self.path / folder
+
     def predictions(self, split: str) -> Path:
         """Predicted texts of a split, one per line, of tasks that score them on the host."""
         return self.path / f"predictions.{split}.txt"

@@ -221,6 +221,14 @@ def predict(program: Program, state: TrainState, batch: Batch) -> Any:
     return program.task.predict(program.model, state, batch)
 
 
+def sample(program: Program, state: TrainState, batch: Batch) -> Any:
+    """Returns the task's sample for each row of a batch, which has no inputs if it needs none."""
+    batch, seeds = pop_row_seeds(batch)
+    if not program.task.unconditional:
+        batch = transform(program, batch, None)
+    return program.task.sample(program.model, state, {**batch, ROW_SEEDS: seeds})
+
+
 def transform(program: Program, batch: Batch, keys: jax.Array | None) -> dict[str, Any]:
     """Applies the device transforms; `keys` (batch,) are given in training only.
 

@@ -1,11 +1,14 @@
 """Type aliases, events, and the interface through which hooks see a run."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
+
+from jdl.media import Media
 
 PyTree = Any
 """Nested dicts, tuples and dataclasses with arrays as leaves."""
@@ -42,10 +45,18 @@ class Event:
     """Passes over the training split so far."""
     metrics: Mapping[str, Any]
     """This step's mergeable metrics as Python floats (`jdl.metrics`)."""
-    state: Any = None
-    """The TrainState at steps for which a hook's `due` returned True, else None."""
+    gather: Callable[[], Any] | None = None
+    """Returns `state`, at steps for which a hook's `due` returned True, else None."""
     timing: Mapping[str, float]
     """`seconds` since training began, `training_seconds` of these, and `compile_seconds`."""
+
+    @functools.cached_property
+    def state(self) -> Any:
+        """The TrainState of the whole model, if `due` returned True at this step, else None.
+
+        It is the same under every strategy, and valid until the hook returns.
+        """
+        return None if self.gather is None else self.gather()
 
 
 @runtime_checkable
@@ -77,8 +88,23 @@ class RunContext(Protocol):
         """Names of the splits that exist, without the test split."""
         ...
 
-    def evaluate(self, split: str, state: Any = None) -> dict[str, Any]:
+    def evaluate(self, split: str, state: Any = None, key: Key | None = None) -> dict[str, Any]:
         """Metrics over a whole split, each example counted once: floats and NumPy arrays."""
+        ...
+
+    def predict(self, x: Any, key: Key | None = None, *, state: Any = None) -> Any:
+        """Predictions from raw inputs; of a step that is due, `state` is best left out."""
+        ...
+
+    def sample(
+        self,
+        count: int = 16,
+        key: Key | None = None,
+        *,
+        split: str | None = None,
+        state: Any = None,
+    ) -> Media:
+        """Samples of the task as images, texts or sounds."""
         ...
 
     def higher_is_better(self, metric: str) -> bool | None:

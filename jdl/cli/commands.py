@@ -13,6 +13,7 @@ from jdl.cli.predict import predict
 from jdl.cli.prepare import prepare
 from jdl.cli.report import report
 from jdl.cli.reproduce import reproduce
+from jdl.cli.sample import sample
 from jdl.cli.train import train
 from jdl.cli.translate import translate
 from jdl.cli.tune import tune
@@ -22,6 +23,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "tune": tune,
     "evaluate": evaluate,
     "predict": predict,
+    "sample": sample,
     "generate": generate,
     "translate": translate,
     "export": export,

@@ -1,6 +1,7 @@
 """`jdl predict`."""
 
 import sys
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -19,17 +20,19 @@ def predict(
     /,
     experiment: OwnFile = None,
 ) -> int:
-    """Predict from images, CSV files or texts; prints a line of JSON for each example.
+    """Predict from images, videos, CSV files or texts; prints a line of JSON for each example.
 
-    Files are read like those of the run's data set: an image is one example; a table holds one in
-    each row and needs only the input columns; a text file is one text, a CSV file has a column of
-    texts; the rows after the last of a time series are forecast. A file that cannot be read is
-    reported and skipped; the exit code is then 1, or 2 if no file could be read.
+    Files are read like those of the run's data set: an image is one example, and so is a frame of a
+    video (extra `video`); a table holds one in each row and needs only the input columns; a text
+    file is one text, a CSV file has a column of texts; the rows after the last of a time series are
+    forecast. A folder stands for the files in it. A file that cannot be read is reported and
+    skipped; the exit code is then 1, or 2 if no file could be read. For videos the number of frames
+    per second, reading included, is printed to standard error.
 
     Args:
-        files: to predict from.
+        files: to predict from, or folders of such files.
     """
-    from jdl.inference.predict import predict_files
+    from jdl.inference.predict import expand, predict_files
     from jdl.trainer.opening import restore_run
     from jdl.trainer.record import read_run
 
@@ -44,6 +47,13 @@ def predict(
         failed.append(error)
         print(f"jdl: {error}", file=sys.stderr)
 
+    files = tuple(expand(files))
+    frames, begun = 0, time.perf_counter()
     for line in predict_files(run, run.experiment.data.reader(), files, report):
         print(to_json(line), flush=True)
+        frames += "frame" in line
+    if frames:
+        seconds = time.perf_counter() - begun
+        rate = f"{frames / seconds:.1f} frames/s"
+        print(f"{frames} frames in {seconds:.2f} s: {rate}", file=sys.stderr)
     return min(len(failed), 1) + (len(failed) == len(files))

@@ -50,7 +50,7 @@ class _Evaluate(Callback):
         if not self.due(event.step):
             return
         for split in self._splits:
-            metrics = scalars(self._run.evaluate(split, event.state))
+            metrics = scalars(self._run.evaluate(split))
             self._run.log(
                 {
                     "step": event.step,

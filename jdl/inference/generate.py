@@ -7,16 +7,16 @@ import jax
 import numpy as np
 
 from jdl.data.text import as_text
-from jdl.data.tokenizers import EOS, BPETokenizer, Tokenizer
+from jdl.data.tokenizers import Tokenizer
 from jdl.data.vocabulary import check_vocab_size
-from jdl.decoding import Sampling, stream
+from jdl.decoding import Sampling
 from jdl.decoding.sampling import PLAIN
 from jdl.errors import UserError
 from jdl.experiment import Experiment
 from jdl.tasks import LanguageModeling
-from jdl.tracing import takes_argument
 from jdl.trainer.opening import restore_run
 from jdl.trainer.run import Run
+from jdl.trainer.sampling import end_token, first_tokens, stream_tokens, until
 
 UNFINISHED = "\ufffd"
 """The replacement character, which decodes a character whose last bytes are not generated yet."""
@@ -72,30 +72,12 @@ def generate(
         raise UserError(f"the number of samples must be at least 1, not {samples}")
     if not 0 <= seed < 2**63:
         raise UserError(f"the seed must lie between 0 and 2^63 - 1, but is {seed}")
-    known = _known(tokenizer, prompt)
-    end = EOS if isinstance(tokenizer, BPETokenizer) else None
-    state, model = run.compiled.gather(run.evaluation_state(run.state)), run.program.model
-    context = getattr(model, "max_position_embeddings", None)
-    if context is None and not takes_argument(model, "decode"):
-        # Without a field that limits it, the model is only known to work on its training length.
-        context = run.batch[run.experiment.task.input_names[0]].shape[1] - 1
-    chunks = stream(
-        model, state.params, known, tokens, sampling, jax.random.key(seed), samples=samples,
-        eos_token_id=end, vocab_size=tokenizer.vocab_size, context_length=context,
-        collections=state.collections,
-    )  # fmt: skip
-    return _decoded(tokenizer, known, chunks, samples, end)
-
-
-def _known(tokenizer: Tokenizer, prompt: str | None) -> list[int]:
     if prompt == "":
         raise UserError("the prompt is empty: omit it, or write a text to continue")
-    if prompt is not None:
-        return tokenizer.encode(as_text(prompt))
-    try:
-        return tokenizer.encode("\n")
-    except UserError:
-        return [0]
+    known = first_tokens(tokenizer) if prompt is None else tokenizer.encode(as_text(prompt))
+    state, key = run.evaluation_state(run.state), jax.random.key(seed)
+    chunks = stream_tokens(run, state, tokenizer, known, tokens, sampling, key, samples)
+    return _decoded(tokenizer, known, chunks, samples, end_token(tokenizer))
 
 
 def _decoded(
@@ -113,15 +95,10 @@ def _decoded(
         pieces = []
         for index, row in enumerate(chunk):
             if end not in made[index]:
-                made[index] += _until(row.tolist(), end)
+                made[index] += until(row.tolist(), end)
             text = tokenizer.decode(known + made[index]).rstrip(UNFINISHED)
             pieces.append(text[yielded[index] :])
             yielded[index] = max(yielded[index], len(text))
         yield pieces
     texts = [tokenizer.decode(known + row) for row in made]
     yield [text[length:] for text, length in zip(texts, yielded, strict=True)]
-
-
-def _until(tokens: list[int], end: int | None) -> list[int]:
-    """Returns the tokens up to and including the first end token."""
-    return tokens[: tokens.index(end) + 1] if end in tokens else tokens

@@ -1,5 +1,6 @@
-"""Predicts from files of images, tables, texts or series; yields JSON objects per example."""
+"""Predicts from images, videos, tables, texts or series in files; yields JSON per example."""
 
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,11 @@ import jax
 from jdl.data import Series, Table
 from jdl.data.base import Reader
 from jdl.data.files import TABULAR
+from jdl.data.image_paths import SUFFIXES as IMAGES
 from jdl.data.pipeline import apply_transforms
 from jdl.data.sources import Example
 from jdl.errors import UserError
+from jdl.inference.video import is_video, read_frames, write_ppm
 from jdl.trainer.run import Run
 from jdl.typing import Json
 
@@ -24,29 +27,86 @@ def predict_files(
     Args:
       run: the run whose model predicts.
       read: reads the examples of a file (`Data.reader`).
-      paths: the files.
-      on_error: called for each file that cannot be used; it is skipped.
+      paths: the files; every frame of a video is an image.
+      on_error: called for each file that cannot be used; it is skipped, or the rest of a video.
 
     Yields:
       A JSON object per example, in the order of the files: `file`, `row` (in a table or a file of
-      several texts, from 1) and the keys of `Task.format_prediction`.
+      several texts, from 1), or `frame` (from 0) and `seconds`, and the keys of
+      `Task.format_prediction`.
     """
     names = run.experiment.data.output_names()
     places: list[dict[str, Json]] = []
     examples: list[Example] = []
     for path in paths:
-        try:
-            found = _examples(run, read, path)
-        except UserError as error:
-            on_error(error)
-            continue
-        examples += found
-        places += _places(run, path, len(found))
-        if len(examples) >= run.experiment.batch_size:
-            yield from _predictions(run, names, places, examples)
-            places, examples = [], []
+        parts = _frames(run, read, path) if is_video(path) else _file(run, read, path)
+        for where, found in _until_error(parts, on_error):
+            examples += found
+            places += where
+            if len(examples) >= run.experiment.batch_size:
+                yield from _predictions(run, names, places, examples)
+                places, examples = [], []
     if examples:
         yield from _predictions(run, names, places, examples)
+
+
+def expand(paths: Iterable[Path]) -> list[Path]:
+    """Returns files, with those below each folder in its place, sorted.
+
+    Hidden files are left out, and if there are images or videos, all others.
+
+    Raises:
+      UserError: a folder has no files.
+    """
+    files = []
+    for path in paths:
+        if not path.is_dir():
+            files.append(path)
+            continue
+        below = sorted(p.relative_to(path) for p in path.rglob("*") if p.is_file())
+        found = [path / p for p in below if not any(part.startswith(".") for part in p.parts)]
+        pictures = [p for p in found if p.suffix.lower() in IMAGES or is_video(p)]
+        if not found:
+            raise UserError(f"the folder {path} has no files to predict from")
+        files += pictures or found
+    return files
+
+
+def _until_error(
+    parts: Iterator[tuple[Any, Any]], on_error: Callable[[UserError], Any]
+) -> Iterator[tuple[list[dict[str, Json]], list[Example]]]:
+    """Yields parts until one raises a UserError, with which `on_error` is called."""
+    try:
+        yield from parts
+    except UserError as error:
+        on_error(error)
+
+
+def _file(run: Run, read: Reader, path: Path) -> Iterator[tuple[list[dict[str, Json]], Any]]:
+    """Yields the places and examples of a file."""
+    found = _examples(run, read, path)
+    yield _places(run, path, len(found)), found
+
+
+def _frames(run: Run, read: Reader, path: Path) -> Iterator[tuple[list[dict[str, Json]], Any]]:
+    """Yields the place and the example of each frame of a video.
+
+    Raises:
+      UserError: the model reads no images, or the video cannot be read.
+    """
+    name = run.experiment.task.input_names[0]
+    if name not in run.batch or len(run.batch[name].shape) != 4:
+        raise UserError(f"{path} is a video, and the model reads no images but {name!r}")
+    with tempfile.TemporaryDirectory() as folder:
+        image = Path(folder) / "frame.ppm"  # a data set reads files, each in its own way
+        for index, (seconds, pixels) in enumerate(read_frames(path)):
+            write_ppm(pixels, image)
+            place = {"file": str(path), "frame": index, "seconds": round(seconds, 6)}
+            try:
+                yield [place], _examples(run, read, image)
+            except UserError as error:
+                where = f"{path}, frame {index}"
+                raise UserError(str(error).replace(str(image), where)) from error
 
 
 def _predictions(

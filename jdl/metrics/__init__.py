@@ -20,6 +20,7 @@ from jdl.metrics.classification import (
     MeanIoU,
     TopKAccuracy,
 )
+from jdl.metrics.distribution import FrechetDistance
 from jdl.metrics.merging import (
     Packed,
     check_additive,
@@ -38,6 +39,7 @@ __all__ = [
     "BitsPerByte",
     "CalibrationError",
     "ConfusionMatrix",
+    "FrechetDistance",
     "MacroF1",
     "Mean",
     "MeanIoU",

@@ -17,7 +17,7 @@ from jdl.errors import UserError, first_line
 from jdl.metrics import Metrics, Packed
 from jdl.paths import path_name
 from jdl.state import CARRY, TrainState
-from jdl.step import Program, evaluate, init, predict, scan_or_unroll, update
+from jdl.step import Program, evaluate, init, predict, sample, scan_or_unroll, update
 from jdl.tracing import ROWS
 from jdl.typing import Batch, Key, PyTree
 
@@ -78,6 +78,7 @@ class Functions:
     """The same for step inputs stacked along axis 0, in one scan."""
     evaluate: Callable[[TrainState, Batch], Metrics]  # `(state, batch) -> metrics`
     predict: Callable[[TrainState, Batch], Any]  # `(state, batch) -> prediction`
+    sample: Callable[[TrainState, Batch], Any]  # `(state, batch) -> samples`
 
     @classmethod
     def of(cls, program: Program, axis_name: str | None = None) -> "Functions":
@@ -96,6 +97,7 @@ class Functions:
             update_many=many,
             evaluate=lambda state, batch: evaluate(program, state, batch, axis_name),
             predict=lambda state, batch: predict(program, state, batch),
+            sample=lambda state, batch: sample(program, state, batch),
         )
 
 
@@ -110,6 +112,7 @@ class Steps:
     """Several steps on step inputs stacked along axis 0; metrics are stacked too."""
     evaluate: Callable[[PyTree, Batch], Metrics]  # metrics of one batch, equal on every device
     predict: Callable[[PyTree, Batch], Any]  # the prediction for one batch, as one global array
+    sample: Callable[[PyTree, Batch], Any]  # the same of the task's samples
     put: Callable[[Any], Any]
     """Transfers a step input or batch, of which each process holds its rows, to the devices.
 
@@ -222,6 +225,7 @@ class Strategy:
             update_many=lambda state, step_inputs: update_many(state, data, step_inputs),
             evaluate=compiled("evaluate", functions.evaluate, replicated),
             predict=compiled("predict", functions.predict, replicated),
+            sample=compiled("sample", functions.sample, replicated),
             put=put,
             put_many=putting(stacked),
             gather=lambda state: state,

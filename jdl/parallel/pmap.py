@@ -57,6 +57,7 @@ class Pmap(Strategy):
         update_many = mapped("update_many", functions.update_many, donate_argnums=0)
         evaluate = mapped("evaluate", functions.evaluate)
         predict = mapped("predict", functions.predict)
+        sample = mapped("sample", functions.sample)
 
         def step(function: Any, state: PyTree, step_input: Any) -> tuple[PyTree, Packed]:
             state, metrics = function(state, data, step_input)
@@ -75,10 +76,8 @@ class Pmap(Strategy):
             update=lambda state, step_input: step(update, state, step_input),
             update_many=lambda state, step_inputs: step(update_many, state, step_inputs),
             evaluate=lambda state, batch: copies.first(evaluate(state, batch)),
-            # (devices, rows, ...) to (batch, ...)
-            predict=lambda state, batch: jax.tree.map(
-                lambda x: x.reshape(-1, *x.shape[2:]), predict(state, batch)
-            ),
+            predict=lambda state, batch: copies.joined(predict(state, batch)),
+            sample=lambda state, batch: copies.joined(sample(state, batch)),
             put=lambda tree: copies.split(tree, 0),
             put_many=lambda tree: copies.split(tree, 1),
             gather=copies.merge,
@@ -109,6 +108,10 @@ class _Copies:
     def first(self, tree: PyTree) -> PyTree:
         """Returns the first device's copy, of values that are equal on all."""
         return jax.tree.map(lambda leaf: leaf.addressable_shards[0].data[0], tree)
+
+    def joined(self, tree: PyTree) -> PyTree:
+        """Returns (batch, ...) from (devices, rows, ...)."""
+        return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), tree)
 
     def split(self, tree: PyTree, axis: int) -> PyTree:
         """Splits the rows along `axis` over the devices."""

@@ -33,6 +33,9 @@ pre { background: #f6f8fa; padding: .7rem .9rem; overflow-x: auto; font-size: .8
 .text { line-height: 1.9; max-width: 56rem; }
 .text span { padding: .1rem .15rem; border-radius: .2rem; }
 .sample { white-space: pre-wrap; }
+.strip { display: flex; gap: 1rem; overflow-x: auto; align-items: flex-start; }
+.strip figure { margin: 0; flex: 0 0 auto; max-width: 26rem; }
+.strip img { margin: 0 0 .2rem; }
 """
 
 

@@ -11,7 +11,7 @@ from jdl.data import Series, Words
 from jdl.errors import UserError
 from jdl.files import RunDirectory, read_rows
 from jdl.inference.generate import generate
-from jdl.report import classification, learning_curves, plots, run_details
+from jdl.report import classification, learning_curves, plots, run_details, samples
 from jdl.report.baselines import Baseline
 from jdl.report.page import Folder, Html, html, paragraph, scores_table, section, table
 from jdl.report.run_baselines import baselines_of, held_out
@@ -56,6 +56,7 @@ def write_report(directory: Path, out: Path | None = None, experiment: Path | No
         paragraph(about, quiet=True),
         scores(run, rows, beside),
         _learning(run, rows, beside, folder),
+        *samples.sections(run),
         *([missing] if missing else _of_the_task(run, folder)),
         run_details.parameters(run),
         run_details.time_and_memory(run.result, rows),

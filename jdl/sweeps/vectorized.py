@@ -119,6 +119,7 @@ class VectorizedSteps:
             update_many=lambda state, inputs: update_many(numbers, state, data, inputs),
             evaluate=functools.partial(compiled["evaluate"], numbers),
             predict=functools.partial(compiled["predict"], numbers),
+            sample=functools.partial(compiled["sample"], numbers),
             put=put,
             put_many=putting(self._many_rows),
             gather=lambda state: state,
@@ -193,6 +194,7 @@ class VectorizedSteps:
             "update_many_alone": self._jit("many_alone", call("update_many"), **update),
             "evaluate": self._jit("evaluate", call("evaluate"), replicated),
             "predict": self._jit("predict", call("predict"), replicated),
+            "sample": self._jit("sample", call("sample"), replicated),
             "stack": jax.jit(stack, out_shardings=NamedSharding(self._mesh, P(RUNS))),
             "state_of": jax.jit(state_of, out_shardings=shardings),
         }

@@ -5,6 +5,7 @@ from jdl.tasks.binary import BinaryClassification
 from jdl.tasks.classification import Classification, balanced_weights
 from jdl.tasks.forecast import Forecast
 from jdl.tasks.forward import forward
+from jdl.tasks.game import Game, Play
 from jdl.tasks.language import LanguageModeling
 from jdl.tasks.masked import MaskedLanguageModeling
 from jdl.tasks.randomness import row_keys, with_row_keys
@@ -20,9 +21,11 @@ __all__ = [
     "Classification",
     "Forecast",
     "Frozen",
+    "Game",
     "HostMetrics",
     "LanguageModeling",
     "MaskedLanguageModeling",
+    "Play",
     "Regression",
     "Task",
     "Translation",

@@ -13,6 +13,8 @@ import numpy as np
 
 from jdl.data.base import Data
 from jdl.errors import UserError
+from jdl.files import to_json as json
+from jdl.media import Images, Media, Texts
 from jdl.metrics import HIGHER_IS_BETTER, Mean, Metric, Metrics
 from jdl.metrics.metric import check_metrics
 from jdl.paths import path_name
@@ -62,6 +64,9 @@ class Task:
 
     `num_microbatches` is then refused, and under `pmap` each device computes the whole batch."""
 
+    unconditional: ClassVar[bool] = False
+    """Whether `sample` needs no examples: its batch then has no arrays but `mask` and the keys."""
+
     def __post_init__(self) -> None:
         check_metrics(self.metrics)
         check_terms(self.loss_terms)
@@ -87,6 +92,11 @@ class Task:
     def input_names(self) -> tuple[str, ...]:
         """Names of the model's inputs in a batch."""
         return (self.inputs,) if isinstance(self.inputs, str) else self.inputs
+
+    @property
+    def required_names(self) -> tuple[str, ...]:
+        """Names of the arrays that a batch must have."""
+        return (*self.input_names, self.targets)
 
     def model_inputs(
         self, model: nn.Module, batch: Batch
@@ -193,9 +203,7 @@ class Task:
 
         check_dtypes(state.params)
         gradients, (weight, collections, metrics) = jax.grad(total, has_aux=True)(state.params)
-        # Of a complex parameter, `jax.grad` returns the conjugate of the direction of ascent.
-        gradients = jax.tree.map(lambda g: g.conj() if jnp.iscomplexobj(g) else g, gradients)
-        return gradients, weight, collections, metrics
+        return ascent(gradients), weight, collections, metrics
 
     def evaluate(self, model: nn.Module, state: TrainState, batch: Batch) -> Metrics:
         """Computes mergeable metrics of a batch in evaluation mode.
@@ -215,6 +223,31 @@ class Task:
         """Returns the prediction for each row of a batch."""
         outputs, _ = self._apply(model, state.params, state, batch, train=False)
         return self.to_prediction(outputs, batch)
+
+    def sample(self, model: nn.Module, state: TrainState, batch: Batch) -> Any:
+        """Returns what the model makes for each row of a batch: by default its prediction.
+
+        A generative model draws from `row_keys(batch)`.
+        """
+        return self.predict(model, state, batch)
+
+    def render(self, samples: Any, batch: Mapping[str, np.ndarray], data: Data) -> Media:
+        """Converts samples to images, texts or sounds.
+
+        By default arrays (samples, height, width, channels) with 1, 3 or 4 channels are images, and
+        others texts: the JSON of `format_prediction`.
+
+        Args:
+          samples: the output of `sample`, (samples, ...) NumPy arrays.
+          batch: the examples that they are of, before the device transforms.
+          data: the data set.
+        """
+        del batch
+        if np.ndim(samples) == 4 and np.shape(samples)[3] in (1, 3, 4):
+            return Images(np.asarray(samples))
+        names = data.output_names()
+        rows = (jax.tree.map(lambda x, i=i: x[i], samples) for i in range(count_rows(samples)))
+        return Texts([json(self.format_prediction(row, names)) for row in rows])
 
     def higher_is_better(self, metric: str) -> bool | None:
         """Whether a higher value of a metric is better; None if unknown.
@@ -267,7 +300,7 @@ class Task:
         Raises:
           UserError: an array is missing, or holds a value that cannot be trained on.
         """
-        for name in (*self.input_names, self.targets):
+        for name in self.required_names:
             if name not in batch:
                 known = ", ".join(map(repr, sorted(batch)))
                 raise UserError(
@@ -349,6 +382,16 @@ def one_array(outputs: Any, task: Task) -> jax.Array:
             f"array: return that, or define a task with loss_and_metrics and to_prediction"
         )
     return outputs
+
+
+def ascent(gradients: PyTree) -> PyTree:
+    """Returns what `jax.grad` returns as directions of ascent: conjugate where it is complex."""
+    return jax.tree.map(lambda g: g.conj() if jnp.iscomplexobj(g) else g, gradients)
+
+
+def count_rows(tree: PyTree) -> int:
+    """Returns the length of axis 0 of arrays."""
+    return len(jax.tree.leaves(tree)[0])
 
 
 def check_dtypes(params: PyTree) -> None:

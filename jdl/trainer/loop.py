@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NoReturn
@@ -225,7 +226,7 @@ class TrainingLoop:
             step=step,
             epoch=round(step * run.experiment.batch_size / run.examples, 6),
             metrics=metrics,
-            state=state,
+            gather=None if state is None else functools.partial(run.compiled.gather, state),
             timing={
                 name: round(timing[name], 4)
                 for name in ("seconds", "training_seconds", "compile_seconds")
@@ -323,7 +324,8 @@ class LoopContext:
     def __init__(self, run: Run) -> None:
         self.experiment, self.workdir = run.experiment, run.workdir
         self.steps, self.steps_per_epoch, self.splits = run.steps, run.steps_per_epoch, run.splits
-        self.evaluate, self.print, self.traces = run.evaluate, run.print, run.traces
+        self.evaluate, self.predict, self.sample = run.evaluate, run.predict, run.sample
+        self.print, self.traces = run.print, run.traces
         self.higher_is_better = run.higher_is_better
         self.rows: MetricsLog | None = None
         self._callbacks: Sequence[Any] = ()

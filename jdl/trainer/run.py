@@ -31,16 +31,18 @@ from jdl.data.vocabulary import check_token_ids, check_vocab_size
 from jdl.errors import UserError
 from jdl.experiment import Experiment
 from jdl.files import DataRecord, RunDirectory, read_rows
+from jdl.media import Media
 from jdl.metrics import Metrics, Packed
 from jdl.metrics.metric import check_size
 from jdl.optimizers import averaged_params
 from jdl.parallel import Steps, batch_shapes
 from jdl.state import TrainState
 from jdl.step import Program, check_training, evaluate, init, predict
-from jdl.tasks import HostMetrics, Translation
+from jdl.tasks import Game, HostMetrics, Translation
 from jdl.tasks.observe import observe
 from jdl.tasks.randomness import ROW_SEEDS, row_seeds
 from jdl.tracing import tracing_errors
+from jdl.trainer import sampling
 from jdl.trainer.interrupt import Interrupted, Interruption
 from jdl.typing import Json, Key
 
@@ -218,8 +220,8 @@ class Run:
 
         Args:
           split: `train`, `validation` or `test`.
-          state: the state to evaluate, with averaged weights if the optimizer averages; None for
-            the run's own.
+          state: the state to evaluate, such as `event.state` in a hook, with averaged weights if
+            the optimizer averages; None for the run's own.
           key: of the random numbers that the task draws, if it draws any: the same key gives the
             same metrics, in any batch size. None: key 0.
 
@@ -236,7 +238,7 @@ class Run:
     ) -> tuple[dict[str, Any], HostMetrics | None]:
         """Evaluates as `evaluate`, and also returns the task's host metrics if it defines any."""
         pipeline = self.pipeline(split)
-        state = self.evaluation_state(self.state if state is None else state)
+        state = self._placed(state)
         size, last = self.experiment.batch_size, None
         total: Metrics = {}
         predicted: list[Any] = []
@@ -264,7 +266,7 @@ class Run:
         host_metrics = self.experiment.task.compute_metrics(found, batch, self.experiment.data)
         return {**metrics, **host_metrics.metrics}, host_metrics
 
-    def predict(self, x: Any, key: Key | None = None) -> Any:
+    def predict(self, x: Any, key: Key | None = None, *, state: Any = None) -> Any:
         """Predicts from raw inputs, after applying the experiment's transforms.
 
         Args:
@@ -272,6 +274,7 @@ class Run:
             dict of such arrays by name, which `Table` and `Series` require: they scale columns, so
             that their examples, and what their `reader` returns, are scaled already.
           key: of the random numbers that the task draws, as in `evaluate`.
+          state: as in `evaluate`.
 
         Returns:
           The task's predictions, (examples, ...) NumPy arrays (see the task's `predict`).
@@ -296,9 +299,11 @@ class Run:
                     f"the input's {name!r} holds {arrays[name][0]!r:.40}, where the model reads "
                     f"numbers: convert it"
                 )
-        return self.predict_rows(stack_examples(rows, indices, "input"), key)
+        return self.predict_rows(stack_examples(rows, indices, "input"), key, state=state)
 
-    def predict_rows(self, inputs: Mapping[str, np.ndarray], key: Key | None = None) -> Any:
+    def predict_rows(
+        self, inputs: Mapping[str, np.ndarray], key: Key | None = None, *, state: Any = None
+    ) -> Any:
         """Predicts as `predict`, from examples to which the host transforms were applied.
 
         Raises:
@@ -321,7 +326,7 @@ class Run:
         if jax.process_count() > 1:
             raise UserError("predict runs in one process: open the run directory in one")
         count, size = len(next(iter(inputs.values()))), self.experiment.batch_size
-        state = self.evaluation_state(self.state)
+        state = self._placed(state)
         parts = []
         for begin in range(0, count, size):
             index = np.minimum(np.arange(begin, begin + size), count - 1)
@@ -332,9 +337,37 @@ class Run:
             parts.append(jax.tree.map(lambda leaf: leaf[: min(size, count - begin)], output))  # noqa: B023
         return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
+    def sample(
+        self,
+        count: int = 16,
+        key: Key | None = None,
+        *,
+        split: str | None = None,
+        state: Any = None,
+    ) -> Media:
+        """Samples the model: images, texts or sounds, as the task renders them.
+
+        A generative model draws them; other models predict the first examples of a split.
+
+        Args:
+          count: number of samples; the first are the same whatever their number.
+          key: of the random numbers; None: key 0.
+          split: whose examples a conditional model reads; None: validation, or train without it.
+          state: as in `evaluate`.
+
+        Raises:
+          UserError: there is no such split, or `count` is below 1.
+        """
+        return sampling.sample(self, count, key, split, self._placed(state))
+
     def gather_state(self) -> TrainState:
         """Returns the state as one global TrainState, independent of the strategy."""
         return self.compiled.gather(self.state)
+
+    def _placed(self, state: Any) -> Any:
+        """Returns a gathered state, or the run's own, on the devices, as it is evaluated."""
+        placed = self.state if state is None else self.compiled.shard(state)
+        return self.evaluation_state(placed)
 
     def evaluation_state(self, state: Any) -> Any:
         """Returns the state with averaged parameters, if the optimizer averages."""
@@ -418,7 +451,8 @@ class Run:
         with tracing_errors({name: value.shape[1:] for name, value in arrays.items()}):
             with observe() as observed:
                 prediction = jax.eval_shape(abstract_predict, jax.random.key(0), batch)
-            if observed.layers and not self._predictions:  # once, of the training split
+            checks = observed.layers or isinstance(self.experiment.task, Game)
+            if checks and not self._predictions:  # once, of the training split
                 check_training(self.program, training_shapes(self.experiment.data, batch))
         return prediction
 

@@ -57,6 +57,12 @@ class FakeRun:
     def log(self, row):
         self.rows.append(row)
 
+    def predict(self, x, key=None, *, state=None):
+        raise NotImplementedError
+
+    def sample(self, count=16, key=None, *, split=None, state=None):
+        raise NotImplementedError
+
     def print(self, text):
         pass
 
@@ -75,7 +81,7 @@ def drive(hook, scores, resume_at=(), name="score"):
         run.saves = 0
         callback.row({"step": step, "split": "validation", "metrics": {"loss": 1, name: value}})
         timing = {"seconds": 0.0}
-        callback(Event(step=step, epoch=0.0, metrics={}, state=object(), timing=timing))
+        callback(Event(step=step, epoch=0.0, metrics={}, gather=object, timing=timing))
         saved += [step] if run.saves else []
         if run.stops:
             stopped = step

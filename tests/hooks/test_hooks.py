@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import importlib.util
 import io
+import json
 import os
 import pty
 import re
@@ -32,11 +33,13 @@ from jdl.hooks import (
     Profile,
     Progress,
     RetraceWarning,
+    Sample,
     TensorBoard,
     WandB,
 )
 from jdl.parallel import Single, Steps
 from jdl.trainer.run import Run
+from tests import interruptions
 from tests.runs import ARRAYS, make_experiment, make_split, read_rows
 
 CALLS: list[Any] = []
@@ -355,3 +358,41 @@ def test_impossible_settings_are_refused():
     ):
         with pytest.raises(UserError, match="needs"):
             wrong()
+
+
+def test_samples_of_any_task_are_written_again_by_a_resumed_run(tmp_path):
+    hook, every = Sample(every=3, count=5, split="train"), Checkpoint(every=4)
+    experiment = interruptions.make_experiment(hooks=(hook, every))
+    whole = jdl.train(experiment, tmp_path / "whole")
+    with pytest.raises(interruptions.Killed):
+        jdl.train(interruptions.interrupt_at(experiment, 10), tmp_path / "part")
+    (tmp_path / "part" / "samples" / "step-000000009.txt").write_text("of a later step")
+    jdl.train(experiment, tmp_path / "part")
+    names = [f"step-{step:09d}.txt" for step in (3, 6, 9, 12, 14)]
+    for folder in ("whole", "part"):
+        assert sorted(p.name for p in (tmp_path / folder / "samples").iterdir()) == names
+    for name in names:
+        texts = [(tmp_path / folder / "samples" / name).read_text() for folder in ("whole", "part")]
+        assert texts[0] == texts[1]
+        assert len(texts[0].split("---------------\n")) == 5
+    first = json.loads(texts[0].splitlines()[0])
+    images = interruptions.make_arrays()["image"][:1]
+    assert first["prediction"] == whole.predict(images)[0].argmax()
+
+
+def test_a_sample_hook_that_cannot_work_is_refused():
+    for make, message in (
+        (lambda: Sample(every=0), "Sample needs every >= 1 steps, not 0"),
+        (lambda: Sample(count=0), "Sample needs count >= 1 samples, not 0"),
+        (lambda: train_with(Sample(split="tset")), r"Sample: no split 'tset' \(there are train"),
+        (
+            lambda: train_with(Sample(), Sample()),
+            "two hooks Sample write into the folder 'samples'",
+        ),
+    ):
+        with pytest.raises(UserError, match=message):
+            make()
+
+
+def train_with(*hooks):
+    return jdl.train(interruptions.make_experiment(hooks=hooks))

@@ -391,3 +391,48 @@ def test_tokens_that_the_model_does_not_know_are_not_predicted_from():
     for token in (8, -2):
         with pytest.raises(UserError, match=f"the input: 'image' has token {token}, outside"):
             run.predict(np.full((1, 4), token))
+
+
+def test_a_folder_and_the_frames_of_a_video_are_images(trained, command, tmp_path):
+    av = pytest.importorskip("av")
+    run = trained("MLP((8,))", "Classification()", "Digits(device_transforms=(Scale(),))")
+    folder = tmp_path / "pictures"
+    (folder / "b").mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 16, 16), np.uint8)
+    for name, image in zip(("a.png", "b/c.png"), pixels, strict=False):
+        Image.fromarray(image).save(folder / name)
+    for name in ("notes.txt", ".hidden.png"):
+        (folder / name).write_text("no picture")
+    with av.open(str(folder / "film.avi"), "w") as video:
+        stream = video.add_stream("ffv1", rate=5)  # without losses
+        stream.width, stream.height, stream.pix_fmt = 16, 16, "bgr0"
+        for image in pixels:
+            frame = av.VideoFrame.from_ndarray(np.stack([image] * 3, -1), format="rgb24")
+            video.mux(stream.encode(frame))
+        video.mux(stream.encode())
+    code, out, err = command("predict", tmp_path / "run", folder)
+    assert code == 0
+    assert re.fullmatch(r"4 frames in [\d.]+ s: [\d.]+ frames/s\n", err)
+    lines = [json.loads(line) for line in out.splitlines()]
+    film = str(folder / "film.avi")
+    assert [line["file"] for line in lines] == [
+        str(folder / "a.png"), str(folder / "b/c.png"), film, film, film, film
+    ]  # fmt: skip
+    assert [(line["frame"], line["seconds"]) for line in lines[2:]] == [
+        (0, 0.0), (1, 0.2), (2, 0.4), (3, 0.6)
+    ]  # fmt: skip
+    small = [Image.fromarray(image).resize((8, 8), Image.Resampling.BILINEAR) for image in pixels]
+    expected = run.predict(np.stack([np.asarray(image) for image in small])[..., None])
+    for line, shares in zip(lines, [*expected[:2], *expected], strict=True):
+        np.testing.assert_allclose(line["probabilities"], shares, atol=1e-5)
+
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken.mp4").write_bytes(b"no film")
+    code, _, err = command("predict", tmp_path / "run", tmp_path / "empty")
+    assert (code, err) == (
+        2,
+        f"jdl: the folder {tmp_path / 'empty'} has no files to predict from\n",
+    )
+    code, _, err = command("predict", tmp_path / "run", tmp_path / "broken.mp4")
+    assert code == 2
+    assert f"{tmp_path / 'broken.mp4'} is no readable video: " in err
