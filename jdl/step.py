@@ -13,6 +13,7 @@ import optax
 from jax.extend import core
 
 from jdl.data.base import DeviceTransform
+from jdl.data.views import Seen
 from jdl.errors import UserError
 from jdl.metrics import Mean, Metrics, sum_over_devices
 from jdl.paths import path_name
@@ -235,10 +236,11 @@ def transform(program: Program, batch: Batch, keys: jax.Array | None) -> dict[st
     Raises:
       UserError: a transform fails, or drops `mask`.
     """
+    seen = Seen()
     for index, each in enumerate(program.transforms):
         name = f"data.device_transforms.{index} ({type(each).__name__})"
         with errors_of(f"{name} fails on examples of shapes {_shapes(batch)}"):
-            new = dict(each(batch, keys))
+            new, seen = seen.apply(each, batch, keys)
         if "mask" not in new:
             raise UserError(f"{name} drops the array 'mask': return it with the others")
         batch = new

@@ -16,6 +16,7 @@ from jdl.data.boxes import ConvertBoxes, Pad
 from jdl.data.documents import Documents, Texts
 from jdl.data.folder import ImageFolder
 from jdl.data.language import Streams, Tokens
+from jdl.data.mixture import Mixture, Stream
 from jdl.data.mosaic import Mosaic
 from jdl.data.pairs import Pairs, PairTable
 from jdl.data.randaugment import RandAugment
@@ -30,6 +31,7 @@ from jdl.data.text_files import TextFile, TextTable
 from jdl.data.tfds import TFDS
 from jdl.data.tokenizers import BPE, Bytes, Chars, Saved
 from jdl.data.transforms import MaskTokens, Normalize, Scale
+from jdl.data.views import OnViews, Views
 
 __all__ = [
     "BPE",
@@ -47,9 +49,11 @@ __all__ = [
     "Documents",
     "ImageFolder",
     "MaskTokens",
+    "Mixture",
     "Mixup",
     "Mosaic",
     "Normalize",
+    "OnViews",
     "Pad",
     "PairTable",
     "Pairs",
@@ -65,6 +69,7 @@ __all__ = [
     "Series",
     "Source",
     "StandardLibrary",
+    "Stream",
     "Streams",
     "Subset",
     "Table",
@@ -72,5 +77,6 @@ __all__ = [
     "TextTable",
     "Texts",
     "Tokens",
+    "Views",
     "Words",
 ]

@@ -107,8 +107,21 @@ class Data:
     @property
     def wrapped(self) -> "Data | None":
         """The data set among the fields, from whose examples this one's are made; None: none."""
-        values = (getattr(self, field.name) for field in fields(self))
-        return next((value for value in values if isinstance(value, Data)), None)
+        return next(iter(self.parts.values()), None)
+
+    @property
+    def parts(self) -> "Mapping[str, Data]":
+        """The data sets from whose examples this one's are made, by their path below it."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, Data)}
+
+    def split(self, name: str) -> Source:
+        """Returns one split, by default of those that `splits` returns.
+
+        Raises:
+          UserError: there is none of that name.
+        """
+        return get_split(self.splits(), name)
 
     def full_name(self) -> str:
         """`NAME` or `NAME:VERSION` of the data set; by default of the one that it wraps."""
@@ -367,10 +380,8 @@ def check_names(data: Data, name: str) -> None:
 def location_paths(data: Data, path: str = "data") -> list[str]:
     """Paths of fields that only locate the bytes, in this data set and those it wraps."""
     found = [f"{path}.{name}" for name in data.locations]
-    for field in fields(data):
-        value = getattr(data, field.name)
-        if isinstance(value, Data):
-            found += location_paths(value, f"{path}.{field.name}")
+    for name, value in data.parts.items():
+        found += location_paths(value, f"{path}.{name}")
     return found
 
 

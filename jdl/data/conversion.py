@@ -1,6 +1,6 @@
 """Converts what users pass from Python, such as lists and frames, to arrays of numbers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -188,7 +188,7 @@ def check_rows(x: Any, y: Any, names: Sequence[str] = ("x", "y")) -> None:
 class ClassLabels:
     """Targets as class numbers."""
 
-    ids: np.ndarray  # (examples,) int32
+    ids: np.ndarray  # (examples,) int32; of several labels per example (examples, classes)
     names: tuple[str, ...] = ()  # of the classes, in the order of their numbers; (): numbers
     note: str = ""  # how the targets were read, unless they were integers already
 
@@ -234,9 +234,63 @@ def class_labels(
     if array.ndim == 2:
         raise UserError(
             f"{where} holds integers of shape {array.shape} that are no one-hot rows: pass one "
-            f"class per example, floats for regression, or a task of your own for several labels"
+            f"class per example, floats for regression, or task=MultiLabelClassification() for "
+            f"several labels"
         )
     return ClassLabels(array.astype(np.int32), (), note)
+
+
+def is_label_lists(values: Any) -> bool:
+    """Whether values are a list of lists of texts, as several labels per example are."""
+    rows = values if isinstance(values, (list, tuple)) else ()
+    return any(isinstance(row, (list, tuple, set, frozenset)) for row in rows) and all(
+        isinstance(row, (list, tuple, set, frozenset)) and all(isinstance(x, str) for x in row)
+        for row in rows
+    )
+
+
+def multi_labels(values: Any, where: str, names: tuple[str, ...] | None = None) -> ClassLabels:
+    """Reads targets as labels that are 0 or 1 for each class, (examples, classes) int32.
+
+    Args:
+      values: a list of lists of class names, any number for each example; or labels (examples,
+        classes).
+      where: what the targets are called in messages.
+      names: of the classes where they are known already, as those of the training split.
+
+    Raises:
+      UserError: the targets are neither, or, with `names`, a class is unknown.
+    """
+    if not is_label_lists(values):
+        array = to_numbers(values, where)
+        if array.ndim != 2:
+            raise UserError(
+                f"{where} has shape {array.shape}, where several labels per example are rows of 0 "
+                f"and 1 (examples, classes), or a list of lists of class names"
+            )
+        return ClassLabels(array.astype(np.int32) if array.dtype.kind == "b" else array)
+    known = names or tuple(sorted({name for row in values for name in row}))
+    ids = hot_rows(values, known, where)
+    shown = ", ".join(known[:5]) + (", ..." if len(known) > 5 else "")
+    return ClassLabels(ids, known, f"{where} read as labels of {len(known)} classes: {shown}")
+
+
+def hot_rows(rows: Sequence[Iterable[str]], names: Sequence[str], where: str) -> np.ndarray:
+    """Returns 1 for each class that a row names, (rows, classes) int32.
+
+    Raises:
+      UserError: a row names an unknown class.
+    """
+    number = {name: index for index, name in enumerate(names)}
+    found = np.zeros((len(rows), len(names)), np.int32)
+    for index, row in enumerate(rows):
+        for name in row:
+            if name not in number:
+                raise UserError(
+                    f"{where} holds the class {name!r}, unknown in training{nearest(name, names)}"
+                )
+            found[index, number[name]] = 1
+    return found
 
 
 def _from_texts(array: np.ndarray, where: str, names: tuple[str, ...] | None) -> ClassLabels:

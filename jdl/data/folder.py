@@ -6,11 +6,12 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from jdl.data.base import Data
+from jdl.data.conversion import hot_rows
 from jdl.data.files import column_index, read_csv
 from jdl.data.fingerprints import hash_files
 from jdl.data.image_paths import (
@@ -19,6 +20,7 @@ from jdl.data.image_paths import (
     classes_of,
     find_splits,
     some_paths,
+    split_label,
     summarize,
 )
 from jdl.data.images import UnreadableImage, decode_image, read_image
@@ -34,7 +36,7 @@ class ImageFiles:
     """Images by path with their labels, decoded on access."""
 
     paths: tuple[Path, ...]
-    labels: tuple[int, ...]
+    labels: tuple[Any, ...]  # a class, or 0 or 1 for each class
     mode: str  # Pillow mode
     groups: tuple[str, ...] = ()
 
@@ -61,6 +63,9 @@ class ImageFiles:
 class ImageFolder(Data):
     """Image files: `image` (height, width, channels) uint8 and `label` () int32.
 
+    With `label_delimiter` an image has any number of classes, as in a folder `cat+dog`, and `label`
+    is (classes,) int32, 0 or 1 for each.
+
     `path` has one folder per class, or `train`, `validation` (`val`, `valid`) and `test` folders
     that each do. With `labels_file`, images may be anywhere below `path`. Labels number the sorted
     class names. Hidden files and folders are ignored. A summary of counts, and of all that was left
@@ -72,6 +77,7 @@ class ImageFolder(Data):
     file_column: str = "file"  # its column of paths below `path`
     label_column: str = "label"  # its column of classes
     group: str | None = None  # its column of which no value is in two splits, such as a patient
+    label_delimiter: str | None = None  # between the classes of one image; None: it has one class
     mode: Literal["RGB", "L"] = "RGB"  # color, or one channel of gray
     max_unreadable: int = 10  # unreadable images to warn of and skip; one more is an error
     stratify: bool | None = None  # hold out the same share of each class; None: unless grouped
@@ -80,6 +86,8 @@ class ImageFolder(Data):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.label_delimiter is not None and not self.label_delimiter.strip():
+            raise UserError("data.label_delimiter is a mark such as '+' or ';', not blank")
         if self.group and not self.labels_file:
             raise UserError("data.group is a column of data.labels_file: set that too")
 
@@ -92,8 +100,9 @@ class ImageFolder(Data):
         found, notes = self._found()
         paths = tuple(each.path for files in found.values() for each in files)
         bad, more = self._unreadable(paths)
-        classes = self.fitted_values["classes"] if self.fitted_values else classes_of(found)
-        if new := sorted(set(classes_of(found)) - set(classes)):
+        all_classes = classes_of(found, self.label_delimiter)
+        classes = self.fitted_values["classes"] if self.fitted_values else all_classes
+        if new := sorted(set(all_classes) - set(classes)):
             raise UserError(
                 f"{self.path} holds the class {new[0]!r}, which the run was not trained on (it "
                 f"knows {', '.join(classes)})"
@@ -106,7 +115,7 @@ class ImageFolder(Data):
         return {
             split: ImageFiles(
                 tuple(each.path for each in files),
-                tuple(number[each.label] for each in files),
+                self._numbered(files, number),
                 self.mode,
                 tuple(each.group for each in files),
             )
@@ -115,16 +124,25 @@ class ImageFolder(Data):
 
     def fit(self) -> dict[str, Json]:
         """Returns how images are read, and `classes`."""
-        return {**super().fit(), "classes": classes_of(self._found()[0])}
+        return {**super().fit(), "classes": classes_of(self._found()[0], self.label_delimiter)}
 
     def output_names(self) -> tuple[str, ...]:
         """The classes."""
         known = self.fitted_values
-        return tuple(known["classes"] if known else classes_of(self._found()[0]))
+        if known:
+            return tuple(known["classes"])
+        return tuple(classes_of(self._found()[0], self.label_delimiter))
 
     def full_name(self) -> str:
         """The folder's name."""
         return Path(self.path).expanduser().name
+
+    def _numbered(self, files: Sequence[Labeled], number: Mapping[str, int]) -> tuple[Any, ...]:
+        """Returns the label of each file."""
+        if self.label_delimiter is None:
+            return tuple(number[each.label] for each in files)
+        rows = [split_label(each.label, self.label_delimiter) for each in files]
+        return tuple(map(tuple, hot_rows(rows, list(number), self.path).tolist()))
 
     def _found(self) -> tuple[dict[str, list[Labeled]], list[str]]:
         """Returns image files with their class, by split, and what was noticed on the way."""
@@ -133,7 +151,7 @@ class ImageFolder(Data):
             raise UserError(f"{root} is no folder")
         notes: list[str] = []
         found = {"train": self._listed(root)} if self.labels_file else find_splits(root, notes)
-        classes = classes_of(found)
+        classes = classes_of(found, self.label_delimiter)
         if len(classes) < 2:
             raise UserError(
                 f"{root} holds images of {len(classes)} classes, where two are needed: one folder "
@@ -152,7 +170,8 @@ class ImageFolder(Data):
         for number, row in enumerate(rows, start=1):
             file, *labels = (row[place].strip() for place in places)
             for name, label in zip(names[1:], labels, strict=True):
-                if not label:
+                may_be_none = name == self.label_column and self.label_delimiter
+                if not label and not may_be_none:
                     what = "label" if name == self.label_column else name
                     raise UserError(f"{self.labels_file}: row {number} has no {what} ({file})")
             path = root / file

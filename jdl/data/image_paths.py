@@ -125,6 +125,14 @@ def some_paths(paths: Sequence[Path], most: int = 5) -> str:
     return ", ".join(map(str, paths[:most])) + more
 
 
-def classes_of(found: Mapping[str, Sequence[Labeled]]) -> list[str]:
-    """Returns the sorted class names."""
-    return sorted({each.label for files in found.values() for each in files})
+def classes_of(found: Mapping[str, Sequence[Labeled]], delimiter: str | None = None) -> list[str]:
+    """Returns the sorted class names; with a delimiter a label holds any number of them."""
+    labels = {each.label for files in found.values() for each in files}
+    return sorted({name for label in labels for name in split_label(label, delimiter)})
+
+
+def split_label(label: str, delimiter: str | None) -> list[str]:
+    """Returns the classes that a label names; it is one itself without a delimiter."""
+    if delimiter is None:
+        return [label]
+    return [name.strip() for name in label.split(delimiter) if name.strip()]

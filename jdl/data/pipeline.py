@@ -12,9 +12,11 @@ and pads its last batch with rows whose `mask` is False.
 import functools
 import importlib.machinery
 import itertools
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,6 +64,65 @@ def example_indices(
 def epoch_numbers(positions: np.ndarray, size: int) -> np.ndarray:
     """Returns the epochs (n,) int32 of training positions (n,)."""
     return (positions // size).astype(np.int32)
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """The order in which streams of examples take turns, each with its share.
+
+    Of any positions in a row, a stream has its share up to one, or up to two where there are more
+    than two streams; of a batch exactly, where the shares of all streams are whole numbers.
+    """
+
+    sizes: tuple[int, ...]  # examples of each stream
+    shares: tuple[Fraction, ...]  # of the positions; they add up to 1
+
+    @property
+    def epoch_size(self) -> int:
+        """Positions until every example of every stream was seen."""
+        return max(
+            math.ceil(size / share) for size, share in zip(self.sizes, self.shares, strict=True)
+        )
+
+    def streams(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the stream of each position, and how many positions it had before, (n,)."""
+        number = np.full(len(positions), len(self.shares) - 1)
+        place, rest = positions.copy(), Fraction(1)
+        open_ = np.ones(len(positions), bool)
+        for stream, share in enumerate(self.shares[:-1]):
+            # The stream against those after it, by Bresenham's line.
+            part, rest = share / rest, rest - share
+            before = place * part.numerator // part.denominator
+            taken = open_ & ((place + 1) * part.numerator // part.denominator > before)
+            number[taken] = stream
+            place = np.where(taken, before, np.where(open_, place - before, place))
+            open_ &= ~taken
+        return number, place
+
+    def order(
+        self, positions: np.ndarray, seed: int, shuffle: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns example indices and epochs of positions, (n,) int32; streams lie in a row."""
+        number, place = self.streams(positions)
+        indices, epochs = np.zeros(len(positions), np.int32), np.zeros(len(positions), np.int32)
+        for stream, size in enumerate(self.sizes):
+            own = np.flatnonzero(number == stream)
+            if own.size:
+                # Streams of one size would otherwise meet in the same pairs in every epoch.
+                apart = int(np.random.SeedSequence((seed, stream)).generate_state(1)[0])
+                indices[own] = example_indices(place[own], size, apart, shuffle)
+                indices[own] += sum(self.sizes[:stream])
+                epochs[own] = epoch_numbers(place[own], size)
+        return indices, epochs
+
+
+def training_order(
+    positions: np.ndarray, size: int, mixing: Mixing | None, seed: int, shuffle: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns example indices and epochs of training positions, (n,) int32 each."""
+    if mixing is not None:
+        return mixing.order(positions, seed, shuffle)
+    return example_indices(positions, size, seed, shuffle), epoch_numbers(positions, size)
 
 
 class Positions(NamedTuple):
@@ -113,6 +174,7 @@ class InMemory:
     arrays: dict[str, np.ndarray]
     shuffle: bool = True
     needs_positions: bool = False  # step inputs are Positions
+    mixing: Mixing | None = None  # how streams of examples take turns
 
     def __len__(self) -> int:
         """Number of examples."""
@@ -127,10 +189,8 @@ class InMemory:
     ) -> np.ndarray | Positions:
         """Returns example indices (rows,) int32 of the batch of `step`."""
         rows = shard.positions(step, batch_size)
-        indices = example_indices(rows, len(self), seed, self.shuffle)
-        if not self.needs_positions:
-            return indices
-        return Positions(indices, epoch_numbers(rows, len(self)))
+        indices, epochs = training_order(rows, len(self), self.mixing, seed, self.shuffle)
+        return Positions(indices, epochs) if self.needs_positions else indices
 
     def step_inputs(
         self, start: int, batch_size: int, seed: int, shard: Shard, workers: int = 0
@@ -173,8 +233,8 @@ class Streamed:
     ) -> dict[str, np.ndarray]:
         """Returns the batch of `step` itself."""
         rows = shard.positions(step, batch_size)
-        indices = example_indices(rows, len(self), seed, self.data.shuffle)
-        epochs = epoch_numbers(rows, len(self))
+        mixing = getattr(self.source, "mixing", None)
+        indices, epochs = training_order(rows, len(self), mixing, seed, self.data.shuffle)
         draws = None
         if self.data.random_transform:
             draws = [(seed, *each) for each in zip(epochs.tolist(), indices.tolist(), strict=True)]
@@ -268,7 +328,8 @@ def open_pipeline(data: Data, source: Source, name: str) -> Pipeline:
         indices = np.arange(begin, min(begin + chunk, len(source)))
         for key, values in read(indices).items():
             arrays[key][indices] = values
-    return InMemory(arrays, data.shuffle, data.needs_positions)
+    mixing = getattr(source, "mixing", None)
+    return InMemory(arrays, data.shuffle, data.needs_positions, mixing)
 
 
 def _chunk_reader(

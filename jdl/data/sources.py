@@ -84,6 +84,12 @@ def read_examples(source: Source, indices: Sequence[int]) -> list[Example]:
     return list(many(indices)) if many else [source[i] for i in indices]
 
 
+def epoch_size(source: Source) -> int:
+    """Returns the number of examples in an epoch of a training split."""
+    mixing = getattr(source, "mixing", None)
+    return len(source) if mixing is None else mixing.epoch_size
+
+
 def root_indices(source: Source) -> np.ndarray:
     """Returns where the examples of nested subsets are in the innermost source, (n,) int64."""
     indices = np.arange(len(source))

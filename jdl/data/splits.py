@@ -4,6 +4,7 @@ from collections.abc import Collection
 
 from jdl.data.base import Data, get_split
 from jdl.data.pipeline import Pipeline, open_pipeline
+from jdl.data.sources import epoch_size
 from jdl.typing import Json
 
 
@@ -36,6 +37,11 @@ class Splits:
     def count(self, name: str) -> int:
         """Returns the number of examples in a split."""
         return len(get_split(self._sources, name))
+
+    @property
+    def epoch_size(self) -> int:
+        """Number of examples in an epoch of training."""
+        return epoch_size(get_split(self._sources, "train"))
 
     def pipeline(self, name: str) -> Pipeline:
         """Returns the pipeline of a split, opened on first use.

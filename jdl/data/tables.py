@@ -1,6 +1,6 @@
 """Tables in CSV files."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -10,8 +10,10 @@ import numpy as np
 from jdl.data.arrays import ArraySource
 from jdl.data.base import Data, Reader, check_names
 from jdl.data.columns import Categories, Column, ColumnReader, Kind, Numbers, read_typed
+from jdl.data.conversion import hot_rows
 from jdl.data.features import Feature, encode_all, stack_columns
 from jdl.data.files import column_index, most_rows, read_header
+from jdl.data.image_paths import split_label
 from jdl.data.notation import Notation
 from jdl.data.sources import Source, Subset, root_indices
 from jdl.errors import UserError
@@ -26,7 +28,8 @@ class Table(Data):
     words; one that mixes them is refused. Numbers are scaled to mean 0 and deviation 1, and limited
     to 100 deviations; where one is missing, the median stands in and a further input is 1. Words
     are one-hot. All this is fitted on the training split. A target of numbers is `y` () float32;
-    one of words is the class, () int32, in the order of their names.
+    one of words is the class, () int32, in the order of their names; with `label_delimiter` a row
+    has any number of classes, as in `cat;dog`, and `y` is (classes,) int32, 0 or 1 for each.
     """
 
     path: str = field(kw_only=False)  # CSV file whose first row names its columns
@@ -34,6 +37,7 @@ class Table(Data):
     columns: tuple[str, ...] = ()  # inputs; empty: all but target, keep and group
     categories: tuple[str, ...] = ()  # inputs that are words even if they look like numbers
     categorical: bool | None = None  # the target is a class; None: if not numeric
+    label_delimiter: str | None = None  # between the classes of one row; None: it has one target
     keep: tuple[str, ...] = ()  # columns carried along by name, for metrics; never inputs
     group: str | None = None  # column of which no value is in two splits, such as a patient's id
     stratify: bool | None = None  # hold out the same share of each class; None: of classes
@@ -61,6 +65,8 @@ class Table(Data):
             raise UserError(
                 f"data.columns and data.keep both hold {min(both)!r}: take it out of one"
             )
+        if self.label_delimiter is not None and not self.label_delimiter.strip():
+            raise UserError("data.label_delimiter is a mark such as '+' or ';', not blank")
         if self.group == self.target:
             raise UserError(f"data.group and data.target are both {self.group!r}: change one")
         for name in ("x", "y", "mask"):
@@ -123,12 +129,16 @@ class Table(Data):
             {self.target: fitted["classes"], **fitted["keep"]}.items() if fitted else ()
         ):
             column = columns[name]
-            if isinstance(column, Categories):
+            if isinstance(column, Categories) and not (
+                name == self.target and self.label_delimiter
+            ):
                 if name == self.target:
                     column.check_known(f"{self.path}: column {name!r}", words)
                 columns[name] = column.renumbered(words)
         words = {n: list(c.names) for n, c in columns.items() if isinstance(c, Categories)}
-        rest = self._source(columns)
+        if self.label_delimiter:
+            words[self.target] = fitted["classes"] if fitted else self._classes(columns)
+        rest = self._source(columns, classes=words.get(self.target, ()))
         columns.clear()
         parts = self.divide({"train": rest})
         rows = {split: root_indices(part) for split, part in parts.items()}
@@ -160,7 +170,8 @@ class Table(Data):
         readers = {name: self._reader(name, self.path, rows) for name in used}
         columns = read_typed(self.path, readers, self.delimiter)
         for name, what in ((self.target, "label"), (self.group, "group")):
-            if name and (gap := readers[name].first_missing):
+            may_be_none = name == self.target and self.label_delimiter
+            if name and not may_be_none and (gap := readers[name].first_missing):
                 raise UserError(
                     f"{self.path}: column {name!r} has no {what} in row {gap[0]}: give it one or "
                     f"remove the row (data.missing lists the fields that count as missing)"
@@ -177,7 +188,8 @@ class Table(Data):
         place = f"{path}: column {name!r}"
         notation = Notation(missing=self.missing, decimal=self.decimal, thousands=self.thousands)
         is_input = name not in (self.target, self.group, *self.keep)
-        is_word = name in self.categories or (name == self.target and self.categorical)
+        is_class = self.categorical or self.label_delimiter is not None
+        is_word = name in self.categories or (name == self.target and is_class)
         if name == self.target and self.categorical is False:
             kind = "number"
         return ColumnReader(
@@ -207,10 +219,15 @@ class Table(Data):
                 )
         return names
 
-    def _source(self, columns: Mapping[str, Column], x: np.ndarray | None = None) -> ArraySource:
-        """Returns all rows, with the group aside."""
+    def _source(
+        self,
+        columns: Mapping[str, Column],
+        x: np.ndarray | None = None,
+        classes: Sequence[str] = (),
+    ) -> ArraySource:
+        """Returns all rows, with the group aside; `classes` as for `_targets`."""
         arrays = {} if x is None else {"x": x}
-        arrays["y"] = self._targets(columns[self.target])
+        arrays["y"] = self._targets(columns[self.target], classes or self._classes(columns))
         for name in self.keep:
             column = columns[name]
             arrays[name] = (
@@ -234,7 +251,20 @@ class Table(Data):
             )
         return found
 
-    def _targets(self, column: Column) -> np.ndarray:
+    def _classes(self, columns: Mapping[str, Column]) -> list[str]:
+        """Returns the sorted classes that the targets hold, with a `label_delimiter`."""
+        column = columns[self.target]
+        if self.label_delimiter is None or not isinstance(column, Categories):
+            return []
+        rows = [split_label(each, self.label_delimiter) for each in column.names]
+        return sorted({name for row in rows for name in row})
+
+    def _targets(self, column: Column, classes: Sequence[str]) -> np.ndarray:
+        """Returns `y` of all rows; with a `label_delimiter` a column for each of `classes`."""
+        if isinstance(column, Categories) and self.label_delimiter:
+            place = f"{self.path}: column {self.target!r}"
+            rows = [split_label(each, self.label_delimiter) for each in column.names]
+            return hot_rows([*rows, []], classes, place)[column.codes]  # -1: no class
         if isinstance(column, Categories):
             return column.codes
         values = column.values  # read exactly, so that the center is 0

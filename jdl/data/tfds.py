@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jdl.data.base import Data, default_data_dir
+from jdl.data.base import Data, default_data_dir, get_split
 from jdl.data.fingerprints import hash_files
 from jdl.data.sources import Example, Source
 from jdl.errors import UserError, first_line, nearest
@@ -83,6 +83,25 @@ class TFDS(Data):
         Raises:
           UserError: the set is missing, or its format needs TensorFlow.
         """
+        directory, names = self._prepared()
+        if "train" not in names:
+            raise UserError(f"{directory} has no split 'train' (it has {', '.join(names)})")
+        kept = [name for name in names if name in ("train", "validation", "test")]
+        return {name: TFDSSource(directory, name) for name in kept}
+
+    def split(self, name: str) -> Source:
+        """Returns one split, also one of other names, such as `unlabelled` of `stl10`."""
+        directory, names = self._prepared()
+        if name in ("train", "validation", "test") or name not in names:
+            return get_split({**self.splits(), **dict.fromkeys(names)}, name)
+        return TFDSSource(directory, name)
+
+    def _prepared(self) -> tuple[Path, list[str]]:
+        """Returns the directory of the set and the names of its splits.
+
+        Raises:
+          UserError: the set is missing, or its format needs TensorFlow.
+        """
         directory = self.directory()
         info = _read_info(directory)
         if info.get("fileFormat") != "array_record":
@@ -94,11 +113,7 @@ class TFDS(Data):
                 f"--dataset_version_dir={directory} --out_file_format=array_record "
                 f"--out_dir={out}`, and name the new place with --data.data-dir"
             )
-        names = [split["name"] for split in info.get("splits", [])]
-        if "train" not in names:
-            raise UserError(f"{directory} has no split 'train' (it has {', '.join(names)})")
-        kept = [name for name in names if name in ("train", "validation", "test")]
-        return {name: TFDSSource(directory, name) for name in kept}
+        return directory, [split["name"] for split in info.get("splits", [])]
 
     def full_name(self) -> str:
         """Name and version, such as `mnist:3.0.1`."""

@@ -31,11 +31,13 @@ from jdl.metrics.merging import (
     without_duplicates,
 )
 from jdl.metrics.metric import Metric
+from jdl.metrics.multi_label import AveragePrecision
 
 __all__ = [
     "AUPRC",
     "AUROC",
     "HIGHER_IS_BETTER",
+    "AveragePrecision",
     "BitsPerByte",
     "CalibrationError",
     "ConfusionMatrix",

@@ -8,6 +8,7 @@ from jdl.tasks.forward import forward
 from jdl.tasks.game import Game, Play
 from jdl.tasks.language import LanguageModeling
 from jdl.tasks.masked import MaskedLanguageModeling
+from jdl.tasks.multi_label import MultiLabelClassification
 from jdl.tasks.randomness import row_keys, with_row_keys
 from jdl.tasks.regression import Regression
 from jdl.tasks.translation import Translation
@@ -26,6 +27,7 @@ __all__ = [
     "LanguageModeling",
     "MaskedLanguageModeling",
     "Play",
+    "MultiLabelClassification",
     "Regression",
     "Task",
     "Translation",

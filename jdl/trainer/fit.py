@@ -18,12 +18,20 @@ from jdl.data.conversion import (
     class_labels,
     frame_columns,
     is_frame,
+    is_label_lists,
+    multi_labels,
     to_numbers,
 )
 from jdl.errors import UserError, nearest
 from jdl.experiment import Experiment
 from jdl.parallel import Single
-from jdl.tasks import BinaryClassification, Classification, Regression, Task
+from jdl.tasks import (
+    BinaryClassification,
+    Classification,
+    MultiLabelClassification,
+    Regression,
+    Task,
+)
 from jdl.tasks.classification import balanced_weights
 from jdl.tasks.forward import forward
 from jdl.trainer.api import train
@@ -65,12 +73,13 @@ def fit(
       x: inputs: numbers (examples, ...), as lists, an array or a frame, whose columns are features;
         or a dict of these by name, for a module with several inputs.
       y: targets, likewise. Integers, booleans, texts and one-hot rows (examples, classes) are
-        classes; other numbers, (examples,) or (examples, ...), are regressed.
+        classes, lists of texts several for each example; other numbers, (examples,) or (examples,
+        ...), are regressed.
       validation_data: `(x, y)` to evaluate during training, for `EarlyStopping` and `Checkpoint`.
       validation_fraction: share of the examples to hold out for that instead.
       epochs: passes over the data.
       task: by default `Classification` of classes, `BinaryClassification` where the model gives one
-        logit, `Regression` of real numbers.
+        logit, `MultiLabelClassification` of lists of classes, `Regression` of real numbers.
       class_weight: weight of each class in the loss: a dict by class, a sequence in the order of
         the classes, or `balanced` for classes that contribute equally.
       workdir: the run directory; None for a temporary one.
@@ -106,6 +115,8 @@ def _read(
     for split, pair in pairs.items():
         features[split] = _features(*pair, wheres[split], columns)
     _check_shapes(features)
+    if task is None and is_label_lists(y):
+        task = MultiLabelClassification()
     labels = _labels(task, {wheres[split][1]: pair[1] for split, pair in pairs.items()})
     if task is None:
         task = _choose_task(labels.get("y"), y, _output_shape(model, features["train"]))
@@ -203,9 +214,14 @@ def _validation_pair(pair: Any, fraction: float) -> dict[str, tuple[Any, Any]]:
 
 def _labels(task: Task | None, targets: Mapping[str, Any]) -> dict[str, ClassLabels]:
     """Class labels of each split by where they stand; empty if the targets are real numbers."""
+    labels: dict[str, ClassLabels] = {}
+    if isinstance(task, MultiLabelClassification):
+        for where, values in targets.items():
+            labels[where] = multi_labels(values, where, labels["y"].names if labels else None)
+        _announce(labels["y"])
+        return labels
     if not (task is None or isinstance(task, (Classification, BinaryClassification))):
         return {}
-    labels: dict[str, ClassLabels] = {}
     for where, values in targets.items():
         found = class_labels(values, where, labels["y"].names if labels else None)
         if found is None:
@@ -216,9 +232,14 @@ def _labels(task: Task | None, targets: Mapping[str, Any]) -> dict[str, ClassLab
             kinds = ("texts", "numbers") if found.names else ("numbers", "texts")
             raise UserError(f"{where} holds {kinds[0]}, where y holds {kinds[1]}: convert one")
         labels[where] = found
-    if labels["y"].note:
-        print(f"jdl.fit: {labels['y'].note}", flush=True)
+    _announce(labels["y"])
     return labels
+
+
+def _announce(labels: ClassLabels) -> None:
+    """Prints how targets were read, unless they were class numbers already."""
+    if labels.note:
+        print(f"jdl.fit: {labels.note}", flush=True)
 
 
 def _choose_task(labels: ClassLabels | None, values: Any, outputs: tuple[int, ...]) -> Task:
@@ -235,7 +256,9 @@ def _choose_task(labels: ClassLabels | None, values: Any, outputs: tuple[int, ..
         if whole and set(np.unique(array)) == {0, 1}:
             instead = "classes 0 and 1 pass y.astype(int)"
         if array.ndim == 2 and array.shape[1] > 1 and ((array >= 0) & (array <= 1)).all():
-            instead = "probabilities or several labels per example pass a task of your own"
+            instead = (
+                "probabilities or several labels per example pass task=MultiLabelClassification()"
+            )
         if instead:
             print(f"jdl.fit: y read as real numbers; for {instead}", flush=True)
         return Regression()

@@ -177,7 +177,7 @@ def _data_record(run: Run) -> DataRecord:
     made = ("mask", *(Positions._fields if run.experiment.data.needs_positions else ()))
     arrays = {name: leaf for name, leaf in run.batch.items() if name not in made}
     return DataRecord(
-        examples={split: run.data.count(split) for split in run.data.names},
+        examples={**{s: run.data.count(s) for s in run.data.names}, "train": run.examples},
         arrays={
             name: {"shape": list(leaf.shape[1:]), "dtype": str(leaf.dtype)}
             for name, leaf in arrays.items()

@@ -54,7 +54,7 @@ class Run:
       experiment: what is trained, with overrides.
       name: of the experiment.
       workdir: the run directory.
-      examples: number of training examples.
+      examples: number of examples in an epoch of training.
       steps: total number of steps.
       steps_per_epoch: steps per pass over the training split, rounded up.
       batch: shapes and dtypes of a training batch before the device transforms.
@@ -87,7 +87,7 @@ class Run:
             workdir,
             lambda: data.with_data(experiment.data) if data else Splits(experiment.data),
         )
-        self.examples = self.data.count("train")
+        self.examples = self.data.epoch_size
         self._prepare()
         _ = self._host_metric_splits  # raises before anything is compiled
         pipeline = self.pipeline("train")

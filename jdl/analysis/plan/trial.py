@@ -13,6 +13,7 @@ from jdl import step
 from jdl.analysis.flops import localized
 from jdl.analysis.memory import nbytes, peak
 from jdl.data.pipeline import apply_transforms, fits_in_memory, training_shapes
+from jdl.data.sources import epoch_size
 from jdl.experiment import Experiment
 from jdl.parallel import Strategy
 from jdl.parallel.base import AXES
@@ -50,11 +51,11 @@ class Trial:
         check_vocabulary(experiment)
         self.experiment = experiment
         source = experiment.data.splits()["train"]
-        self.examples = len(source)
+        self.examples = epoch_size(source)
         self.steps = experiment.total_steps(self.examples)
         self.example = apply_transforms(experiment.data, source[0])
         self.row = sum(array.nbytes for array in self.example.values())
-        whole = self.row * self.examples
+        whole = self.row * len(source)
         self.in_memory = whole if fits_in_memory(experiment.data, whole) else 0
         self._known: dict[Any, tuple[TrainState, Any]] = {}
 
