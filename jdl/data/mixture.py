@@ -48,8 +48,8 @@ class Mixture(Data):
     share of every batch, exactly if all of these are whole numbers, else up to one example, or two
     with more than two streams. A bool array of each stream's name says whose a row is; arrays that
     a stream lacks are zeros there. Each stream is shuffled by itself, and one that is used up
-    begins again in a new order: an epoch ends when every example of every stream was seen. Evaluation
-    splits, and class names, are those of the first stream.
+    begins again in a new order: an epoch ends when every example of every stream was seen.
+    Evaluation splits, and class names, are those of the first stream.
     """
 
     streams: tuple[Stream, ...] = field(kw_only=False)  # the first has the evaluation splits
