@@ -40,6 +40,20 @@ def pairs(length, vocabulary):
     return {"source": source, "target": target}
 
 
+def scenes(size):
+    found = images(size, size, 1)
+    ones = np.ones((24, 3), bool)
+    boxes = np.tile(np.float32([4, 5, 20, 21]), (24, 3, 1))
+    mask = found["image"] // 100
+    return {
+        **found,
+        "segmentation_mask": mask,
+        "boxes": boxes,
+        "boxes_mask": ones,
+        "labels": ones * 1,
+    }
+
+
 STAND_INS = {
     "activations": images(28, 28, 1),
     "airline_lstm": series(12),
@@ -52,8 +66,10 @@ STAND_INS = {
     "digits_contrastive": images(8, 8, 1),
     "digits_denoiser": images(8, 8, 1),
     "digits_mean_teacher": {**images(8, 8, 1), "labeled": np.arange(24) < 8},
+    "digits_detection": scenes(48),
     "digits_mlp": images(8, 8, 1),
     "digits_mlp_search": images(8, 8, 1),
+    "digits_segmentation": scenes(48),
     "digits_vit": images(8, 8, 1),
     "fashion_mnist_cnn": images(28, 28, 1),
     "imagenet_resnet50": images(224, 224, 3),

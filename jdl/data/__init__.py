@@ -13,8 +13,10 @@ from jdl.data.augment import (
 )
 from jdl.data.base import Data
 from jdl.data.boxes import ConvertBoxes, Pad
+from jdl.data.buckets import Buckets
 from jdl.data.documents import Documents, Texts
 from jdl.data.folder import ImageFolder
+from jdl.data.image_annotations import ImageBoxes, ImageMasks
 from jdl.data.language import Streams, Tokens
 from jdl.data.mixture import Mixture, Stream
 from jdl.data.mosaic import Mosaic
@@ -38,6 +40,7 @@ __all__ = [
     "TFDS",
     "AlternatingFlip",
     "Arrays",
+    "Buckets",
     "Bytes",
     "Chars",
     "ColorJitter",
@@ -47,7 +50,9 @@ __all__ = [
     "Data",
     "Digits",
     "Documents",
+    "ImageBoxes",
     "ImageFolder",
+    "ImageMasks",
     "MaskTokens",
     "Mixture",
     "Mixup",

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 
+from jdl.data.buckets import Buckets
 from jdl.data.files import read_texts
 from jdl.data.holdout import hold_out
 from jdl.data.images import MODES, decode_image
@@ -56,6 +57,7 @@ class Data:
     stratify: bool | None = False  # hold out the same share of each class; None: of classes
     ordered: bool = False  # hold out the end, not a random part: for time series
     shuffle: bool = True  # train in a new order each epoch; False: in stored order
+    buckets: Buckets | None = None  # group training examples by length
 
     locations: ClassVar[tuple[str, ...]] = ()
     """Fields that only locate the bytes; a resumed run compares the bytes in their place."""
@@ -74,6 +76,8 @@ class Data:
         if self.stratify and (self.ordered or self.group_name):
             other = "ordered" if self.ordered else "group"
             raise UserError(f"data.stratify and data.{other} exclude each other: set one of them")
+        if self.buckets and not self.shuffle:
+            raise UserError("data.buckets changes the order: set data.shuffle to True")
         for name in ("transforms", "device_transforms"):
             check_transforms(getattr(self, name), f"data.{name}")
 
@@ -97,6 +101,13 @@ class Data:
             if hasattr(each, "random_map"):
                 return f"data.transforms.{index} ({type(each).__name__})"
         return None
+
+    @property
+    def streamed_by(self) -> str | None:
+        """What keeps the training split from being in memory; None: nothing."""
+        if self.random_transform:
+            return f"{self.random_transform} draws anew in each epoch"
+        return "data.buckets cuts each batch to another length" if self.buckets else None
 
     def load(self) -> dict[str, Source]:
         """Returns the splits that the data set itself has, including `train`."""

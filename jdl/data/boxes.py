@@ -96,12 +96,16 @@ class ConvertBoxes:
         labels = np.asarray(example.pop(self.labels), np.int32).reshape(-1)
         boxes, kept = valid_boxes(boxes, height, width)
         if self.invalid == "error" and not kept.all():
-            check_box(boxes, int(np.argmin(kept)), height, width)
-        return {**example, "boxes": boxes[kept], "labels": labels[kept]}
+            index = int(np.argmin(kept))
+            raise UserError(
+                f"box {index} is {box_fault(boxes[index], height, width)}: correct it, or set "
+                f"ConvertBoxes.invalid to drop"
+            )
+        return {**example, "boxes": boxes[kept].astype(np.float32), "labels": labels[kept]}
 
 
 def to_corners(boxes: Any, source: BoxFormat, height: int, width: int) -> np.ndarray:
-    """Returns boxes (n, 4) in another format as x0, y0, x1, y1 in pixels, float32."""
+    """Returns boxes (n, 4) in another format as x0, y0, x1, y1 in pixels, float64."""
     boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
     size = np.array([width, height] * 2, float)
     kind = source.removeprefix("rel_")
@@ -112,7 +116,7 @@ def to_corners(boxes: Any, source: BoxFormat, height: int, width: int) -> np.nda
     if kind != "xyxy":
         start = boxes[:, :2] - (boxes[:, 2:] / 2 if kind == "center_xywh" else 0)
         boxes = np.concatenate([start, start + boxes[:, 2:]], 1)
-    return boxes.astype(np.float32)
+    return boxes
 
 
 def from_corners(boxes: np.ndarray, target: BoxFormat, height: int, width: int) -> np.ndarray:
@@ -131,24 +135,24 @@ def from_corners(boxes: np.ndarray, target: BoxFormat, height: int, width: int) 
 def valid_boxes(boxes: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns boxes clipped to the image, and whether each is valid, (n,) bool.
 
-    Those that are not, which are inverted, empty, not finite or outside, are left as they are.
+    Those that are not are left as they are; see `box_fault`.
     """
-    clipped = np.clip(boxes, 0, np.array([width, height] * 2, np.float32))
-    kept = np.isfinite(boxes).all(1) & np.all(clipped[:, :2] < clipped[:, 2:], axis=1)
+    kept = np.array([not box_fault(box, height, width) for box in boxes], bool)
+    clipped = np.clip(boxes, 0, np.array([width, height] * 2))
     return np.where(kept[:, None], clipped, boxes), kept
 
 
-def check_box(boxes: np.ndarray, index: int, height: int, width: int) -> None:
-    """Raises a UserError that names what is wrong with an invalid box."""
-    x0, y0, x1, y1 = boxes[index].tolist()
-    what = f"outside of the image of {width}x{height} pixels"
-    if not np.isfinite(boxes[index]).all():
+def box_fault(box: np.ndarray, height: int, width: int) -> str:
+    """Returns what is wrong with a box (4,), or an empty string."""
+    x0, y0, x1, y1 = box.tolist()
+    if not np.isfinite(box).all():
         what = "not finite"
     elif x1 < x0 or y1 < y0:
         what = "inverted"
     elif x1 == x0 or y1 == y0:
         what = "empty"
-    raise UserError(
-        f"box {index} is {what} (x0={x0:g}, y0={y0:g}, x1={x1:g}, y1={y1:g}): correct it, or leave "
-        f"it out"
-    )
+    elif x0 >= width or y0 >= height or x1 <= 0 or y1 <= 0:
+        what = f"outside of the image of {width}x{height} pixels"
+    else:
+        return ""
+    return f"{what} (x0={x0:g}, y0={y0:g}, x1={x1:g}, y1={y1:g})"

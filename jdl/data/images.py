@@ -65,3 +65,66 @@ def read_image(path: Path, mode: str) -> tuple[np.ndarray, int]:
     except Exception as error:  # Pillow's decoders raise a dozen kinds on damaged files
         raise UnreadableImage(f"{path} is no readable image: {first_line(error)}") from error
     return (pixels[..., None] if pixels.ndim == 2 else pixels), frames
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Returns height and width of an image file as `decode_image` turns it, from its header.
+
+    Raises:
+      UnreadableImage: it is not an image.
+    """
+    from PIL import ExifTags, Image
+
+    try:
+        with path.open("rb") as file, Image.open(file) as image:
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+            width, height = image.size
+            return (width, height) if turned else (height, width)
+    except Exception as error:
+        raise UnreadableImage(f"{path} is no readable image: {first_line(error)}") from error
+
+
+def decode_mask(path: Path) -> np.ndarray:
+    """Returns the ids in a mask file, (height, width): the palette's indices, or gray values.
+
+    Raises:
+      UnreadableImage: it is not an image, or damaged.
+      UserError: it has colors, of which no id is known.
+    """
+    from PIL import Image
+
+    try:
+        with path.open("rb") as file, Image.open(file) as image:
+            image.load()
+            mode, pixels = image.mode, np.asarray(image)
+    except Exception as error:
+        raise UnreadableImage(f"{path} is no readable image: {first_line(error)}") from error
+    if mode not in ("1", "L", "P", "I;16", "I"):
+        raise UserError(
+            f"{path} is an image of mode {mode}, where a mask has one class id per pixel: save it "
+            f"as an indexed or gray PNG"
+        )
+    return pixels.astype(np.uint8 if mode in ("1", "L", "P") else np.int32)
+
+
+def encode_mask(path: Path, ids: np.ndarray) -> None:
+    """Writes ids (height, width) of 0 to 255 as an indexed PNG, each in a color of its own.
+
+    Raises:
+      UserError: an id is outside of that range.
+    """
+    from PIL import Image
+
+    if ids.min() < 0 or ids.max() > 255:
+        raise UserError(f"{path}: an indexed PNG holds ids from 0 to 255, not {ids.max()}")
+    picture = Image.fromarray(ids.astype(np.uint8))
+    picture.putpalette(palette().ravel().tolist())
+    picture.save(path)
+
+
+def palette() -> np.ndarray:
+    """Returns the colors (256, 3) uint8 of Pascal VOC's masks: id 0 is black."""
+    bits = (np.arange(256)[:, None] >> np.arange(8)) & 1
+    shift = 7 - np.arange(3)
+    channels = [(bits[:, c::3][:, :3] << shift[: bits[:, c::3].shape[1]]).sum(1) for c in range(3)]
+    return np.stack(channels, 1).astype(np.uint8)

@@ -216,6 +216,7 @@ class Streamed:
     source: Source
     data: Data
     split: str = "train"  # its name, for errors
+    lengths: np.ndarray | None = None  # of the examples, (n,) int32, for `Data.buckets`
 
     def __len__(self) -> int:
         """Number of examples."""
@@ -229,19 +230,43 @@ class Streamed:
         return stack_examples(examples, indices, self.split)
 
     def step_input(
-        self, step: int, batch_size: int, seed: int, shard: Shard
+        self, step: int, batch_size: int, seed: int, shard: Shard, cut: bool = True
     ) -> dict[str, np.ndarray]:
-        """Returns the batch of `step` itself."""
-        rows = shard.positions(step, batch_size)
-        mixing = getattr(self.source, "mixing", None)
-        indices, epochs = training_order(rows, len(self), mixing, seed, self.data.shuffle)
+        """Returns the batch of `step` itself; `cut=False` leaves its arrays whole."""
+        longest = None
+        if self.data.buckets is None or self.lengths is None:
+            rows = shard.positions(step, batch_size)
+            mixing = getattr(self.source, "mixing", None)
+            indices, epochs = training_order(rows, len(self), mixing, seed, self.data.shuffle)
+        else:
+            rows, indices, longest = self._bucket(step, batch_size, seed, shard)
+            epochs = epoch_numbers(rows, len(self))
         draws = None
         if self.data.random_transform:
             draws = [(seed, *each) for each in zip(epochs.tolist(), indices.tolist(), strict=True)]
         batch = self.examples(indices, draws)
+        if self.data.buckets and longest is not None and cut:
+            batch = self.data.buckets.cut(batch, longest)
         if self.data.needs_positions:
             batch = Positions(indices, epochs).add_to(batch)
         return {**batch, "mask": np.ones(len(rows), bool)}
+
+    def _bucket(
+        self, step: int, batch_size: int, seed: int, shard: Shard
+    ) -> tuple[np.ndarray, np.ndarray, int]:
+        """Returns this process's positions and examples, and the longest of the whole batch."""
+        buckets, lengths = self.data.buckets, self.lengths
+        assert buckets is not None
+        assert lengths is not None
+        count = max(1, min(buckets.window, len(self) // batch_size))
+        window, place = divmod(step, count)
+        positions = window * count * batch_size + np.arange(count * batch_size)
+        indices = example_indices(positions, len(self), seed)
+        shape = (count, batch_size)
+        chosen = buckets.choose(positions.reshape(shape), lengths[indices], seed, window, place)
+        local = batch_size // shard.count
+        own = chosen[shard.index * local :][:local]
+        return positions[own], indices[own], int(lengths[indices[chosen]].max())
 
     def step_inputs(
         self, start: int, batch_size: int, seed: int, shard: Shard, workers: int = 0
@@ -320,7 +345,7 @@ def open_pipeline(data: Data, source: Source, name: str) -> Pipeline:
     size = sum(value.nbytes for value in first.values()) * len(source)
     stack_examples(examples, probe, name)
     if not fits_in_memory(data, size, name):
-        return Streamed(source, data, name)
+        return Streamed(source, data, name, _lengths(data, source) if name == "train" else None)
     arrays = {k: np.empty((len(source), *v.shape), v.dtype) for k, v in first.items()}
     chunk = 1024
     read = _chunk_reader(data, source, name)
@@ -330,6 +355,26 @@ def open_pipeline(data: Data, source: Source, name: str) -> Pipeline:
             arrays[key][indices] = values
     mixing = getattr(source, "mixing", None)
     return InMemory(arrays, data.shuffle, data.needs_positions, mixing)
+
+
+def _lengths(data: Data, source: Source) -> np.ndarray | None:
+    """Returns the lengths of the training examples, (n,) int32, if they are grouped by these.
+
+    Raises:
+      UserError: the data set requires an order of its own.
+    """
+    if data.buckets is None:
+        return None
+    if data.required_batch_size is not None or getattr(source, "mixing", None) is not None:
+        raise UserError(
+            f"data.buckets changes the order, which {type(data).__name__} requires: set it to None"
+        )
+    found = np.empty(len(source), np.int32)
+    for begin in range(0, len(source), 1024):
+        indices = np.arange(begin, min(begin + 1024, len(source)))
+        examples = read_transformed(data, source, indices, "train")
+        found[indices] = [data.buckets.length(each) for each in examples]
+    return found
 
 
 def _chunk_reader(
@@ -357,13 +402,13 @@ def fits_in_memory(data: Data, size: int, split: str = "train") -> bool:
     """Returns whether a split of `size` bytes is kept in memory.
 
     Raises:
-      UserError: it must be and cannot, since a host transform draws at random.
+      UserError: it must be and cannot, since its batches change.
     """
-    if split == "train" and data.random_transform:
+    if split == "train" and data.streamed_by:
         if data.pipeline == "in_memory":
             raise UserError(
-                f"{data.random_transform} draws anew in each epoch, where a split in memory stays "
-                f"as it is: set data.pipeline to auto or grain"
+                f"{data.streamed_by}, where a split in memory stays as it is: set data.pipeline to "
+                f"auto or grain"
             )
         return False
     return data.pipeline == "in_memory" or (data.pipeline == "auto" and size <= IN_MEMORY_BYTES)

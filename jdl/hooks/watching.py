@@ -194,7 +194,8 @@ class _Profile(Callback):
 class RetraceWarning(Hook):
     """Warns when the training step is compiled again, which costs far more than a step.
 
-    The usual cause is two batches whose arrays differ in shape.
+    The usual cause is two batches whose arrays differ in shape. Expected is one compilation for
+    each boundary of `data.buckets`, and one for whole batches.
     """
 
     def build(self, run: RunContext) -> Callback:
@@ -204,7 +205,8 @@ class RetraceWarning(Hook):
 
 class _RetraceWarning(Callback):
     def __init__(self, run: RunContext) -> None:
-        self._run, self._seen = run, 1
+        buckets = run.experiment.data.buckets
+        self._run, self._seen = run, 1 + (len(buckets.boundaries) if buckets else 0)
 
     def __call__(self, event: Event) -> None:
         traces = self._run.traces.get("update", 0)

@@ -78,11 +78,35 @@ class MeanIoU(Metric):
     def compute(self, statistics: dict[str, Any]) -> float:
         """Returns the mean over classes of right / (true + predicted - right)."""
         check_range(statistics, self)
-        union = statistics["true"] + statistics["predicted"] - statistics["right"]
-        seen = union > 0
-        if self.ignored_class is not None and 0 <= self.ignored_class < len(seen):
-            seen[self.ignored_class] = False
-        return float(np.mean(statistics["right"][seen] / union[seen])) if seen.any() else 0.0
+        found = class_iou(statistics, self.ignored_class)
+        return float(np.nanmean(found)) if not np.isnan(found).all() else 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class IoU(Metric):
+    """Intersection over union of each class, (classes,).
+
+    NaN for classes in neither targets nor predictions, and for `ignored_class`.
+    """
+
+    higher_is_better: ClassVar[bool | None] = True
+    in_training: ClassVar[bool] = False  # rows of training metrics hold numbers only
+    ignored_class: int | None = None  # target of elements that do not count, such as 255
+
+    @property
+    def name(self) -> str:
+        """`iou`."""
+        return "iou"
+
+    def statistics(self, prediction: Any, targets: jax.Array, mask: jax.Array) -> dict[str, Any]:
+        """Counts per class, (classes,): see `class_counts`."""
+        kept = mask if self.ignored_class is None else mask & (targets != self.ignored_class)
+        return class_counts(prediction, targets, kept)
+
+    def compute(self, statistics: dict[str, Any]) -> np.ndarray:
+        """Returns right / (true + predicted - right) of each class."""
+        check_range(statistics, self)
+        return class_iou(statistics, self.ignored_class)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,6 +265,16 @@ def class_counts(prediction: jax.Array, targets: jax.Array, mask: jax.Array) -> 
     }
 
 
+def class_iou(statistics: dict[str, Any], ignored_class: int | None) -> np.ndarray:
+    """Returns the intersection over union of each class, NaN for those that have none."""
+    union = statistics["true"] + statistics["predicted"] - statistics["right"]
+    found = np.full(len(union), np.nan)
+    np.divide(statistics["right"], union, out=found, where=union > 0)
+    if ignored_class is not None and 0 <= ignored_class < len(found):
+        found[ignored_class] = np.nan
+    return found
+
+
 def in_range(targets: jax.Array, size: int) -> jax.Array:
     """Whether each target is a class below `size`.
 
@@ -255,7 +289,7 @@ def in_range(targets: jax.Array, size: int) -> jax.Array:
 def check_range(statistics: dict[str, Any], metric: Metric) -> None:
     """Raises a UserError if any target counted was no class."""
     if outside := int(statistics["outside"]):
-        hint = " or set ignored_class" if isinstance(metric, MeanIoU) else ""
+        hint = " or set ignored_class" if isinstance(metric, (IoU, MeanIoU)) else ""
         raise UserError(
             f"{metric.name}: {outside} targets are no class that the model predicts: correct the "
             f"labels{hint}"

@@ -25,6 +25,7 @@ from jdl.models.resnet import (
 from jdl.models.rnn import RNN
 from jdl.models.seq2seq import EncoderDecoder, TransformerBase, TransformerBig
 from jdl.models.seq2seq_lstm import LSTMEncoderDecoder
+from jdl.models.unet import UNet
 from jdl.models.vit import ViT, ViTBase16, ViTLarge16, ViTSmall16, ViTTiny16
 
 __all__ = [
@@ -63,6 +64,7 @@ __all__ = [
     "ResNet152",
     "TransformerBase",
     "TransformerBig",
+    "UNet",
     "ViT",
     "ViTBase16",
     "ViTLarge16",

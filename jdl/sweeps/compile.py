@@ -33,6 +33,8 @@ def compile_vectorized(probe: Run, experiments: Sequence[Experiment]) -> Vectori
         raise UserError(f"the strategy {name} cannot be vectorized: choose another, or single")
     if jax.process_count() > 1:
         raise UserError("runs of several processes cannot be vectorized")
+    if first.data.buckets:
+        raise UserError("data.buckets cuts the batches of each run to another length")
     fields = [flatten(experiment) for experiment in experiments]
     paths = [
         path

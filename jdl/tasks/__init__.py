@@ -3,6 +3,7 @@
 from jdl.tasks.base import HostMetrics, Task
 from jdl.tasks.binary import BinaryClassification
 from jdl.tasks.classification import Classification, balanced_weights
+from jdl.tasks.detection import Detection
 from jdl.tasks.forecast import Forecast
 from jdl.tasks.forward import forward
 from jdl.tasks.game import Game, Play
@@ -11,6 +12,7 @@ from jdl.tasks.masked import MaskedLanguageModeling
 from jdl.tasks.multi_label import MultiLabelClassification
 from jdl.tasks.randomness import row_keys, with_row_keys
 from jdl.tasks.regression import Regression
+from jdl.tasks.segmentation import Segmentation
 from jdl.tasks.translation import Translation
 from jdl.tasks.untrained import Frozen, teacher_params
 from jdl.tasks.views import MIRROR, MIRROR_AND_SHIFT, View
@@ -20,6 +22,7 @@ __all__ = [
     "MIRROR_AND_SHIFT",
     "BinaryClassification",
     "Classification",
+    "Detection",
     "Forecast",
     "Frozen",
     "Game",
@@ -29,6 +32,7 @@ __all__ = [
     "MultiLabelClassification",
     "Play",
     "Regression",
+    "Segmentation",
     "Task",
     "Translation",
     "View",

@@ -92,9 +92,11 @@ class Run:
         _ = self._host_metric_splits  # raises before anything is compiled
         pipeline = self.pipeline("train")
         size, seed = experiment.batch_size, experiment.seed
-        step_input = pipeline.step_input(0, size, seed, self.shard)
         if isinstance(pipeline, Streamed):
+            step_input = pipeline.step_input(0, size, seed, self.shard, cut=False)
             self._validate(step_input, "train", "a batch of ")
+        else:
+            step_input = pipeline.step_input(0, size, seed, self.shard)
         in_memory = pipeline.arrays if isinstance(pipeline, InMemory) else {}
         self.batch = batch_shapes(in_memory, step_input)
         compile = compile or experiment.strategy.compile
@@ -145,6 +147,11 @@ class Run:
     ) -> None:
         _check_batch_size(experiment)
         check_vocabulary(experiment)
+        if experiment.data.buckets and experiment.runtime.steps_per_execution > 1:
+            raise UserError(
+                "data.buckets cuts each batch to another length, where one execution takes batches "
+                "of one: set runtime.steps_per_execution to 1"
+            )
         self.experiment, self.name, self.workdir = experiment, name, workdir
         self.result: dict[str, Json] = {}
         self.interruption = Interruption()

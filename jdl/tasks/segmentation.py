@@ -1,0 +1,126 @@
+"""Segmentation: one of several classes per pixel."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jdl.errors import UserError
+from jdl.metrics import IoU, Mean, MeanIoU
+from jdl.tasks.base import Task, one_array
+from jdl.tasks.classification import check_class_weights
+from jdl.typing import Batch, Json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segmentation(Task):
+    """Softmax cross-entropy of each pixel on logits (batch, height, width, classes).
+
+    Targets are classes (batch, height, width) or (batch, height, width, 1), of the images' size;
+    logits of a smaller one are resized to it bilinearly. Pixels of `ignored_class` count in neither
+    loss nor metrics. Metrics, over pixels: `loss` in nats, which training minimizes, weighted by
+    `class_weights`; `accuracy`; and in evaluation `mean_iou` and `iou` by class, (classes,).
+    """
+
+    targets: str = "segmentation_mask"  # name of the masks in a batch
+    ignored_class: int | None = None  # id of pixels that do not count, such as 255
+    class_weights: tuple[float, ...] = ()  # weight of each class's pixels in the loss; (): all 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_class_weights(self.class_weights)
+        if self.views:
+            raise UserError(
+                "task.views averages outputs of whole images, where segmentation has one for each "
+                "pixel: leave it empty"
+            )
+
+    def loss_and_metrics(self, outputs: jax.Array, batch: Batch) -> dict[str, Mean]:
+        """Computes `loss` and `accuracy`."""
+        logits, targets = self._logits(outputs, batch), self.target(batch)
+        counted = jnp.broadcast_to(batch["mask"][:, None, None], targets.shape).astype(bool)
+        if self.ignored_class is not None:
+            counted = counted & (targets != self.ignored_class)
+        known = jnp.where(counted, targets, 0)
+        weights = counted.astype(jnp.float32)
+        if self.class_weights:
+            weights = weights * jnp.asarray(self.class_weights)[known]
+        nll = optax.softmax_cross_entropy_with_integer_labels(logits, known)
+        right = (logits.argmax(-1) == targets).astype(jnp.float32)
+        return {"loss": Mean.of(nll, weights), "accuracy": Mean.of(right, counted)}
+
+    def further_metrics(self, outputs: Any, batch: Batch, *, train: bool) -> dict[str, Any]:
+        """Computes `metrics`, and in evaluation `mean_iou` and `iou`."""
+        found = super().further_metrics(outputs, batch, train=train)
+        if train:
+            return found
+        prediction, targets = self.to_prediction(outputs, batch), self.target(batch)
+        own = (MeanIoU(ignored_class=self.ignored_class), IoU(ignored_class=self.ignored_class))
+        return {m.name: m.of(prediction, targets, batch["mask"]) for m in own} | found
+
+    def to_prediction(self, outputs: Any, batch: Batch) -> jax.Array:
+        """Returns class probabilities, (batch, height, width, classes) float32."""
+        return jax.nn.softmax(self._logits(outputs, batch))
+
+    def target(self, batch: Batch) -> jax.Array:
+        """Returns classes, (batch, height, width) int32."""
+        targets = batch[self.targets]
+        return (targets[..., 0] if targets.ndim == 4 else targets).astype(jnp.int32)
+
+    def higher_is_better(self, metric: str) -> bool | None:
+        """See `Task.higher_is_better`."""
+        return True if metric == "mean_iou" else super().higher_is_better(metric)
+
+    def format_prediction(self, prediction: Any, names: Sequence[str]) -> dict[str, Json]:
+        """Returns the share of the image's pixels of each class that occurs, by name or number."""
+        classes, counts = np.unique(np.argmax(prediction, -1), return_counts=True)
+        known = len(names) == prediction.shape[-1]
+        return {
+            "prediction": {
+                names[c] if known else str(c): round(int(n) / counts.sum(), 6)
+                for c, n in zip(classes.tolist(), counts, strict=True)
+            }
+        }
+
+    def validate_batch(self, batch: Mapping[str, np.ndarray], outputs: Any, where: str) -> None:
+        """Also requires masks of the images' size with ids of classes that the model predicts."""
+        super().validate_batch(batch, outputs, where)
+        if len(outputs.shape) != 4:
+            raise UserError(
+                f"the model's output has shape {outputs.shape}, where segmentation needs logits of "
+                f"shape (batch, height, width, classes)"
+            )
+        masks, classes = np.asarray(batch[self.targets]), outputs.shape[-1]
+        size = np.shape(batch[self.input_names[0]])[1:3]
+        if masks.shape[1:] not in (size, (*size, 1)) or masks.dtype.kind not in "iu":
+            raise UserError(
+                f"{where}: {self.targets!r} has shape {masks.shape[1:]} and dtype {masks.dtype}, "
+                f"where images of {size[0]}x{size[1]} pixels need one integer per pixel"
+            )
+        if self.class_weights and len(self.class_weights) != classes:
+            raise UserError(
+                f"task.class_weights has {len(self.class_weights)} weights, the model {classes} "
+                f"outputs"
+            )
+        wrong = (masks < 0) | (masks >= classes)
+        if self.ignored_class is not None:
+            wrong &= masks != self.ignored_class
+        if wrong.any():
+            row, y, x, *_ = np.unravel_index(int(np.argmax(wrong)), masks.shape)
+            raise UserError(
+                f"{where}: {self.targets!r} has the class {masks[wrong][0]} at row {row}, pixel "
+                f"({y}, {x}), outside 0..{classes - 1} (the model has {classes} outputs): correct "
+                f"it, or set task.ignored_class"
+            )
+
+    def _logits(self, outputs: Any, batch: Batch) -> jax.Array:
+        """Returns logits of the images' size, float32."""
+        logits = one_array(outputs, self).astype(jnp.float32)
+        height, width = jnp.shape(batch[self.input_names[0]])[1:3]
+        if logits.shape[1:3] == (height, width):
+            return logits
+        return jax.image.resize(logits, (len(logits), height, width, logits.shape[-1]), "bilinear")
