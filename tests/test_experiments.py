@@ -67,6 +67,7 @@ STAND_INS = {
     "digits_denoiser": images(8, 8, 1),
     "digits_mean_teacher": {**images(8, 8, 1), "labeled": np.arange(24) < 8},
     "digits_detection": scenes(48),
+    "digits_gan": images(8, 8, 1),
     "digits_mlp": images(8, 8, 1),
     "digits_mlp_search": images(8, 8, 1),
     "digits_segmentation": scenes(48),

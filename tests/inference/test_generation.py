@@ -96,6 +96,18 @@ def test_without_a_prompt_it_begins_a_line(line, command):
     assert (code, out) == (0, LINE[:6] + "\n")
 
 
+def test_jdl_sample_writes_the_same_texts_into_files(line, command, tmp_path):
+    _, out, _ = command("generate", line, "--max-new-tokens", 200, "--samples", 2, "--seed", 3)
+    texts = out.split("\n---------------\n")
+    code, out, _ = command("sample", line, "--count", 2, "--seed", 3, "--out", tmp_path / "texts")
+    paths = [tmp_path / "texts" / f"{index:05d}.txt" for index in range(2)]
+    assert (code, out.split()) == (0, list(map(str, paths)))
+    for path, text in zip(paths, texts, strict=True):
+        assert path.read_text().rstrip() == text.rstrip()
+        assert len(path.read_text()) == 201
+    assert not list(jdl.open(line).workdir.glob("samples"))
+
+
 def test_samples_are_parted_and_their_seed_decides(line, command):
     words = ("generate", line, "--prompt", "a", "--max-new-tokens", 12, "--samples", 3)
     words += ("--temperature", 3, "--top-k", 11, "--top-p", 0.99)
