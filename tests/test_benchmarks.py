@@ -18,7 +18,9 @@ from benchmarks import (
     compare,
     first_look,
     measure,
+    operations,
     ours,
+    plain,
     profiles,
     report,
     results,
@@ -37,6 +39,7 @@ from benchmarks.workloads import (
     vit_s16,
     workloads,
 )
+from jdl import ops
 from jdl.analysis import flops
 from jdl.errors import UserError
 
@@ -372,6 +375,14 @@ def test_the_share_of_augmentation_is_what_the_plain_step_saves():
         shares = augmentation.share({"median": median, "low": median, "high": median})
         assert augmentation.sentence({"augmentation_share": shares}, True).endswith(f"is {kept}")
     assert "lost" in augmentation.sentence({"error": "lost"}, True)
+
+
+@pytest.mark.parametrize("operation", operations.OPERATIONS, ids=lambda each: each.name)
+def test_an_operation_and_its_definition_take_the_same_arguments(operation):
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in operation.shapes]
+    for form in (getattr(ops, operation.name), plain.DEFINITIONS[operation.name]):
+        result = jax.eval_shape(lambda *a, form=form: operation.call(form, *a), *arrays)
+        assert (result.shape, result.dtype) == ((), jnp.float32)
 
 
 def test_an_instruction_is_described_by_the_program_that_ran(tmp_path):

@@ -79,7 +79,9 @@ def lstm(projected: Array, h: Array, c: Array, kernel: Array) -> tuple[Array, Ar
       The hidden states after each step, (time, batch, hidden), and the last cell state,
       (batch, hidden).
     """
-    return _lstm_forward(projected, h, c, kernel)[0]
+    # The library would write what only a gradient needs.
+    hs, cs, *_ = _lstm_by_scan(projected, h, c, kernel)
+    return hs, cs[-1] if len(cs) else c
 
 
 def _lstm_forward(projected: Array, h: Array, c: Array, kernel: Array) -> tuple[Any, Any]:
