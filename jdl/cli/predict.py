@@ -18,6 +18,9 @@ def predict(
         Positional[tuple[Path, ...]], arg(metavar="FILE...", help_behavior_hint="(at least one)")
     ],
     /,
+    coco: Path | None = None,
+    masks: Path | None = None,
+    draw: Path | None = None,
     experiment: OwnFile = None,
 ) -> int:
     """Predict from images, videos, CSV files or texts; prints a line of JSON for each example.
@@ -31,7 +34,11 @@ def predict(
 
     Args:
         files: to predict from, or folders of such files.
+        coco: write the boxes of a detector into this COCO JSON file, in pixels of the pictures.
+        masks: write the masks of a segmentation into this folder, as PNG files of palette indices.
+        draw: write the pictures with boxes or masks drawn over them into this folder.
     """
+    from jdl.inference.outputs import PictureOutputs
     from jdl.inference.predict import expand, predict_files
     from jdl.trainer.opening import restore_run
     from jdl.trainer.record import read_run
@@ -49,9 +56,16 @@ def predict(
 
     files = tuple(expand(files))
     frames, begun = 0, time.perf_counter()
-    for line in predict_files(run, run.experiment.data.reader(), files, report):
+    read, outputs = run.experiment.data.reader(), {}
+    writer = None
+    if coco or masks or draw:
+        writer = PictureOutputs(run, read, coco, masks, draw)
+        outputs = {"output": writer}
+    for line in predict_files(run, read, files, report, **outputs):
         print(to_json(line), flush=True)
         frames += "frame" in line
+    if writer is not None:
+        writer.close()
     if frames:
         seconds = time.perf_counter() - begun
         rate = f"{frames / seconds:.1f} frames/s"

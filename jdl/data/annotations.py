@@ -175,11 +175,24 @@ def read_yolo(
     return items, tuple(classes) or tuple(map(str, range(most + 1)))
 
 
-def write_coco(path: Path, items: Sequence[Objects], classes: Sequence[str]) -> None:
-    """Writes objects as a COCO JSON file, with ids from 1."""
+def write_coco(
+    path: Path,
+    items: Sequence[Objects],
+    classes: Sequence[str],
+    scores: Sequence[Sequence[float]] | None = None,
+) -> None:
+    """Writes objects as a COCO JSON file, with ids from 1.
+
+    Args:
+      path: the file.
+      items: the objects of each image.
+      classes: names, by label.
+      scores: of each object of each image, if they were predicted.
+    """
     annotations: list[dict[str, Any]] = []
     for image, each in enumerate(items, start=1):
-        for box, label, crowd in zip(each.boxes, each.labels, each.is_crowd, strict=True):
+        objects = zip(each.boxes, each.labels, each.is_crowd, strict=True)
+        for number, (box, label, crowd) in enumerate(objects):
             x, y, width, height = from_corners(np.array(box), "xywh", each.height, each.width)[0]
             annotations.append(
                 {
@@ -189,6 +202,7 @@ def write_coco(path: Path, items: Sequence[Objects], classes: Sequence[str]) -> 
                     "bbox": [round(float(value), DIGITS) for value in (x, y, width, height)],
                     "area": float(width * height),
                     "iscrowd": int(crowd),
+                    **({} if scores is None else {"score": scores[image - 1][number]}),
                 }
             )
     images = [

@@ -3,9 +3,10 @@
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from jdl.data import Series, Table
 from jdl.data.base import Reader
@@ -14,13 +15,18 @@ from jdl.data.image_paths import SUFFIXES as IMAGES
 from jdl.data.pipeline import apply_transforms
 from jdl.data.sources import Example
 from jdl.errors import UserError
+from jdl.inference.outputs import Output
 from jdl.inference.video import is_video, read_frames, write_ppm
 from jdl.trainer.run import Run
 from jdl.typing import Json
 
 
 def predict_files(
-    run: Run, read: Reader, paths: Iterable[Path], on_error: Callable[[UserError], Any]
+    run: Run,
+    read: Reader,
+    paths: Iterable[Path],
+    on_error: Callable[[UserError], Any],
+    output: Output = lambda place, prediction, pixels: None,
 ) -> Iterator[dict[str, Json]]:
     """Predicts every example of several files, at least a batch at a time.
 
@@ -29,6 +35,7 @@ def predict_files(
       read: reads the examples of a file (`Data.reader`).
       paths: the files; every frame of a video is an image.
       on_error: called for each file that cannot be used; it is skipped, or the rest of a video.
+      output: called with each prediction, such as `PictureOutputs`.
 
     Yields:
       A JSON object per example, in the order of the files: `file`, `row` (in a table or a file of
@@ -36,7 +43,7 @@ def predict_files(
       `Task.format_prediction`.
     """
     names = run.experiment.data.output_names()
-    places: list[dict[str, Json]] = []
+    places: list[Place] = []
     examples: list[Example] = []
     for path in paths:
         parts = _frames(run, read, path) if is_video(path) else _file(run, read, path)
@@ -44,10 +51,10 @@ def predict_files(
             examples += found
             places += where
             if len(examples) >= run.experiment.batch_size:
-                yield from _predictions(run, names, places, examples)
+                yield from _predictions(run, names, places, examples, output)
                 places, examples = [], []
     if examples:
-        yield from _predictions(run, names, places, examples)
+        yield from _predictions(run, names, places, examples, output)
 
 
 def expand(paths: Iterable[Path]) -> list[Path]:
@@ -72,9 +79,16 @@ def expand(paths: Iterable[Path]) -> list[Path]:
     return files
 
 
+class Place(NamedTuple):
+    """Where an example is from."""
+
+    keys: dict[str, Json]
+    pixels: np.ndarray | None  # of a frame of a video
+
+
 def _until_error(
     parts: Iterator[tuple[Any, Any]], on_error: Callable[[UserError], Any]
-) -> Iterator[tuple[list[dict[str, Json]], list[Example]]]:
+) -> Iterator[tuple[list[Place], list[Example]]]:
     """Yields parts until one raises a UserError, with which `on_error` is called."""
     try:
         yield from parts
@@ -82,13 +96,13 @@ def _until_error(
         on_error(error)
 
 
-def _file(run: Run, read: Reader, path: Path) -> Iterator[tuple[list[dict[str, Json]], Any]]:
+def _file(run: Run, read: Reader, path: Path) -> Iterator[tuple[list[Place], Any]]:
     """Yields the places and examples of a file."""
     found = _examples(run, read, path)
-    yield _places(run, path, len(found)), found
+    yield [Place(keys, None) for keys in _places(run, path, len(found))], found
 
 
-def _frames(run: Run, read: Reader, path: Path) -> Iterator[tuple[list[dict[str, Json]], Any]]:
+def _frames(run: Run, read: Reader, path: Path) -> Iterator[tuple[list[Place], Any]]:
     """Yields the place and the example of each frame of a video.
 
     Raises:
@@ -103,20 +117,25 @@ def _frames(run: Run, read: Reader, path: Path) -> Iterator[tuple[list[dict[str,
             write_ppm(pixels, image)
             place = {"file": str(path), "frame": index, "seconds": round(seconds, 6)}
             try:
-                yield [place], _examples(run, read, image)
+                yield [Place(place, pixels)], _examples(run, read, image)
             except UserError as error:
                 where = f"{path}, frame {index}"
                 raise UserError(str(error).replace(str(image), where)) from error
 
 
 def _predictions(
-    run: Run, names: Sequence[str], places: list[dict[str, Json]], examples: list[Example]
+    run: Run,
+    names: Sequence[str],
+    places: list[Place],
+    examples: list[Example],
+    output: Output,
 ) -> Iterator[dict[str, Json]]:
     arrays = {name: [example[name] for example in examples] for name in examples[0]}
     found = run.predict(arrays)
     for index, place in enumerate(places):
         one = jax.tree.map(lambda leaf: leaf[index], found)  # noqa: B023
-        yield {**place, **run.experiment.task.format_prediction(one, names)}
+        output(place.keys, one, place.pixels)
+        yield {**place.keys, **run.experiment.task.format_prediction(one, names)}
 
 
 def _examples(run: Run, read: Reader, path: Path) -> list[Example]:

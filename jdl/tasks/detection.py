@@ -15,6 +15,7 @@ import optax
 from jdl.data.base import Data
 from jdl.data.boxes import box_fault
 from jdl.errors import UserError, install_command
+from jdl.media import Images, Media, overlay
 from jdl.metrics import Mean
 from jdl.metrics.coco import average_precision
 from jdl.tasks.base import HostMetrics, Task, one_array
@@ -164,6 +165,14 @@ class Detection(Task):
                 if score >= self.min_score
             ]
         }
+
+    def render(self, samples: Any, batch: Mapping[str, np.ndarray], data: Data) -> Media:
+        """Draws the boxes above `min_score` over the images."""
+        kept = [scores >= self.min_score for scores in samples["scores"]]
+        boxes = [each[keep] for each, keep in zip(samples["boxes"], kept, strict=True)]
+        labels = [each[keep] for each, keep in zip(samples["labels"], kept, strict=True)]
+        names = data.output_names()
+        return Images(overlay(batch[self.input_names[0]], None, boxes, labels, names))
 
     def validate_batch(self, batch: Mapping[str, np.ndarray], outputs: Any, where: str) -> None:
         """Also requires padded boxes within the images, and labels of classes."""

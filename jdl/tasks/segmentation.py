@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jdl.data.base import Data
 from jdl.errors import UserError
+from jdl.media import Images, Media, overlay
 from jdl.metrics import IoU, Mean, MeanIoU
 from jdl.tasks.base import Task, one_array
 from jdl.tasks.classification import check_class_weights
@@ -85,6 +87,11 @@ class Segmentation(Task):
                 for c, n in zip(classes.tolist(), counts, strict=True)
             }
         }
+
+    def render(self, samples: Any, batch: Mapping[str, np.ndarray], data: Data) -> Media:
+        """Draws the most probable class of each pixel over the images, class 0 left as it is."""
+        del data
+        return Images(overlay(batch[self.input_names[0]], masks=np.argmax(samples, -1)))
 
     def validate_batch(self, batch: Mapping[str, np.ndarray], outputs: Any, where: str) -> None:
         """Also requires masks of the images' size with ids of classes that the model predicts."""
