@@ -2,10 +2,10 @@
 
     jdl train digits_contrastive
 
-`probe`: a logistic regression on the outputs of 100 test digits, tested on the other 260. Of the
-random encoder it is TODO (`--optimizer.learning-rate 0`).
+`probe`: a logistic regression on the outputs of 100 test digits, tested on the other 259. Of the
+random encoder it is 0.6834, max 0.6950 (`--optimizer.learning-rate 0`).
 
-Expect: TODO
+Expect: test probe 0.8893 (3 seeds, min 0.8842), 35 s, 2 busy cores of an Intel Xeon
 """
 
 from dataclasses import dataclass

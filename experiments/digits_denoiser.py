@@ -2,7 +2,8 @@
 
     jdl train digits_denoiser
 
-Expect: TODO
+`noisy_psnr`, that of the noisy images, is 4.64 dB.
+Expect: test psnr 14.9617 (3 seeds, min 14.9259), 39 s, 2 busy cores of an Intel Xeon
 """
 
 from dataclasses import dataclass

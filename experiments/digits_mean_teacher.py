@@ -2,15 +2,14 @@
 
     jdl train digits_mean_teacher
 
-Supervised alone, on the same 20 labels, it is TODO (`--task.loss-terms.1.1 0`).
+Supervised alone, on the same 20 labels, it is 0.8310, min 0.8162 (`--task.loss-terms.1.1 0`).
 
-Expect: TODO
+Expect: test accuracy 0.8570 (3 seeds, min 0.8301), 46 s, 2 busy cores of an Intel Xeon
 """
 
 from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from jdl import Experiment
@@ -23,25 +22,25 @@ from jdl.tasks import Classification, forward, teacher_params
 
 @dataclass(frozen=True, kw_only=True)
 class MeanTeacher(Classification):
-    """Cross-entropy of labeled rows, and the distance of all to what the teacher predicts."""
+    """Cross-entropy of labels, and of the classes that the teacher is sure of in another view."""
 
-    loss_terms: tuple[tuple[str, float], ...] = (("supervised", 1.0), ("consistency", 10.0))
-    ramp: int = 400  # steps in which the weight of `consistency` rises to its value
+    loss_terms: tuple[tuple[str, float], ...] = (("supervised", 1.0), ("consistency", 1.0))
+    confidence: float = 0.95  # probability above which the teacher's class is a target
 
     def model_inputs(self, model, batch):
         return (batch["image"][:, 0],), {}
 
     def batch_metrics(self, model, params, state, batch, *, train, key=None):
         outputs, new = self._apply(model, params, state, batch, train=train, key=key)
-        rows = optax.softmax_cross_entropy_with_integer_labels(outputs, batch["label"])
-        found = {"supervised": Mean.of(rows, batch["mask"] & batch["labeled"])}
-        found["accuracy"] = self.loss_and_metrics(outputs, batch)["accuracy"]
+        labeled = {**batch, "mask": batch["mask"] & batch["labeled"]}
+        scores = self.loss_and_metrics(outputs, labeled)
+        found = {"supervised": scores["loss"], "accuracy": scores["accuracy"]}
         if train:
             teacher, other = teacher_params(state), batch["image"][:, 1]
             taught, _ = forward(model, teacher, state.collections, other, train=False)
-            apart = ((jax.nn.softmax(outputs) - jax.nn.softmax(taught)) ** 2).sum(1)
-            rise = jnp.exp(-5 * (1 - jnp.minimum(state.step / self.ramp, 1)) ** 2)
-            found["consistency"] = Mean.of(rise * apart, batch["mask"])
+            sure = jax.nn.softmax(taught).max(1) > self.confidence
+            rows = optax.softmax_cross_entropy_with_integer_labels(outputs, taught.argmax(1))
+            found["consistency"] = Mean.of(sure * rows, batch["mask"])
         return found, new
 
 
@@ -52,7 +51,7 @@ experiment = Experiment(
     model=CNN(channels=(32, 64), dense=(128,)),
     task=MeanTeacher(),
     data=Mixture(streams, device_transforms=(Scale(divisor=16.0), Views(2), augment)),
-    optimizer=AdamW(1e-3, weight_decay=1e-3, ema_decay=0.99),
-    steps=1200,
+    optimizer=AdamW(1e-3, weight_decay=1e-3, ema_decay=0.995),
+    steps=2000,
     batch_size=64,
 )
