@@ -93,7 +93,7 @@ class TFDS(Data):
         """Returns one split, also one of other names, such as `unlabelled` of `stl10`."""
         directory, names = self._prepared()
         if name in ("train", "validation", "test") or name not in names:
-            return get_split({**self.splits(), **dict.fromkeys(names)}, name)
+            return get_split({**dict.fromkeys(names), **self.splits()}, name)
         return TFDSSource(directory, name)
 
     def _prepared(self) -> tuple[Path, list[str]]:

@@ -369,3 +369,12 @@ def test_a_package_that_tfds_lacks_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets.public_api", None)
     with pytest.raises(UserError, match=r"cannot be imported .*public_api.*pip install"):
         check_tfds()
+
+
+def test_any_prepared_split_is_read_by_its_name(root):
+    reviews = TFDS("imdb_reviews", data_dir=str(root), validation_fraction=0.0)
+    assert "unsupervised" not in reviews.splits()
+    assert reviews.split("unsupervised")[0]["text"] == b"train/unsup/0_0"
+    assert len(reviews.split("test")) == len(reviews.splits()["test"])
+    with pytest.raises(UserError, match=r"no split 'unsupervized'.*did you mean 'unsupervised'"):
+        reviews.split("unsupervized")
