@@ -66,8 +66,11 @@ CASES = {
     "data(transforms=(Scale,))": r"data\.transforms\.0 is the class Scale: write Scale\(\)",
     "data(device_transforms=Scale())": r"data\.device_transforms must be a tuple .* \(Scale\(.*,\)",
     "data(transforms=(3,))": r"data\.transforms\.0 must be a function, not 3",
-    "data(transforms=(lambda e: None,))": r"data\.transforms\.0 \(<lambda>\) returns NoneType",
+    "data(transforms=(lambda e: None,))": (
+        r"example 0 of split 'train': data\.transforms\.0 \(<lambda>\) returns NoneType"
+    ),
     "data(transforms=(lambda e: {'image': e['imag']},))": (
+        r"example 0 of split 'train': "
         r"data\.transforms\.0 \(<lambda>\) fails on an example with 'image', 'label': "
         r"KeyError: 'imag'"
     ),
@@ -84,9 +87,11 @@ CASES = {
     "run.predict({'image': x, 'mask': x > 0})": "the data has an array 'mask', by which a batch",
     "run.evaluate(None)": r"there is no split None \(there are",
     "jdl.train(experiment(data=Arrays({'train': {'image': x, 'label': y, 'mask': y}})))": (
+        r"example 0 of split 'train': "
         "the data has an array 'mask', by which a batch"
     ),
     "jdl.train(experiment(data=Arrays({'train': {'image': x + 1j, 'label': y}})))": (
+        r"example 0 of split 'train': "
         "'image' is complex: convert it"
     ),
     "jdl.fit(nn.Dense(2), x, y, epochs='3')": "epochs must be a number, not '3'",
