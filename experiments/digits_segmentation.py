@@ -3,6 +3,8 @@
     jdl train digits_segmentation
 
 Faint pixels are ignored, and the background counts a tenth in the loss.
+
+Expect: test mean_iou 0.7225 (3 seeds, min 0.7132), 111 s, 2 busy cores of an Intel Xeon
 """
 
 import dataclasses
