@@ -2,9 +2,8 @@
 
     jdl train digits_detection
 
-Scenes of 32x32 pixels with up to six of scikit-learn's digits on noise; none is in two splits.
-Mosaics, rotations and zooms move the boxes alike. COCO's mean over thresholds, `map`, is 0.5496
-(min 0.5196).
+Up to six of scikit-learn's digits on noise; none is in two splits. Mosaics, rotations and zooms
+move the boxes alike. COCO's mean over thresholds, `map`, is 0.5496 (min 0.5196).
 
 Expect: test map_50 0.8990 (3 seeds, min 0.8900), 114 s, 2 busy cores of an Intel Xeon
 """
@@ -22,6 +21,8 @@ COUNTS = {"train": 2000, "validation": 300, "test": 500}
 
 class Canvas(Data):
     """Scenes of digits with `boxes`, `labels` and a mask: 0 background, digit + 1, 255 faint."""
+
+    needs = Digits.needs
 
     def load(self):
         """Returns the scenes of each split."""

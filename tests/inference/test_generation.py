@@ -22,6 +22,7 @@ from jdl.models import GPT, RecurrentLM
 from jdl.optimizers import Adam
 from jdl.parallel import Pmap, Single
 from jdl.tasks import LanguageModeling
+from jdl.trainer import sampling
 
 LINE = "sing a song of six\n"
 FILE = f'''"""A model that knows a line by heart."""
@@ -282,14 +283,14 @@ def test_averaged_weights_write(tmp_path):
     optimizer = replace(Adam(1e-1), ema_decay=0.5)
     run, tokenizer = opened(tmp_path / "run", optimizer=optimizer, steps=5)
     given = []
-    original = generation.stream
+    original = sampling.stream
 
     def spy(model, params, *args, **options):
         given.append(params)
         return original(model, params, *args, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generation, "stream", spy)
+        patch.setattr(sampling, "stream", spy)
         list(generate(run, tokenizer, "a", 1))
     expected = run.evaluation_state(run.state).params
     jax.tree.map(np.testing.assert_array_equal, given[0], expected)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import log_loss, mean_absolute_error, root_mean_squared_error
 
-from jdl.config.experiment_file import available, documentation
+from jdl.config.experiment_file import available, documentation, load
 from jdl.errors import UserError
 from jdl.metrics import HIGHER_IS_BETTER, Mean, Perplexity, RootMean, compute, merge
 
@@ -133,9 +133,9 @@ def test_usual_names_have_the_directions_of_their_classes_and_of_the_experiments
     assert Perplexity.higher_is_better == HIGHER_IS_BETTER["perplexity"]
     lower = ["loss", "nll", "perplexity", "rmse", "mae", "wer", "cer", "fid", "bits_per_byte"]
     assert not any(HIGHER_IS_BETTER[name] for name in lower)
-    promises = [documentation(path) for path in available().values()]
     expect = re.compile(r"^Expect: \w+ (\w+) .*(min|max)", re.MULTILINE)
-    found = [expect.search(text) for text in promises]
-    assert sum(each is not None for each in found) > 10
-    for name, worst in (each.groups() for each in found if each):
-        assert (worst == "min") == HIGHER_IS_BETTER[name], name
+    found = {path: expect.search(documentation(path)) for path in available().values()}
+    promises = {path: each for path, each in found.items() if each}
+    assert len(promises) > 10
+    for path, (name, worst) in ((path, each.groups()) for path, each in promises.items()):
+        assert (worst == "min") == load(path).experiment.task.higher_is_better(name), path
