@@ -2,8 +2,7 @@
 
     jdl train digits_contrastive
 
-`accuracy`: a logistic regression on the outputs of 100 test digits, tested on the other 259. A
-random encoder's is 0.6834, max 0.6950 (`--optimizer.learning-rate 0`).
+`accuracy`: of a linear probe of 100 test digits on the other 259; a random encoder's is 0.6834.
 
 Expect: test accuracy 0.8893 (3 seeds, min 0.8842), 35 s, 2 busy cores of an Intel Xeon
 """
@@ -45,9 +44,9 @@ class Contrastive(Task):
     def compute_metrics(self, prediction, batch, data):
         from sklearn.linear_model import LogisticRegression
 
-        probe = LogisticRegression(max_iter=5000).fit(prediction[:100], batch["label"][:100])
-        found = probe.score(prediction[100:], batch["label"][100:])
-        return HostMetrics({"accuracy": found}, {}, ())
+        x, y = prediction, batch["label"]
+        probe = LogisticRegression(max_iter=5000).fit(x[:100], y[:100])
+        return HostMetrics({"accuracy": probe.score(x[100:], y[100:])}, {}, ())
 
 
 augment = RandomAffine(rotation_range=15.0, width_shift_range=0.15, height_shift_range=0.15)
