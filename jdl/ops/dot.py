@@ -67,9 +67,8 @@ def product(lhs: Array, rhs: Array, axes: tuple[int, int] = (1, 0)) -> Array:
 
     When a program is lowered for one CPU device, a product of float32 with at least `LEAST`
     multiplications is oneDNN's, with the extra `onednn` and a C++ compiler; otherwise, and on other
-    platforms, it is `jax.lax.dot_general`. On two cores of an Intel Xeon, oneDNN's computes 300 to
-    370 GFLOP/s where XLA's computes 210 to 310. Forward and reverse mode of any order are
-    supported.
+    platforms, it is `jax.lax.dot_general`. Forward and reverse mode of any order are supported.
+    `python -m benchmarks.operations` compares both.
 
     Args:
       lhs: a matrix.
@@ -83,9 +82,9 @@ def product(lhs: Array, rhs: Array, axes: tuple[int, int] = (1, 0)) -> Array:
 
 
 LEAST = 1 << 28
-"""Multiplications of the smallest product for which calling oneDNN pays: waking its threads takes
-50 us, and XLA fuses what follows a product. In a step of the tiny transformer of the benchmarks,
-whose largest product has 50 million, XLA's take 14 ms and oneDNN's 21."""
+"""Multiplications of the smallest product for which calling oneDNN pays: its threads have to be
+woken, and XLA fuses what follows a product. With 50 million, as in the tiny transformer of the
+benchmarks, it does not."""
 
 product_p = Primitive("dot_general_of_matrices")  # the parameters of jax.lax.dot_general_p
 

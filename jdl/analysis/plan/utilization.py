@@ -33,7 +33,7 @@ MEASURED: Mapping[str, Mapping[Kind, Share]] = {
         "small steps": Share(0.15, 0.15, ("mlp",)),
         "convolutions": Share(0.38, 0.52, ("cnn", "cifar10_resnet", "resnet50")),
         "recurrences": Share(0.45, 0.62, ("lstm", "lstm_lm")),
-        "matrix products": Share(0.75, 0.75, ("transformer",)),
+        "matrix products": Share(0.40, 0.75, ("transformer",)),
     },
     "an NVIDIA H200": {
         "small steps": Share(0.0006, 0.0006, ("mlp",)),
