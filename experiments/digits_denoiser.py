@@ -3,7 +3,7 @@
     jdl train digits_denoiser
 
 `noisy_psnr`, that of the noisy images, is 4.64 dB.
-Expect: test psnr 14.9617 (3 seeds, min 14.9259), 39 s, 2 busy cores of an Intel Xeon
+Expect: test psnr 14.9617 (3 seeds, min 14.9259), 15 s, 2 cores of an Intel Xeon
 """
 
 from dataclasses import dataclass

@@ -5,7 +5,7 @@
 Up to six of scikit-learn's digits on noise; none is in two splits. Mosaics, rotations and zooms
 move the boxes alike. COCO's mean over thresholds, `map`, is 0.5496 (min 0.5196).
 
-Expect: test map_50 0.8990 (3 seeds, min 0.8900), 114 s, 2 busy cores of an Intel Xeon
+Expect: test map_50 0.8990 (3 seeds, min 0.8900), 38 s, 2 cores of an Intel Xeon
 """
 
 import numpy as np
