@@ -211,7 +211,7 @@ def _with_boxes(
     draw = ImageDraw.Draw(canvas)
     for (x0, y0, x1, y1), label in zip(boxes.tolist(), classes.tolist(), strict=True):
         color = tuple(COLORS[label % len(COLORS)].tolist())
-        # The corner of a box lies between pixels; Pillow draws the pixels themselves.
+        # Corners of a box are pixel edges, and Pillow takes pixel indices, both ends included.
         draw.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=color)
         if names:
             draw.text((x0 + 2, y0 + 1), str(names[label]), fill=color)

@@ -33,7 +33,7 @@ class PictureOutputs:
       draw: folder for the pictures with boxes or masks drawn over them.
 
     Raises:
-      UserError: the task does not predict what is to be written.
+      UserError: the task predicts no boxes or masks to write.
     """
 
     def __init__(

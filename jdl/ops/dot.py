@@ -123,7 +123,7 @@ def _batch(arguments: Any, axes: Any, dimension_numbers: Any) -> Any:
 
 
 def _left(g: Array, a: Any, b: Array, dimension_numbers: Any) -> Array:
-    """The gradient by the left matrix: the product of `g` and `b`, as `a` is laid out."""
+    """Returns the cotangent of the left operand, with its axes."""
     del a
     ((left,), (right,)), _ = dimension_numbers
     return product(g, b, (1, 1 - right)) if left == 1 else product(b, g, (1 - right, 1))

@@ -179,7 +179,7 @@ def test_terms_that_cannot_be_meant_are_refused(task, message):
 
 @dataclass(frozen=True, kw_only=True)
 class Contrastive(Task):
-    """Each row is told from all others of the batch."""
+    """A contrastive loss: each row is compared with all others of the batch."""
 
     couples_rows: ClassVar[bool] = True
 
