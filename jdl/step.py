@@ -222,6 +222,13 @@ def predict(program: Program, state: TrainState, batch: Batch) -> Any:
     return program.task.predict(program.model, state, batch)
 
 
+def host_outputs(program: Program, state: TrainState, batch: Batch) -> Any:
+    """Returns what the task computes metrics of on the host, for each row of a batch."""
+    batch, seeds = pop_row_seeds(batch)
+    batch = {**transform(program, batch, None), ROW_SEEDS: seeds}
+    return program.task.host_outputs(program.model, state, batch)
+
+
 def sample(program: Program, state: TrainState, batch: Batch) -> Any:
     """Returns the task's sample for each row of a batch, which has no inputs if it needs none."""
     batch, seeds = pop_row_seeds(batch)

@@ -21,7 +21,13 @@ from jdl.metrics.classification import (
     MeanIoU,
     TopKAccuracy,
 )
-from jdl.metrics.distribution import FrechetDistance
+from jdl.metrics.distribution import (
+    FrechetDistance,
+    frechet_distance,
+    kernel_distance,
+    nearest_distances,
+    precision_and_recall,
+)
 from jdl.metrics.merging import (
     Packed,
     check_additive,
@@ -58,7 +64,11 @@ __all__ = [
     "TopKAccuracy",
     "check_additive",
     "compute",
+    "frechet_distance",
+    "kernel_distance",
     "merge",
+    "nearest_distances",
+    "precision_and_recall",
     "scalars",
     "sum_over_devices",
     "without_duplicates",

@@ -20,6 +20,7 @@ HIGHER_IS_BETTER: Mapping[str, bool] = {
     **dict.fromkeys(("iou", "dice", "psnr", "ssim"), True),
     **dict.fromkeys(("loss", "nll", "perplexity", "bits_per_byte", "wer", "cer", "fid"), False),
     **dict.fromkeys(("mse", "rmse", "mae", "mape"), False),
+    **dict.fromkeys(("kernel_distance", "frechet_distance"), False),
 }
 """Whether a higher value is better, by the usual names of metrics; see `Task.higher_is_better`."""
 

@@ -17,7 +17,16 @@ from jdl.errors import UserError, first_line
 from jdl.metrics import Metrics, Packed
 from jdl.paths import path_name
 from jdl.state import CARRY, TrainState
-from jdl.step import Program, evaluate, init, predict, sample, scan_or_unroll, update
+from jdl.step import (
+    Program,
+    evaluate,
+    host_outputs,
+    init,
+    predict,
+    sample,
+    scan_or_unroll,
+    update,
+)
 from jdl.tracing import ROWS
 from jdl.typing import Batch, Key, PyTree
 
@@ -79,6 +88,7 @@ class Functions:
     evaluate: Callable[[TrainState, Batch], Metrics]  # `(state, batch) -> metrics`
     predict: Callable[[TrainState, Batch], Any]  # `(state, batch) -> prediction`
     sample: Callable[[TrainState, Batch], Any]  # `(state, batch) -> samples`
+    host_outputs: Callable[[TrainState, Batch], Any]  # `(state, batch) -> outputs`
 
     @classmethod
     def of(cls, program: Program, axis_name: str | None = None) -> "Functions":
@@ -98,6 +108,7 @@ class Functions:
             evaluate=lambda state, batch: evaluate(program, state, batch, axis_name),
             predict=lambda state, batch: predict(program, state, batch),
             sample=lambda state, batch: sample(program, state, batch),
+            host_outputs=lambda state, batch: host_outputs(program, state, batch),
         )
 
 
@@ -113,6 +124,7 @@ class Steps:
     evaluate: Callable[[PyTree, Batch], Metrics]  # metrics of one batch, equal on every device
     predict: Callable[[PyTree, Batch], Any]  # the prediction for one batch, as one global array
     sample: Callable[[PyTree, Batch], Any]  # the same of the task's samples
+    host_outputs: Callable[[PyTree, Batch], Any]  # the same of what its host metrics are made of
     put: Callable[[Any], Any]
     """Transfers a step input or batch, of which each process holds its rows, to the devices.
 
@@ -226,6 +238,7 @@ class Strategy:
             evaluate=compiled("evaluate", functions.evaluate, replicated),
             predict=compiled("predict", functions.predict, replicated),
             sample=compiled("sample", functions.sample, replicated),
+            host_outputs=compiled("host_outputs", functions.host_outputs, replicated),
             put=put,
             put_many=putting(stacked),
             gather=lambda state: state,

@@ -58,6 +58,7 @@ class Pmap(Strategy):
         evaluate = mapped("evaluate", functions.evaluate)
         predict = mapped("predict", functions.predict)
         sample = mapped("sample", functions.sample)
+        host_outputs = mapped("host_outputs", functions.host_outputs)
 
         def step(function: Any, state: PyTree, step_input: Any) -> tuple[PyTree, Packed]:
             state, metrics = function(state, data, step_input)
@@ -78,6 +79,7 @@ class Pmap(Strategy):
             evaluate=lambda state, batch: copies.first(evaluate(state, batch)),
             predict=lambda state, batch: copies.joined(predict(state, batch)),
             sample=lambda state, batch: copies.joined(sample(state, batch)),
+            host_outputs=lambda state, batch: copies.joined(host_outputs(state, batch)),
             put=lambda tree: copies.split(tree, 0),
             put_many=lambda tree: copies.split(tree, 1),
             gather=copies.merge,

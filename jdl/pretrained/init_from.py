@@ -26,6 +26,9 @@ UNSEEN = ("num_heads", "norm", "epsilon", "activation", "gated", "use_bias", "pa
 LOST = ("num_layers", "position_embedding", "tie_word_embeddings")
 """Fields that may leave the model without some of the arrays, which would be dropped silently."""
 
+SKIP = "to initialize it instead, list its module in init_from.skip"
+SAME = "it must be that run's model, for images of the same height, width and channels"
+
 
 @dataclass(frozen=True, kw_only=True)
 class InitFrom:
@@ -41,7 +44,7 @@ class InitFrom:
     modules: tuple[str, ...] = ()  # modules to load; empty: all
     skip: tuple[str, ...] = ()  # modules to initialize at random
 
-    def read(self, like: TrainState, model: nn.Module) -> dict[str, np.ndarray]:
+    def read(self, like: TrainState, model: nn.Module, remedy: str = SKIP) -> dict[str, np.ndarray]:
         """Reads the arrays to load, by their path in the state.
 
         Reads arrays and JSON only, and verifies a run's checkpoint, as on resume.
@@ -49,6 +52,7 @@ class InitFrom:
         Args:
           like: shapes and dtypes of the new run's state.
           model: the model of the new run.
+          remedy: what to do about an array that does not fit, for the error.
 
         Raises:
           UserError: there is no such run or module, an array is missing or has another shape, or
@@ -70,7 +74,7 @@ class InitFrom:
                 problem = "is not in" if found is None else f"has shape {found.shape} in"
                 raise UserError(
                     f"init_from.run: {path}, of shape {leaf.shape} in this model, {problem} "
-                    f"{self.run}; to initialize it instead, list its module in init_from.skip"
+                    f"{self.run}; {remedy}"
                 )
             taken[path] = given[path].astype(leaf.dtype)
         return taken
@@ -112,7 +116,7 @@ def initial_arrays(
         own = dict(rest.pop(name))
         target = dataclasses.replace(like, params=own.pop("params", {}), collections=own)
         try:
-            given = InitFrom(run=network.run).read(target, network.model)
+            given = InitFrom(run=network.run).read(target, network.model, SAME)
         except UserError as error:
             raise UserError(f"the frozen network {name!r} of the task: {error}") from error
         for path, array in given.items():

@@ -120,6 +120,7 @@ class VectorizedSteps:
             evaluate=functools.partial(compiled["evaluate"], numbers),
             predict=functools.partial(compiled["predict"], numbers),
             sample=functools.partial(compiled["sample"], numbers),
+            host_outputs=functools.partial(compiled["host_outputs"], numbers),
             put=put,
             put_many=putting(self._many_rows),
             gather=lambda state: state,
@@ -195,6 +196,7 @@ class VectorizedSteps:
             "evaluate": self._jit("evaluate", call("evaluate"), replicated),
             "predict": self._jit("predict", call("predict"), replicated),
             "sample": self._jit("sample", call("sample"), replicated),
+            "host_outputs": self._jit("host_outputs", call("host_outputs"), replicated),
             "stack": jax.jit(stack, out_shardings=NamedSharding(self._mesh, P(RUNS))),
             "state_of": jax.jit(state_of, out_shardings=shardings),
         }

@@ -12,6 +12,7 @@ from jdl.tasks.masked import MaskedLanguageModeling
 from jdl.tasks.multi_label import MultiLabelClassification
 from jdl.tasks.randomness import row_keys, with_row_keys
 from jdl.tasks.regression import Regression
+from jdl.tasks.scores import SampleScores
 from jdl.tasks.segmentation import Segmentation
 from jdl.tasks.translation import Translation
 from jdl.tasks.untrained import Frozen, teacher_params
@@ -32,6 +33,7 @@ __all__ = [
     "MultiLabelClassification",
     "Play",
     "Regression",
+    "SampleScores",
     "Segmentation",
     "Task",
     "Translation",

@@ -32,7 +32,7 @@ class HostMetrics:
 
     metrics: Mapping[str, float]  # by name, added to those of `Task.evaluate`
     signatures: Mapping[str, str]  # by name: which variant of the metric, such as SacreBLEU's
-    lines: Sequence[str]  # the predictions as text, one line per example
+    lines: Sequence[str] = ()  # the predictions as text, one line per example; (): none are kept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,13 +267,20 @@ class Task:
         del split, data
         return False
 
+    def host_outputs(self, model: nn.Module, state: TrainState, batch: Batch) -> Any:
+        """Returns what `compute_metrics` takes for each row of a batch: by default the prediction.
+
+        Override it where that is less than the prediction, or more.
+        """
+        return self.predict(model, state, batch)
+
     def compute_metrics(
         self, prediction: Any, batch: Mapping[str, np.ndarray], data: Data
     ) -> HostMetrics:
         """Computes metrics of a whole split that are not means over examples, or need text.
 
         Args:
-          prediction: the output of `predict` for all examples of a split, in order.
+          prediction: the output of `host_outputs` for all examples of a split, in order.
           batch: the arrays of those examples, before the device transforms.
           data: the data set of the split.
         """

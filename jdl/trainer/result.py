@@ -36,7 +36,8 @@ def write(
             arrays[split] = found
         if host_metrics is not None:
             signatures |= host_metrics.signatures
-            write_lines(RunDirectory(run.workdir).predictions(split), host_metrics.lines)
+            if host_metrics.lines:
+                write_lines(RunDirectory(run.workdir).predictions(split), host_metrics.lines)
     seconds = timing()
     training = seconds["training_seconds"]
     params, devices = run.params, experiment.strategy.used()

@@ -37,8 +37,8 @@ from jdl.metrics.metric import check_size
 from jdl.optimizers import averaged_params
 from jdl.parallel import Steps, batch_shapes
 from jdl.state import TrainState
-from jdl.step import Program, check_training, evaluate, init, predict
-from jdl.tasks import Game, HostMetrics, Translation
+from jdl.step import Program, check_training, evaluate, host_outputs, init, predict
+from jdl.tasks import Game, HostMetrics, Task, Translation
 from jdl.tasks.observe import observe
 from jdl.tasks.randomness import ROW_SEEDS, row_seeds
 from jdl.tracing import tracing_errors
@@ -101,6 +101,10 @@ class Run:
         self.batch = batch_shapes(in_memory, step_input)
         compile = compile or experiment.strategy.compile
         self.compiled = compile(self.program, in_memory, step_input)
+        if self._has_host_outputs and self._host_metric_splits:
+            # What is wrong with them would otherwise show after the training.
+            outputs = functools.partial(host_outputs, self.program)
+            jax.eval_shape(outputs, self.compiled.abstract_state, self.batch)
         if experiment.task.metrics:
             metrics = self.abstract_metrics()
             for split in self.data.names:
@@ -249,6 +253,8 @@ class Run:
         size, last = self.experiment.batch_size, None
         total: Metrics = {}
         predicted: list[Any] = []
+        compiled = self.compiled
+        outputs = compiled.host_outputs if self._has_host_outputs else compiled.predict
         batches = pipeline.evaluation_batches(size, self.shard, self.experiment.runtime.workers)
         for step, batch in enumerate(batches):
             if isinstance(pipeline, Streamed):
@@ -262,7 +268,7 @@ class Run:
                 total = metrics_lib.merge([total, jax.device_get(last)])
             last = scores
             if split in self._host_metric_splits:
-                found = jax.device_get(self.compiled.predict(state, placed))
+                found = jax.device_get(outputs(state, placed))
                 predicted.append(_rows((found, batch), batch["mask"]))
             if self.interruption.requested:
                 raise Interrupted
@@ -483,6 +489,11 @@ class Run:
             tokens = np.asarray(arrays[name])
             if tokens.ndim == 2 and np.issubdtype(tokens.dtype, np.integer):
                 check_token_ids(tokens, vocab_size, f"{where}: {name!r}", least=-1)
+
+    @property
+    def _has_host_outputs(self) -> bool:
+        """Whether host metrics are made of something else than the predictions."""
+        return type(self.experiment.task).host_outputs is not Task.host_outputs
 
     @functools.cached_property
     def _host_metric_splits(self) -> set[str]:
