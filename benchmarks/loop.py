@@ -24,10 +24,10 @@ import jdl
 from benchmarks.ours import Clock
 from jdl.errors import UserError
 from jdl.trainer.allocator import configure_allocator
-from jdl.trainer.run import Run
+from jdl.trainer.training_run import TrainingRun
 
 
-def bare(run: Run, steps: int, count: int) -> float:
+def bare(run: TrainingRun, steps: int, count: int) -> float:
     """Steps per second of the compiled step alone, submitted as in the loop: `count` at once."""
     step_inputs = run.step_inputs(0)
     if count == 1:
@@ -49,7 +49,7 @@ def bare(run: Run, steps: int, count: int) -> float:
     return steps // count * count / (time.perf_counter() - begun)
 
 
-def pipeline(run: Run, steps: int) -> float:
+def pipeline(run: TrainingRun, steps: int) -> float:
     """Batches per second that are made and copied to the device, without any step."""
     step_inputs = run.step_inputs(0)
     jax.block_until_ready(run.compiled.put(next(step_inputs)))
@@ -60,7 +60,7 @@ def pipeline(run: Run, steps: int) -> float:
     return steps / (time.perf_counter() - begun)
 
 
-def loop(experiment: jdl.Experiment, run: Run, steps: int) -> float:
+def loop(experiment: jdl.Experiment, run: TrainingRun, steps: int) -> float:
     """Steps per second of `jdl.train`, without compiling, evaluating and saving."""
     clock = Clock(after=4 * experiment.runtime.steps_per_execution)
     timed = dataclasses.replace(experiment, steps=clock.after + steps, hooks=(clock,))
@@ -78,7 +78,7 @@ def main(experiment: Positional[str], /, steps: int = 2000, rounds: int = 5) -> 
     chosen = dataclasses.replace(chosen, steps=steps, hooks=())
     ratios = []
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(chosen, "bare", Path(folder))
+        run = TrainingRun(chosen, "bare", Path(folder))
         for _ in range(rounds):
             alone, fed = bare(run, steps, count), pipeline(run, steps)
             whole = loop(chosen, run, steps)

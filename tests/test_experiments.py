@@ -12,7 +12,7 @@ from jdl.data import Arrays
 from jdl.parallel import Single
 from jdl.pretrained import InitFrom
 from jdl.step import update
-from jdl.trainer.run import Run
+from jdl.trainer.training_run import TrainingRun
 
 FILES = {path.stem: path for path in (Path(__file__).parents[1] / "experiments").glob("*.py")}
 RNG = np.random.default_rng(0)
@@ -131,7 +131,7 @@ def stand_in(name, **changes):
 )
 def test_the_parts_of_an_experiment_fit_together(name, tmp_path):
     """Shapes and dtypes of data, model, task and optimizer, without compiling."""
-    run = Run(stand_in(name, epochs=1), name, tmp_path)
+    run = TrainingRun(stand_in(name, epochs=1), name, tmp_path)
     updated, metrics = jax.eval_shape(
         lambda state, batch: update(run.program, state, batch),
         run.compiled.abstract_state,

@@ -19,7 +19,7 @@ from jdl.data import BPE, TFDS, Pairs, Series, Source, Streams, Subset, Texts, T
 from jdl.data.base import Data
 from jdl.data.prepare import prepare
 from jdl.errors import UserError
-from jdl.trainer.run import Run
+from jdl.trainer.training_run import TrainingRun
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "tfds"
@@ -160,7 +160,7 @@ def test_an_experiment_takes_a_step(path, tiny, tmp_path):
         validation_fraction=0.0,
     )
     changes = {"data": data, "steps": 3, "batch_size": 4 * experiment.num_microbatches}
-    run = Run(dataclasses.replace(experiment, **changes), path.stem, tmp_path)
+    run = TrainingRun(dataclasses.replace(experiment, **changes), path.stem, tmp_path)
     assert run.prediction.shape[0] == run.experiment.batch_size
 
     state = run.compiled.init(jax.random.key(0))

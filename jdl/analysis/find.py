@@ -24,7 +24,7 @@ from jdl.metrics import compute
 from jdl.optimizers import Optimizer, RangeTest
 from jdl.trainer import record
 from jdl.trainer.allocator import configure_allocator
-from jdl.trainer.run import Run
+from jdl.trainer.training_run import TrainingRun
 
 WORST = 4.0
 """A range test ends when the smoothed loss exceeds its minimum by this factor."""
@@ -213,15 +213,15 @@ def _measured(experiment: Experiment, size: int, data: Splits) -> BatchRow:
     return BatchRow(size, size / seconds, seconds, memory)
 
 
-def _trial(experiment: Experiment, data: Splits | None = None, **changes: Any) -> Run:
+def _trial(experiment: Experiment, data: Splits | None = None, **changes: Any) -> TrainingRun:
     """A run with an initial state, whose directory is never written."""
     changed = dataclasses.replace(experiment, hooks=(), **changes)
-    run = Run(changed, "trial", Path(), data)
+    run = TrainingRun(changed, "trial", Path(), data)
     run.state = run.compiled.init(jax.random.key(experiment.seed))
     return run
 
 
-def _losses(run: Run) -> Iterator[float]:
+def _losses(run: TrainingRun) -> Iterator[float]:
     """Yields the loss of each step until one is not finite."""
     step_inputs = run.step_inputs(0)
     while True:

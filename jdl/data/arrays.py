@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from jdl.data.base import Data, add_array
+from jdl.data.base import Data
 from jdl.data.conversion import is_frame, to_array, to_numbers
+from jdl.data.fingerprints import add_array
 from jdl.data.sources import Example, Source
 from jdl.errors import UserError
 from jdl.typing import Json

@@ -13,11 +13,11 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 
 from jdl.data.buckets import Buckets
-from jdl.data.files import read_texts
+from jdl.data.fingerprints import hash_examples
 from jdl.data.holdout import hold_out
-from jdl.data.images import MODES, decode_image
+from jdl.data.readers import Reader, describe_files, file_reader
 from jdl.data.resize import Resize
-from jdl.data.sources import Example, Source, Subset, flatten, read_array
+from jdl.data.sources import Example, Source, Subset, read_array
 from jdl.data.tokenizers import Encoding, Tokenizer, read_tokenizer
 from jdl.errors import UserError, nearest
 from jdl.typing import Batch, Json, Keys
@@ -36,9 +36,6 @@ DeviceTransform = Callable[[Batch, Keys | None], Batch]
 One with a true attribute `needs_positions` finds in training the arrays `index` and `epoch`, int32
 (batch,): the place of each example in the training split, and how often it was seen before.
 """
-
-Reader = Callable[[Path], dict[str, np.ndarray]]
-"""Reads a file as examples without targets: arrays by name, examples along axis 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,18 +184,7 @@ class Data:
             return {**known, "wrapped": self.wrapped.fit()}
         train = self.splits()["train"]
         places = np.unique(np.linspace(0, len(train) - 1, 8).astype(int))
-        examples = [train[int(place)] for place in places]
-        text = examples[0].get("text")
-        if isinstance(text, (str, bytes)):
-            return {**known, "reads": "text" if isinstance(text, str) else "bytes"}
-        images = [np.asarray(example.get("image")) for example in examples]
-        if any(i.dtype != np.uint8 or i.ndim != 3 or i.shape[2] not in MODES for i in images):
-            return {**known, "reads": None}
-        shapes = {image.shape for image in images}
-        height, width, channels = min(shapes)
-        same = len(shapes) == 1
-        shape = [height if same else None, width if same else None, channels]
-        return {**known, "reads": "image", "shape": shape}
+        return {**known, **describe_files([train[int(place)] for place in places])}
 
     def fitted(self) -> dict[str, Json]:
         """Returns what was given to `with_fitted`, else `fit`."""
@@ -246,16 +232,14 @@ class Data:
         Raises:
           UserError: the data set neither has images or texts nor overrides this method.
         """
-        known = self.fitted()
-        if known.get("reads") in ("text", "bytes"):
-            return _text_reader(known["reads"] == "bytes")
-        if known.get("reads") != "image":
+        resized = any(isinstance(transform, Resize) for transform in self.transforms)
+        read = file_reader(self.fitted(), resized)
+        if read is None:
             raise UserError(
                 f"{self.full_name()} does not say how a file becomes an example: define "
                 f"{type(self).__name__}.reader"
             )
-        resized = any(isinstance(transform, Resize) for transform in self.transforms)
-        return _image_reader(known["shape"], resized)
+        return read
 
     @property
     def has_tokenizer(self) -> bool:
@@ -305,14 +289,7 @@ class Data:
     def digest(self, source: Source) -> str:
         """Returns a split's SHA-256: the source's `digest`, or a hash of all examples."""
         own = getattr(source, "digest", None)
-        if own is not None:
-            return own()
-        digest = hashlib.sha256()
-        for i in range(len(source)):
-            for name, value in sorted(flatten(source[i]).items()):
-                digest.update(name.encode())
-                add_array(digest, np.asarray(value))
-        return digest.hexdigest()
+        return hash_examples(source) if own is None else own()
 
     @functools.cached_property
     def _tokenizer(self) -> Tokenizer:
@@ -358,26 +335,6 @@ class Data:
         return None
 
 
-def _text_reader(binary: bool) -> Reader:
-    def read(path: Path) -> dict[str, np.ndarray]:
-        texts = read_texts(path, "text")
-        return {"text": np.array([t.encode() if binary else t for t in texts], object)}
-
-    return read
-
-
-def _image_reader(shape: Sequence[Any], resized: bool) -> Reader:
-    height, width, channels = shape
-
-    def read(path: Path) -> dict[str, np.ndarray]:
-        example = {"image": decode_image(path, MODES[channels])}
-        if height is not None and not resized:
-            example = Resize(height=height, width=width)(example)
-        return {"image": example["image"][None]}
-
-    return read
-
-
 def check_names(data: Data, name: str) -> None:
     """Raises a UserError unless a field of a data set is a tuple of different names."""
     names = getattr(data, name)
@@ -421,21 +378,6 @@ def get_split(splits: Mapping[str, Any], name: str) -> Any:
             f"there is no split {name!r} (there are {known}){nearest(str(name), splits)}"
         )
     return splits[name]
-
-
-def add_array(digest: Any, array: np.ndarray) -> None:
-    """Updates a hash with dtype, shape and contents of an array; object arrays item by item."""
-    digest.update(f" {array.dtype.str} {array.shape}".encode())
-    if array.dtype.kind != "O":
-        digest.update(array.tobytes())
-        return
-    for item in array.flat:
-        if isinstance(item, bytes):
-            digest.update(item)
-        elif isinstance(item, str) or item is None:
-            digest.update(repr(item).encode())
-        else:
-            add_array(digest, np.asarray(item))
 
 
 def default_data_dir() -> Path:

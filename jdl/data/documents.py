@@ -8,8 +8,9 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from jdl.data.base import Data, Reader
+from jdl.data.base import Data
 from jdl.data.language import no_reader
+from jdl.data.readers import Reader
 from jdl.data.sources import Example, Source, read_examples
 from jdl.data.text import as_text, read_texts
 from jdl.data.tokenizers import BOS, BPE, EOS, PAD, SPECIAL_TOKENS, Encoding, Tokenizer

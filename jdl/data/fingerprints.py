@@ -1,4 +1,4 @@
-"""Hashes of files, complete, and kept for the next run on the same files."""
+"""Hashes of examples, and of files: complete, and kept for the next run on the same files."""
 
 import hashlib
 import json
@@ -8,8 +8,12 @@ import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from jdl.caches import private_cache
+from jdl.data.sources import Source, flatten
 
 _log = logging.getLogger(__name__)
 
@@ -19,6 +23,31 @@ change once more without another time."""
 
 ANNOUNCED_BYTES = 10**10
 """More than this is announced before it is read."""
+
+
+def hash_examples(source: Source) -> str:
+    """Returns the SHA-256 of all examples, with the names of their features."""
+    digest = hashlib.sha256()
+    for i in range(len(source)):
+        for name, value in sorted(flatten(source[i]).items()):
+            digest.update(name.encode())
+            add_array(digest, np.asarray(value))
+    return digest.hexdigest()
+
+
+def add_array(digest: Any, array: np.ndarray) -> None:
+    """Updates a hash with dtype, shape and contents of an array; object arrays item by item."""
+    digest.update(f" {array.dtype.str} {array.shape}".encode())
+    if array.dtype.kind != "O":
+        digest.update(array.tobytes())
+        return
+    for item in array.flat:
+        if isinstance(item, bytes):
+            digest.update(item)
+        elif isinstance(item, str) or item is None:
+            digest.update(repr(item).encode())
+        else:
+            add_array(digest, np.asarray(item))
 
 
 def hash_files(files: Sequence[tuple[Path, str]]) -> str:

@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from jdl.data.base import Data, Reader
+from jdl.data.base import Data
+from jdl.data.readers import Reader
 from jdl.data.sources import Source
 from jdl.data.text import read_texts
 from jdl.data.tokenizers import Chars, Encoding, Tokenizer

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from jdl.data.base import Data, Reader
-from jdl.data.pipeline import Mixing, apply_transforms
+from jdl.data.base import Data
+from jdl.data.examples import apply_transforms
+from jdl.data.order import Mixing
+from jdl.data.readers import Reader
 from jdl.data.sources import Example, Source, read_examples
 from jdl.errors import UserError
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from jdl.data.arrays import ArraySource
-from jdl.data.base import Data, Reader
+from jdl.data.base import Data
 from jdl.data.files import read_columns
+from jdl.data.readers import Reader
 from jdl.data.sources import Source, read_examples
 from jdl.data.text import as_text
 from jdl.data.tokenizers import BOS, BPE, EOS, PAD, BPETokenizer, Encoding, Tokenizer

@@ -9,15 +9,11 @@ transform reads these (`Positions`). Evaluation reads a split in order
 and pads its last batch with rows whose `mask` is False.
 """
 
-import functools
 import importlib.machinery
 import itertools
-import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -26,9 +22,10 @@ import numpy as np
 
 from jdl.data.arrays import ArraySource
 from jdl.data.base import Data
-from jdl.data.conversion import to_native
-from jdl.data.sources import Example, Source, flatten, innermost, read_examples, root_indices
-from jdl.errors import UserError, first_line
+from jdl.data.examples import apply_transforms, read_transformed, stack_examples
+from jdl.data.order import Mixing, epoch_numbers, example_indices, training_order
+from jdl.data.sources import Source, innermost, root_indices
+from jdl.errors import UserError
 from jdl.typing import FILE_MODULE
 
 IN_MEMORY_BYTES = 1 << 30
@@ -36,93 +33,6 @@ IN_MEMORY_BYTES = 1 << 30
 
 ENDLESS = 2**62
 """Batches of a training stream: more than any run takes."""
-
-
-@functools.lru_cache(maxsize=4)
-def permutation(seed: int, epoch: int, size: int) -> np.ndarray:
-    """Returns the order of examples in an epoch, (size,) int64."""
-    return np.random.default_rng((seed, epoch)).permutation(size)
-
-
-def example_indices(
-    positions: np.ndarray, size: int, seed: int, shuffle: bool = True
-) -> np.ndarray:
-    """Returns example indices (n,) int32 of training positions (n,)."""
-    if not shuffle:
-        return (positions % size).astype(np.int32)
-    epoch, begin = divmod(int(positions[0]), size)
-    if begin + positions[-1] - positions[0] < size:  # the common case: one epoch, one lookup
-        return permutation(seed, epoch, size)[positions - epoch * size].astype(np.int32)
-    epochs = epoch_numbers(positions, size)
-    indices = np.empty(len(positions), np.int32)
-    for epoch in np.unique(epochs):
-        here = epochs == epoch
-        indices[here] = permutation(seed, int(epoch), size)[positions[here] % size]
-    return indices
-
-
-def epoch_numbers(positions: np.ndarray, size: int) -> np.ndarray:
-    """Returns the epochs (n,) int32 of training positions (n,)."""
-    return (positions // size).astype(np.int32)
-
-
-@dataclass(frozen=True)
-class Mixing:
-    """The order in which streams of examples take turns, each with its share.
-
-    Of any positions in a row, a stream has its share up to one, or up to two where there are more
-    than two streams; of a batch exactly, where the shares of all streams are whole numbers.
-    """
-
-    sizes: tuple[int, ...]  # examples of each stream
-    shares: tuple[Fraction, ...]  # of the positions; they add up to 1
-
-    @property
-    def epoch_size(self) -> int:
-        """Positions until every example of every stream was seen."""
-        return max(
-            math.ceil(size / share) for size, share in zip(self.sizes, self.shares, strict=True)
-        )
-
-    def streams(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the stream of each position, and how many positions it had before, (n,)."""
-        number = np.full(len(positions), len(self.shares) - 1)
-        place, rest = positions.copy(), Fraction(1)
-        open_ = np.ones(len(positions), bool)
-        for stream, share in enumerate(self.shares[:-1]):
-            # The stream against those after it, by Bresenham's line.
-            part, rest = share / rest, rest - share
-            before = place * part.numerator // part.denominator
-            taken = open_ & ((place + 1) * part.numerator // part.denominator > before)
-            number[taken] = stream
-            place = np.where(taken, before, np.where(open_, place - before, place))
-            open_ &= ~taken
-        return number, place
-
-    def order(
-        self, positions: np.ndarray, seed: int, shuffle: bool
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Returns example indices and epochs of positions, (n,) int32; streams lie in a row."""
-        number, place = self.streams(positions)
-        indices, epochs = np.zeros(len(positions), np.int32), np.zeros(len(positions), np.int32)
-        for stream, size in enumerate(self.sizes):
-            own = np.flatnonzero(number == stream)
-            if own.size:
-                # Streams of one size would otherwise meet in the same pairs in every epoch.
-                apart = int(np.random.SeedSequence((seed, stream)).generate_state(1)[0])
-                indices[own] = example_indices(place[own], size, apart, shuffle)
-                indices[own] += sum(self.sizes[:stream])
-                epochs[own] = epoch_numbers(place[own], size)
-        return indices, epochs
-
-
-def training_order(
-    positions: np.ndarray, size: int, mixing: Mixing | None, seed: int, shuffle: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns example indices and epochs of training positions, (n,) int32 each."""
-    if mixing is not None:
-        return mixing.order(positions, seed, shuffle)
-    return example_indices(positions, size, seed, shuffle), epoch_numbers(positions, size)
 
 
 class Positions(NamedTuple):
@@ -412,145 +322,6 @@ def fits_in_memory(data: Data, size: int, split: str = "train") -> bool:
             )
         return False
     return data.pipeline == "in_memory" or (data.pipeline == "auto" and size <= IN_MEMORY_BYTES)
-
-
-def read_transformed(
-    data: Data,
-    source: Source,
-    indices: np.ndarray,
-    split: str,
-    draws: Sequence[tuple[int, ...]] | None = None,
-) -> list[dict[str, np.ndarray]]:
-    """Returns examples after the host transforms.
-
-    Args:
-      data: with the transforms.
-      source: of the split.
-      indices: of the examples.
-      split: its name, for errors.
-      draws: for each example the integers from which its random transforms draw; None: as in
-        evaluation.
-
-    Raises:
-      UserError: as `apply_transforms`, with the example's index and its `file` if it has one.
-    """
-    found = []
-    for place, (index, example) in enumerate(
-        zip(indices.tolist(), read_examples(source, indices.tolist()), strict=True)
-    ):
-        try:
-            found.append(apply_transforms(data, example, None if draws is None else draws[place]))
-        except UserError as error:
-            file = example.get("file")
-            named = f" ({file})" if isinstance(file, (str, Path)) else ""
-            raise UserError(f"example {index} of split {split!r}{named}: {error}") from error
-    return found
-
-
-def apply_transforms(
-    data: Data, example: Mapping[str, Any], draw: tuple[int, ...] | None = None
-) -> dict[str, np.ndarray]:
-    """Applies the host transforms; keeps numeric arrays, casting 64-bit types to 32-bit.
-
-    Args:
-      data: with the transforms.
-      example: with nested features or without; see `flatten`.
-      draw: integers from which random transforms draw, such as seed, epoch and index; None: in
-        evaluation and prediction, where they do not.
-
-    Raises:
-      UserError: a transform fails or returns no example; an integer does not fit into 32 bits.
-    """
-    for index, transform in enumerate(data.transforms):
-        example = _transformed(index, transform, example, draw)
-    arrays = {}
-    for name, value in flatten(example).items():
-        array = _numbers(value, name)
-        if array is not None:
-            arrays[name] = array
-    if "mask" in arrays:
-        raise UserError(
-            "the data has an array 'mask', by which a batch marks rows of padding: give it "
-            "another name"
-        )
-    return arrays
-
-
-def _transformed(
-    index: int, transform: Any, example: Example, draw: tuple[int, ...] | None
-) -> Example:
-    """Applies the transform at an index of `data.transforms`."""
-    name = getattr(transform, "__name__", type(transform).__name__)
-    where = f"data.transforms.{index} ({name})"
-    known = ", ".join(map(repr, example))
-    try:
-        if draw is not None and hasattr(transform, "random_map"):
-            # A spawn key, since NumPy pads the entropy with zeros: (1, 2) and (1, 2, 0) are one.
-            seeds = np.random.SeedSequence(draw, spawn_key=(index,))
-            changed = transform.random_map(example, np.random.default_rng(seeds))
-        else:
-            changed = transform(example)
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(
-            f"{where} fails on an example with {known}: {type(error).__name__}: {first_line(error)}"
-        ) from error
-    if not isinstance(changed, Mapping):
-        raise UserError(
-            f"{where} returns {type(changed).__name__}, where it must return the example, a "
-            f"dict of arrays by name"
-        )
-    return changed
-
-
-def _numbers(value: Any, name: str) -> np.ndarray | None:
-    """Returns a value as an array of at most 32 bits, None if it holds no numbers."""
-    try:
-        array = to_native(np.asarray(value))
-    except ValueError as error:  # lists of several lengths
-        raise UserError(
-            f"{name!r} is no array ({first_line(error)}): bring its items to one shape in "
-            f"data.transforms"
-        ) from error
-    if array.dtype == np.float64:
-        array = array.astype(np.float32)
-    elif array.dtype in (np.int64, np.uint64):
-        array = _narrow(array, name)
-    if array.dtype.kind == "c":
-        raise UserError(
-            f"{name!r} is complex: convert it to real numbers, such as its two parts, "
-            f"in data.transforms"
-        )
-    return array if array.dtype.kind in "biuf" else None
-
-
-def stack_examples(
-    examples: list[dict[str, np.ndarray]], indices: np.ndarray, split: str = "train"
-) -> dict[str, np.ndarray]:
-    """Stacks examples along a new axis 0.
-
-    Raises:
-      UserError: two examples differ in shape.
-    """
-    for name in examples[0]:
-        for i, example in zip(indices, examples, strict=True):
-            if example[name].shape != examples[0][name].shape:
-                raise UserError(
-                    f"{name!r} has shape {examples[0][name].shape} in example {indices[0]} of "
-                    f"split {split!r} and {example[name].shape} in example {i}: bring all to one "
-                    f"shape in data.transforms, images with Resize and lists with Pad"
-                )
-    return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
-
-
-def _narrow(array: np.ndarray, name: str) -> np.ndarray:
-    for extreme in (array.max(), array.min()) if array.size else ():
-        if not -(2**31) <= extreme < 2**31:
-            raise UserError(
-                f"{name!r} holds {extreme}, which does not fit into 32 bits: number from 0"
-            )
-    return array.astype(np.int32)
 
 
 def _send_by_value(*objects: Any) -> None:

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from jdl.data.base import Data, Reader
+from jdl.data.base import Data
+from jdl.data.readers import Reader
 from jdl.data.sources import Example, Source, Subset, read_examples
 from jdl.errors import UserError
 

@@ -8,12 +8,13 @@ from typing import ClassVar
 import numpy as np
 
 from jdl.data.arrays import ArraySource
-from jdl.data.base import Data, Reader, check_names
+from jdl.data.base import Data, check_names
 from jdl.data.columns import Column, ColumnReader, Kind, Numbers, read_typed
 from jdl.data.features import fit_scale, scale
 from jdl.data.files import column_index, most_rows, read_header
 from jdl.data.notation import Notation
 from jdl.data.public_files import known_file, locate
+from jdl.data.readers import Reader
 from jdl.data.sources import Source
 from jdl.errors import UserError
 from jdl.typing import Json

@@ -8,13 +8,14 @@ from typing import ClassVar
 import numpy as np
 
 from jdl.data.arrays import ArraySource
-from jdl.data.base import Data, Reader, check_names
+from jdl.data.base import Data, check_names
 from jdl.data.columns import Categories, Column, ColumnReader, Kind, Numbers, read_typed
 from jdl.data.conversion import hot_rows
 from jdl.data.features import Feature, encode_all, stack_columns
 from jdl.data.files import column_index, most_rows, read_header
 from jdl.data.image_paths import split_label
 from jdl.data.notation import Notation
+from jdl.data.readers import Reader
 from jdl.data.sources import Source, Subset, root_indices
 from jdl.errors import UserError
 from jdl.typing import Json

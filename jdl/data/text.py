@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from jdl.data.arrays import ArraySource
-from jdl.data.base import Data, Reader
+from jdl.data.base import Data
 from jdl.data.conversion import class_labels, to_numbers
+from jdl.data.readers import Reader
 from jdl.data.sources import Source
 from jdl.errors import UserError, first_line
 from jdl.typing import Json

@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from jdl.data.arrays import ArraySource
-from jdl.data.base import Data, Reader
+from jdl.data.base import Data
 from jdl.data.columns import Categories, ColumnReader
 from jdl.data.files import column_index, read_columns, read_text, read_texts
 from jdl.data.notation import Notation, looks_like_number, number_of
+from jdl.data.readers import Reader
 from jdl.data.sources import Source
 from jdl.errors import UserError
 from jdl.typing import Json

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from jdl.data.annotations import Objects, write_coco
-from jdl.data.base import Reader
+from jdl.data.examples import apply_transforms
 from jdl.data.images import decode_image, encode_mask
-from jdl.data.pipeline import apply_transforms
+from jdl.data.readers import Reader
 from jdl.errors import UserError
 from jdl.inference.video import write_ppm
 from jdl.media import Images, overlay

@@ -9,10 +9,10 @@ import jax
 import numpy as np
 
 from jdl.data import Series, Table
-from jdl.data.base import Reader
+from jdl.data.examples import apply_transforms
 from jdl.data.files import TABULAR
 from jdl.data.image_paths import SUFFIXES as IMAGES
-from jdl.data.pipeline import apply_transforms
+from jdl.data.readers import Reader
 from jdl.data.sources import Example
 from jdl.errors import UserError
 from jdl.inference.outputs import Output

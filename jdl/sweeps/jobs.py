@@ -31,6 +31,7 @@ from jdl.trainer.loop import TrainingLoop
 from jdl.trainer.opening import restore_finished
 from jdl.trainer.record import FoundRun, find_run
 from jdl.trainer.run import Run
+from jdl.trainer.training_run import TrainingRun
 from jdl.typing import Json
 
 Vectorize = Literal["auto", "always", "never"]
@@ -232,7 +233,7 @@ def _same_architecture(
     """Groups jobs of one architecture by the structure of their states."""
     first = jobs[indices[0]]
     try:
-        probe = Run(first.experiment, "", first.workdir, first.data)
+        probe = TrainingRun(first.experiment, "", first.workdir, first.data)
     except Exception:
         return [_Group(indices)]  # training each by itself reports the error
     groups = _grouped(indices, lambda index: _structure(probe, jobs[index].experiment))

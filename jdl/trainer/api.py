@@ -25,6 +25,7 @@ from jdl.trainer.interrupt import Interruption
 from jdl.trainer.loop import TrainingLoop
 from jdl.trainer.opening import restore_finished
 from jdl.trainer.run import Run
+from jdl.trainer.training_run import TrainingRun
 from jdl.typing import Json
 
 
@@ -105,7 +106,7 @@ def open_loop(
     experiment, workdir = found.experiment, found.workdir
     with _directory(workdir):
         watched = dataclasses.replace(experiment, hooks=(*experiment.hooks, *hooks))
-        run = Run(watched, found.name, workdir, data, compile)
+        run = TrainingRun(watched, found.name, workdir, data, compile)
         run.interruption = interruption
         for split in run.splits:
             run.pipeline(split)  # errors in the data are raised before compiling

@@ -22,7 +22,7 @@ from jdl.pretrained import initial_arrays, replace_arrays
 from jdl.step import update
 from jdl.trainer import result
 from jdl.trainer.interrupt import Interrupted
-from jdl.trainer.run import Run
+from jdl.trainer.training_run import TrainingRun
 from jdl.typing import Event, Json
 
 
@@ -70,7 +70,7 @@ class TrainingLoop:
       run: a run without a state yet.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: TrainingRun) -> None:
         self.run, self.context = run, LoopContext(run)
         self.clock = Clock(run.compiled.compilations)
         self._directory = RunDirectory(run.workdir)
@@ -321,7 +321,7 @@ class LoopContext:
       stop_reason: why a hook ends the run; empty if none does.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: TrainingRun) -> None:
         self.experiment, self.workdir = run.experiment, run.workdir
         self.steps, self.steps_per_epoch, self.splits = run.steps, run.steps_per_epoch, run.splits
         self.evaluate, self.predict, self.sample = run.evaluate, run.predict, run.sample

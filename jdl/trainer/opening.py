@@ -1,12 +1,15 @@
 """Opens the run of a directory, to evaluate and predict."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 
 from jdl.checkpoint import CheckpointStore
 from jdl.data.base import location_paths
@@ -14,12 +17,49 @@ from jdl.data.splits import Splits
 from jdl.data.tokenizers import Saved
 from jdl.errors import UserError
 from jdl.experiment import Experiment
-from jdl.files import RunDirectory
+from jdl.files import DataRecord, RunDirectory
+from jdl.parallel import batch_shapes
 from jdl.paths import path_name
 from jdl.tasks import Task
 from jdl.trainer import record
 from jdl.trainer.compilation_cache import enable_compilation_cache
 from jdl.trainer.run import Run
+
+
+class OpenedRun(Run):
+    """A run that evaluates and predicts, whose data is opened when it is first read."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        name: str,
+        workdir: Path,
+        recorded: DataRecord,
+        open_data: Callable[[], Splits],
+    ) -> None:
+        """Prepares the compiled steps for batches as they are recorded.
+
+        Args:
+          experiment: what was trained.
+          name: of the experiment.
+          workdir: the run directory.
+          recorded: of the data.
+          open_data: opens the data.
+        """
+        super().__init__(experiment, name, workdir, open_data)
+        self._prepare(recorded.examples["train"])
+        # The state holds no optimizer: an evaluation needs none, and averages are saved apart.
+        self.program = dataclasses.replace(
+            self.program, optimizer=optax.with_extra_args_support(optax.identity())
+        )
+        step_input = {
+            key: np.zeros((experiment.batch_size, *each["shape"]), each["dtype"])
+            for key, each in recorded.arrays.items()
+        }
+        self._predictions["train"] = self._abstract_prediction(step_input)
+        step_input["mask"] = np.ones(experiment.batch_size, bool)
+        self.batch = batch_shapes({}, step_input)
+        self.compiled = experiment.strategy.compile(self.program, {}, step_input)
 
 
 def open(
@@ -91,7 +131,7 @@ def restore_run(workdir: Path, experiment: Experiment, allow_changed_data: bool 
             )
         return splits
 
-    run = Run.of_record(experiment, name, workdir, recorded, open_data)
+    run = OpenedRun(experiment, name, workdir, recorded, open_data)
     store = CheckpointStore(directory.checkpoints, run.print)
     try:
         arrays, step = store.evaluation_arrays(), store.evaluation_step()

@@ -7,12 +7,15 @@ import jax
 from jdl.files import RunDirectory, write_json, write_lines
 from jdl.metrics import scalars
 from jdl.trainer import record
-from jdl.trainer.run import Run
+from jdl.trainer.training_run import TrainingRun
 from jdl.typing import Json
 
 
 def write(
-    run: Run, step: int, timing: Callable[[], Mapping[str, float]], running: Mapping[str, float]
+    run: TrainingRun,
+    step: int,
+    timing: Callable[[], Mapping[str, float]],
+    running: Mapping[str, float],
 ) -> None:
     """Evaluates each split once, the test split included, and writes the run's result.
 

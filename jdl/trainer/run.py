@@ -1,48 +1,36 @@
 """A run, as `jdl.train` returns it: evaluates, predicts, and holds parameters and result."""
 
-import dataclasses
 import functools
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-import optax
 
 from jdl import metrics as metrics_lib
-from jdl.data.base import Data
 from jdl.data.conversion import inputs_by_name, is_frame
-from jdl.data.pipeline import (
-    InMemory,
-    Pipeline,
-    Shard,
-    Streamed,
-    apply_transforms,
-    stack_examples,
-    training_shapes,
-)
-from jdl.data.series import Series
+from jdl.data.examples import apply_transforms, stack_examples
+from jdl.data.pipeline import InMemory, Pipeline, Shard, Streamed, training_shapes
 from jdl.data.splits import Splits
-from jdl.data.tables import Table
-from jdl.data.vocabulary import check_token_ids, check_vocab_size
 from jdl.errors import UserError
 from jdl.experiment import Experiment
-from jdl.files import DataRecord, RunDirectory, read_rows
+from jdl.files import RunDirectory, read_rows
 from jdl.media import Media
-from jdl.metrics import Metrics, Packed
+from jdl.metrics import Metrics
 from jdl.metrics.metric import check_size
 from jdl.optimizers import averaged_params
-from jdl.parallel import Steps, batch_shapes
+from jdl.parallel import Steps
 from jdl.state import TrainState
-from jdl.step import Program, check_training, evaluate, host_outputs, init, predict
+from jdl.step import check_training, evaluate, init, predict
 from jdl.tasks import Game, HostMetrics, Task, Translation
 from jdl.tasks.observe import observe
 from jdl.tasks.randomness import ROW_SEEDS, row_seeds
 from jdl.tracing import tracing_errors
 from jdl.trainer import sampling
+from jdl.trainer.checks import check_experiment, check_scaled, check_tokens
 from jdl.trainer.interrupt import Interrupted, Interruption
 from jdl.typing import Json, Key
 
@@ -62,100 +50,20 @@ class Run:
     """
 
     def __init__(
-        self,
-        experiment: Experiment,
-        name: str,
-        workdir: Path,
-        data: Splits | None = None,
-        compile: Callable[[Program, Mapping[str, np.ndarray], Any], Steps] | None = None,
+        self, experiment: Experiment, name: str, workdir: Path, open_data: Callable[[], Splits]
     ) -> None:
-        """Opens the data and prepares the compiled steps.
+        """Checks the experiment. A subclass calls `_prepare`, and sets `batch` and `compiled`.
 
         Args:
           experiment: what is trained.
           name: of the experiment.
           workdir: the run directory.
-          data: the splits, if they are open; opened again if they are of another `Data` object.
-          compile: prepares the compiled steps; None for the strategy's.
+          open_data: opens the data, when it is first read.
 
         Raises:
-          UserError: data, model, task and devices do not fit together.
+          UserError: fields of the experiment do not fit together.
         """
-        self._begin(
-            experiment,
-            name,
-            workdir,
-            lambda: data.with_data(experiment.data) if data else Splits(experiment.data),
-        )
-        self.examples = self.data.epoch_size
-        self._prepare()
-        _ = self._host_metric_splits  # raises before anything is compiled
-        pipeline = self.pipeline("train")
-        size, seed = experiment.batch_size, experiment.seed
-        if isinstance(pipeline, Streamed):
-            step_input = pipeline.step_input(0, size, seed, self.shard, cut=False)
-            self._validate(step_input, "train", "a batch of ")
-        else:
-            step_input = pipeline.step_input(0, size, seed, self.shard)
-        in_memory = pipeline.arrays if isinstance(pipeline, InMemory) else {}
-        self.batch = batch_shapes(in_memory, step_input)
-        compile = compile or experiment.strategy.compile
-        self.compiled = compile(self.program, in_memory, step_input)
-        if self._has_host_outputs and self._host_metric_splits:
-            # What is wrong with them would otherwise show after the training.
-            outputs = functools.partial(host_outputs, self.program)
-            jax.eval_shape(outputs, self.compiled.abstract_state, self.batch)
-        if experiment.task.metrics:
-            metrics = self.abstract_metrics()
-            for split in self.data.names:
-                check_size(metrics, self.data.count(split), size, split)
-
-    @classmethod
-    def of_record(
-        cls,
-        experiment: Experiment,
-        name: str,
-        workdir: Path,
-        recorded: DataRecord,
-        open_data: Callable[[], Splits],
-    ) -> "Run":
-        """Returns a run that evaluates and predicts, whose data is opened when it is first read.
-
-        Args:
-          experiment: what was trained.
-          name: of the experiment.
-          workdir: the run directory.
-          recorded: of the data.
-          open_data: opens the data.
-        """
-        run = cls.__new__(cls)
-        run._begin(experiment, name, workdir, open_data)
-        run.examples = recorded.examples["train"]
-        run._prepare()
-        # The state holds no optimizer: an evaluation needs none, and averages are saved apart.
-        run.program = dataclasses.replace(
-            run.program, optimizer=optax.with_extra_args_support(optax.identity())
-        )
-        step_input = {
-            key: np.zeros((experiment.batch_size, *each["shape"]), each["dtype"])
-            for key, each in recorded.arrays.items()
-        }
-        run._predictions["train"] = run._abstract_prediction(step_input)
-        step_input["mask"] = np.ones(experiment.batch_size, bool)
-        run.batch = batch_shapes({}, step_input)
-        run.compiled = experiment.strategy.compile(run.program, {}, step_input)
-        return run
-
-    def _begin(
-        self, experiment: Experiment, name: str, workdir: Path, open_data: Callable[[], Splits]
-    ) -> None:
-        _check_batch_size(experiment)
-        check_vocabulary(experiment)
-        if experiment.data.buckets and experiment.runtime.steps_per_execution > 1:
-            raise UserError(
-                "data.buckets cuts each batch to another length, where one execution takes batches "
-                "of one: set runtime.steps_per_execution to 1"
-            )
+        check_experiment(experiment)
         self.experiment, self.name, self.workdir = experiment, name, workdir
         self.result: dict[str, Json] = {}
         self.interruption = Interruption()
@@ -164,10 +72,14 @@ class Run:
         self._fetch: Callable[[], Any] = lambda: None
         self._predictions: dict[str, Any] = {}  # shape and dtype, by split
         self._open_data = open_data
+        self.batch: Mapping[str, Any]
+        self.compiled: Steps
 
-    def _prepare(self) -> None:
-        self.steps = self.experiment.total_steps(self.examples)
-        self.steps_per_epoch = max(1, -(-self.examples // self.experiment.batch_size))
+    def _prepare(self, examples: int) -> None:
+        """Sets the number of steps, and with it the program, for examples in an epoch."""
+        self.examples = examples
+        self.steps = self.experiment.total_steps(examples)
+        self.steps_per_epoch = max(1, -(-examples // self.experiment.batch_size))
         self.program = self.experiment.program(self.steps)
 
     @functools.cached_property
@@ -179,11 +91,6 @@ class Run:
     def state(self) -> Any:
         """The state on the devices; after training that of the last or best step."""
         return self._fetch()
-
-    def set_lazy_state(self, fetch: Callable[[], Any]) -> None:
-        """Sets a function that returns the state when it is first read."""
-        self._fetch = fetch
-        self.__dict__.pop("state", None)
 
     @property
     def params(self) -> Any:
@@ -199,12 +106,6 @@ class Run:
     def splits(self) -> tuple[str, ...]:
         """Names of the splits that exist, without the test split."""
         return tuple(name for name in self.data.names if name != "test")
-
-    @property
-    def evaluates_train(self) -> bool:
-        """Whether training ends with an evaluation of the whole training split."""
-        wanted = self.experiment.final_train_evaluation
-        return isinstance(self.pipeline("train"), InMemory) if wanted is None else wanted
 
     @property
     def traces(self) -> Mapping[str, int]:
@@ -297,7 +198,7 @@ class Run:
         """
         first, *others = self.experiment.task.input_names
         if is_frame(x) or not isinstance(x, Mapping):
-            _check_scaled(self.experiment.data, first, is_frame(x))
+            check_scaled(self.experiment.data, first, is_frame(x))
         if others and not isinstance(x, Mapping):
             raise UserError(f"the model has several inputs: pass a dict with {first}, {others[0]}")
         arrays = inputs_by_name(x, first, self.experiment.data.input_columns())
@@ -335,7 +236,7 @@ class Run:
                     f"the input's {name!r} has shape {array.shape[1:]} per example, where the run "
                     f"was trained on {self.batch[name].shape[1:]}"
                 )
-        self._check_tokens(inputs, self.experiment.task.input_names, "the input")
+        check_tokens(self.experiment, inputs, self.experiment.task.input_names, "the input")
         if jax.process_count() > 1:
             raise UserError("predict runs in one process: open the run directory in one")
         count, size = len(next(iter(inputs.values()))), self.experiment.batch_size
@@ -401,29 +302,6 @@ class Run:
                 self._validate(arrays, split)
         return pipeline
 
-    def step_inputs(self, start: int) -> Iterator[Any]:
-        """Yields step inputs from a step on; streamed batches are validated one by one."""
-        size, seed = self.experiment.batch_size, self.experiment.seed
-        pipeline, workers = self.pipeline("train"), self.experiment.runtime.workers
-        for step_input in pipeline.step_inputs(start, size, seed, self.shard, workers):
-            if isinstance(pipeline, Streamed):
-                self._validate(step_input, "train", "a batch of ")
-            yield step_input
-
-    def update(self, step_inputs: Sequence[Any]) -> Packed:
-        """Takes one training step per input, all in one call to the devices.
-
-        Returns:
-          The metrics of the steps, which may still be being computed.
-        """
-        compiled = self.compiled
-        if len(step_inputs) == 1:
-            self.state, metrics = compiled.update(self.state, compiled.put(step_inputs[0]))
-        else:
-            stacked = jax.tree.map(lambda *each: np.stack(each), *step_inputs)
-            self.state, metrics = compiled.update_many(self.state, compiled.put_many(stacked))
-        return metrics
-
     def abstract_metrics(self) -> Metrics:
         """The metrics of an evaluation by name, without numbers."""
         return jax.eval_shape(
@@ -480,15 +358,7 @@ class Run:
         task.validate_batch(arrays, self._predictions[split], where)
         # The targets of other tasks may be integers that are no tokens.
         names = (*task.input_names, task.targets)[: None if isinstance(task, Translation) else -1]
-        self._check_tokens(arrays, names, where)
-
-    def _check_tokens(self, arrays: Any, names: Sequence[str], where: str) -> None:
-        """Raises a UserError if arrays (batch, time) hold ids beyond the model's vocabulary."""
-        vocab_size = getattr(self.experiment.model, "vocab_size", 0)
-        for name in names if vocab_size else ():
-            tokens = np.asarray(arrays[name])
-            if tokens.ndim == 2 and np.issubdtype(tokens.dtype, np.integer):
-                check_token_ids(tokens, vocab_size, f"{where}: {name!r}", least=-1)
+        check_tokens(self.experiment, arrays, names, where)
 
     @property
     def _has_host_outputs(self) -> bool:
@@ -513,42 +383,6 @@ class Run:
         return found
 
 
-def _check_batch_size(experiment: Experiment) -> None:
-    """Raises a UserError unless the devices can share each microbatch evenly."""
-    count = experiment.strategy.num_batch_shards()
-    rows = experiment.batch_size // experiment.num_microbatches
-    if rows % count:
-        micro = " of a microbatch" if experiment.num_microbatches > 1 else ""
-        kind = "devices" if count == len(experiment.strategy.used()) else "groups of devices"
-        raise UserError(
-            f"batch_size: {rows} examples{micro} cannot be divided evenly over {count} {kind}"
-        )
-
-
-def check_vocabulary(experiment: Experiment) -> None:
-    """Raises a UserError if tokenizer or transforms have tokens that the model does not know."""
-    if vocab_size := getattr(experiment.model, "vocab_size", None):
-        check_vocab_size(experiment.data, vocab_size)
-
-
 def _rows(tree: Any, mask: np.ndarray) -> Any:
     """Returns the rows of arrays where a mask is True."""
     return jax.tree.map(lambda leaf: leaf[mask], tree)
-
-
-def _check_scaled(data: Data | None, name: str, is_frame: bool) -> None:
-    """Raises a UserError if the data scales columns, which `x` without a name may not be."""
-    while data is not None:
-        if isinstance(data, (Table, Series)):
-            read = "predict from run.experiment.data.reader()(Path('new.csv'))"
-            problem = (
-                f"a frame holds them as they are: save it with x.to_csv('new.csv', index=False), "
-                f"and {read}"
-                if is_frame
-                else f"an array may hold either: of raw columns {read}, of scaled ones from "
-                f"{{{name!r}: x}}"
-            )
-            raise UserError(
-                f"the run reads the columns of {data.full_name()} scaled, and {problem}"
-            )
-        data = data.wrapped

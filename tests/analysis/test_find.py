@@ -20,7 +20,7 @@ from jdl.hooks import Hook
 from jdl.optimizers import SGD, Cosine
 from jdl.parallel import DataParallel, Single
 from jdl.tasks import Regression
-from jdl.trainer.run import Run
+from jdl.trainer.training_run import TrainingRun
 from tests.runs import make_experiment
 
 X = np.random.default_rng(0).normal(size=(64, 1)).astype(np.float32)
@@ -164,13 +164,13 @@ def test_batches_double_until_the_split_ends(tmp_path, monkeypatch):
 @pytest.mark.usefixtures("quick")
 def test_the_smallest_batch_is_what_devices_and_micro_batches_can_share(monkeypatch):
     counts = []
-    update = Run.update
+    update = TrainingRun.update
 
     def spy(self, step_inputs):
         counts.append((self.experiment.batch_size, len(step_inputs)))
         return update(self, step_inputs)
 
-    monkeypatch.setattr(Run, "update", spy)
+    monkeypatch.setattr(TrainingRun, "update", spy)
     experiment = make_experiment(num_microbatches=3, strategy=DataParallel(), batch_size=12)
     search = find_batch(
         dataclasses.replace(experiment, runtime=jdl.Runtime(steps_per_execution=2)), largest=12
@@ -184,14 +184,14 @@ def test_the_smallest_batch_is_what_devices_and_micro_batches_can_share(monkeypa
 
 @pytest.mark.usefixtures("quick")
 def test_memory_that_runs_out_is_said_and_a_size_is_still_suggested(monkeypatch):
-    update, message = Run.update, "RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes."
+    update, message = TrainingRun.update, "RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes."
 
     def failing(self, step_inputs):
         if self.experiment.batch_size >= 8:
             raise jax.errors.JaxRuntimeError(message)
         return update(self, step_inputs)
 
-    monkeypatch.setattr(Run, "update", failing)
+    monkeypatch.setattr(TrainingRun, "update", failing)
     search = find_batch(make_experiment())
     assert [row.batch_size for row in search.rows] == [1, 2, 4]
     assert search.ended == "memory runs out at a batch size of 8"

@@ -9,7 +9,8 @@ import pytest
 from jdl.data import Arrays, ConvertBoxes, Pad, RandomResizedCrop
 from jdl.data.base import Data
 from jdl.data.boxes import from_corners, to_corners
-from jdl.data.pipeline import InMemory, Shard, Streamed, apply_transforms, open_pipeline
+from jdl.data.examples import apply_transforms
+from jdl.data.pipeline import InMemory, Shard, Streamed, open_pipeline
 from jdl.data.sources import flatten
 from jdl.errors import UserError
 

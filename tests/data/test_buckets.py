@@ -5,7 +5,8 @@ import pytest
 
 import jdl
 from jdl.data import Arrays, Buckets, Pad
-from jdl.data.pipeline import Shard, Streamed, example_indices, open_pipeline
+from jdl.data.order import example_indices
+from jdl.data.pipeline import Shard, Streamed, open_pipeline
 from jdl.errors import UserError
 from jdl.models import MLP
 from tests.runs import make_experiment

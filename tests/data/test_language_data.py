@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import jdl
 from jdl import UserError
 from jdl.data import BPE, Arrays, Bytes, Documents, Saved, StandardLibrary, Streams, Texts, Tokens
-from jdl.data.pipeline import stack_examples
+from jdl.data.examples import stack_examples
 from jdl.data.tokenizers import BOS, EOS, PAD
 from jdl.models import GPT, MLP, RecurrentLM
 from jdl.optimizers import SGD

@@ -9,7 +9,8 @@ import pytest
 import jdl
 from jdl import Experiment
 from jdl.data import Arrays, Mixture, Scale, Stream, Subset
-from jdl.data.pipeline import InMemory, Mixing, Shard, open_pipeline
+from jdl.data.order import Mixing
+from jdl.data.pipeline import InMemory, Shard, open_pipeline
 from jdl.data.splits import Splits
 from jdl.errors import UserError
 from jdl.hooks import Checkpoint

@@ -25,7 +25,7 @@ from jdl.parallel import DataParallel, FullySharded, Pmap, Single
 from jdl.state import CARRY
 from jdl.step import update
 from jdl.tasks import LanguageModeling
-from jdl.trainer.run import Run
+from jdl.trainer.training_run import TrainingRun
 from tests import kill_resume
 from tests.interruptions import InterruptAt, Killed, interrupt_at
 
@@ -75,7 +75,7 @@ def experiment(**changes):
 
 def updates(made, count, tmp_path):
     """After each of the first steps, its loss and the whole state on the host."""
-    run = Run(made, "streams", tmp_path)
+    run = TrainingRun(made, "streams", tmp_path)
     state, step_inputs = run.compiled.init(jax.random.key(0)), run.step_inputs(0)
     for _ in range(count):
         state, packed = run.compiled.update(state, run.compiled.put(next(step_inputs)))
@@ -328,7 +328,7 @@ def test_a_broken_run_ends_as_one_that_never_was(tmp_path):
     ids=["bf16", "a model that knows no beginnings"],
 )
 def test_a_step_leaves_collections_as_it_found_them(changes, tmp_path):
-    run = Run(experiment(**changes), "streams", tmp_path)
+    run = TrainingRun(experiment(**changes), "streams", tmp_path)
     begun = run.compiled.abstract_state
     after = jax.eval_shape(lambda s, b: update(run.program, s, b)[0], begun, run.batch)
     for found, expected in zip(
@@ -374,5 +374,5 @@ def test_without_a_carried_state_any_windows_and_any_strategy_will_do(tmp_path):
     model = RecurrentLM(**SMALL, carry=False)
     data = Tokens(set_of("abcdefghi" * 9).text, length=5)
     for changes in ({"num_microbatches": 2}, {"strategy": Pmap(2)}):
-        run = Run(experiment(model=model, data=data, **changes), "windows", tmp_path)
+        run = TrainingRun(experiment(model=model, data=data, **changes), "windows", tmp_path)
         assert run.compiled.abstract_state.collections == {}

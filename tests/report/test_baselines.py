@@ -18,7 +18,7 @@ from jdl.report import baselines
 from jdl.report.baselines import Baseline
 from jdl.report.run_baselines import averaged, baselines_of, held_out, sample
 from jdl.tasks import BinaryClassification, Forecast, LanguageModeling, Regression
-from jdl.trainer.run import Run
+from jdl.trainer.training_run import TrainingRun
 
 RANDOM = np.random.default_rng(0)
 
@@ -41,7 +41,7 @@ def linear(x, y, others, labels):
 def opened(task, data, model, tmp_path, ended=True):
     """A run that has not been trained; it counts as ended where it has a result."""
     experiment = jdl.Experiment(model=model, task=task, data=data, steps=1, batch_size=4)
-    run = Run(experiment, "run", tmp_path)
+    run = TrainingRun(experiment, "run", tmp_path)
     run.result = {"metrics": {name: {} for name in run.data.names}} if ended else {}
     return run
 

@@ -25,7 +25,7 @@ from jdl.sweeps.jobs import Job, compile_vectorized, train_jobs
 from jdl.sweeps.seeds import train_seeds
 from jdl.tasks import Classification
 from jdl.trainer.interrupt import Interrupted
-from jdl.trainer.run import Run
+from jdl.trainer.training_run import TrainingRun
 from tests.interruptions import InterruptAt, Net
 
 RNG = np.random.default_rng(0)
@@ -285,14 +285,14 @@ def test_rate_and_decay_of_any_optimizer_may_differ(name, tmp_path):
     first = experiment(optimizer=getattr(optimizers, name)(0.01, clip_norm=1.0, clip_value=1.0))
     names = ("learning_rate", "weight_decay", "clip_norm", "clip_value", "l2")
     other = jdl.override(first, {f"optimizer.{name}": 0.5 for name in names})
-    assert compile_vectorized(Run(first, "", tmp_path), [first, other])
+    assert compile_vectorized(TrainingRun(first, "", tmp_path), [first, other])
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_the_rate_under_any_schedule_may_differ(name, tmp_path):
     first = experiment(optimizer=Adam(0.01, schedule=getattr(optimizers, name)()))
     other = jdl.override(first, {"optimizer.learning_rate": 0.02})
-    assert compile_vectorized(Run(first, "", tmp_path), [first, other])
+    assert compile_vectorized(TrainingRun(first, "", tmp_path), [first, other])
 
 
 class Dropped(nn.Module):

@@ -9,21 +9,21 @@ import pytest
 
 import jdl
 from jdl.trainer import record
-from jdl.trainer.run import Run
+from jdl.trainer.training_run import TrainingRun
 from tests.interruptions import Killed, interrupt_at, make_experiment
 
 
 @pytest.fixture
 def slow(monkeypatch):
     """Every batch of a run comes 0.02 seconds late."""
-    step_inputs = Run.step_inputs
+    step_inputs = TrainingRun.step_inputs
 
     def late(self, start):
         for step_input in step_inputs(self, start):
             time.sleep(0.02)
             yield step_input
 
-    monkeypatch.setattr(Run, "step_inputs", late)
+    monkeypatch.setattr(TrainingRun, "step_inputs", late)
 
 
 @pytest.mark.parametrize("together", [1, 3])

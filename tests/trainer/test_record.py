@@ -19,6 +19,7 @@ from jdl.models import MLP
 from jdl.parallel import DataParallel, FullySharded, Pmap, Single
 from jdl.trainer import record
 from jdl.trainer.record import differences, params_sha256
+from jdl.trainer.training_run import TrainingRun
 
 
 def by_hand(leaves):
@@ -68,7 +69,7 @@ def test_params_sha256_does_not_depend_on_how_the_parameters_lie(strategy, tmp_p
         experiment = jdl.Experiment(
             model=MLP(widths=(), features=4), data=data, strategy=strategy, steps=1, batch_size=4
         )
-        run = jdl.Run(experiment, "x", tmp_path)
+        run = TrainingRun(experiment, "x", tmp_path)
         run.state = run.compiled.init(jax.random.key(0))
         return run.gather_state().params
 

@@ -12,7 +12,8 @@ from jax.sharding import AbstractMesh
 from jdl import step
 from jdl.analysis.flops import localized
 from jdl.analysis.memory import nbytes, peak
-from jdl.data.pipeline import apply_transforms, fits_in_memory, training_shapes
+from jdl.data.examples import apply_transforms
+from jdl.data.pipeline import fits_in_memory, training_shapes
 from jdl.data.sources import epoch_size
 from jdl.experiment import Experiment
 from jdl.parallel import Strategy
@@ -20,7 +21,7 @@ from jdl.parallel.base import AXES
 from jdl.state import TrainState
 from jdl.step import Program
 from jdl.tracing import tracing_errors
-from jdl.trainer.run import check_vocabulary
+from jdl.trainer.checks import check_vocabulary
 from jdl.typing import PyTree
 
 

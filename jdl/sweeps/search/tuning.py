@@ -26,7 +26,7 @@ from jdl.sweeps.search.study import (
     write_trials,
 )
 from jdl.sweeps.search.worker import StudyConfig, work
-from jdl.trainer.run import Run
+from jdl.trainer.training_run import TrainingRun
 from jdl.typing import Json
 
 
@@ -170,7 +170,7 @@ def _direction(config: StudyConfig, data: Splits) -> Literal["minimize", "maximi
             f"{config.metric} is never computed: the data has no split {split!r} (it has {known}); "
             f"data.validation_fraction makes one"
         )
-    run = Run(config.experiment, "", config.workdir, data)
+    run = TrainingRun(config.experiment, "", config.workdir, data)
     scores = run.abstract_metrics()
     on_host = config.experiment.task.has_host_metrics(split, config.experiment.data)
     if name not in scores and not on_host:
