@@ -88,3 +88,24 @@ def test_each_device_forms_the_chunks_of_its_own_tokens(monkeypatch):
     expected = jax.value_and_grad(plain, (0, 1))(hidden, kernel, targets, weights)
     chex.assert_trees_all_close(step(*given), expected, rtol=1e-5, atol=1e-5)
     assert "all-gather" not in step.lower(*given).compile().as_text()
+
+
+@pytest.mark.parametrize("limit", [1 << 24, 64])
+@pytest.mark.parametrize("smoothing", [0.1, 0.7])
+def test_smoothed_cross_entropy_and_its_gradients_equal_optax(smoothing, limit, monkeypatch):
+    monkeypatch.setitem(cross_entropy.LOGITS, "cpu", limit)
+    rng = np.random.default_rng(0)
+    given = [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((13, 4), (11, 4))]
+    targets = jnp.asarray(rng.integers(0, 11, 13), jnp.int32)
+    weights = jnp.asarray(rng.random(13) * (rng.random(13) < 0.7), jnp.float32)
+
+    def ours(hidden, kernel):
+        return ops.linear_cross_entropy(hidden, kernel, targets, weights, smoothing=smoothing)
+
+    def plain(hidden, kernel):
+        labels = optax.smooth_labels(jax.nn.one_hot(targets, 11), smoothing)
+        return (weights * optax.softmax_cross_entropy(hidden @ kernel.T, labels)).sum()
+
+    found, expected = (jax.value_and_grad(f, (0, 1))(*given) for f in (ours, plain))
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
