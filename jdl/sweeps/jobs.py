@@ -244,7 +244,7 @@ def _same_architecture(
 
 
 def _compiled(
-    probe: Run,
+    probe: TrainingRun,
     experiments: Sequence[Experiment],
     vectorize: Vectorize,
     notify: Callable[[str], None],
@@ -297,14 +297,14 @@ def _may_vary(path: str, value: Json) -> bool:
     return path == "seed" or (root in ("model", "task", "optimizer") and isinstance(value, float))
 
 
-def _structure(probe: Run, experiment: Experiment) -> Any:
+def _structure(probe: TrainingRun, experiment: Experiment) -> Any:
     """Returns the structure of an experiment's state: without momentum, for example, it is less."""
     program, key = experiment.program(probe.steps), jax.random.key(0)
     return structure(jax.eval_shape(functools.partial(init, program), key, probe.batch))
 
 
 def _benchmark(
-    probe: Run, compiled: VectorizedSteps, experiments: Sequence[Experiment]
+    probe: TrainingRun, compiled: VectorizedSteps, experiments: Sequence[Experiment]
 ) -> tuple[float, float]:
     """Benchmarks vmapped against sequential steps/s on throwaway states."""
     first, seeds = probe.experiment, [experiment.seed for experiment in experiments]
