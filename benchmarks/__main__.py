@@ -86,8 +86,8 @@ def implementations(workload: Workload, peers: Sequence[str], quick: bool) -> li
         if workload.name in ("cnn", "resnet50", "cifar10_resnet", "vit_s16")
         else {"torch-channels_last"}
     )
-    if workload.random:
-        senseless.add("keras")  # it augments images while it loads them
+    if workload.random or workload.name in ("vit_s16", "bert_base", "seq2seq"):
+        senseless.add("keras")  # it augments images while it loads them; three have no twin in it
     if workload.name in ("lstm", "lstm_lm"):
         senseless.add("torch-compile")  # it does not compile `nn.LSTM`
     slow = {"torch-compile"} if quick else set()

@@ -81,10 +81,9 @@ def product(lhs: Array, rhs: Array, axes: tuple[int, int] = (1, 0)) -> Array:
     return product_p.bind(lhs, rhs, dimension_numbers=_contract(*axes))
 
 
-LEAST = 1 << 28
-"""Multiplications of the smallest product for which calling oneDNN pays: its threads have to be
-woken, and XLA fuses what follows a product. With 50 million, as in the tiny transformer of the
-benchmarks, it does not."""
+LEAST = 1 << 23
+"""Multiplications of the smallest product for which calling oneDNN pays, since XLA fuses what
+follows a product of its own."""
 
 product_p = Primitive("dot_general_of_matrices")  # the parameters of jax.lax.dot_general_p
 

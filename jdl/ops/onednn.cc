@@ -2,11 +2,14 @@
 // onednn.py.
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <stdexcept>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -64,6 +67,8 @@ int dnnl_memory_destroy(dnnl_memory_t);
 int dnnl_sgemm(char transpose_a, char transpose_b, int64_t m, int64_t n, int64_t k, float alpha,
                const float* a, int64_t row_a, const float* b, int64_t row_b, float beta, float* c,
                int64_t row_c);
+int omp_get_max_threads();
+void omp_set_num_threads(int);
 }
 
 namespace {
@@ -224,14 +229,48 @@ ffi::Error Done(int status) {
                 : ffi::Error::Success();
 }
 
-ffi::Error Multiply(Matrix left, Matrix right, NewMatrix result, bool transpose_left,
-                    bool transpose_right) {
-  const std::lock_guard<std::mutex> lock(running);
+// Runs `part(begin, end)` over [0, count) on XLA's threads, each of which has OpenMP use that thread
+// alone: a second team of threads would have to be woken, and compete with XLA's. The caller takes
+// parts as well and waits only for those that have begun, so a busy pool cannot block it.
+template <typename F>
+int Parallel(ffi::ThreadPool& pool, int64_t count, const F& part) {
+  struct Shared {
+    std::atomic<int64_t> next{0}, left;
+    std::atomic<int> status{0};
+  };
+  const int64_t parts = std::max<int64_t>(1, std::min<int64_t>(pool.num_threads(), count));
+  auto shared = std::make_shared<Shared>();
+  shared->left = parts;
+  auto work = [shared, parts, count, &part] {
+    for (int64_t i; (i = shared->next++) < parts;) {
+      const int threads = omp_get_max_threads();
+      omp_set_num_threads(1);
+      if (int status = part(count * i / parts, count * (i + 1) / parts)) shared->status = status;
+      omp_set_num_threads(threads);
+      --shared->left;
+    }
+  };
+  for (int64_t i = 1; i < parts; ++i) pool.Schedule(decltype(work)(work));
+  work();
+  while (shared->left) std::this_thread::yield();
+  return shared->status;
+}
+
+ffi::Error Multiply(ffi::ThreadPool pool, Matrix left, Matrix right, NewMatrix result,
+                    bool transpose_left, bool transpose_right) {
   const auto a = left.dimensions(), b = right.dimensions(), c = result->dimensions();
   const int64_t terms = a[transpose_left ? 0 : 1];
-  return Done(dnnl_sgemm(transpose_left ? 'T' : 'N', transpose_right ? 'T' : 'N', c[0], c[1], terms,
-                         1, left.typed_data(), a[1], right.typed_data(), b[1], 0,
-                         result->typed_data(), c[1]));
+  const bool tall = c[0] >= c[1];
+  return Done(Parallel(pool, tall ? c[0] : c[1], [&](int64_t begin, int64_t end) {
+    const float* x = left.typed_data();
+    const float* y = right.typed_data();
+    float* out = result->typed_data();
+    if (tall) x += transpose_left ? begin : begin * a[1];
+    if (!tall) y += transpose_right ? begin * b[1] : begin;
+    return dnnl_sgemm(transpose_left ? 'T' : 'N', transpose_right ? 'T' : 'N',
+                      tall ? end - begin : c[0], tall ? c[1] : end - begin, terms, 1, x, a[1], y,
+                      b[1], 0, out + begin * (tall ? c[1] : 1), c[1]);
+  }));
 }
 
 // A loop is compiled for several processors, the best of which is chosen when it is loaded.
@@ -290,60 +329,74 @@ VECTORIZED void CellsGradient(int64_t n, const float* __restrict dh, const float
   }
 }
 
-ffi::Error Lstm(Series projected, Matrix hidden, Matrix cell, Matrix kernel, NewSeries hs,
-                NewSeries cs, NewSeries gates, NewSeries candidates) {
+// The rows of a batch are independent: each thread takes its own through all of time, unless the
+// kernel exceeds a core's cache, where it would be read by every thread: a product's threads share it.
+template <typename F>
+ffi::Error OverRows(ffi::ThreadPool& pool, int64_t batch, Matrix kernel, const F& rows) {
+  if (kernel.size_bytes() <= (1 << 21)) return Done(Parallel(pool, batch, rows));
   const std::lock_guard<std::mutex> lock(running);
-  const auto shape = projected.dimensions();
-  const int64_t time = shape[0], batch = shape[1], wide = shape[2], units = wide / 4;
-  std::vector<float> product(batch * wide);
-  const float *h = hidden.typed_data(), *c = cell.typed_data();
-  for (int64_t t = 0; t < time; ++t) {
-    if (int status = dnnl_sgemm('N', 'N', batch, wide, units, 1, h, units, kernel.typed_data(),
-                                wide, 0, product.data(), wide)) {
-      return Done(status);
-    }
-    for (int64_t row = 0; row < batch; ++row) {
-      const int64_t at = t * batch + row;
-      Cells(units, &product[row * wide], projected.typed_data() + at * wide, c + row * units,
-            gates->typed_data() + at * 3 * units, candidates->typed_data() + at * units,
-            cs->typed_data() + at * units, hs->typed_data() + at * units);
-    }
-    h = hs->typed_data() + t * batch * units;
-    c = cs->typed_data() + t * batch * units;
-  }
-  return Done(0);
+  return Done(rows(0, batch));
 }
 
-ffi::Error LstmGradient(Series dhs, Matrix last, Matrix cell, Matrix kernel, Series cs,
-                        Series gates, Series candidates, NewSeries dz, NewMatrix dh,
+ffi::Error Lstm(ffi::ThreadPool pool, Series projected, Matrix hidden, Matrix cell, Matrix kernel,
+                NewSeries hs, NewSeries cs, NewSeries gates, NewSeries candidates) {
+  const auto shape = projected.dimensions();
+  const int64_t time = shape[0], batch = shape[1], wide = shape[2], units = wide / 4;
+  return OverRows(pool, batch, kernel, [&](int64_t begin, int64_t end) {
+    std::vector<float> product((end - begin) * wide);
+    const float *h = hidden.typed_data(), *c = cell.typed_data();
+    for (int64_t t = 0; t < time; ++t) {
+      if (int status = dnnl_sgemm('N', 'N', end - begin, wide, units, 1, h + begin * units, units,
+                                  kernel.typed_data(), wide, 0, product.data(), wide)) {
+        return status;
+      }
+      for (int64_t row = begin; row < end; ++row) {
+        const int64_t at = t * batch + row;
+        Cells(units, &product[(row - begin) * wide], projected.typed_data() + at * wide,
+              c + row * units, gates->typed_data() + at * 3 * units,
+              candidates->typed_data() + at * units, cs->typed_data() + at * units,
+              hs->typed_data() + at * units);
+      }
+      h = hs->typed_data() + t * batch * units;
+      c = cs->typed_data() + t * batch * units;
+    }
+    return 0;
+  });
+}
+
+ffi::Error LstmGradient(ffi::ThreadPool pool, Series dhs, Matrix last, Matrix cell, Matrix kernel,
+                        Series cs, Series gates, Series candidates, NewSeries dz, NewMatrix dh,
                         NewMatrix dc) {
-  const std::lock_guard<std::mutex> lock(running);
   const auto shape = dhs.dimensions();
   const int64_t time = shape[0], batch = shape[1], units = shape[2], wide = 4 * units;
   std::fill_n(dh->typed_data(), batch * units, 0.0f);
   std::copy_n(last.typed_data(), batch * units, dc->typed_data());
-  for (int64_t t = time - 1; t >= 0; --t) {
-    const float* before = t ? cs.typed_data() + (t - 1) * batch * units : cell.typed_data();
-    float* slopes = dz->typed_data() + t * batch * wide;
-    for (int64_t row = 0; row < batch; ++row) {
-      const int64_t at = t * batch + row;
-      CellsGradient(units, dh->typed_data() + row * units, dhs.typed_data() + at * units,
-                    cs.typed_data() + at * units, before + row * units,
-                    gates.typed_data() + at * 3 * units, candidates.typed_data() + at * units,
-                    dc->typed_data() + row * units, slopes + row * wide);
+  return OverRows(pool, batch, kernel, [&](int64_t begin, int64_t end) {
+    for (int64_t t = time - 1; t >= 0; --t) {
+      const float* before = t ? cs.typed_data() + (t - 1) * batch * units : cell.typed_data();
+      float* slopes = dz->typed_data() + t * batch * wide;
+      for (int64_t row = begin; row < end; ++row) {
+        const int64_t at = t * batch + row;
+        CellsGradient(units, dh->typed_data() + row * units, dhs.typed_data() + at * units,
+                      cs.typed_data() + at * units, before + row * units,
+                      gates.typed_data() + at * 3 * units, candidates.typed_data() + at * units,
+                      dc->typed_data() + row * units, slopes + row * wide);
+      }
+      if (int status = dnnl_sgemm('N', 'T', end - begin, units, wide, 1, slopes + begin * wide,
+                                  wide, kernel.typed_data(), wide, 0,
+                                  dh->typed_data() + begin * units, units)) {
+        return status;
+      }
     }
-    if (int status = dnnl_sgemm('N', 'T', batch, units, wide, 1, slopes, wide, kernel.typed_data(),
-                                wide, 0, dh->typed_data(), units)) {
-      return Done(status);
-    }
-  }
-  return Done(0);
+    return 0;
+  });
 }
 
 }  // namespace
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(JdlMultiply, Multiply,
                               ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
                                   .Arg<Matrix>()
                                   .Arg<Matrix>()
                                   .Ret<Matrix>()
@@ -352,6 +405,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(JdlMultiply, Multiply,
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(JdlLstm, Lstm,
                               ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
                                   .Arg<Series>()
                                   .Arg<Matrix>()
                                   .Arg<Matrix>()
@@ -363,6 +417,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(JdlLstm, Lstm,
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(JdlLstmGradient, LstmGradient,
                               ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
                                   .Arg<Series>()
                                   .Arg<Matrix>()
                                   .Arg<Matrix>()

@@ -58,24 +58,27 @@ def max_pool(
 
 
 @jax.custom_jvp
-def _gradient_apart(x: Array) -> Array:
-    """Returns `x`, whose gradient GPUs compute by a kernel of its own.
+def _gradient_apart(x: Any) -> Any:
+    """Returns `x`, an array or several, whose gradient GPUs compute by a kernel of its own.
 
     The sum of a pixel's windows is cheap alone, and slow inside a reduction, such as batch norm's,
-    that XLA fuses it with.
+    that XLA fuses it with; and each of its terms is a chain of comparisons, which XLA would fuse
+    into the sum and compute again for every pixel of a window.
     """
     return x
 
 
 @_gradient_apart.defjvp
-def _gradient_apart_tangent(primals: Any, tangents: Any) -> tuple[Array, Array]:
+def _gradient_apart_tangent(primals: Any, tangents: Any) -> tuple[Any, Any]:
     (x,), (dx,) = primals, tangents
     return x, lax.platform_dependent(dx, cuda=lax.optimization_barrier, default=lambda dx: dx)
 
 
 def _pool(batches: int, window: tuple[int, ...], strides: tuple[int, ...], x: Array) -> Array:
     """Pools windows that may overlap, after `batches` axes."""
-    first, *others = _elements(batches, window, strides, x)
+    elements = _elements(batches, window, strides, x)
+    overlap = any(step < extent for step, extent in zip(strides, window, strict=True))
+    first, *others = _gradient_apart(elements) if overlap else elements
     for element in others:
         first = jnp.maximum(first, element)
     return first
