@@ -24,24 +24,19 @@ from jdl.tasks import Classification, forward, teacher_params
 class MeanTeacher(Classification):
     """Cross-entropy of labels, and of the classes that the teacher is sure of in another view."""
 
+    labeled: str | None = "labeled"
     loss_terms: tuple[tuple[str, float], ...] = (("supervised", 1.0), ("consistency", 1.0))
     confidence: float = 0.95  # probability above which the teacher's class is a target
 
     def model_inputs(self, model, batch):
         return (batch["image"][:, 0],), {}
 
-    def batch_metrics(self, model, params, state, batch, *, train, key=None):
-        outputs, new = self._apply(model, params, state, batch, train=train, key=key)
-        labeled = {**batch, "mask": batch["mask"] & batch["labeled"]}
-        scores = self.loss_and_metrics(outputs, labeled)
-        found = {"supervised": scores["loss"], "accuracy": scores["accuracy"]}
-        if train:
-            teacher, other = teacher_params(state), batch["image"][:, 1]
-            taught, _ = forward(model, teacher, state.collections, other, train=False)
-            sure = jax.nn.softmax(taught).max(1) > self.confidence
-            rows = optax.softmax_cross_entropy_with_integer_labels(outputs, taught.argmax(1))
-            found["consistency"] = Mean.of(sure * rows, batch["mask"])
-        return found, new
+    def further_terms(self, model, params, state, batch, outputs, key):
+        teacher, other = teacher_params(state), batch["image"][:, 1]
+        taught, _ = forward(model, teacher, state.collections, other, train=False)
+        sure = jax.nn.softmax(taught).max(1) > self.confidence
+        rows = optax.softmax_cross_entropy_with_integer_labels(outputs, taught.argmax(1))
+        return {"consistency": Mean.of(sure * rows, batch["mask"])}
 
 
 few = Selection(Digits(), classes=tuple(range(10)), num_examples=20)

@@ -276,13 +276,14 @@ def _random_box(key: Array, shape: tuple[int, ...], tall: Array | int, wide: Arr
 class Mixup:
     """Mixes each image and label with its neighbor in the batch (Zhang et al., 2018).
 
-    Labels (batch,) become class weights (batch, classes) float32, images float32.
+    Labels (batch,) become class weights (batch, classes) float32, images float32; labels of that
+    shape, as of several classes per example, are mixed as they are.
     """
 
     num_classes: int = 10  # number of classes
     alpha: float = 0.2  # mixing weights follow Beta(alpha, alpha)
     name: str = "image"  # of the array (batch, ...)
-    label: str = "label"  # of the array (batch,)
+    label: str = "label"  # of the array (batch,) or (batch, classes)
 
     def __call__(self, batch: Batch, keys: Keys | None) -> Batch:
         """Returns the batch, each pair mixed with the key of its first image."""
@@ -301,13 +302,14 @@ class Mixup:
 class CutMix:
     """Pastes a box of its neighbor in the batch into each image (Yun et al., 2019).
 
-    Labels (batch,) become class weights (batch, classes) float32, by area.
+    Labels (batch,) become class weights (batch, classes) float32, by area; labels of that shape
+    are mixed as they are.
     """
 
     num_classes: int = 10  # number of classes
     alpha: float = 1.0  # kept areas follow Beta(alpha, alpha)
     name: str = "image"  # of the array (batch, height, width, channels)
-    label: str = "label"  # of the array (batch,)
+    label: str = "label"  # of the array (batch,) or (batch, classes)
 
     def __call__(self, batch: Batch, keys: Keys | None) -> Batch:
         """Returns the batch, each pair mixed with the key of its first image."""
@@ -330,5 +332,5 @@ class CutMix:
 
 
 def _mix(labels: Array, share: Array, classes: int) -> Array:
-    each = jax.nn.one_hot(labels, classes)
+    each = jax.nn.one_hot(labels, classes) if labels.ndim == 1 else labels
     return share[:, None] * each + (1 - share[:, None]) * roll_rows(each, 1)

@@ -17,9 +17,10 @@ from jdl.files import to_json as json
 from jdl.media import Images, Media, Texts
 from jdl.metrics import HIGHER_IS_BETTER, Mean, Metric, Metrics
 from jdl.metrics.metric import check_metrics
-from jdl.paths import path_name
 from jdl.state import TrainState
 from jdl.tasks.forward import forward, initialize, sown_terms
+from jdl.tasks.gradients import ascent, check_dtypes
+from jdl.tasks.outputs import count_rows, to_json
 from jdl.tasks.terms import DENOMINATORS, ROWS, SOWN, Terms, check_terms, combine, counts, total
 from jdl.tasks.views import View
 from jdl.tracing import takes_argument
@@ -51,10 +52,12 @@ class Task:
     metrics: tuple[Metric, ...] = ()  # further metrics, of predictions and targets
     sown_losses: tuple[str, ...] = ()  # collections whose sown values are added to the loss
     inactive_layers: tuple[str, ...] = ()  # dropout and batch norm that training may leave inactive
+    labeled: str | None = None  # name of a bool array, as of a stream: rows with targets; None: all
     loss_terms: Terms = ()
     """Pairs of a metric and its weight: training minimizes the weighted sum of these means, each
-    over its own elements of the whole batch. Evaluation has that `loss` where it has all terms.
-    Sown losses are a further term, `sown`. (): the metric `loss`."""
+    over its own elements of the whole batch. Evaluation has that `loss` where it has all terms. Of
+    `loss_and_metrics`, `loss` is the term `supervised`; sown losses are a further one, `sown`.
+    (): the metric `loss`."""
     views: tuple[View, ...] = ()
     """Views of each image, such as `MIRROR`, over which evaluation and prediction average the
     model's outputs (test-time augmentation); (): the image itself."""
@@ -70,18 +73,26 @@ class Task:
     def __post_init__(self) -> None:
         check_metrics(self.metrics)
         check_terms(self.loss_terms)
-        for name in ("loss", "gradient") if self.loss_terms else ():
-            if getattr(type(self), name) != getattr(Task, name):
+        for field, names in (
+            ("loss_terms", ("loss", "gradient")),
+            ("labeled", ("batch_metrics", "gradient")),
+            ("views", ("batch_metrics", "predict")),
+        ):
+            own = [n for n in names if getattr(type(self), n) != getattr(Task, n)]
+            if getattr(self, field) and own:
                 raise UserError(
-                    f"task.loss_terms has no effect on {type(self).__name__}, which defines its "
-                    f"own {name}"
+                    f"task.{field} has no effect on {type(self).__name__}, which defines its own "
+                    f"{own[0]}"
                 )
-        own = [
-            n for n in ("batch_metrics", "predict") if getattr(type(self), n) != getattr(Task, n)
-        ]
-        if self.views and (own or self.sown_losses):
-            reason = f"defines its own {own[0]}" if own else "has sown_losses"
-            raise UserError(f"task.views has no effect on {type(self).__name__}, which {reason}")
+        if type(self).further_terms is not Task.further_terms and not self.loss_terms:
+            raise UserError(
+                f"{type(self).__name__} defines further_terms: set task.loss_terms to the names of "
+                f"these and of 'supervised', each with its weight"
+            )
+        if self.views and self.sown_losses:
+            raise UserError(
+                f"task.views has no effect on {type(self).__name__}, which has sown_losses"
+            )
 
     def init(self, model: nn.Module, key: Key, batch: Batch) -> dict[str, PyTree]:
         """Initializes `params` and other collections for inputs like `batch`."""
@@ -96,7 +107,7 @@ class Task:
     @property
     def required_names(self) -> tuple[str, ...]:
         """Names of the arrays that a batch must have."""
-        return (*self.input_names, self.targets)
+        return (*self.input_names, self.targets, *([self.labeled] if self.labeled else []))
 
     def model_inputs(
         self, model: nn.Module, batch: Batch
@@ -129,8 +140,40 @@ class Task:
     ) -> tuple[dict[str, Any], dict[str, PyTree]]:
         """Applies the model to a batch; returns mergeable metrics and the updated collections."""
         outputs, collections = self._apply(model, params, state, batch, train=train, key=key)
-        metrics = self.loss_and_metrics(outputs, batch)
-        return {**metrics, **self.further_metrics(outputs, batch, train=train)}, collections
+        counted = batch
+        if self.labeled:
+            counted = {**batch, "mask": batch["mask"] & batch[self.labeled]}
+        metrics = {
+            **self.loss_and_metrics(outputs, counted),
+            **self.further_metrics(outputs, counted, train=train),
+        }
+        if train:
+            metrics |= self.further_terms(model, params, state, batch, outputs, key)
+        return metrics, collections
+
+    def further_terms(
+        self,
+        model: nn.Module,
+        params: PyTree,
+        state: TrainState,
+        batch: Batch,
+        outputs: Any,
+        key: Key | None,
+    ) -> dict[str, Mean]:
+        """Computes terms of the training loss beside `supervised`, by default none.
+
+        Their weights are those of `loss_terms`. They are of all rows, also if not `labeled`.
+
+        Args:
+          model: the network.
+          params: its parameters, which a gradient is taken for.
+          state: of the run.
+          batch: arrays (batch, ...).
+          outputs: the model's for the batch, in training mode.
+          key: of this step, as for `forward`.
+        """
+        del model, params, state, batch, outputs, key
+        return {}
 
     def further_metrics(self, outputs: Any, batch: Batch, *, train: bool) -> dict[str, Any]:
         """Computes `metrics` of a batch, in training without those of evaluations only."""
@@ -367,6 +410,8 @@ class Task:
             elif (loss := metrics.get("loss")) is not None:
                 loss = dataclasses.replace(loss, total=loss.total + term * loss.count)
                 metrics = {**metrics, "loss": loss}
+        if "supervised" in dict(self.loss_terms) and "supervised" not in metrics:
+            metrics = {"supervised" if k == "loss" else k: v for k, v in metrics.items()}
         if self.loss_terms and (mode["train"] or all(n in metrics for n, _ in self._terms)):
             metrics = {**metrics, "loss": combine(self._terms, metrics)}
         return metrics, collections
@@ -375,49 +420,3 @@ class Task:
     def _terms(self) -> Terms:
         """All terms of the loss."""
         return (*self.loss_terms, *([(SOWN, 1.0)] if self.sown_losses else []))
-
-
-def one_array(outputs: Any, task: Task) -> jax.Array:
-    """Returns the outputs of a model as they are.
-
-    Raises:
-      UserError: they are several arrays.
-    """
-    if not hasattr(outputs, "dtype"):
-        raise UserError(
-            f"the model returns a {type(outputs).__name__}, where {type(task).__name__} needs one "
-            f"array: return that, or define a task with loss_and_metrics and to_prediction"
-        )
-    return outputs
-
-
-def ascent(gradients: PyTree) -> PyTree:
-    """Returns what `jax.grad` returns as directions of ascent: conjugate where it is complex."""
-    return jax.tree.map(lambda g: g.conj() if jnp.iscomplexobj(g) else g, gradients)
-
-
-def count_rows(tree: PyTree) -> int:
-    """Returns the length of axis 0 of arrays."""
-    return len(jax.tree.leaves(tree)[0])
-
-
-def check_dtypes(params: PyTree) -> None:
-    """Raises a UserError for a parameter that has no gradient."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
-            raise UserError(
-                f"the parameter {path_name(path)} is of dtype {leaf.dtype} and has no gradient: "
-                f"make it float, or a variable of another collection"
-            )
-
-
-def to_json(values: Any) -> Json:
-    """Converts an array to nested lists, and an array of one element to a number.
-
-    A float32 gets its shortest decimal form: 0.1, not 0.10000000149.
-    """
-    array = np.asarray(values)
-    if array.size == 1:
-        (one,) = array.ravel()
-        return float(str(one)) if array.dtype.kind == "f" else one.item()
-    return [to_json(value) for value in array]

@@ -11,8 +11,9 @@ import optax
 
 from jdl.errors import UserError
 from jdl.metrics import Mean
-from jdl.tasks.base import Task, one_array
+from jdl.tasks.base import Task
 from jdl.tasks.classification import check_class_weights
+from jdl.tasks.outputs import one_array
 from jdl.typing import Batch, Json
 
 

@@ -12,7 +12,8 @@ import optax
 
 from jdl.errors import UserError
 from jdl.metrics import Mean
-from jdl.tasks.base import Task, one_array
+from jdl.tasks.base import Task
+from jdl.tasks.outputs import one_array
 from jdl.tracing import is_zero
 from jdl.typing import Batch, Json
 
@@ -85,11 +86,7 @@ class Classification(Task):
                 f"of shape (batch, classes)"
             )
         labels, classes = np.asarray(batch[self.targets]), outputs.shape[-1]
-        if self.class_weights and len(self.class_weights) != classes:
-            raise UserError(
-                f"task.class_weights has {len(self.class_weights)} weights, the model {classes} "
-                f"outputs"
-            )
+        check_class_weights(self.class_weights, classes)
         if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
             raise UserError(
                 f"{where}: {self.targets!r} has shape {labels.shape} and dtype {labels.dtype}, "
@@ -134,8 +131,17 @@ def balanced_weights(labels: np.ndarray) -> tuple[float, ...]:
     return tuple((len(labels) / (len(counts) * counts)).tolist())
 
 
-def check_class_weights(weights: tuple[float, ...]) -> None:
-    """Raises a UserError unless all are finite, none is negative and one is not 0."""
+def check_class_weights(weights: tuple[float, ...], classes: int | None = None) -> None:
+    """Raises a UserError unless all are finite, none is negative and one is not 0.
+
+    Args:
+      weights: one of each class, or none.
+      classes: their number, once it is known.
+    """
     valid = all(0 <= weight < math.inf for weight in weights) and (any(weights) or not weights)
     if not valid:
         raise UserError(f"class_weights are finite and not negative, and not all 0, not {weights}")
+    if weights and classes not in (None, len(weights)):
+        raise UserError(
+            f"task.class_weights has {len(weights)} weights, the model {classes} outputs"
+        )

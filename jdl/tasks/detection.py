@@ -18,7 +18,8 @@ from jdl.errors import UserError, install_command
 from jdl.media import Images, Media, overlay
 from jdl.metrics import Mean
 from jdl.metrics.coco import average_precision
-from jdl.tasks.base import HostMetrics, Task, one_array
+from jdl.tasks.base import HostMetrics, Task
+from jdl.tasks.outputs import one_array
 from jdl.typing import Batch, Json
 
 Array = jax.Array

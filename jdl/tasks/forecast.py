@@ -10,7 +10,8 @@ import numpy as np
 
 from jdl.errors import UserError
 from jdl.metrics import Mean, RootMean
-from jdl.tasks.base import Task, one_array, to_json
+from jdl.tasks.base import Task
+from jdl.tasks.outputs import one_array, to_json
 from jdl.typing import Batch, Json
 
 

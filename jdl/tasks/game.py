@@ -12,8 +12,10 @@ from jdl.errors import UserError, nearest
 from jdl.metrics import Mean, Metrics, SumOfMeans
 from jdl.paths import path_name, within
 from jdl.state import TrainState
-from jdl.tasks.base import Task, ascent, check_dtypes
+from jdl.tasks.base import Task
 from jdl.tasks.forward import forward
+from jdl.tasks.gradients import ascent, check_dtypes
+from jdl.tasks.untrained import init_frozen
 from jdl.tracing import errors_of, mode_arguments, takes_argument
 from jdl.typing import Batch, Key, PyTree
 
@@ -23,6 +25,7 @@ class Play:
 
     Attributes:
       train: whether this is a training step.
+      state: as before the step, which a `Frozen` network and `teacher_params` read.
       collections: the model's other variables, as the calls so far have updated them.
       metrics: further metrics by name, for `losses` to add to.
     """
@@ -30,9 +33,9 @@ class Play:
     def __init__(
         self, model: nn.Module, params: PyTree, state: TrainState, train: bool, key: Key | None
     ) -> None:
-        self.train, self.collections = train, dict(state.collections)
+        self.train, self.state, self.collections = train, state, dict(state.collections)
         self.metrics: dict[str, Any] = {}
-        self._model, self._params, self._step, self._key = model, params, state.step, key
+        self._model, self._params, self._key = model, params, key
         self._calls = 0
 
     def __call__(self, method: str, *inputs: Any, update: bool = True, **named: Any) -> Any:
@@ -79,21 +82,20 @@ class Play:
             return penalty()
         shape = jax.eval_shape(penalty)
         zeros = jnp.zeros(shape.shape, shape.dtype)
-        return jax.lax.cond(self._step % every == 0, lambda: every * penalty(), lambda: zeros)
+        return jax.lax.cond(self.state.step % every == 0, lambda: every * penalty(), lambda: zeros)
 
 
 class _Initializing(Play):
     """Calls the methods of a bound module, whose variables are then initialized."""
 
-    def __init__(self, module: nn.Module) -> None:
-        self.train, self.metrics, self.collections = False, {}, {}
-        self._module = module
+    def __init__(self, module: nn.Module, state: TrainState) -> None:
+        super().__init__(module, {}, state, train=False, key=None)
 
     def __call__(self, method: str, *inputs: Any, update: bool = True, **named: Any) -> Any:
         del update
-        known = {k: v for k, v in named.items() if takes_argument(self._module, k, method)}
-        known |= mode_arguments(self._module, False, method)
-        return getattr(self._module, method)(*inputs, **known)
+        known = {k: v for k, v in named.items() if takes_argument(self._model, k, method)}
+        known |= mode_arguments(self._model, False, method)
+        return getattr(self._model, method)(*inputs, **known)
 
     def gradient(self, method: str, x: jax.Array, **named: Any) -> jax.Array:
         self(method, x, **named)
@@ -123,12 +125,15 @@ class Game(Task):
 
     def init(self, model: nn.Module, key: Key, batch: Batch) -> dict[str, PyTree]:
         """See `Task.init`."""
+        frozen = init_frozen(self, {}, key, batch)
+        step = jnp.zeros((), jnp.int32)
+        state = TrainState(step=step, key=key, params={}, collections=frozen, opt_state=())
+
+        def losses(module: nn.Module, batch: Batch) -> Any:
+            return self.losses(_Initializing(module, state), batch)
+
         with errors_of(f"{type(self).__name__}.losses cannot initialize {type(model).__name__}"):
-            return dict(
-                model.init(
-                    key, dict(batch), method=lambda m, batch: self.losses(_Initializing(m), batch)
-                )
-            )
+            return dict(model.init(key, dict(batch), method=losses))
 
     def losses(self, play: Play, batch: Batch) -> Mapping[str, Mean]:
         """Computes the loss of each player, by the path of its module; masked rows never count.

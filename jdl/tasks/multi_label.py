@@ -12,7 +12,8 @@ import optax
 
 from jdl.errors import UserError
 from jdl.metrics import Mean
-from jdl.tasks.base import Task, one_array
+from jdl.tasks.base import Task
+from jdl.tasks.outputs import one_array
 from jdl.typing import Batch, Json
 
 

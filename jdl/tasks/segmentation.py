@@ -13,8 +13,9 @@ from jdl.data.base import Data
 from jdl.errors import UserError
 from jdl.media import Images, Media, overlay
 from jdl.metrics import IoU, Mean, MeanIoU
-from jdl.tasks.base import Task, one_array
+from jdl.tasks.base import Task
 from jdl.tasks.classification import check_class_weights
+from jdl.tasks.outputs import one_array
 from jdl.typing import Batch, Json
 
 
@@ -108,11 +109,7 @@ class Segmentation(Task):
                 f"{where}: {self.targets!r} has shape {masks.shape[1:]} and dtype {masks.dtype}, "
                 f"where images of {size[0]}x{size[1]} pixels need one integer per pixel"
             )
-        if self.class_weights and len(self.class_weights) != classes:
-            raise UserError(
-                f"task.class_weights has {len(self.class_weights)} weights, the model {classes} "
-                f"outputs"
-            )
+        check_class_weights(self.class_weights, classes)
         wrong = (masks < 0) | (masks >= classes)
         if self.ignored_class is not None:
             wrong &= masks != self.ignored_class

@@ -24,6 +24,8 @@ class Frozen:
 
         extractor: Frozen = Frozen(CNN(), name="extractor", run="runs/mnist_cnn")
         features = self.extractor(state, images)
+
+    In a `Game` the state is `play.state`.
     """
 
     model: nn.Module = field(kw_only=False)  # the network
@@ -47,7 +49,15 @@ class Frozen:
           *inputs: positional inputs of the method.
           method: name of the network's method.
           **named: keyword inputs; those that the method does not take are dropped.
+
+        Raises:
+          UserError: the state lacks its variables.
         """
+        if self.name not in state.collections:
+            raise UserError(
+                f"the state has no variables of the frozen network {self.name!r}: make the network "
+                f"a field of the task"
+            )
         own = dict(jax.lax.stop_gradient(state.collections[self.name]))
         params = own.pop("params", {})
         with unobserved():

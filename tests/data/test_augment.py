@@ -1,5 +1,7 @@
 """Augmentation against SciPy and its definition: one draw per example, none in evaluation."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,12 @@ import scipy.ndimage
 from jdl.data import ColorJitter, CutMix, Cutout, Mixup, RandomAffine, RandomCrop, RandomFlip
 from jdl.data.geometry import resample
 from jdl.errors import UserError
+from jdl.metrics import compute
+from jdl.models import MLP
+from jdl.optimizers import SGD
+from jdl.parallel import DataParallel, FullySharded, Pmap, Single
+from jdl.step import Program
+from jdl.tasks import Classification
 
 EVERY = [
     RandomAffine(
@@ -205,3 +213,42 @@ def test_evaluation_is_left_alone(transform):
     batch = {"image": jnp.asarray(pixels(16, 6, 6, 3)), "label": jnp.arange(16) % 4}
     for given, found in zip(batch.values(), transform(batch, None).values(), strict=True):
         np.testing.assert_array_equal(given, found)
+
+
+@pytest.mark.parametrize("mixing", MIXING, ids=name)
+def test_mixed_batches_have_the_same_loss_under_every_strategy(mixing):
+    rng = np.random.default_rng(0)
+    batch = {
+        "image": np.float32(rng.normal(size=(8, 6, 6, 1))),
+        "label": rng.integers(0, 4, 8),
+        "mask": np.arange(8) < 7,
+    }
+    program = Program(MLP((), 4), Classification(), SGD(0.5).build(9), (mixing,))
+    found = []
+    for strategy, parts in (
+        (Single(), 1),
+        (Single(), 2),
+        (DataParallel(2), 1),
+        (FullySharded(2, min_elements=1), 1),
+        (Pmap(2), 1),
+        (Pmap(2), 2),
+    ):
+        parted = dataclasses.replace(program, num_microbatches=parts)
+        steps = strategy.compile(parted, {}, batch)
+        state, losses = steps.init(jax.random.key(0)), []
+        for _ in range(3):
+            state, packed = steps.update(state, steps.put(batch))
+            losses.append(compute(packed.unpack()[0])["loss"])
+        found.append(losses)
+    np.testing.assert_allclose(found, [found[0]] * len(found), rtol=1e-5)
+
+
+def test_labels_that_are_mixed_already_are_mixed_again():
+    batch = {"image": jnp.asarray(pixels(4, 6, 6, 1)), "label": jnp.arange(4)}
+    once = Mixup(num_classes=4)(batch, keys(4))
+    twice = CutMix(num_classes=4)(once, keys(4, seed=1))
+    assert twice["label"].shape == (4, 4)
+    np.testing.assert_allclose(twice["label"].sum(1), 1, rtol=1e-6)
+    kept = np.mean(np.all(twice["image"] == once["image"], -1), (1, 2))
+    expected = kept[:, None] * once["label"] + (1 - kept[:, None]) * np.roll(once["label"], 1, 0)
+    np.testing.assert_allclose(twice["label"], expected, atol=1e-6)

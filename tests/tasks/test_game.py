@@ -3,8 +3,9 @@
 import dataclasses
 import functools
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -21,11 +22,12 @@ from jdl.errors import UserError
 from jdl.hooks import Callback, Hook, Sample
 from jdl.media import to_bytes
 from jdl.metrics import Mean
+from jdl.models import MLP
 from jdl.optimizers import SGD, Adam, Partition
 from jdl.parallel import DataParallel, FullySharded, Pmap, Single
 from jdl.report import run_report
 from jdl.sweeps.seeds import train_seeds
-from jdl.tasks import Game, row_keys
+from jdl.tasks import Frozen, Game, row_keys
 
 
 class Players(nn.Module):
@@ -138,6 +140,59 @@ def test_each_player_descends_its_own_loss_alone():
         np.testing.assert_allclose(metrics["critic_loss"].total, expected_loss, atol=1e-4)
     evaluated = task.evaluate(Players(), state, batch)["critic_loss"].total
     np.testing.assert_allclose(evaluated, critic_loss(state.params["critic"], 1.0), atol=1e-4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matching(GAN):
+    """The generator also matches the outputs of a frozen network."""
+
+    extractor: Frozen = field(default=Frozen(MLP((), 3), name="extractor"))
+
+    def losses(self, play, batch):
+        found = super().losses(play, batch)
+        fake = play("generate", noise(batch))
+        apart = self.extractor(play.state, fake) - self.extractor(play.state, batch["image"])
+        play.metrics["apart"] = Mean.of((apart**2).sum(1), batch["mask"])
+        total = found["generator"].total + play.metrics["apart"].total
+        return {**found, "generator": Mean(total, found["generator"].count)}
+
+
+def test_a_frozen_network_is_a_part_of_a_game(tmp_path):
+    run = jdl.train(make_experiment(task=Matching()), tmp_path / "run")
+    other = jdl.train(make_experiment(task=Matching(), strategy=Pmap(2), num_microbatches=2))
+    for name, values in run.history["train"].items():
+        np.testing.assert_allclose(other.history["train"][name], values, atol=1e-5, err_msg=name)
+    state = run.gather_state()
+    before = run.compiled.init(jax.random.key(run.experiment.seed))
+    chex.assert_trees_all_equal(state.collections, before.collections)
+    (layer,) = state.collections["extractor"]["params"].values()
+    batch = {"image": jnp.asarray(PIXELS[:8] / 16, jnp.float32), "mask": jnp.arange(8) < 6}
+    batch = jdl.tasks.with_row_keys(batch, jax.random.key(3))
+    real = batch["image"].reshape(8, -1) @ layer["kernel"]
+
+    def apart(generator):
+        fake = nn.sigmoid(noise(batch) @ generator["kernel"] + generator["bias"])
+        return ((fake @ layer["kernel"] - real) ** 2).sum(1)[:6].sum()
+
+    expected = jax.grad(apart)(state.params["generator"])
+    with_it, without = (
+        task.gradient(Players(), state, batch, jax.random.key(0))[0] for task in (Matching(), GAN())
+    )
+    for name in ("kernel", "bias"):
+        gained = with_it["generator"][name] - without["generator"][name]
+        np.testing.assert_allclose(gained, expected[name], atol=1e-4)
+        np.testing.assert_allclose(with_it["critic"][name], without["critic"][name], atol=1e-6)
+    opened = jdl.open(tmp_path / "run", make_experiment(task=Matching()))
+    np.testing.assert_array_equal(opened.sample(3).pixels, run.sample(3).pixels)
+    foreign = Matching().extractor
+
+    class Foreign(GAN):
+        def losses(self, play, batch):
+            foreign(play.state, batch["image"])
+            return super().losses(play, batch)
+
+    with pytest.raises(UserError, match="no variables of the frozen network 'extractor': make the"):
+        jdl.train(make_experiment(task=Foreign()))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -54,7 +54,8 @@ def step_input(seed):
     rng = np.random.default_rng(seed)
     label = np.where(np.arange(ROWS) < 3, rng.integers(0, 3, ROWS), -1).astype(np.int32)
     image = np.float32(rng.normal(size=(ROWS, 2, 2, 1)))
-    return {"image": image, "label": label, "mask": np.arange(ROWS) < ROWS - seed % 3}
+    mask = np.arange(ROWS) < ROWS - seed % 3
+    return {"image": image, "label": label, "mask": mask, "labeled": label >= 0}
 
 
 @functools.cache
@@ -102,6 +103,35 @@ def test_each_term_is_divided_by_its_own_count_of_the_whole_batch(strategy, part
     found = [[row[name] for name in ("loss", "supervised", "entropy")] for row in rows]
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     chex.assert_trees_all_close(params, last, atol=1e-6)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Further(Classification):
+    """The same as a term beside those of labeled rows."""
+
+    labeled: str | None = "labeled"
+    loss_terms: tuple[tuple[str, float], ...] = (("supervised", 1.0), ("entropy", 0.5))
+
+    def further_terms(self, model, params, state, batch, outputs, key):
+        return {"entropy": Entropy().loss_and_metrics(outputs, batch)["entropy"]}
+
+
+@pytest.mark.parametrize(("strategy", "parts"), [(Single(), 1), (Pmap(2), 2)], ids=["1", "2x2"])
+def test_a_further_term_is_of_all_rows_and_the_supervised_one_of_those_with_labels(strategy, parts):
+    program = dataclasses.replace(TERMS, task=Further(), num_microbatches=parts)
+    rows, params = descend(strategy, program)
+    expected, last = own_descent()
+    found = [[row[name] for name in ("loss", "supervised", "entropy")] for row in rows]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    chex.assert_trees_all_close(params, last, atol=1e-6)
+    state = steps_of(strategy, program).init(jax.random.key(3))
+    state = steps_of(strategy, program).gather(state)
+    batch = jax.tree.map(jnp.asarray, step_input(1))
+    found = compute(Further().evaluate(MODEL, state, batch))
+    logits = MODEL.apply({"params": state.params}, batch["image"])[:3]
+    right = np.argmax(logits, 1) == batch["label"][:3]
+    assert set(found) == {"supervised", "nll", "accuracy"}
+    assert found["accuracy"] == pytest.approx(right.mean())
 
 
 def test_evaluation_merges_the_terms_exactly():
@@ -154,6 +184,11 @@ class OwnLoss(Task):
         raise NotImplementedError
 
 
+class Guided(Task):
+    def batch_metrics(self, model, params, state, batch, *, train, key=None):
+        raise NotImplementedError
+
+
 @pytest.mark.parametrize(
     ("task", "message"),
     [
@@ -170,6 +205,12 @@ class OwnLoss(Task):
         (lambda: Entropy(loss_terms=(("a", float("nan")),)), "pairs of a metric and its weight"),
         (lambda: Entropy(loss_terms=("entropy",)), "pairs of a metric and its weight"),
         (lambda: OwnLoss(loss_terms=(("a", 1.0),)), "which defines its own loss"),
+        (lambda: Further(loss_terms=()), r"defines further_terms: set task\.loss_terms"),
+        (lambda: Classification(labeled="known"), "has no array 'known'"),
+        (
+            lambda: Guided(labeled="labeled"),
+            r"task\.labeled has no effect on Guided, which defines its own batch_metrics",
+        ),
     ],
 )
 def test_terms_that_cannot_be_meant_are_refused(task, message):

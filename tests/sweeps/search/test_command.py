@@ -2,7 +2,9 @@
 
 import importlib.util
 import json
+import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -207,3 +209,23 @@ def test_a_run_is_no_place_for_a_search(command, tmp_path):
     code, out, err = command("tune", "digits_mlp", *RATE.split(), "--workdir", ".")
     assert (code, out) == (2, "")
     assert err == "jdl: . holds a run, not a search: choose another --workdir\n"
+
+
+def test_the_rate_of_one_part_is_searched_by_its_path(command):
+    source = FILE.replace("SGD(0.01)", 'Partition(parts=(("Dense_0", SGD(0.1)), ("*", SGD(0.1))))')
+    source = source.replace("import SGD", "import SGD, Partition").replace("steps=20", "steps=4")
+    Path("parts.py").write_text(source[: source.index("space = ")])
+    words = ["tune", "parts.py", "--trials", 2, "--workdir", "study", "--metric", "validation.loss"]
+    space = "optimizer.parts.0.1.learning-rate=log:1e-3:1e-1"
+    code, out, err = command(*words, "--space", space, "--sampler", "random")
+    assert (code, err) == (0, "")
+    rates = re.findall(r"--optimizer\.parts\.0\.1\.learning-rate (\S+)", out)
+    rows = [json.loads(line) for line in Path("study/study.jsonl").read_text().splitlines()]
+    best = min(rows, key=lambda row: row["value"])
+    assert len({row["value"] for row in rows}) == 2
+    point = best["point"]["optimizer.parts.0.1.learning_rate"]
+    assert len(rates) == 1
+    assert float(rates[0]) == pytest.approx(point, rel=1e-3)
+    assert (
+        read(Path("study/best/experiment.json"))["optimizer"]["parts"][1][1]["learning_rate"] == 0.1
+    )

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 import jdl
+from jdl.config.overrides import override
 from jdl.data import Arrays
 from jdl.errors import UserError
 from jdl.hooks import Checkpoint, Evaluate
 from jdl.models import MLP
-from jdl.optimizers import SGD
+from jdl.optimizers import SGD, Partition
 from jdl.parallel import Single
 from jdl.sweeps import jobs as jobs_module
 from jdl.sweeps.search import Choice, Int, LogUniform, Uniform
@@ -94,6 +95,26 @@ def test_the_best_is_a_run_with_the_score_that_was_logged(tmp_path):
     assert [row["value"] for row in rows] == [each.value for each in study.trials]
     assert f"best {study.best.value:.4f} in trial {study.best.number}" in lines[-1]
     assert "3 of 3 done" in lines[-1]
+
+
+def test_the_rate_of_one_part_of_the_model_is_searched(tmp_path):
+    parts = Partition(parts=(("Dense_0", SGD(0.1)), ("*", SGD(0.1))))
+    path = "optimizer.parts.1.1.learning_rate"
+    study, _ = tuned(
+        tmp_path / "study",
+        {path: LogUniform(1e-3, 1.0)},
+        experiment={"optimizer": parts},
+        trials=2,
+        metric="validation.loss",
+    )
+    rates = [each.point[path] for each in study.trials]
+    assert len({*rates, 0.1}) == 3
+    assert len({each.value for each in study.trials}) == 2
+    for each, rate in zip(study.trials, rates, strict=True):
+        own = override(experiment(optimizer=parts), each.point)
+        assert own.optimizer.parts == (parts.parts[0], ("*", SGD(rate)))
+        run = jdl.open(study.workdir / f"trials/{each.number:04d}", own)
+        assert run.evaluate("validation")["loss"] == each.value
 
 
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
