@@ -10,10 +10,9 @@ import tyro
 from tyro.conf import Positional
 
 from benchmarks.report import between, renew
-from jdl.config.experiment_file import expectation, find
+from jdl.config.experiment_file import expectation, find, load
 from jdl.errors import UserError
 from jdl.files import RunDirectory
-from jdl.metrics import HIGHER_IS_BETTER
 
 HEAD = """| experiment | data | metric | mean | worst | seeds | seconds a run |
 |---|---|---|---|---|---|---|"""
@@ -31,9 +30,10 @@ def row(directory: Path) -> str:
     promise = expectation(find(name))
     split, metric = promise.metric.split() if promise else ("test", "accuracy")
     scores = [result["metrics"][split][metric] for result in results]
-    if metric not in HIGHER_IS_BETTER:
+    higher = load(find(name)).experiment.task.higher_is_better(metric)
+    if higher is None:
         raise UserError(f"{name}: whether a higher {metric} is better is unknown")
-    worst = min(scores) if HIGHER_IS_BETTER[metric] else max(scores)
+    worst = min(scores) if higher else max(scores)
     seconds = sum(result["seconds"] for result in results) / len(results)
     data = _read(RunDirectory(runs[0]).environment)["data"]
     splits = [split for split in ("train", "validation", "test") if split in data]

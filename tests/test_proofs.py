@@ -1,4 +1,4 @@
-"""Experiments whose losses draw noise, follow a teacher or couple rows, on digits.
+"""Experiments on digits: games, noise in losses, boxes and masks, a teacher, coupled rows.
 
 Each is equal under every strategy and accumulation, or refuses it, and is bit-equal after kills:
 

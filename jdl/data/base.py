@@ -124,12 +124,27 @@ class Data:
         return {name: value for name, value in values.items() if isinstance(value, Data)}
 
     def split(self, name: str) -> Source:
-        """Returns one split, by default of those that `splits` returns.
+        """Returns one split: of those that `splits` returns, or a further one of what is wrapped.
 
         Raises:
-          UserError: there is none of that name.
+          UserError: there is none of that name, or this data set makes no examples of it.
         """
-        return get_split(self.splits(), name)
+        splits = self.splits()
+        if name in splits or self.wrapped is None:
+            return get_split(splits, name)
+        return self.convert(self.fitted_wrapped.split(name))
+
+    def convert(self, source: Source) -> Source:
+        """Converts a further split of the wrapped data set, such as one without labels.
+
+        Raises:
+          UserError: this data set does not, which is the default.
+        """
+        del source
+        raise UserError(
+            f"{type(self).__name__} makes examples of {', '.join(self.splits())} alone, and not of "
+            f"further splits of {self.full_name()}"
+        )
 
     def full_name(self) -> str:
         """`NAME` or `NAME:VERSION` of the data set; by default of the one that it wraps."""
@@ -204,8 +219,8 @@ class Data:
         """
         if self.wrapped is None:
             raise UserError(f"{self.full_name()} wraps no data set")
-        known = self.fitted_values
-        return self.wrapped if known is None else self.wrapped.with_fitted(known["wrapped"])
+        known = (self.fitted_values or {}).get("wrapped")
+        return self.wrapped if known is None else self.wrapped.with_fitted(known)
 
     def with_fitted(self, values: Mapping[str, Json]) -> Self:
         """Returns a copy that reads files, and scales and numbers examples, as `values` say.
@@ -343,6 +358,16 @@ def check_names(data: Data, name: str) -> None:
     for column in names:
         if list(names).count(column) > 1:
             raise UserError(f"data.{name} holds {column!r} twice: take one out")
+
+
+def check_label_columns(data: Data, name: str) -> None:
+    """Raises a UserError unless a field is a tuple of different columns, one for each class."""
+    check_names(data, name)
+    if getattr(data, "label_delimiter", None) is not None:
+        raise UserError(
+            f"data.label_delimiter is for one column of labels, and data.{name} has "
+            f"{len(getattr(data, name))}: set one of them"
+        )
 
 
 def location_paths(data: Data, path: str = "data") -> list[str]:

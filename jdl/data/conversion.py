@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from jdl.data.notation import number_of
 from jdl.errors import UserError, first_line, nearest
 
 
@@ -273,6 +274,27 @@ def multi_labels(values: Any, where: str, names: tuple[str, ...] | None = None) 
     ids = hot_rows(values, known, where)
     shown = ", ".join(known[:5]) + (", ..." if len(known) > 5 else "")
     return ClassLabels(ids, known, f"{where} read as labels of {len(known)} classes: {shown}")
+
+
+def binary_label(text: str, where: str, row: int) -> int:
+    """Returns the 0 or 1 of a field in a column of one class.
+
+    Args:
+      text: the field.
+      where: file and column, for messages.
+      row: its row, from 1.
+
+    Raises:
+      UserError: it is neither.
+    """
+    value = {"false": 0, "true": 1}.get(text.lower(), number_of(text))
+    if value not in (0, 1):
+        problem = f"holds {text!r}" if text else "has no label"
+        raise UserError(
+            f"{where} {problem} in row {row}, where the column of a class among several holds 0 or "
+            f"1: correct it"
+        )
+    return int(value)
 
 
 def hot_rows(rows: Sequence[Iterable[str]], names: Sequence[str], where: str) -> np.ndarray:

@@ -70,7 +70,7 @@ class Documents(Data):
 
     def splits(self) -> dict[str, Source]:
         """Returns the splits of the text, packed."""
-        return {name: self._packed(source) for name, source in self.text.splits().items()}
+        return {name: self.convert(source) for name, source in self.text.splits().items()}
 
     def fit(self) -> dict[str, Json]:
         """Returns nothing: `jdl generate` needs the tokenizer only."""
@@ -83,7 +83,8 @@ class Documents(Data):
     def _make_tokenizer(self) -> Tokenizer:
         return _with_specials(self.encoding, self.text)
 
-    def _packed(self, source: Source) -> PackedDocuments:
+    def convert(self, source: Source) -> PackedDocuments:
+        """See `Data.convert`."""
         encode, sizes = self.tokenizer().encode, self.tokenizer().token_bytes()
         rows = [np.array([BOS, *encode(t), EOS], np.int32) for t, _ in read_texts(source)]
         numbers = np.repeat(np.arange(len(rows), dtype=np.int32), [len(row) for row in rows])
@@ -158,9 +159,12 @@ class Texts(Data):
     def splits(self) -> dict[str, Source]:
         """Returns the splits of the text, encoded on access."""
         splits = self.fitted_wrapped.splits()
-        known = self.fitted_values
-        classes = tuple(known["classes"]) if known else _word_labels(splits)
+        classes = self._classes(splits)
         return {name: self._encoded(source, classes) for name, source in splits.items()}
+
+    def convert(self, source: Source) -> EncodedTexts:
+        """See `Data.convert`."""
+        return self._encoded(source, self._classes(self.fitted_wrapped.splits()))
 
     def output_names(self) -> tuple[str, ...]:
         """Output names of the text set, or the words that label its texts."""
@@ -186,6 +190,11 @@ class Texts(Data):
 
     def _make_tokenizer(self) -> Tokenizer:
         return _with_specials(self.encoding, self.text)
+
+    def _classes(self, splits: Mapping[str, Source]) -> tuple[str, ...]:
+        """Returns the words that label the texts."""
+        known = self.fitted_values
+        return _word_labels(splits) if known is None else tuple(known["classes"])
 
     def _encoded(self, source: Source, classes: tuple[str, ...] = ()) -> EncodedTexts:
         return EncodedTexts(source, self.tokenizer(), self.length, self.truncation_side, classes)

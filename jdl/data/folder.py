@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from jdl.data.base import Data
-from jdl.data.conversion import hot_rows
+from jdl.data.base import Data, check_label_columns
+from jdl.data.conversion import binary_label, hot_rows
 from jdl.data.files import column_index, read_csv
 from jdl.data.fingerprints import hash_files
 from jdl.data.image_paths import (
@@ -63,8 +63,8 @@ class ImageFiles:
 class ImageFolder(Data):
     """Image files: `image` (height, width, channels) uint8 and `label` () int32.
 
-    With `label_delimiter` an image has any number of classes, as in a folder `cat+dog`, and `label`
-    is (classes,) int32, 0 or 1 for each.
+    With `label_delimiter` an image has any number of classes, as in a folder `cat+dog`, and so it
+    has with several columns of labels; `label` is then (classes,) int32, 0 or 1 for each.
 
     `path` has one folder per class, or `train`, `validation` (`val`, `valid`) and `test` folders
     that each do. With `labels_file`, images may be anywhere below `path`. Labels number the sorted
@@ -75,7 +75,7 @@ class ImageFolder(Data):
     path: str = field(kw_only=False)  # the folder
     labels_file: str | None = None  # CSV file with a row per image
     file_column: str = "file"  # its column of paths below `path`
-    label_column: str = "label"  # its column of classes
+    label_column: str | tuple[str, ...] = "label"  # its column of classes, or one for each: 0 or 1
     group: str | None = None  # its column of which no value is in two splits, such as a patient
     label_delimiter: str | None = None  # between the classes of one image; None: it has one class
     mode: Literal["RGB", "L"] = "RGB"  # color, or one channel of gray
@@ -90,6 +90,10 @@ class ImageFolder(Data):
             raise UserError("data.label_delimiter is a mark such as '+' or ';', not blank")
         if self.group and not self.labels_file:
             raise UserError("data.group is a column of data.labels_file: set that too")
+        if not isinstance(self.label_column, str):
+            check_label_columns(self, "label_column")
+            if not self.labels_file:
+                raise UserError("data.label_column is of data.labels_file: set that too")
 
     def load(self) -> dict[str, Source]:
         """Returns the splits with a folder, else `train`.
@@ -100,7 +104,7 @@ class ImageFolder(Data):
         found, notes = self._found()
         paths = tuple(each.path for files in found.values() for each in files)
         bad, more = self._unreadable(paths)
-        all_classes = classes_of(found, self.label_delimiter)
+        all_classes = self._classes(found)
         classes = self.fitted_values["classes"] if self.fitted_values else all_classes
         if new := sorted(set(all_classes) - set(classes)):
             raise UserError(
@@ -124,14 +128,14 @@ class ImageFolder(Data):
 
     def fit(self) -> dict[str, Json]:
         """Returns how images are read, and `classes`."""
-        return {**super().fit(), "classes": classes_of(self._found()[0], self.label_delimiter)}
+        return {**super().fit(), "classes": self._classes(self._found()[0])}
 
     def output_names(self) -> tuple[str, ...]:
         """The classes."""
         known = self.fitted_values
         if known:
             return tuple(known["classes"])
-        return tuple(classes_of(self._found()[0], self.label_delimiter))
+        return tuple(self._classes(self._found()[0]))
 
     def full_name(self) -> str:
         """The folder's name."""
@@ -139,10 +143,16 @@ class ImageFolder(Data):
 
     def _numbered(self, files: Sequence[Labeled], number: Mapping[str, int]) -> tuple[Any, ...]:
         """Returns the label of each file."""
-        if self.label_delimiter is None:
-            return tuple(number[each.label] for each in files)
+        if self.label_delimiter is None and isinstance(self.label_column, str):
+            return tuple(number[str(each.label)] for each in files)
         rows = [split_label(each.label, self.label_delimiter) for each in files]
         return tuple(map(tuple, hot_rows(rows, list(number), self.path).tolist()))
+
+    def _classes(self, found: Mapping[str, Sequence[Labeled]]) -> list[str]:
+        """Returns the class names in the order of their numbers."""
+        if isinstance(self.label_column, str):
+            return classes_of(found, self.label_delimiter)
+        return list(self.label_column)
 
     def _found(self) -> tuple[dict[str, list[Labeled]], list[str]]:
         """Returns image files with their class, by split, and what was noticed on the way."""
@@ -151,7 +161,7 @@ class ImageFolder(Data):
             raise UserError(f"{root} is no folder")
         notes: list[str] = []
         found = {"train": self._listed(root)} if self.labels_file else find_splits(root, notes)
-        classes = classes_of(found, self.label_delimiter)
+        classes = self._classes(found)
         if len(classes) < 2:
             raise UserError(
                 f"{root} holds images of {len(classes)} classes, where two are needed: one folder "
@@ -163,31 +173,41 @@ class ImageFolder(Data):
     def _listed(self, root: Path) -> list[Labeled]:
         """Returns image files with their labels from the CSV file."""
         header, rows = read_csv(str(self.labels_file))
-        names = (self.file_column, self.label_column, *([self.group] if self.group else []))
-        places = [column_index(str(self.labels_file), header, name) for name in names]
+        one = isinstance(self.label_column, str)
+        labels = (self.label_column,) if one else self.label_column
+        names = (self.file_column, *labels, *([self.group] if self.group else []))
+        places = {name: column_index(str(self.labels_file), header, name) for name in names}
         found: dict[Path, int] = {}
         files = []
         for number, row in enumerate(rows, start=1):
-            file, *labels = (row[place].strip() for place in places)
-            for name, label in zip(names[1:], labels, strict=True):
-                may_be_none = name == self.label_column and self.label_delimiter
-                if not label and not may_be_none:
-                    what = "label" if name == self.label_column else name
-                    raise UserError(f"{self.labels_file}: row {number} has no {what} ({file})")
+            fields = {name: row[place].strip() for name, place in places.items()}
+            file, where = fields[self.file_column], f"{self.labels_file}: row {number}"
+            label = self._label(fields, number)
+            group = fields[self.group] if self.group else ""
+            if self.group and not group:
+                raise UserError(f"{where} has no {self.group} ({file})")
             path = root / file
             if not path.is_file():
                 raise UserError(
-                    f"{self.labels_file}: row {number} names {file}, not in {root}: give paths "
+                    f"{where} names {file}, not in {root}: give paths "
                     f"below data.path, with their extension"
                 )
             if path in found:
                 raise UserError(
-                    f"{self.labels_file}: row {number} names {file} again, after row "
-                    f"{found[path]}: remove one of them"
+                    f"{where} names {file} again, after row {found[path]}: remove one of them"
                 )
             found[path] = number
-            files.append(Labeled(path, *labels))
+            files.append(Labeled(path, label, group))
         return files
+
+    def _label(self, fields: Mapping[str, str], row: int) -> str | tuple[str, ...]:
+        """Returns what a row of the CSV file says of its image: a class, or several."""
+        file, names = self.labels_file, self.label_column
+        if isinstance(names, str):
+            if not fields[names] and not self.label_delimiter:
+                raise UserError(f"{file}: row {row} has no label ({fields[self.file_column]})")
+            return fields[names]
+        return tuple(n for n in names if binary_label(fields[n], f"{file}: column {n!r}", row))
 
     def _unreadable(self, paths: tuple[Path, ...]) -> tuple[frozenset[Path], list[str]]:
         """Returns the unreadable images, and notes about the others."""

@@ -31,10 +31,10 @@ SYSTEM = ("__macosx", "@eadir", "$recycle.bin", "system volume information", "lo
 
 
 class Labeled(NamedTuple):
-    """An image file with its class and, if asked for, its group."""
+    """An image file with its class, or several, and if asked for, its group."""
 
     path: Path
-    label: str
+    label: str | tuple[str, ...]
     group: str = ""
 
 
@@ -113,7 +113,7 @@ def summarize(path: str, found: Mapping[str, Sequence[Labeled]], notes: Iterable
     """Returns counts per split and class, and the notes."""
     classes, parts = classes_of(found), []
     for split, files in found.items():
-        counts = collections.Counter(each.label for each in files)
+        counts = collections.Counter(n for each in files for n in split_label(each.label, None))
         named = ", ".join(f"{label} {counts[label]}" for label in classes)
         parts.append(f"{split} {len(files)} images ({named})")
     return "; ".join([f"{path}: {', '.join(parts)}", *notes])
@@ -131,8 +131,10 @@ def classes_of(found: Mapping[str, Sequence[Labeled]], delimiter: str | None = N
     return sorted({name for label in labels for name in split_label(label, delimiter)})
 
 
-def split_label(label: str, delimiter: str | None) -> list[str]:
-    """Returns the classes that a label names; it is one itself without a delimiter."""
+def split_label(label: str | tuple[str, ...], delimiter: str | None) -> list[str]:
+    """Returns the classes that a label names; a text is one itself without a delimiter."""
+    if isinstance(label, tuple):
+        return list(label)
     if delimiter is None:
         return [label]
     return [name.strip() for name in label.split(delimiter) if name.strip()]

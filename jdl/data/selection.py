@@ -34,6 +34,10 @@ class Selection(Data):
             kept["train"] = self._few(kept["train"], self.num_examples)
         return dict(kept)
 
+    def convert(self, source: Source) -> "Relabeled":
+        """See `Data.convert`."""
+        return self._of_classes(source)
+
     def reader(self) -> Reader:
         """Delegates to `data`."""
         return self.fitted_wrapped.reader()

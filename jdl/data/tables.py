@@ -8,9 +8,9 @@ from typing import ClassVar
 import numpy as np
 
 from jdl.data.arrays import ArraySource
-from jdl.data.base import Data, check_names
+from jdl.data.base import Data, check_label_columns, check_names
 from jdl.data.columns import Categories, Column, ColumnReader, Kind, Numbers, read_typed
-from jdl.data.conversion import hot_rows
+from jdl.data.conversion import binary_label, hot_rows
 from jdl.data.features import Feature, encode_all, stack_columns
 from jdl.data.files import column_index, most_rows, read_header
 from jdl.data.image_paths import split_label
@@ -29,12 +29,13 @@ class Table(Data):
     words; one that mixes them is refused. Numbers are scaled to mean 0 and deviation 1, and limited
     to 100 deviations; where one is missing, the median stands in and a further input is 1. Words
     are one-hot. All this is fitted on the training split. A target of numbers is `y` () float32;
-    one of words is the class, () int32, in the order of their names; with `label_delimiter` a row
-    has any number of classes, as in `cat;dog`, and `y` is (classes,) int32, 0 or 1 for each.
+    one of words is the class, () int32, in the order of their names. With `label_delimiter` a row
+    has any number of classes, as in `cat;dog`, and so it has with several target columns, one for
+    each class; `y` is then (classes,) int32, 0 or 1 for each.
     """
 
     path: str = field(kw_only=False)  # CSV file whose first row names its columns
-    target: str = field(kw_only=False)  # column to predict
+    target: str | tuple[str, ...] = field(kw_only=False)  # column to predict, or several of 0 and 1
     columns: tuple[str, ...] = ()  # inputs; empty: all but target, keep and group
     categories: tuple[str, ...] = ()  # inputs that are words even if they look like numbers
     categorical: bool | None = None  # the target is a class; None: if not numeric
@@ -56,11 +57,11 @@ class Table(Data):
         for name in ("columns", "keep", "categories"):
             check_names(self, name)
         for name in ("columns", "keep"):
-            for column in (self.target, *([self.group] if self.group else [])):
+            for column in (*self._targets, *([self.group] if self.group else [])):
                 if column in getattr(self, name) and (name, column) != ("keep", self.group):
                     raise UserError(
                         f"data.{name} holds {column!r}, which is data."
-                        f"{'target' if column == self.target else 'group'}: take it out of one"
+                        f"{'target' if column in self._targets else 'group'}: take it out of one"
                     )
         if both := set(self.columns) & set(self.keep):
             raise UserError(
@@ -68,7 +69,9 @@ class Table(Data):
             )
         if self.label_delimiter is not None and not self.label_delimiter.strip():
             raise UserError("data.label_delimiter is a mark such as '+' or ';', not blank")
-        if self.group == self.target:
+        if not isinstance(self.target, str):
+            check_label_columns(self, "target")
+        if self.group in self._targets:
             raise UserError(f"data.group and data.target are both {self.group!r}: change one")
         for name in ("x", "y", "mask"):
             if name in self.keep:
@@ -78,6 +81,11 @@ class Table(Data):
                 f"data.decimal {self.decimal!r} and data.thousands {self.thousands!r} must be two "
                 f"different characters (thousands may be empty)"
             )
+
+    @property
+    def _targets(self) -> tuple[str, ...]:
+        """The columns of targets."""
+        return (self.target,) if isinstance(self.target, str) else self.target
 
     def load(self) -> dict[str, Source]:
         """Returns one split, `train`: numbers as they are, NaN where missing, words as ids.
@@ -126,20 +134,19 @@ class Table(Data):
         columns = self._read()
         names = self._inputs(list(columns))
         inputs = {name: columns.pop(name) for name in names}
-        for name, words in (
-            {self.target: fitted["classes"], **fitted["keep"]}.items() if fitted else ()
-        ):
+        before = fitted["keep"] if fitted else {}
+        if fitted and isinstance(self.target, str) and not self.label_delimiter:
+            before = {self.target: fitted["classes"], **before}
+        for name, words in before.items():
             column = columns[name]
-            if isinstance(column, Categories) and not (
-                name == self.target and self.label_delimiter
-            ):
+            if isinstance(column, Categories):
                 if name == self.target:
                     column.check_known(f"{self.path}: column {name!r}", words)
                 columns[name] = column.renumbered(words)
-        words = {n: list(c.names) for n, c in columns.items() if isinstance(c, Categories)}
-        if self.label_delimiter:
-            words[self.target] = fitted["classes"] if fitted else self._classes(columns)
-        rest = self._source(columns, classes=words.get(self.target, ()))
+        kept = {name: columns[name] for name in self.keep}
+        words = {name: list(c.names) for name, c in kept.items() if isinstance(c, Categories)}
+        classes = fitted["classes"] if fitted else self._classes(columns)
+        rest = self._source(columns, classes=classes)
         columns.clear()
         parts = self.divide({"train": rest})
         rows = {split: root_indices(part) for split, part in parts.items()}
@@ -151,8 +158,8 @@ class Table(Data):
         source = ArraySource({"x": encode_all(features, inputs), **rest.arrays}, rest.aside)
         known = {
             "features": [feature.to_json() for feature in features],
-            "classes": words.get(self.target, []),
-            "keep": {name: words[name] for name in self.keep if name in words},
+            "classes": classes,
+            "keep": words,
         }
         if len(rows) == 1:
             return {"train": source}, known
@@ -163,14 +170,14 @@ class Table(Data):
         header = read_header(self.path, self.delimiter)
         inputs = self._inputs(header)
         group = [self.group] if self.group else []
-        used = dict.fromkeys([*inputs, self.target, *self.keep, *group])
+        used = dict.fromkeys([*inputs, *self._targets, *self.keep, *group])
         known = set(header)
         for name in [name for name in (*used, *self.categories) if name not in known]:
             column_index(self.path, header, name)
         rows = most_rows(self.path)
         readers = {name: self._reader(name, self.path, rows) for name in used}
         columns = read_typed(self.path, readers, self.delimiter)
-        for name, what in ((self.target, "label"), (self.group, "group")):
+        for name, what in (*((name, "label") for name in self._targets), (self.group, "group")):
             may_be_none = name == self.target and self.label_delimiter
             if name and not may_be_none and (gap := readers[name].first_missing):
                 raise UserError(
@@ -188,30 +195,32 @@ class Table(Data):
     ) -> ColumnReader:
         place = f"{path}: column {name!r}"
         notation = Notation(missing=self.missing, decimal=self.decimal, thousands=self.thousands)
-        is_input = name not in (self.target, self.group, *self.keep)
-        is_class = self.categorical or self.label_delimiter is not None
-        is_word = name in self.categories or (name == self.target and is_class)
-        if name == self.target and self.categorical is False:
+        is_target = name in self._targets
+        is_input = not is_target and name not in (self.group, *self.keep)
+        several = self.label_delimiter is not None or not isinstance(self.target, str)
+        is_word = name in self.categories or (is_target and (self.categorical or several))
+        if is_target and self.categorical is False:
             kind = "number"
         return ColumnReader(
             place,
             notation,
             rows,
             kind=kind or ("category" if is_word or name in (self.group, *self.keep) else None),
-            exact=name == self.target,
+            exact=is_target,
             limit=self.max_categories if is_input and kind is None else None,
             remedy=(
                 ", or set data.categorical"
-                if name == self.target
+                if is_target
                 else ", or list the column in data.categories"
             ),
         )
 
     def _inputs(self, header: list[str]) -> list[str]:
-        others = [n for n in header if n not in (self.target, self.group, *self.keep)]
+        others = [n for n in header if n not in (*self._targets, self.group, *self.keep)]
         names = list(self.columns) or others
         if not names:
-            raise UserError(f"{self.path} has no column for inputs beside {self.target!r}")
+            beside = ", ".join(map(repr, self._targets))
+            raise UserError(f"{self.path} has no column for inputs beside {beside}")
         for name in names:
             if name.startswith("Unnamed: ") and not self.columns:
                 raise UserError(
@@ -224,11 +233,16 @@ class Table(Data):
         self,
         columns: Mapping[str, Column],
         x: np.ndarray | None = None,
-        classes: Sequence[str] = (),
+        classes: Sequence[str] | None = None,
     ) -> ArraySource:
-        """Returns all rows, with the group aside; `classes` as for `_targets`."""
+        """Returns all rows, with the group aside; None: the classes that the targets hold."""
+        classes = self._classes(columns) if classes is None else classes
         arrays = {} if x is None else {"x": x}
-        arrays["y"] = self._targets(columns[self.target], classes or self._classes(columns))
+        if isinstance(self.target, str):
+            arrays["y"] = self._y(self.target, columns[self.target], classes)
+        else:
+            marks = [self._marks(name, columns[name]) for name in self.target]
+            arrays["y"] = np.stack(marks, 1)
         for name in self.keep:
             column = columns[name]
             arrays[name] = (
@@ -253,17 +267,29 @@ class Table(Data):
         return found
 
     def _classes(self, columns: Mapping[str, Column]) -> list[str]:
-        """Returns the sorted classes that the targets hold, with a `label_delimiter`."""
+        """Returns the classes that the targets hold, in their order; of numbers none."""
+        if not isinstance(self.target, str):
+            return list(self.target)
         column = columns[self.target]
-        if self.label_delimiter is None or not isinstance(column, Categories):
+        if not isinstance(column, Categories):
             return []
+        if self.label_delimiter is None:
+            return list(column.names)
         rows = [split_label(each, self.label_delimiter) for each in column.names]
         return sorted({name for row in rows for name in row})
 
-    def _targets(self, column: Column, classes: Sequence[str]) -> np.ndarray:
+    def _marks(self, name: str, column: Column) -> np.ndarray:
+        """Returns the column of one class, (rows,) int32."""
+        assert isinstance(column, Categories)
+        rows = [int(np.argmax(column.codes == code)) + 1 for code in range(len(column.names))]
+        place = f"{self.path}: column {name!r}"
+        marks = [binary_label(x, place, row) for x, row in zip(column.names, rows, strict=True)]
+        return np.array(marks, np.int32)[column.codes]
+
+    def _y(self, name: str, column: Column, classes: Sequence[str]) -> np.ndarray:
         """Returns `y` of all rows; with a `label_delimiter` a column for each of `classes`."""
         if isinstance(column, Categories) and self.label_delimiter:
-            place = f"{self.path}: column {self.target!r}"
+            place = f"{self.path}: column {name!r}"
             rows = [split_label(each, self.label_delimiter) for each in column.names]
             return hot_rows([*rows, []], classes, place)[column.codes]  # -1: no class
         if isinstance(column, Categories):
@@ -271,13 +297,13 @@ class Table(Data):
         values = column.values  # read exactly, so that the center is 0
         if column.kind == "date":
             raise UserError(
-                f"{self.path}: column {self.target!r} holds dates, which are no target: give a "
+                f"{self.path}: column {name!r} holds dates, which are no target: give a "
                 f"column of numbers, or set data.categorical to take each date for a class"
             )
         size = max(abs(values.min()), abs(values.max()))
         if size * np.finfo(np.float32).eps > 1e-3 * values.std() > 0:
             raise UserError(
-                f"{self.path}: column {self.target!r} holds numbers such as {values[0]:.17g} that "
+                f"{self.path}: column {name!r} holds numbers such as {values[0]:.17g} that "
                 f"float32 cannot tell apart: subtract a constant from all"
             )
         return column.rounded()

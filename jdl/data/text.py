@@ -65,22 +65,12 @@ class Words(Data):
         """
         texts = self._texts()
         known = self.fitted_values or self._fit(texts)
-        ids = _word_ids(known["words"])
-        return {
-            name: ArraySource(
-                {
-                    "tokens": np.stack(
-                        [encode_words(text, ids, self.length) for text, _ in examples]
-                    ),
-                    "label": _numbers(
-                        [label for _, label in examples],
-                        f"{self.full_name()}: split {name!r}: 'label'",
-                        known["classes"],
-                    ),
-                }
-            )
-            for name, examples in texts.items()
-        }
+        return {name: self._encoded(name, examples, known) for name, examples in texts.items()}
+
+    def convert(self, source: Source) -> ArraySource:
+        """See `Data.convert`."""
+        known = self.fitted_values or self._fit(self._texts())
+        return self._encoded("further", list(read_texts(source)), known)
 
     def fit(self) -> dict[str, Json]:
         """Returns `words` in the order of their ids, `classes`, and what is `wrapped`."""
@@ -108,6 +98,15 @@ class Words(Data):
         """Output names of the text, or the words that label it."""
         return tuple(self.fitted()["classes"])
 
+    def _encoded(
+        self, split: str, examples: Sequence[tuple[str, Any]], known: Mapping[str, Json]
+    ) -> ArraySource:
+        """Returns the texts of a split as ids of words."""
+        ids, where = _word_ids(known["words"]), f"{self.full_name()}: split {split!r}: 'label'"
+        tokens = [encode_words(text, ids, self.length) for text, _ in examples]
+        labels = _numbers([label for _, label in examples], where, known["classes"])
+        return ArraySource({"tokens": np.stack(tokens), "label": labels})
+
     def _texts(self) -> dict[str, list[tuple[str, Any]]]:
         """Returns texts and labels by split."""
         splits = self.fitted_wrapped.splits()
@@ -119,12 +118,15 @@ class Words(Data):
     def _fit(self, texts: Mapping[str, list[tuple[str, Any]]]) -> dict[str, Json]:
         ids = build_vocabulary((text for text, _ in texts["train"]), self.vocab_size)
         labels = [label for examples in texts.values() for _, label in examples]
-        found = class_labels(labels, f"{self.full_name()}: 'label'")
+        several = np.ndim(labels[0]) == 1
+        found = None if several else class_labels(labels, f"{self.full_name()}: 'label'")
         return {"words": list(ids), "classes": list(found.names) if found else []}
 
 
 def _numbers(labels: Sequence[Any], where: str, classes: Sequence[str]) -> np.ndarray:
-    """Returns labels (n,): class numbers int32, or real numbers float32."""
+    """Returns labels (n,): class numbers int32, or real numbers float32; or (n, classes) int32."""
+    if np.ndim(labels[0]) == 1:
+        return np.stack(labels).astype(np.int32)
     found = class_labels(labels, where, tuple(classes) or None)
     return found.ids if found else to_numbers(labels, where).astype(np.float32)
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from jdl.data.arrays import ArraySource
-from jdl.data.base import Data
+from jdl.data.base import Data, check_label_columns
 from jdl.data.columns import Categories, ColumnReader
+from jdl.data.conversion import binary_label
 from jdl.data.files import column_index, read_columns, read_text, read_texts
 from jdl.data.notation import Notation, looks_like_number, number_of
 from jdl.data.readers import Reader
@@ -21,12 +22,13 @@ class TextTable(Data):
     """A CSV or TSV file of labeled texts: `text` and `label`, as for `Words`.
 
     Words and whole numbers are classes, () int32, numbered in their order; labels of which one has
-    a fraction stay numbers, () float32.
+    a fraction stay numbers, () float32. With several columns of labels a text has any number of
+    classes, and `label` is (classes,) int32, 0 or 1 for each.
     """
 
     path: str = field(kw_only=False)  # file whose first row names its columns
     text_column: str = "text"  # column of texts
-    label_column: str = "label"  # column of labels
+    label_column: str | tuple[str, ...] = "label"  # column of labels, or one for each class: 0 or 1
     categorical: bool | None = None  # labels are classes; None: unless one has a fraction
     group: str | None = None  # column of which no value is in two splits, such as an author
     stratify: bool | None = None  # hold out the same share of each class; None: of classes
@@ -35,6 +37,11 @@ class TextTable(Data):
 
     locations = ("path",)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.label_column, str):
+            check_label_columns(self, "label_column")
+
     def load(self) -> dict[str, Source]:
         """Returns one split, `train`.
 
@@ -42,10 +49,14 @@ class TextTable(Data):
           UserError: the file cannot be read, a column is missing, or a label.
         """
         columns = read_columns(self.path, self.delimiter)
-        used = (self.text_column, self.label_column, self.group)
+        one = isinstance(self.label_column, str)
+        used = (self.text_column, *((self.label_column,) if one else self.label_column), self.group)
         for name in filter(None, used):
             column_index(self.path, list(columns), name)
-        labels = self._labels(columns[self.label_column])
+        if isinstance(self.label_column, str):
+            labels = self._labels(self.label_column, columns[self.label_column])
+        else:
+            labels = np.stack([self._marks(n, columns[n]) for n in self.label_column], 1)
         texts = np.array(columns[self.text_column], object)
         aside = {}
         if self.group:
@@ -54,9 +65,13 @@ class TextTable(Data):
 
     def fit(self) -> dict[str, Json]:
         """Returns `classes`."""
+        if not isinstance(self.label_column, str):
+            return {"classes": list(self.label_column)}
         columns = read_columns(self.path, self.delimiter)
         column_index(self.path, list(columns), self.label_column)
-        return {"classes": self._classes(columns[self.label_column])}
+        found = self._column(self.label_column, columns[self.label_column], "label")
+        is_real = self._real(self.label_column, found) is not None
+        return {"classes": [] if is_real else list(found.names)}
 
     def reader(self) -> Reader:
         """Returns a reader of CSV and TSV files with the text column, and of text files."""
@@ -74,21 +89,22 @@ class TextTable(Data):
         """The file's name."""
         return Path(self.path).name
 
-    def _labels(self, texts: tuple[str, ...]) -> np.ndarray:
-        found = self._column(self.label_column, texts, "label")
-        if (values := self._real(found)) is not None:
+    def _marks(self, name: str, texts: tuple[str, ...]) -> np.ndarray:
+        """Returns the column of a class, (rows,) int32."""
+        place = f"{self.path}: column {name!r}"
+        marks = [binary_label(text.strip(), place, row) for row, text in enumerate(texts, 1)]
+        return np.array(marks, np.int32)
+
+    def _labels(self, column: str, texts: tuple[str, ...]) -> np.ndarray:
+        found = self._column(column, texts, "label")
+        if (values := self._real(column, found)) is not None:
             return values
         if self.fitted_values is not None:
-            place = f"{self.path}: column {self.label_column!r}"
-            found.check_known(place, self.fitted_values["classes"])
+            found.check_known(f"{self.path}: column {column!r}", self.fitted_values["classes"])
             found = found.renumbered(self.fitted_values["classes"])
         return found.codes
 
-    def _classes(self, texts: tuple[str, ...]) -> list[str]:
-        found = self._column(self.label_column, texts, "label")
-        return [] if self._real(found) is not None else list(found.names)
-
-    def _real(self, labels: Categories) -> np.ndarray | None:
+    def _real(self, column: str, labels: Categories) -> np.ndarray | None:
         """Returns the labels as numbers (rows,) if that is what they are, else None.
 
         Raises:
@@ -102,7 +118,7 @@ class TextTable(Data):
             if number is None and (real or looks_like_number(name)):
                 row = int(np.argmax(labels.codes == code)) + 1
                 raise UserError(
-                    f"{self.path}: column {self.label_column!r} holds {name!r} in row {row}, no "
+                    f"{self.path}: column {column!r} holds {name!r} in row {row}, no "
                     f"number such as 1.5: correct it, or set data.categorical"
                 )
         return np.array(numbers, np.float64)[labels.codes].astype(np.float32) if real else None

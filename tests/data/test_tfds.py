@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets
 
-from jdl.data import TFDS
+from jdl.data import BPE, TFDS, Documents, Selection, Texts, Tokens, Words
 from jdl.data.prepare import prepare
 from jdl.data.splits import Splits
 from jdl.data.tfds import check_tfds
@@ -378,3 +378,25 @@ def test_any_prepared_split_is_read_by_its_name(root):
     assert len(reviews.split("test")) == len(reviews.splits()["test"])
     with pytest.raises(UserError, match=r"no split 'unsupervized'.*did you mean 'unsupervised'"):
         reviews.split("unsupervized")
+
+
+def test_a_further_split_is_read_through_the_sets_that_make_examples_of_texts_and_classes(root):
+    reviews = TFDS("imdb_reviews", data_dir=str(root), validation_fraction=0.0)
+    encoding = BPE(vocab_size=270)
+    for data in (
+        Texts(reviews, encoding=encoding, length=8),
+        Words(reviews, length=8),
+        Documents(reviews, encoding=encoding, length=8),
+    ):
+        for each in (data, data.with_fitted(data.fit())):
+            found, train = each.split("unsupervised")[0], each.splits()["train"][0]
+            assert found.keys() == train.keys()
+            assert found["tokens"].shape == train["tokens"].shape
+            assert np.any(found["tokens"] != train["tokens"])
+            assert len(each.split("test")) == len(each.splits()["test"])
+    chosen = Selection(reviews, classes=(-1,)).split("unsupervised")  # the label of these texts
+    assert [(each["text"], each["label"]) for each in chosen] == [(b"train/unsup/0_0", 0)]
+    with pytest.raises(UserError, match="Tokens makes examples of train, validation alone, and no"):
+        Tokens(reviews).split("unsupervised")
+    with pytest.raises(UserError, match="no split 'more'"):
+        Words(reviews).split("more")

@@ -11,7 +11,7 @@ from sklearn.metrics import average_precision_score, log_loss
 
 import jdl
 from jdl import Experiment
-from jdl.data import Arrays, ImageFolder, Table
+from jdl.data import Arrays, ImageFolder, Table, Texts, TextTable, Words
 from jdl.errors import UserError
 from jdl.metrics import AveragePrecision, compute
 from jdl.models import MLP
@@ -160,6 +160,79 @@ def test_labels_come_from_columns_of_files(tmp_path):
         fitted.splits()
     with pytest.raises(UserError, match="label_delimiter is a mark"):
         Table("a.csv", "y", label_delimiter=" ")
+
+
+def test_labels_come_from_a_column_for_each_class(tmp_path):
+    whole = {"test_fraction": 0, "validation_fraction": 0}
+    order = ("dog", "cat", "owl")
+    wanted = [[1, 1, 0], [0, 0, 0], [0, 0, 1], [1, 1, 0]]
+    marks = [["1", "True", "0"], ["0", "0", "0.0"], ["0", "false", "1.0"], ["1", "1", "0"]]
+    for index in range(4):
+        draw(tmp_path / "images" / f"{index}.png")
+    rows = [["file", *order], *[[f"{i}.png", *each] for i, each in enumerate(marks)]]
+    file = write(tmp_path / "labels.csv", rows)
+    images = ImageFolder(str(tmp_path / "images"), labels_file=file, label_column=order, **whole)
+    text = write(
+        tmp_path / "texts.csv",
+        [["text", *order], *[[f"a text {i}", *each] for i, each in enumerate(marks)]],
+    )
+    texts = TextTable(text, label_column=order, **whole)
+    table = write(
+        tmp_path / "table.csv", [["size", *order], *[[f"{i}.5", *m] for i, m in enumerate(marks)]]
+    )
+    table = Table(table, order, **whole)
+    for data in (images, texts, table, Words(texts, length=4), Texts(texts, length=4)):
+        name = data.array_names[1]
+        for each in (data, data.with_fitted(data.fit())):
+            source = each.splits()["train"]
+            assert [source[i][name].tolist() for i in range(4)] == wanted
+            assert source[0][name].dtype == np.int32
+            assert each.output_names() == order
+    assert list(table.splits()["train"][0]["x"].shape) == [1]
+    run = jdl.train(
+        Experiment(
+            model=MLP((), 3),
+            task=MultiLabelClassification(metrics=BOTH),
+            data=table,
+            strategy=Single(),
+            hooks=(),
+            steps=2,
+            batch_size=4,
+        )
+    )
+    assert run.evaluate("train")["average_precision_per_class"].shape == (3,)
+
+
+@pytest.mark.parametrize("mark", ["2", "", "yes", "0.5"])
+def test_what_is_no_label_of_a_class_is_named(tmp_path, mark):
+    for index in range(2):
+        draw(tmp_path / "images" / f"{index}.png")
+    file = write(
+        tmp_path / "all.csv",
+        [
+            ["file", "text", "size", "cat", "dog"],
+            ["0.png", "a", 1, 0, 1],
+            ["1.png", "b", 2, 1, mark],
+        ],
+    )
+    problem = f"holds '{mark}'" if mark else "has no label"
+    for data in (
+        ImageFolder(str(tmp_path / "images"), labels_file=file, label_column=("cat", "dog")),
+        TextTable(file, label_column=("cat", "dog")),
+        Table(file, ("cat", "dog"), columns=("size",)),
+    ):
+        with pytest.raises(UserError, match=f"all.csv: column 'dog' {problem} in row 2"):
+            data.splits()
+    columns = {"label_column": ("cat", "dog")}
+    for make, message in (
+        (lambda: ImageFolder("x", labels_file=file, label_delimiter=";", **columns), "for one col"),
+        (lambda: ImageFolder("x", **columns), "label_column is of data.labels_file"),
+        (lambda: Table(file, ("cat", "cat")), "data.target holds 'cat' twice"),
+        (lambda: Table(file, ("cat", "dog"), group="dog"), "data.group and data.target are both"),
+        (lambda: Table(file, ("cat", "cow"), columns=("size",)).splits(), "has no column 'cow'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            make()
 
 
 def test_arrays_train_with_labels_of_several_classes():
