@@ -173,8 +173,8 @@ class ImageFolder(Data):
     def _listed(self, root: Path) -> list[Labeled]:
         """Returns image files with their labels from the CSV file."""
         header, rows = read_csv(str(self.labels_file))
-        one = isinstance(self.label_column, str)
-        labels = (self.label_column,) if one else self.label_column
+        column = self.label_column
+        labels = (column,) if isinstance(column, str) else column
         names = (self.file_column, *labels, *([self.group] if self.group else []))
         places = {name: column_index(str(self.labels_file), header, name) for name in names}
         found: dict[Path, int] = {}

@@ -49,14 +49,14 @@ class TextTable(Data):
           UserError: the file cannot be read, a column is missing, or a label.
         """
         columns = read_columns(self.path, self.delimiter)
-        one = isinstance(self.label_column, str)
-        used = (self.text_column, *((self.label_column,) if one else self.label_column), self.group)
-        for name in filter(None, used):
+        column = self.label_column
+        names = (column,) if isinstance(column, str) else column
+        for name in filter(None, (self.text_column, *names, self.group)):
             column_index(self.path, list(columns), name)
-        if isinstance(self.label_column, str):
-            labels = self._labels(self.label_column, columns[self.label_column])
+        if isinstance(column, str):
+            labels = self._labels(column, columns[column])
         else:
-            labels = np.stack([self._marks(n, columns[n]) for n in self.label_column], 1)
+            labels = np.stack([self._marks(name, columns[name]) for name in column], 1)
         texts = np.array(columns[self.text_column], object)
         aside = {}
         if self.group:
