@@ -36,7 +36,8 @@ def predict(
         files: to predict from, or folders of such files.
         coco: write the boxes of a detector into this COCO JSON file, in pixels of the pictures.
         masks: write the masks of a segmentation into this folder, as PNG files of palette indices.
-        draw: write the pictures with boxes or masks drawn over them into this folder.
+        draw: write the pictures with boxes or masks drawn over them into this folder, or the images
+            that the task predicts.
     """
     from jdl.inference.outputs import PictureOutputs
     from jdl.inference.predict import expand, predict_files

@@ -1,4 +1,4 @@
-"""Boxes and masks of predictions in the files' own pixels: COCO JSON, PNG files, overlays."""
+"""Boxes, masks and images that are predicted of files: COCO JSON, PNG files, overlays."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -8,7 +8,7 @@ import numpy as np
 
 from jdl.data.annotations import Objects, write_coco
 from jdl.data.examples import apply_transforms
-from jdl.data.images import decode_image, encode_mask
+from jdl.data.images import MODES, decode_image, encode_mask
 from jdl.data.readers import Reader
 from jdl.errors import UserError
 from jdl.inference.video import write_ppm
@@ -26,29 +26,33 @@ class PictureOutputs:
     """Collects the predictions of images, and writes what was asked for.
 
     Args:
-      run: of the task `Detection` or `Segmentation`.
+      run: of the task `Detection` or `Segmentation`, or of one that predicts images.
       read: reads the examples of a file.
       coco: JSON file for boxes.
       masks: folder for masks, PNG files whose palette indices are the classes.
-      draw: folder for the pictures with boxes or masks drawn over them.
+      draw: folder for the pictures with boxes or masks drawn over them, or for predicted images.
 
     Raises:
-      UserError: the task predicts no boxes or masks to write.
+      UserError: the task predicts nothing to write.
     """
 
     def __init__(
         self, run: Run, read: Reader, coco: Path | None, masks: Path | None, draw: Path | None
     ) -> None:
         task = run.experiment.task
+        overlays = (Detection, Segmentation)
+        self._makes_images = not isinstance(task, overlays) and _predicts_images(run)
         for option, given, kinds in (
             ("--coco", coco, (Detection,)),
             ("--masks", masks, (Segmentation,)),
-            ("--draw", draw, (Detection, Segmentation)),
+            ("--draw", draw, overlays),
         ):
-            if given is not None and not isinstance(task, kinds):
+            known = isinstance(task, kinds) or (kinds is overlays and self._makes_images)
+            if given is not None and not known:
                 names = " or ".join(kind.__name__ for kind in kinds)
+                also = ", or of one that predicts images" if kinds is overlays else ""
                 raise UserError(
-                    f"{option} needs a run of the task {names}, not of {type(task).__name__}"
+                    f"{option} needs a run of the task {names}{also}, not of {type(task).__name__}"
                 )
         self._run, self._read = run, read
         self._coco, self._masks, self._draw = coco, masks, draw
@@ -59,23 +63,28 @@ class PictureOutputs:
         self._count = 0
 
     def __call__(self, place: Mapping[str, Json], found: Any, pixels: np.ndarray | None) -> None:
-        """Writes the masks and the overlay of one example, and collects its boxes."""
+        """Writes the masks and the picture of one example, and collects its boxes."""
         file = Path(place["file"])
-        picture = decode_image(file, "RGB") if pixels is None else pixels
-        size = picture.shape[:2]
+        frame = f"-{place['frame']:06d}" if "frame" in place else ""
+        name, self._count = f"{self._count:05d}-{file.stem}{frame}", self._count + 1
+        if self._makes_images:
+            self._write(np.asarray(found)[None], name)
+        else:
+            picture = decode_image(file, "RGB") if pixels is None else pixels
+            self._write(self._drawn(place, found, picture, name), name)
+
+    def _drawn(
+        self, place: Mapping[str, Json], found: Any, picture: np.ndarray, name: str
+    ) -> np.ndarray:
+        """Returns a picture with boxes or its mask drawn over it."""
+        file, size = Path(place["file"]), picture.shape[:2]
         if size not in self._sizes:
             _check_only_resized(self._run, self._read, size, str(file))
             self._sizes.add(size)
-        frame = f"-{place['frame']:06d}" if "frame" in place else ""
-        name, self._count = f"{self._count:05d}-{file.stem}{frame}", self._count + 1
         task = self._run.experiment.task
         if isinstance(task, Detection):
-            drawn = self._boxes(task, place, found, picture)
-        else:
-            drawn = self._mask(found, picture, name)
-        if self._draw is not None:
-            self._draw.mkdir(parents=True, exist_ok=True)
-            Images(drawn).write(self._draw / name)
+            return self._boxes(task, place, found, picture)
+        return self._mask(found, picture, name)
 
     def close(self) -> None:
         """Writes the boxes."""
@@ -86,11 +95,16 @@ class PictureOutputs:
             self._coco.parent.mkdir(parents=True, exist_ok=True)
             write_coco(self._coco, self._items, classes, self._scores)
 
+    def _write(self, images: np.ndarray, name: str) -> None:
+        if self._draw is not None:
+            self._draw.mkdir(parents=True, exist_ok=True)
+            Images(images).write(self._draw / name)
+
     def _boxes(
         self, task: Detection, place: Mapping[str, Json], found: Any, picture: np.ndarray
     ) -> np.ndarray:
         height, width = picture.shape[:2]
-        rows, columns = _model_size(self._run)
+        rows, columns = (height, width) if task.any_size else _model_size(self._run)
         corners = found["boxes"]
         is_inside = (corners[:, 2:] > corners[:, :2]).all(1)  # the picture's border cuts others off
         kept = (found["scores"] >= task.min_score) & is_inside
@@ -117,6 +131,12 @@ class PictureOutputs:
             self._masks.mkdir(parents=True, exist_ok=True)
             encode_mask(self._masks / f"{name}.png", mask)
         return overlay(picture[None], masks=mask[None])
+
+
+def _predicts_images(run: Run) -> bool:
+    """Whether a prediction is one array of images, with 1, 3 or 4 channels."""
+    shape = getattr(run.prediction, "shape", ())
+    return len(shape) == 4 and shape[3] in MODES
 
 
 def _model_size(run: Run) -> tuple[int, int]:
@@ -147,7 +167,7 @@ def _check_only_resized(run: Run, read: Reader, size: tuple[int, int], file: str
             pixels = np.repeat(values.round().astype(np.uint8)[..., None], 3, -1)
             write_ppm(pixels, path)
             example = {key: array[0] for key, array in read(path).items()}
-            rows.append(apply_transforms(run.experiment.data, example)[name])
+            rows.append(apply_transforms(run.prediction_data, example)[name])
     batch = {name: np.stack(rows), "mask": np.ones(4, bool)}
     found = np.asarray(transform(run.program, batch, None)[name], np.float32)[..., 0]
     black, white, x, y = found

@@ -1,5 +1,6 @@
 """Predicts from images, videos, tables, texts or series in files; yields JSON per example."""
 
+import itertools
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from jdl.data.sources import Example
 from jdl.errors import UserError
 from jdl.inference.outputs import Output
 from jdl.inference.video import is_video, read_frames, write_ppm
+from jdl.trainer.checks import check_shape
 from jdl.trainer.run import Run
 from jdl.typing import Json
 
@@ -130,12 +132,16 @@ def _predictions(
     examples: list[Example],
     output: Output,
 ) -> Iterator[dict[str, Json]]:
-    arrays = {name: [example[name] for example in examples] for name in examples[0]}
-    found = run.predict(arrays)
-    for index, place in enumerate(places):
-        one = jax.tree.map(lambda leaf: leaf[index], found)  # noqa: B023
-        output(place.keys, one, place.pixels)
-        yield {**place.keys, **run.experiment.task.format_prediction(one, names)}
+    shapes = [{name: np.shape(array) for name, array in each.items()} for each in examples]
+    rows = range(len(examples))
+    for _, group in itertools.groupby(rows, lambda row: shapes[row]):
+        alike = list(group)
+        arrays = {name: [examples[row][name] for row in alike] for name in examples[alike[0]]}
+        found = run.predict(arrays)
+        for index, row in enumerate(alike):
+            one = jax.tree.map(lambda leaf: leaf[index], found)  # noqa: B023
+            output(places[row].keys, one, places[row].pixels)
+            yield {**places[row].keys, **run.experiment.task.format_prediction(one, names)}
 
 
 def _examples(run: Run, read: Reader, path: Path) -> list[Example]:
@@ -149,18 +155,14 @@ def _examples(run: Run, read: Reader, path: Path) -> list[Example]:
         dict(zip(arrays, row, strict=True)) for row in zip(*arrays.values(), strict=True)
     ]
     try:
-        first = apply_transforms(run.experiment.data, examples[0])
+        first = apply_transforms(run.prediction_data, examples[0])
     except KeyError as error:
         raise UserError(f"{path} gives no {error}, which a transform of the data needs") from error
     for name in task.input_names:
         if name not in first:
             raise UserError(f"{path} gives no {name!r}, which the model reads")
     for name, array in first.items():
-        if name in run.batch and array.shape != run.batch[name].shape[1:]:
-            raise UserError(
-                f"{path}: {name!r} has shape {array.shape}, where the run was trained on "
-                f"{run.batch[name].shape[1:]}"
-            )
+        check_shape(run, name, array.shape, f"{path}: ")
     return examples
 
 

@@ -6,6 +6,7 @@ from jdl.models.bag_of_words import BagOfWords
 from jdl.models.bert import BERT, BERTBase, BERTLarge
 from jdl.models.cnn import CNN, VGG11, VGG13, VGG16, VGG19
 from jdl.models.gpt import GPT, GPT2, GPT2XL, GPT2Large, GPT2Medium
+from jdl.models.image_transform import ImageTransformNet
 from jdl.models.mlp import MLP
 from jdl.models.recurrent_lm import RecurrentLM
 from jdl.models.resnet import (
@@ -48,6 +49,7 @@ __all__ = [
     "EncoderDecoder",
     "GPT2Large",
     "GPT2Medium",
+    "ImageTransformNet",
     "LSTMEncoderDecoder",
     "RecurrentLM",
     "ResNet",

@@ -1,7 +1,7 @@
 """Plain convolutional networks and VGG."""
 
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -12,7 +12,7 @@ from jdl.layers import BatchNorm, Dropout
 
 
 class CNN(nn.Module):
-    """Blocks of 3x3 convolutions, optional batch norm, relu, and 2x2 max-pool; then dense layers.
+    """Blocks of 3x3 convolutions, optional batch norm, relu, and 2x2 pooling; then dense layers.
 
     Maps images (batch, height, width, channels) to logits (batch, num_classes) float32.
     """
@@ -24,6 +24,8 @@ class CNN(nn.Module):
     batch_norm: bool = False  # before each activation
     dropout_rate: float = 0.0  # after each hidden dense layer
     repeats: tuple[int, ...] = ()  # convolutions per block; empty: one each
+    pooling: Literal["max", "mean"] = "max"  # of each 2x2 pixels at the end of a block
+    global_pooling: bool = False  # dense layers see means over all pixels: images of any size
     dtype: Any = jnp.float32  # of the computation; parameters are float32
 
     @nn.compact
@@ -33,9 +35,8 @@ class CNN(nn.Module):
         for channels, count in zip(self.channels, repeats, strict=True):
             for _ in range(count - 1):
                 x = nn.relu(self._convolve(x, channels, train))
-            # relu and max commute; after the pool relu works on a quarter of the pixels.
-            x = nn.relu(ops.max_pool(self._convolve(x, channels, train), (2, 2), (2, 2)))
-        x = x.reshape(x.shape[0], -1)
+            x = self._pool(self._convolve(x, channels, train))
+        x = x.mean((1, 2)) if self.global_pooling else x.reshape(x.shape[0], -1)
         for width in self.dense:
             x = nn.relu(nn.Dense(width, dtype=self.dtype)(x))
             x = Dropout(self.dropout_rate, deterministic=not train)(x)
@@ -52,6 +53,12 @@ class CNN(nn.Module):
         )
         x = convolution(x)
         return BatchNorm(dtype=self.dtype)(x, train) if self.batch_norm else x
+
+    def _pool(self, x: jax.Array) -> jax.Array:
+        if self.pooling == "mean":
+            return nn.avg_pool(nn.relu(x), (2, 2), (2, 2))
+        # relu and max commute; after the pool relu works on a quarter of the pixels.
+        return nn.relu(ops.max_pool(x, (2, 2), (2, 2)))
 
 
 _VGG = partial(

@@ -147,8 +147,8 @@ def _given(run: Path, scan: bool) -> tuple[nn.Module | None, dict[str, np.ndarra
     if not folder.is_dir():
         if not run.exists():
             raise UserError(
-                f"init_from.run: {run} does not exist: train that run first with `jdl train "
-                f"EXPERIMENT --workdir {run}`"
+                f"init_from.run: {run} does not exist: train that run first, for example with `jdl "
+                f"train {run.name} --workdir {run}`"
             )
         if not (run / CONFIG).is_file():
             raise UserError(

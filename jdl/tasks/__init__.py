@@ -14,6 +14,7 @@ from jdl.tasks.randomness import row_keys, with_row_keys
 from jdl.tasks.regression import Regression
 from jdl.tasks.scores import SampleScores
 from jdl.tasks.segmentation import Segmentation
+from jdl.tasks.style import StyleTransfer
 from jdl.tasks.translation import Translation
 from jdl.tasks.untrained import Frozen, teacher_params
 from jdl.tasks.views import MIRROR, MIRROR_AND_SHIFT, View
@@ -35,6 +36,7 @@ __all__ = [
     "Regression",
     "SampleScores",
     "Segmentation",
+    "StyleTransfer",
     "Task",
     "Translation",
     "View",

@@ -62,6 +62,10 @@ class Task:
     """Views of each image, such as `MIRROR`, over which evaluation and prediction average the
     model's outputs (test-time augmentation); (): the image itself."""
 
+    any_size: bool = False
+    """Whether the model takes images of any size: those to predict from then keep theirs, where
+    `Resize` and `RandomResizedCrop` bring training images to one."""
+
     couples_rows: ClassVar[bool] = False
     """Whether the loss of a row depends on other rows of the batch, as a contrastive one does.
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -25,6 +25,7 @@ def forward(
     key: Key | None = None,
     method: str = "__call__",
     rngs: Mapping[str, Key | Keys] | None = None,
+    capture: Collection[str] = (),
     **named: Any,
 ) -> tuple[Any, dict[str, PyTree]]:
     """Applies a Flax module.
@@ -44,6 +45,8 @@ def forward(
         the other rows, devices and micro-batches, like dropout's. Or one key per row
         (`jdl.tasks.row_keys`), of which they do not: the method is then applied to each row apart,
         with dropout of that row's key, and cannot change collections, as batch normalization does.
+      capture: paths of submodules whose outputs are returned as the collection `intermediates`, as
+        of Flax's `capture_intermediates`.
       **named: keyword inputs; those that the method does not take are dropped.
 
     Returns:
@@ -63,6 +66,8 @@ def forward(
         mutable = [name for name, tree in collections.items() if train or not tree]
         if train and key is not None:
             rngs = {**_streams(key), **rngs}
+        if capture:
+            mutable, named = [*mutable, "intermediates"], {**named, **_captured(capture)}
         output, changed = model.apply(
             variables, *inputs, rngs=rngs or None, mutable=mutable, method=method, **named, **modes
         )
@@ -74,6 +79,11 @@ def _streams(key: Key) -> dict[str, Any]:
     # For a stream that is not given, Flax draws from `params`; lazily, so that no key is made where
     # none does.
     return {"dropout": key, "params": LazyRng.create(key, "streams")}
+
+
+def _captured(paths: Collection[str]) -> dict[str, Any]:
+    """Returns the argument of `Module.apply` that captures the outputs of submodules."""
+    return {"capture_intermediates": lambda module, _: ".".join(module.path) in paths}
 
 
 def _by_row(

@@ -1,13 +1,14 @@
 """Networks inside a task that do not train: frozen ones, and the average of the trained one."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 import flax.linen as nn
 import jax
+from flax.traverse_util import flatten_dict
 
-from jdl.errors import UserError
+from jdl.errors import UserError, nearest
 from jdl.optimizers import average_paths, averaged_params
 from jdl.state import TrainState
 from jdl.tasks.forward import forward, initialize
@@ -53,15 +54,48 @@ class Frozen:
         Raises:
           UserError: the state lacks its variables.
         """
+        params, own = self._variables(state)
+        with unobserved():
+            return forward(self.model, params, own, *inputs, train=False, method=method, **named)[0]
+
+    def intermediates(
+        self, state: TrainState, *inputs: Any, modules: Sequence[str], **named: Any
+    ) -> list[jax.Array]:
+        """Applies the network in evaluation mode and returns the outputs of some of its modules.
+
+        What only later layers need is not computed.
+
+        Args:
+          state: of the run.
+          *inputs: positional inputs of the network.
+          modules: paths of the modules, such as `Conv_0` or `encoder.Dense_1`.
+          **named: keyword inputs.
+
+        Raises:
+          UserError: the network has no such module.
+        """
+        params, own = self._variables(state)
+        with unobserved():
+            _, found = forward(
+                self.model, params, own, *inputs, train=False, capture=modules, **named
+            )
+        calls = flatten_dict(found.get("intermediates", {}), sep=".")
+        for name in modules:
+            if f"{name}.__call__" not in calls:
+                raise UserError(
+                    f"the network {self.name!r} of the task has no module {name!r} (it has "
+                    f"{', '.join(params)}){nearest(name, params)}"
+                )
+        return [calls[f"{name}.__call__"][-1] for name in modules]
+
+    def _variables(self, state: TrainState) -> tuple[PyTree, dict[str, PyTree]]:
         if self.name not in state.collections:
             raise UserError(
                 f"the state has no variables of the frozen network {self.name!r}: make the network "
                 f"a field of the task"
             )
         own = dict(jax.lax.stop_gradient(state.collections[self.name]))
-        params = own.pop("params", {})
-        with unobserved():
-            return forward(self.model, params, own, *inputs, train=False, method=method, **named)[0]
+        return own.pop("params", {}), own
 
 
 def frozen_networks(task: Any) -> dict[str, Frozen]:

@@ -67,3 +67,22 @@ def check_scaled(data: Data | None, name: str, is_frame: bool) -> None:
                 f"the run reads the columns of {data.full_name()} scaled, and {problem}"
             )
         data = data.wrapped
+
+
+def check_shape(run: Any, name: str, shape: tuple[int, ...], where: str) -> None:
+    """Raises a UserError if an array of an example has another shape than in training.
+
+    Args:
+      run: whose model reads it.
+      name: of the array.
+      shape: without the batch axis.
+      where: its origin, for the message.
+    """
+    if name not in run.batch:
+        return
+    trained = tuple(run.batch[name].shape[1:])
+    free = run.experiment.task.any_size and len(shape) == len(trained) == 3
+    if (shape[2:] if free else shape) != (trained[2:] if free else trained):
+        raise UserError(
+            f"{where}{name!r} has shape {shape}, where the run was trained on {trained}"
+        )

@@ -1,5 +1,6 @@
 """A run, as `jdl.train` returns it: evaluates, predicts, and holds parameters and result."""
 
+import dataclasses
 import functools
 import os
 import sys
@@ -11,9 +12,11 @@ import jax
 import numpy as np
 
 from jdl import metrics as metrics_lib
+from jdl.data.base import Data
 from jdl.data.conversion import inputs_by_name, is_frame
 from jdl.data.examples import apply_transforms, stack_examples
 from jdl.data.pipeline import InMemory, Pipeline, Shard, Streamed, training_shapes
+from jdl.data.resize import RandomResizedCrop, Resize
 from jdl.data.splits import Splits
 from jdl.errors import UserError
 from jdl.experiment import Experiment
@@ -30,7 +33,7 @@ from jdl.tasks.observe import observe
 from jdl.tasks.randomness import ROW_SEEDS, row_seeds
 from jdl.tracing import tracing_errors
 from jdl.trainer import sampling
-from jdl.trainer.checks import check_experiment, check_scaled, check_tokens
+from jdl.trainer.checks import check_experiment, check_scaled, check_shape, check_tokens
 from jdl.trainer.interrupt import Interrupted, Interruption
 from jdl.typing import Json, Key
 
@@ -96,6 +99,15 @@ class Run:
     def params(self) -> Any:
         """Parameters used for evaluation, averaged if the optimizer averages, as global arrays."""
         return self.evaluation_state(self.gather_state()).params
+
+    @functools.cached_property
+    def prediction_data(self) -> Data:
+        """The data whose transforms inputs of predictions go through."""
+        data, fixed = self.experiment.data, (Resize, RandomResizedCrop)
+        if not self.experiment.task.any_size:
+            return data
+        kept = tuple(each for each in data.transforms if not isinstance(each, fixed))
+        return dataclasses.replace(data, transforms=kept)
 
     @property
     def prediction(self) -> Any:
@@ -205,7 +217,7 @@ class Run:
         count = len(next(iter(arrays.values())))
         if not count:
             raise UserError("there is nothing to predict: the input has no examples")
-        data, indices = self.experiment.data, np.arange(count)
+        data, indices = self.prediction_data, np.arange(count)
         rows = [apply_transforms(data, {k: v[i] for k, v in arrays.items()}) for i in indices]
         for name in self.experiment.task.input_names:
             if name in arrays and name not in rows[0]:
@@ -231,11 +243,7 @@ class Run:
                     f"the input has no array {name!r}, which the model reads (it has {known})"
                 )
         for name, array in inputs.items():
-            if name in self.batch and array.shape[1:] != self.batch[name].shape[1:]:
-                raise UserError(
-                    f"the input's {name!r} has shape {array.shape[1:]} per example, where the run "
-                    f"was trained on {self.batch[name].shape[1:]}"
-                )
+            check_shape(self, name, array.shape[1:], "the input's ")
         check_tokens(self.experiment, inputs, self.experiment.task.input_names, "the input")
         if jax.process_count() > 1:
             raise UserError("predict runs in one process: open the run directory in one")

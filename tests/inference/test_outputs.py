@@ -1,6 +1,7 @@
 """Boxes and masks that are predicted from files, in the files' own pixels."""
 
 import json
+from dataclasses import dataclass
 
 import flax.linen as nn
 import numpy as np
@@ -14,7 +15,8 @@ from jdl.errors import UserError
 from jdl.inference.outputs import PictureOutputs
 from jdl.inference.predict import predict_files
 from jdl.media import overlay
-from jdl.tasks import Classification, Detection, Segmentation
+from jdl.metrics import Mean
+from jdl.tasks import Classification, Detection, Segmentation, Task
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (8, 16, 16, 3), np.uint8)
@@ -110,6 +112,45 @@ def test_masks_have_the_size_of_the_files_and_the_classes_as_indices(files, tmp_
         drawn = overlay(np.asarray(picture)[None], np.asarray(mask)[None])
         np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "drawn" / name)), drawn[0])
     assert run.sample(3, split="train").pixels.shape == (3, 16, 16, 3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Restoring(Task):
+    """Squared error of images that are made of images."""
+
+    targets: str = "image"
+
+    def loss_and_metrics(self, outputs, batch):
+        errors = ((outputs - batch["image"]) ** 2).mean((1, 2, 3))
+        return {"loss": Mean.of(errors, batch["mask"])}
+
+
+@pytest.mark.parametrize("any_size", [False, True])
+def test_predicted_images_are_written_of_any_size_if_the_model_takes_them(
+    any_size, files, tmp_path
+):
+    run = train(Restoring(any_size=any_size), Pixels(3, 1))
+    predict(run, files, draw=tmp_path / "drawn")
+    for index, file in enumerate(files):
+        picture = Image.open(file)
+        if not any_size:
+            picture = picture.resize((16, 16), Image.Resampling.BILINEAR)
+        x = np.asarray(picture)[None]
+        found = np.asarray(Pixels(3, 1).apply({"params": run.params}, np.float32(x) / 255))
+        drawn = np.asarray(Image.open(tmp_path / "drawn" / f"{index:05d}-{file.stem}.png"))
+        np.testing.assert_allclose(drawn, found[0].clip(0, 1) * 255, atol=0.51)
+    if any_size:
+        assert run.predict(np.zeros((3, 8, 24, 3), np.uint8)).shape == (3, 8, 24, 3)
+        with pytest.raises(UserError, match=r"'image' has shape \(8, 24, 1\), where the run"):
+            run.predict(np.zeros((3, 8, 24, 1), np.uint8))
+
+
+def test_masks_of_any_size_are_those_of_the_whole_picture(files, tmp_path):
+    run = train(Segmentation(any_size=True), Pixels(3, 1))
+    predict(run, files[:1], masks=tmp_path / "masks")
+    mask = np.asarray(Image.open(tmp_path / "masks" / "00000-one.png"))
+    wanted = run.predict(np.asarray(Image.open(files[0]))[None])[0].argmax(-1)
+    np.testing.assert_array_equal(mask, wanted)
 
 
 def cropped(example):
