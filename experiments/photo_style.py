@@ -21,6 +21,7 @@ from jdl.data import Data, Resize, Scale
 from jdl.data.images import decode_image
 from jdl.hooks import Sample
 from jdl.optimizers import Adam, Cosine
+from jdl.parallel import Single
 from jdl.tasks import Frozen, StyleTransfer
 
 
@@ -77,6 +78,7 @@ experiment = Experiment(
         validation_fraction=0,
     ),
     optimizer=Adam(0.1, schedule=Cosine()),
+    strategy=Single(),  # a batch of one
     hooks=(*Experiment.hooks, Sample(every=100, count=1)),
     steps=600,
     batch_size=1,

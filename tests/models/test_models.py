@@ -65,6 +65,19 @@ def test_mlp_is_its_formula(activation, formula):
     np.testing.assert_allclose(found, affine(last, hidden), rtol=1e-5, atol=1e-5)
 
 
+def test_a_cnn_of_means_is_its_formula_for_images_of_any_size():
+    model = CNN((3,), (), 4, pooling="mean", global_pooling=True)
+    small, wide = values(0, 2, 6, 8, 2), values(1, 2, 12, 4, 2)
+    params = random_like(shapes(model, small)["params"])
+    for x in (small, wide):
+        maps = nn.Conv(3, (3, 3)).apply({"params": params["Conv_0"]}, x)
+        height, width = x.shape[1:3]
+        cells = np.maximum(maps, 0).reshape(2, height // 2, 2, width // 2, 2, 3).mean((2, 4))
+        expected = affine(params["logits"], cells.mean((1, 2)))
+        found = apply(model, {"params": params}, x)
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("padding", ["SAME", "VALID"])
 def test_cnn_is_scipys_correlation_and_a_pool(padding):
     model = CNN(channels=(3,), dense=(5,), num_classes=4, padding=padding)
