@@ -79,7 +79,7 @@ class Frozen:
             _, found = forward(
                 self.model, params, own, *inputs, train=False, capture=modules, **named
             )
-        calls: Mapping[str, Any] = flatten_dict(found.get("intermediates", {}), sep=".")
+        calls: Any = flatten_dict(found.get("intermediates", {}), sep=".")
         for name in modules:
             if f"{name}.__call__" not in calls:
                 raise UserError(
