@@ -14,8 +14,9 @@ from jdl.data.images import MODES, decode_image
 from jdl.errors import UserError
 from jdl.metrics import Mean
 from jdl.state import TrainState
-from jdl.tasks.base import Task, one_array
+from jdl.tasks.base import Task
 from jdl.tasks.forward import forward
+from jdl.tasks.outputs import one_array
 from jdl.tasks.terms import Terms
 from jdl.tasks.untrained import Frozen
 from jdl.typing import Batch, Json, Key, PyTree
