@@ -19,8 +19,17 @@ from tests import kill_resume
 pytestmark = pytest.mark.slow
 
 FOLDER = Path(__file__).parents[1] / "experiments"
-NAMES = ["digits_contrastive", "digits_denoiser", "digits_mean_teacher"]
+NAMES = [
+    "digits_contrastive",
+    "digits_denoiser",
+    "digits_detection",
+    "digits_gan",
+    "digits_mean_teacher",
+    "digits_segmentation",
+]
 STEPS = 4
+KILLED_STEPS = {"digits_detection": 300, "digits_segmentation": 300}
+"""Of the runs that are killed; of those that start slowly more, so that kills meet training."""
 
 
 def losses(name, **changes):
@@ -62,5 +71,6 @@ def test_losses_are_equal_or_refused(expected, changes):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_killed_at_random_moments_it_ends_bit_equal(name, tmp_path):
-    job = kill_resume.Job(experiment=name, every=20, extra=("--steps", "120"))
+    steps = KILLED_STEPS.get(name, 120)
+    job = kill_resume.Job(experiment=name, every=20, extra=("--steps", str(steps)))
     assert kill_resume.check(job, tmp_path, runs=2, kills=3, parallel=1) == []

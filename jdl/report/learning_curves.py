@@ -7,6 +7,7 @@ from typing import Any
 
 from jdl.metrics import without_duplicates
 from jdl.report.baselines import Baseline
+from jdl.tasks.terms import SUPERVISED
 
 Points = list[tuple[int, float]]
 """Steps and values."""
@@ -52,9 +53,12 @@ def verdict(
       result: of `result.json`; empty if the run has not ended.
       floor: score of a model that ignores its input.
     """
-    train, validation = points(rows, "train"), points(rows, "validation")
+    name = "loss" if points(rows, "validation") else SUPERVISED
+    train, validation = (points(rows, split, name) for split in ("train", "validation"))
     if text := _underfits(train, result, floor):
         return text
+    if not validation and any(row["split"] == "validation" for row in rows):
+        return f"Validation has no loss: overfitting not assessed.{_gap(result)}"
     if not validation:
         return f"No validation split: overfitting not assessed.{_gap(result)}"
     if len(validation) < 3:

@@ -57,15 +57,21 @@ def held_out(run: Run) -> str:
 def sample(run: Run, split: str, limit: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Inputs and targets of at most `limit` examples, and notes on sampling and downscaling.
 
-    They come from the pipeline, before any device transform. Images of more than `PIXELS`
+    They come from the pipeline, before any device transform; of a task with `labeled` rows, those
+    alone, also of the first `limit` examples. Images of more than `PIXELS`
     numbers are average-pooled.
     """
     pipeline, task = run.data.pipeline(split), run.experiment.task
     first = pipeline.examples(np.zeros(1, int))[task.input_names[0]]
     indices = baselines.evenly(len(pipeline), min(limit, 1 + NUMBERS // averaged(first).size))
+    if task.labeled:
+        indices = np.union1d(indices, np.arange(min(len(pipeline), limit)))
     parts = []
     for chunk in chunks(indices):
         rows = pipeline.examples(chunk)
+        if task.labeled:
+            kept = np.asarray(rows[task.labeled], bool)
+            rows = {name: array[kept] for name, array in rows.items()}
         parts.append((averaged(rows[task.input_names[0]]), rows[task.targets]))
     inputs, targets = (np.concatenate(each) for each in zip(*parts, strict=True))
     notes = []
@@ -89,7 +95,7 @@ def class_probabilities(run: Run, rows: Mapping[str, np.ndarray]) -> np.ndarray:
 
 def averaged(images: np.ndarray) -> np.ndarray:
     """Average-pools images (n, height, width, ...) to about `PIXELS` numbers."""
-    side = math.ceil(math.sqrt(images[0].size / PIXELS))
+    side = math.ceil(math.sqrt(math.prod(images.shape[1:]) / PIXELS))
     if images.ndim < 3 or side == 1:
         return images
     height, width = (max(1, size // side) for size in images.shape[1:3])
@@ -103,6 +109,8 @@ def _of_classes(run: Run, split: str) -> tuple[Baseline, ...]:
     if run.experiment.task.input_names[0] == "tokens":
         name, fit, limit = f"{name} on which words occur", baselines.bag_of_words, TEXTS
     (x, y, first), (others, labels, second) = _samples(run, split, limit)
+    if not len(y) or not len(labels):
+        return ()
     make = partial(Baseline, metric="accuracy", note=_note(first, second))
     return (
         make("most frequent label", value=baselines.majority(y, labels)),

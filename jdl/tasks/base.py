@@ -21,7 +21,17 @@ from jdl.state import TrainState
 from jdl.tasks.forward import forward, initialize, sown_terms
 from jdl.tasks.gradients import ascent, check_dtypes
 from jdl.tasks.outputs import count_rows, to_json
-from jdl.tasks.terms import DENOMINATORS, ROWS, SOWN, Terms, check_terms, combine, counts, total
+from jdl.tasks.terms import (
+    DENOMINATORS,
+    ROWS,
+    SOWN,
+    SUPERVISED,
+    Terms,
+    check_terms,
+    combine,
+    counts,
+    total,
+)
 from jdl.tasks.views import View
 from jdl.tracing import takes_argument
 from jdl.typing import Batch, Json, Key, PyTree
@@ -414,8 +424,8 @@ class Task:
             elif (loss := metrics.get("loss")) is not None:
                 loss = dataclasses.replace(loss, total=loss.total + term * loss.count)
                 metrics = {**metrics, "loss": loss}
-        if "supervised" in dict(self.loss_terms) and "supervised" not in metrics:
-            metrics = {"supervised" if k == "loss" else k: v for k, v in metrics.items()}
+        if SUPERVISED in dict(self.loss_terms) and SUPERVISED not in metrics:
+            metrics = {SUPERVISED if k == "loss" else k: v for k, v in metrics.items()}
         if self.loss_terms and (mode["train"] or all(n in metrics for n, _ in self._terms)):
             metrics = {**metrics, "loss": combine(self._terms, metrics)}
         return metrics, collections

@@ -181,9 +181,19 @@ class Game(Task):
         return found
 
     def predict(self, model: nn.Module, state: TrainState, batch: Batch) -> Any:
-        """See `Task.predict`; a sample for each row if the game defines `sample`."""
+        """See `Task.predict`; a sample for each row if the game defines `sample`.
+
+        Raises:
+          UserError: it does not, and the model has no output.
+        """
         if type(self).sample is not Task.sample:
             return self.sample(model, state, batch)
+        if not any("__call__" in vars(each) for each in type(model).__mro__):
+            raise UserError(
+                f"{type(self).__name__} defines neither sample nor predict, and "
+                f"{type(model).__name__} has no __call__, whose output would be the prediction: "
+                f"define one of them"
+            )
         return super().predict(model, state, batch)
 
     @property

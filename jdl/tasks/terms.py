@@ -17,6 +17,9 @@ DENOMINATORS = "denominators"
 ROWS = "rows"
 """Among these, the number of unmasked rows."""
 
+SUPERVISED = "supervised"
+"""Name of the term that is the `loss` of `Task.loss_and_metrics`."""
+
 SOWN = "sown"
 """Name of the term that a model sows."""
 

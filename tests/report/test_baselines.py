@@ -12,12 +12,18 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import jdl
-from jdl.data import Arrays, Digits, Series, Tokens, Words
+from jdl.data import Arrays, Digits, Mixture, Selection, Series, Stream, Tokens, Words
 from jdl.models import GPT, MLP, RNN
 from jdl.report import baselines
 from jdl.report.baselines import Baseline
 from jdl.report.run_baselines import averaged, baselines_of, held_out, sample
-from jdl.tasks import BinaryClassification, Forecast, LanguageModeling, Regression
+from jdl.tasks import (
+    BinaryClassification,
+    Classification,
+    Forecast,
+    LanguageModeling,
+    Regression,
+)
 from jdl.trainer.training_run import TrainingRun
 
 RANDOM = np.random.default_rng(0)
@@ -173,6 +179,19 @@ def test_images_are_judged_by_labels_and_a_linear_model(digits, tmp_path):
     assert baselines_of(run)[0].value == baselines.majority(
         train["label"], digits["validation"]["label"]
     )
+
+
+def test_rows_without_labels_are_no_examples_of_baselines(digits, tmp_path):
+    few = Selection(Digits(), classes=tuple(range(10)), num_examples=50)
+    streams = Stream("labeled", few), Stream("unlabeled", Digits(), names=("image",))
+    run = opened(Classification(labeled="labeled"), Mixture(streams), MLP(), tmp_path)
+    plain, model = baselines_of(run)
+    known, test = stack(few.splits()["train"]), digits["test"]
+    assert plain.value == baselines.majority(known["label"], test["label"])
+    expected = linear(known["image"], known["label"], test["image"], test["label"])
+    assert model.value == pytest.approx(expected)
+    none = opened(Classification(labeled="unlabeled"), Mixture(streams), MLP(), tmp_path)
+    assert baselines_of(none) == (), "no test example has a label"
 
 
 def test_texts_are_judged_by_their_words(tmp_path):

@@ -79,6 +79,16 @@ def test_the_verdict(train, validation, result, expected):
     assert expected in verdict(rows(train, validation), result, FLOOR)
 
 
+def test_the_verdict_on_terms_is_that_on_the_supervised_one():
+    both = rows(FALLING, RISING)
+    for row in both:
+        row["metrics"]["supervised"] = row["metrics"].pop("loss")
+    assert "Overfits from about step 400" in verdict(both, {})
+    for row in both:
+        row["metrics"] = {"accuracy": 0.5}
+    assert verdict(both, {}) == "Validation has no loss: overfitting not assessed."
+
+
 def test_a_model_no_better_than_the_last_value_underfits():
     floor = Baseline("the last value again", "rmse", 2.0)
     for rmse, underfits in ((1.99, True), (2.5, True), (1.9, False)):

@@ -239,6 +239,12 @@ def test_what_has_no_effect_or_is_no_loss_is_refused():
 
     with pytest.raises(UserError, match=r"returns .* for 'generator': return a Mean"):
         jdl.train(make_experiment(task=Wrong()))
+
+    class Silent(Game):
+        every, losses = 2, GAN.losses
+
+    with pytest.raises(UserError, match="Silent defines neither sample nor predict, and Pl"):
+        jdl.train(make_experiment(task=Silent()))
     with pytest.raises(UserError, match="a penalty every 0 steps"):
         jdl.train(make_experiment(task=GAN(every=0)))
 
