@@ -65,7 +65,7 @@ def predict(
     for line in predict_files(run, read, files, report, **outputs):
         print(to_json(line), flush=True)
         frames += "frame" in line
-    if writer is not None:
+    if writer is not None and len(failed) < len(files):
         writer.close()
     if frames:
         seconds = time.perf_counter() - begun
