@@ -85,6 +85,7 @@ STAND_INS = {
     "imdb_mlm": tokens(128, 8192, labelled=False),
     "mnist_cnn": images(28, 28, 1),
     "mnist_few_digits": images(28, 28, 1, classes=5),
+    "mnist_gan": images(28, 28, 1),
     "mnist_low_digits": images(28, 28, 1, classes=5),
     "mnist_mlp": images(28, 28, 1),
     "mnist_mlp_dropout": images(28, 28, 1),

@@ -5,6 +5,7 @@ from jdl.models.alexnet import AlexNet
 from jdl.models.bag_of_words import BagOfWords
 from jdl.models.bert import BERT, BERTBase, BERTLarge
 from jdl.models.cnn import CNN, VGG11, VGG13, VGG16, VGG19
+from jdl.models.dcgan import DCGAN
 from jdl.models.gpt import GPT, GPT2, GPT2XL, GPT2Large, GPT2Medium
 from jdl.models.image_transform import ImageTransformNet
 from jdl.models.mlp import MLP
@@ -32,6 +33,7 @@ from jdl.models.vit import ViT, ViTBase16, ViTLarge16, ViTSmall16, ViTTiny16
 __all__ = [
     "BERT",
     "CNN",
+    "DCGAN",
     "GPT",
     "GPT2",
     "GPT2XL",

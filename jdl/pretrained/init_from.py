@@ -17,6 +17,7 @@ from jdl.paths import check_modules, path_name, within
 from jdl.pretrained.config import CONFIG
 from jdl.pretrained.huggingface import read_arrays
 from jdl.pretrained.layouts import ACTIVATIONS, LAYOUTS
+from jdl.pretrained.tensors import FILE, describe
 from jdl.state import TrainState
 from jdl.tasks import Task
 from jdl.tasks.untrained import frozen_networks
@@ -32,15 +33,18 @@ SAME = "it must be that run's model, for images of the same height, width and ch
 
 @dataclass(frozen=True, kw_only=True)
 class InitFrom:
-    """Initializes parameters from another run, or from a saved Hugging Face model.
+    """Initializes parameters from another run, a saved Hugging Face model, or tensors by path.
 
     Of a run these are the weights that it is evaluated with; of a Hugging Face model see
-    `jdl.pretrained.load`. Modules are named by path, such as `Conv_0` or `encoder.Dense_1`; skipped
-    modules are initialized at random. A Hugging Face model must compute the same function: settings
-    that shapes do not show, such as the number of heads, are compared with its `config.json`.
+    `jdl.pretrained.load`. A directory may also hold just a `model.safetensors` whose tensors have
+    the paths of the state, such as `params.Conv_0.kernel` and
+    `collections.batch_stats.BatchNorm_0.mean`. Modules are named by path, such as `Conv_0` or
+    `encoder.Dense_1`; skipped modules are initialized at random. A Hugging Face model must compute
+    the same function: settings that shapes do not show, such as the number of heads, are compared
+    with its `config.json`.
     """
 
-    run: str | None = None  # a run directory or a Hugging Face one; None: initialize at random
+    run: str | None = None  # directory of a run or of safetensors; None: initialize at random
     modules: tuple[str, ...] = ()  # modules to load; empty: all
     skip: tuple[str, ...] = ()  # modules to initialize at random
 
@@ -151,10 +155,12 @@ def _given(run: Path, scan: bool) -> tuple[nn.Module | None, dict[str, np.ndarra
                 f"train {run.name} --workdir {run}`"
             )
         if not (run / CONFIG).is_file():
-            raise UserError(
-                f"init_from.run: {run} has neither checkpoints of a run nor a {CONFIG} of "
-                f"transformers"
-            )
+            if not (run / FILE).is_file():
+                raise UserError(
+                    f"init_from.run: {run} has neither checkpoints of a run nor a {CONFIG} of "
+                    f"transformers, nor a {FILE}"
+                )
+            return None, {name: tensor.read() for name, tensor in describe(run).items()}
         model, arrays = read_arrays(run, scan)
         return model, {f"params.{path}": array for path, array in arrays.items()}
     store = CheckpointStore(folder)

@@ -7,6 +7,7 @@ from jdl.tasks.detection import Detection
 from jdl.tasks.forecast import Forecast
 from jdl.tasks.forward import forward
 from jdl.tasks.game import Game, Play
+from jdl.tasks.gan import GAN, hinge, non_saturating, relativistic
 from jdl.tasks.language import LanguageModeling
 from jdl.tasks.masked import MaskedLanguageModeling
 from jdl.tasks.multi_label import MultiLabelClassification
@@ -20,6 +21,7 @@ from jdl.tasks.untrained import Frozen, teacher_params
 from jdl.tasks.views import MIRROR, MIRROR_AND_SHIFT, View
 
 __all__ = [
+    "GAN",
     "MIRROR",
     "MIRROR_AND_SHIFT",
     "BinaryClassification",
@@ -42,6 +44,9 @@ __all__ = [
     "View",
     "balanced_weights",
     "forward",
+    "hinge",
+    "non_saturating",
+    "relativistic",
     "row_keys",
     "teacher_params",
     "with_row_keys",

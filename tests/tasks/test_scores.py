@@ -3,6 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from jdl.metrics import Mean, frechet_distance, kernel_distance, precision_and_r
 from jdl.models import CNN
 from jdl.optimizers import SGD
 from jdl.parallel import FullySharded, Pmap, Single
+from jdl.pretrained import InitFrom
 from jdl.tasks import Classification, SampleScores, Task, row_keys
 
 CLASSIFIER = CNN((4,), (6,), 3)
@@ -163,6 +165,18 @@ def test_scores_are_the_same_under_every_strategy_and_again(folder, strategy):
         return
     again = jdl.open(run.workdir, run.experiment).evaluate("test")
     assert again == pytest.approx(run.result["metrics"]["test"], rel=1e-6)
+
+
+def test_weights_of_another_network_are_tensors_by_path(folder, tmp_path):
+    safetensors = pytest.importorskip("safetensors.numpy")
+    run = jdl.open(folder / "classifier")
+    expected = InitFrom(run=str(folder / "classifier")).read(run.gather_state(), CLASSIFIER)
+    safetensors.save_file(expected, tmp_path / "model.safetensors")
+    found = InitFrom(run=str(tmp_path)).read(run.gather_state(), CLASSIFIER)
+    chex.assert_trees_all_equal(found, expected)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"nor a config\.json .* nor a model\.safetensors"):
+        InitFrom(run=str(tmp_path)).read(run.gather_state(), CLASSIFIER)
 
 
 def test_samples_that_are_not_finite_have_fewer_scores_and_lose_nothing(folder):
