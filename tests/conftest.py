@@ -3,7 +3,9 @@
 import atexit
 import gc
 import os
+import shutil
 import tempfile
+from pathlib import Path
 
 import pytest
 from beartype import BeartypeConf, FrozenDict
@@ -17,10 +19,17 @@ gc.set_threshold(100_000, 20, 50)
 os.environ["XLA_FLAGS"] = devices(2)
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 os.environ.pop("TFDS_DATA_DIR", None)
-# What is compiled is kept for this process and those that it starts, and then forgotten.
-_caches = tempfile.TemporaryDirectory(prefix="jdl-tests-")
-os.environ["XDG_CACHE_HOME"] = _caches.name
-atexit.register(_caches.cleanup)
+# What is compiled is kept for this process and those that it starts, the workers too, and then
+# forgotten.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _caches = tempfile.TemporaryDirectory(prefix="jdl-tests-")
+    os.environ["XDG_CACHE_HOME"] = _caches.name
+    atexit.register(_caches.cleanup)
+# Each checkpoint waits for `fsync`: on a disk longer than most tests compute.
+_memory = Path("/dev/shm")
+if os.access(_memory, os.W_OK) and shutil.disk_usage(_memory).free > 4 << 30:
+    os.environ.setdefault("TMPDIR", str(_memory))
+    tempfile.tempdir = None  # pytest has asked for it before
 
 import jax  # noqa: E402 - it reads what was set above
 
