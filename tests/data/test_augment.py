@@ -14,7 +14,7 @@ from jdl.errors import UserError
 from jdl.metrics import compute
 from jdl.models import MLP
 from jdl.optimizers import SGD
-from jdl.parallel import DataParallel, FullySharded, Pmap, Single
+from jdl.parallel import DataParallel, Pmap, Single
 from jdl.step import Program
 from jdl.tasks import Classification
 
@@ -215,24 +215,16 @@ def test_evaluation_is_left_alone(transform):
         np.testing.assert_array_equal(given, found)
 
 
-@pytest.mark.parametrize("mixing", MIXING, ids=name)
-def test_mixed_batches_have_the_same_loss_under_every_strategy(mixing):
+def test_mixed_batches_have_the_same_loss_under_every_strategy():
     rng = np.random.default_rng(0)
     batch = {
         "image": np.float32(rng.normal(size=(8, 6, 6, 1))),
         "label": rng.integers(0, 4, 8),
         "mask": np.arange(8) < 7,
     }
-    program = Program(MLP((), 4), Classification(), SGD(0.5).build(9), (mixing,))
+    program = Program(MLP((), 4), Classification(), SGD(0.5).build(9), MIXING)
     found = []
-    for strategy, parts in (
-        (Single(), 1),
-        (Single(), 2),
-        (DataParallel(2), 1),
-        (FullySharded(2, min_elements=1), 1),
-        (Pmap(2), 1),
-        (Pmap(2), 2),
-    ):
+    for strategy, parts in ((Single(), 1), (DataParallel(2), 2), (Pmap(2), 2)):
         parted = dataclasses.replace(program, num_microbatches=parts)
         steps = strategy.compile(parted, {}, batch)
         state, losses = steps.init(jax.random.key(0)), []
