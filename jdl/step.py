@@ -19,6 +19,7 @@ from jdl.metrics import Mean, Metrics, sum_over_devices
 from jdl.paths import path_name
 from jdl.state import TrainState
 from jdl.tasks import Task
+from jdl.tasks.base import STRENGTH
 from jdl.tasks.observe import check_active, check_variables, observe, without_sown
 from jdl.tasks.randomness import (
     ROW_KEYS,
@@ -230,11 +231,15 @@ def host_outputs(program: Program, state: TrainState, batch: Batch) -> Any:
 
 
 def sample(program: Program, state: TrainState, batch: Batch) -> Any:
-    """Returns the task's sample for each row of a batch, which has no inputs if it needs none."""
+    """Returns the task's sample for each row of a batch, or its image with changes.
+
+    A batch with the array `STRENGTH` holds images to edit, and a mask where some pixels are kept.
+    """
     batch, seeds = pop_row_seeds(batch)
-    if not program.task.unconditional:
-        batch = transform(program, batch, None)
-    return program.task.sample(program.model, state, {**batch, ROW_SEEDS: seeds})
+    batch = {**transform(program, batch, None), ROW_SEEDS: seeds}
+    if STRENGTH in batch:
+        return program.task.edit(program.model, state, batch)
+    return program.task.sample(program.model, state, batch)
 
 
 def transform(program: Program, batch: Batch, keys: jax.Array | None) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from jdl.data.text import Words
 from jdl.data.text_files import TextFile, TextTable
 from jdl.data.tfds import TFDS
 from jdl.data.tokenizers import BPE, Bytes, Chars, Saved
-from jdl.data.transforms import MaskTokens, Normalize, Scale
+from jdl.data.transforms import Binarize, MaskTokens, Normalize, Scale
 from jdl.data.views import OnViews, Views
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "TFDS",
     "AlternatingFlip",
     "Arrays",
+    "Binarize",
     "Buckets",
     "Bytes",
     "Chars",

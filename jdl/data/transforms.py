@@ -58,6 +58,30 @@ class Normalize:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Binarize:
+    """Device: makes each element 1 with its value as probability, else 0 (Salakhutdinov, 2008).
+
+    Bytes are divided by 255 first; floats are from 0 to 1. Training draws anew each time from the
+    example's key; evaluation derives the draw from the example itself, so that it is the same in
+    any batch of any run. Adds the array `gray`, the values before, float32.
+    """
+
+    name: str = "image"  # of the array
+    gray: str = "gray"  # name of the added array
+
+    def __call__(self, batch: Batch, keys: Keys | None) -> Batch:
+        """Returns the batch with the array binarized."""
+        x = batch[self.name]
+        if x.dtype not in (jnp.uint8, jnp.float32):
+            raise UserError(f"Binarize takes uint8 or float32, where {self.name!r} is {x.dtype}")
+        values = x.astype(jnp.float32) / (255 if x.dtype == jnp.uint8 else 1)
+        if keys is None:
+            keys = _keys(jax.lax.bitcast_convert_type(values, jnp.uint32))
+        draws = jax.vmap(lambda key: jax.random.uniform(key, x.shape[1:]))(keys)
+        return {**batch, self.name: (draws < values).astype(jnp.float32), self.gray: values}
+
+
+@dataclass(frozen=True, kw_only=True)
 class MaskTokens:
     """Device: masks tokens for masked language modeling (Devlin et al., 2019, appendix A.1).
 
@@ -110,7 +134,8 @@ class MaskTokens:
 
 
 def _keys(tokens: jax.Array) -> Keys:
-    """Returns a key for each text (batch, length), a function of its tokens alone."""
+    """Returns a key for each row of integers (batch, ...), a function of these alone."""
     factors = jax.random.bits(jax.random.key(0), tokens.shape[1:], jnp.uint32)
-    hashes = (tokens.astype(jnp.uint32) * factors).sum(1, dtype=jnp.uint32)
+    products = (tokens.astype(jnp.uint32) * factors).reshape(len(tokens), -1)
+    hashes = products.sum(1, dtype=jnp.uint32)
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(1), hashes)

@@ -1,6 +1,7 @@
 """Flax modules from which the models are built."""
 
 from jdl.layers.attention import Attention
+from jdl.layers.condition import ConditionEmbedding
 from jdl.layers.dropout import Dropout
 from jdl.layers.norm import BatchNorm
 from jdl.layers.position import check_length, rotary, segment_positions, sinusoidal
@@ -23,6 +24,7 @@ __all__ = [
     "BatchNorm",
     "Bidirectional",
     "Block",
+    "ConditionEmbedding",
     "Dropout",
     "FeedForward",
     "NormedConv",

@@ -12,7 +12,7 @@ def sinusoidal(positions: Array, width: int) -> Array:
     """Sines and cosines of geometrically spaced periods (Vaswani et al., 2017, section 3.5).
 
     Args:
-      positions: (...) int32.
+      positions: (...) int32, or other numbers such as times.
       width: even size of the embedding; sines at even indices, cosines at odd ones.
 
     Returns:

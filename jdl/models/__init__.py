@@ -5,7 +5,9 @@ from jdl.models.alexnet import AlexNet
 from jdl.models.bag_of_words import BagOfWords
 from jdl.models.bert import BERT, BERTBase, BERTLarge
 from jdl.models.cnn import CNN, VGG11, VGG13, VGG16, VGG19
+from jdl.models.conditional_unet import ConditionalUNet
 from jdl.models.dcgan import DCGAN
+from jdl.models.dit import DiT
 from jdl.models.gpt import GPT, GPT2, GPT2XL, GPT2Large, GPT2Medium
 from jdl.models.image_transform import ImageTransformNet
 from jdl.models.mlp import MLP
@@ -28,6 +30,7 @@ from jdl.models.rnn import RNN
 from jdl.models.seq2seq import EncoderDecoder, TransformerBase, TransformerBig
 from jdl.models.seq2seq_lstm import LSTMEncoderDecoder
 from jdl.models.unet import UNet
+from jdl.models.vae import VAE
 from jdl.models.vit import ViT, ViTBase16, ViTLarge16, ViTSmall16, ViTTiny16
 
 __all__ = [
@@ -39,6 +42,7 @@ __all__ = [
     "GPT2XL",
     "MLP",
     "RNN",
+    "VAE",
     "VGG11",
     "VGG13",
     "VGG16",
@@ -48,6 +52,8 @@ __all__ = [
     "BERTBase",
     "BERTLarge",
     "BagOfWords",
+    "ConditionalUNet",
+    "DiT",
     "EncoderDecoder",
     "GPT2Large",
     "GPT2Medium",

@@ -71,3 +71,10 @@ def space_to_depth(x: jax.Array, block: int) -> jax.Array:
     x = x.reshape(batch, height // block, block, width // block, block, channels)
     x = x.transpose(0, 1, 3, 2, 4, 5)
     return x.reshape(batch, height // block, width // block, block * block * channels)
+
+
+def depth_to_space(x: jax.Array, block: int) -> jax.Array:
+    """Inverts `space_to_depth`: (batch, h, w, b * b * c) to (batch, h * b, w * b, c)."""
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height, width, block, block, channels // block**2)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height * block, width * block, -1)

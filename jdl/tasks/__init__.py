@@ -4,6 +4,7 @@ from jdl.tasks.base import HostMetrics, Task
 from jdl.tasks.binary import BinaryClassification
 from jdl.tasks.classification import Classification, balanced_weights
 from jdl.tasks.detection import Detection
+from jdl.tasks.diffusion import Diffusion
 from jdl.tasks.forecast import Forecast
 from jdl.tasks.forward import forward
 from jdl.tasks.game import Game, Play
@@ -18,6 +19,7 @@ from jdl.tasks.segmentation import Segmentation
 from jdl.tasks.style import StyleTransfer
 from jdl.tasks.translation import Translation
 from jdl.tasks.untrained import Frozen, teacher_params
+from jdl.tasks.variational import VariationalAutoencoding
 from jdl.tasks.views import MIRROR, MIRROR_AND_SHIFT, View
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "BinaryClassification",
     "Classification",
     "Detection",
+    "Diffusion",
     "Forecast",
     "Frozen",
     "Game",
@@ -41,6 +44,7 @@ __all__ = [
     "StyleTransfer",
     "Task",
     "Translation",
+    "VariationalAutoencoding",
     "View",
     "balanced_weights",
     "forward",

@@ -36,6 +36,12 @@ from jdl.tasks.views import View
 from jdl.tracing import takes_argument
 from jdl.typing import Batch, Json, Key, PyTree
 
+STRENGTH = "edit_strength"
+"""Name, in a batch of images to edit, of the shares of the path by which they are changed."""
+
+EDITED = "segmentation_mask"
+"""Name in it of the pixels to draw anew, so that transforms move them with the image."""
+
 
 @dataclass(frozen=True)
 class HostMetrics:
@@ -82,7 +88,7 @@ class Task:
     `num_microbatches` is then refused, and under `pmap` each device computes the whole batch."""
 
     unconditional: ClassVar[bool] = False
-    """Whether `sample` needs no examples: its batch then has no arrays but `mask` and the keys."""
+    """Whether `sample` needs no examples: its batch then has zeros in place of their arrays."""
 
     def __post_init__(self) -> None:
         check_metrics(self.metrics)
@@ -287,6 +293,17 @@ class Task:
         A generative model draws from `row_keys(batch)`.
         """
         return self.predict(model, state, batch)
+
+    def edit(self, model: nn.Module, state: TrainState, batch: Batch) -> Any:
+        """Returns each row's image with changes, if the task can do that.
+
+        Args:
+          model: of the run.
+          state: of the run.
+          batch: images; `EDITED`, uint8 (batch, height, width, 1), above 0 for pixels to draw anew,
+            absent if that is all of them; `STRENGTH` (batch,), equal in all rows.
+        """
+        raise UserError(f"the task {type(self).__name__} cannot edit images")
 
     def render(self, samples: Any, batch: Mapping[str, np.ndarray], data: Data) -> Media:
         """Converts samples to images, texts or sounds.

@@ -282,6 +282,32 @@ class Run:
         """
         return sampling.sample(self, count, key, split, self._placed(state))
 
+    def edit(
+        self,
+        image: np.ndarray,
+        mask: np.ndarray | None = None,
+        *,
+        strength: float | None = None,
+        count: int = 16,
+        key: Key | None = None,
+        state: Any = None,
+    ) -> Media:
+        """Changes an image with the model: all of it, or the pixels of a mask.
+
+        Args:
+          image: of the shape and dtype of the run's images, as in the data set before transforms.
+          mask: bool (height, width), True for pixels that are drawn anew; the others are returned
+            exactly. None: all change.
+          strength: above 0 (no change), at most 1 (a new image); None: 1 with a mask, else 0.5.
+          count: number of results; the first are the same whatever their number.
+          key: of the random numbers; None: key 0.
+          state: as in `evaluate`.
+
+        Raises:
+          UserError: the task cannot edit images, or image, mask or strength are not as above.
+        """
+        return sampling.edit(self, image, mask, strength, count, key, self._placed(state))
+
     def gather_state(self) -> TrainState:
         """Returns the state as one global TrainState, independent of the strategy."""
         return self.compiled.gather(self.state)

@@ -6,12 +6,14 @@ from typing import Any
 import jax
 import numpy as np
 
+from jdl.data.pipeline import apply_transforms
 from jdl.data.tokenizers import EOS, BPETokenizer, Tokenizer
 from jdl.decoding import Sampling, stream
 from jdl.decoding.sampling import PLAIN
 from jdl.errors import UserError
 from jdl.media import Media, Texts
-from jdl.tasks import LanguageModeling
+from jdl.tasks import LanguageModeling, Task
+from jdl.tasks.base import EDITED, STRENGTH
 from jdl.tasks.randomness import ROW_SEEDS, row_seeds
 from jdl.tracing import takes_argument
 from jdl.typing import Key
@@ -37,12 +39,109 @@ def sample(run: Any, count: int, key: Key | None, split: str | None, state: Any)
     for step in range(-(-count // size)):
         rows = run.shard.positions(step, size)
         # The examples begin again after the last, with other keys.
-        batch = {} if pipeline is None else pipeline.examples(rows % len(pipeline))
+        batch = (
+            zeros(run, len(rows)) if pipeline is None else pipeline.examples(rows % len(pipeline))
+        )
         batch["mask"] = rows < count
         placed = run.compiled.put({**batch, ROW_SEEDS: row_seeds(key, rows)})
         parts.append((jax.device_get(run.compiled.sample(state, placed)), batch))
     samples, batch = jax.tree.map(lambda *leaves: np.concatenate(leaves)[:count], *parts)
     return task.render(samples, batch, data)
+
+
+def edit(
+    run: Any,
+    image: np.ndarray,
+    mask: np.ndarray | None,
+    strength: float | None,
+    count: int,
+    key: Key | None,
+    state: Any,
+) -> Media:
+    """Returns an image with changes; see `Run.edit`.
+
+    Args:
+      run, image, mask, strength, count, key: see `Run.edit`.
+      state: on the devices, as it is evaluated.
+    """
+    task, data, size = run.experiment.task, run.experiment.data, run.experiment.batch_size
+    if count < 1:
+        raise UserError(f"the number of samples must be at least 1, not {count}")
+    if type(task).edit is Task.edit:
+        raise UserError(
+            f"the task {type(task).__name__} cannot edit images: train one such as "
+            f"jdl.tasks.Diffusion"
+        )
+    strength = strength if strength is not None else (0.5 if mask is None else 1.0)
+    if not 0 < strength <= 1:
+        raise UserError(
+            f"the strength of an edit is above 0 (no change) and at most 1 (a new image), not "
+            f"{strength}"
+        )
+    example = _prompt(run, image, mask)
+    parts = []
+    for step in range(-(-count // size)):
+        rows = run.shard.positions(step, size)
+        batch = {name: np.broadcast_to(x, (len(rows), *x.shape)) for name, x in example.items()}
+        batch |= {"mask": rows < count, STRENGTH: np.full(len(rows), strength, np.float32)}
+        placed = run.compiled.put({**batch, ROW_SEEDS: row_seeds(key, rows)})
+        parts.append((jax.device_get(run.compiled.sample(state, placed)), batch))
+    samples, batch = jax.tree.map(lambda *leaves: np.concatenate(leaves)[:count], *parts)
+    return task.render(samples, batch, data)
+
+
+def _prompt(run: Any, image: np.ndarray, mask: np.ndarray | None) -> dict[str, np.ndarray]:
+    """Returns an image to edit, with its mask, as an example after the host transforms.
+
+    Raises:
+      UserError: it is of another size than the run's images, or the mask of another than it, or
+        the mask covers all of it or nothing.
+    """
+    name = run.experiment.task.input_names[0]
+    shape = run.batch[name].shape[1:]
+    image = np.asarray(image)
+    if image.shape != shape:
+        raise UserError(
+            f"the image to edit has shape {image.shape}, where those of the run have {shape}: "
+            f"resize or convert it first"
+        )
+    example = {key: x[0] for key, x in zeros(run, 1).items() if key not in ("mask", EDITED)}
+    example[name] = image
+    if mask is not None:
+        mask = np.asarray(mask)
+        if mask.dtype != bool or mask.shape != shape[:2]:
+            raise UserError(
+                f"the mask has shape {mask.shape} and dtype {mask.dtype}, where the image needs "
+                f"one bool for each of its {shape[0]}x{shape[1]} pixels"
+            )
+        check_mask(mask, "the mask")
+        example[EDITED] = mask[..., None].astype(np.uint8)
+    example = {**example, **apply_transforms(run.experiment.data, example)}
+    if example[name].shape != shape:
+        raise UserError(
+            f"the data's transforms bring an image of {shape[0]}x{shape[1]} pixels to the shape "
+            f"{example[name].shape}, in which it cannot be returned"
+        )
+    return example
+
+
+def check_mask(mask: np.ndarray, where: str) -> None:
+    """Raises a UserError if a mask (height, width) bool covers all of an image, or nothing."""
+    if mask.all():
+        raise UserError(
+            f"{where} covers every pixel, so that nothing of the image is kept: leave it out and "
+            f"set the strength, or sample without an image"
+        )
+    if not mask.any():
+        raise UserError(
+            f"{where} covers no pixel, so that nothing would change: make white what is to be "
+            f"drawn anew"
+        )
+
+
+def zeros(run: Any, rows: int) -> dict[str, np.ndarray]:
+    """Returns examples of zeros, shaped like those of the run."""
+    return {name: np.zeros((rows, *x.shape[1:]), x.dtype) for name, x in run.batch.items()}
 
 
 def first_tokens(tokenizer: Tokenizer) -> list[int]:
