@@ -74,6 +74,8 @@ class TFDS(Data):
     name: str = field(kw_only=False)  # NAME, NAME/CONFIG or NAME:VERSION
     data_dir: str | None = None  # of prepared sets; None: TFDS_DATA_DIR or ~/tensorflow_datasets
     download: bool = False  # download and prepare the set if missing
+    class_names: tuple[str, ...] = ()
+    """In the order of their numbers; (): those of the catalogue."""
 
     locations = ("data_dir", "download")
 
@@ -123,14 +125,18 @@ class TFDS(Data):
             return self.name
 
     def output_names(self) -> tuple[str, ...]:
-        """Class names of the feature `label`, unless they are its ids."""
+        """`class_names`, or those of the feature `label`, else `objects/label`, but no ids."""
+        if self.class_names:
+            return self.class_names
         if self.fitted_values is not None:
             return tuple(self.fitted_values["classes"])
         check_tfds()
         import tensorflow_datasets as tfds
 
         builder: Any = tfds.builder_from_directory(self.directory())
-        label = dict(builder.info.features.items()).get("label")
+        features = dict(builder.info.features.items())
+        nested = dict(getattr(features.get("objects"), "items", dict)())
+        label = features.get("label", nested.get("label"))
         names = tuple(label.names) if isinstance(label, tfds.features.ClassLabel) else ()
         return () if names == tuple(map(str, range(len(names)))) else names
 

@@ -18,6 +18,7 @@ class Residual(nn.Module):
     bottleneck: bool = True  # 1x1, 3x3, 1x1; else 3x3, 3x3
     shortcut: Literal["projection", "padding"] = "projection"  # the paper's options B and A
     dtype: Any = jnp.float32  # of the computation
+    dilation: int = 1  # of the 3x3 convolutions
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -32,8 +33,16 @@ class Residual(nn.Module):
             if index:
                 y = nn.relu(y)
             last = index == len(sizes) - 1
-            name = f"conv{index}"
-            y = NormedConv(channels, size, strides, self.dtype, zero=last, name=name)(y, train)
+            convolution = NormedConv(
+                channels,
+                size,
+                strides,
+                self.dtype,
+                zero=last,
+                dilation=self.dilation,
+                name=f"conv{index}",
+            )
+            y = convolution(y, train)
         if x.shape != y.shape and self.shortcut == "projection":
             x = NormedConv(outputs, 1, self.strides, self.dtype, name="project")(x, train)
         elif x.shape != y.shape:
@@ -50,16 +59,18 @@ class NormedConv(nn.Module):
     strides: int = 1  # along height and width
     dtype: Any = jnp.float32  # of the computation
     zero: bool = False  # initialize the scale with 0: a block starts as its shortcut (Goyal, 2017)
+    dilation: int = 1  # pixels from one of the kernel's to the next
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """(batch, height, width, channels)."""
-        pad = self.size // 2
+        pad = self.size // 2 * self.dilation
         convolution = nn.Conv(
             self.channels,
             (self.size, self.size),
             self.strides,
             padding=((pad, pad), (pad, pad)),
+            kernel_dilation=self.dilation,
             use_bias=False,
             kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),  # He, 2015
             dtype=self.dtype,

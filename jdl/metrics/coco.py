@@ -3,9 +3,44 @@
 import contextlib
 import io
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+AREAS = ("all", "small", "medium", "large")
+"""Sizes of true boxes: any, below 32 x 32 pixels, from there to 96 x 96, above."""
+
+
+@dataclass(frozen=True)
+class PrecisionRecall:
+    """Precision of detections by recall, as pycocotools accumulates it.
+
+    Attributes:
+      precision: (IoU thresholds, 101 recalls, classes, `AREAS`) largest precision at that recall or
+        a higher one; NaN for classes without true boxes of the size.
+    """
+
+    precision: np.ndarray
+
+    def metrics(self) -> dict[str, Any]:
+        """Returns average precisions as fractions, without those that are of no true box.
+
+        `map` is the mean over IoU thresholds 0.5, 0.55, ..., 0.95 and classes, `map_50` and
+        `map_75` those of one threshold; `map_small`, `map_medium` and `map_large` of boxes of a
+        size. `ap` and `ap_50`, (classes,), are of each class, NaN where it has no true boxes.
+        """
+        sizes = dict(zip(AREAS, np.moveaxis(self.precision, 3, 0), strict=True))
+        every = sizes.pop("all")
+        parts = {"map": every, "map_50": every[0], "map_75": every[5]}
+        parts |= {f"map_{size}": precision for size, precision in sizes.items()}
+        found: dict[str, Any] = {
+            name: float(np.nanmean(part)) for name, part in parts.items() if _known(part)
+        }
+        if found:
+            # Of a class all recalls are known, or none is.
+            found |= {"ap": every.mean((0, 1)), "ap_50": every[0].mean(0)}
+        return found
 
 
 def average_precision(
@@ -14,42 +49,43 @@ def average_precision(
     labels: np.ndarray,
     mask: np.ndarray,
     crowd: np.ndarray,
-) -> dict[str, float]:
-    """Computes the average precision of detections (Lin et al., 2014) as pycocotools does.
+    num_classes: int,
+) -> PrecisionRecall:
+    """Scores detections (Lin et al., 2014) by pycocotools.
 
     Args:
-      prediction: `boxes` (images, k, 4), `scores` (images, k), `labels` (images, k).
+      prediction: `boxes` (images, k, 4), `scores` (images, k), `labels` (images, k); all k count.
       boxes: (images, n, 4) true boxes; these and the predicted are x0, y0, x1, y1 in pixels.
       labels: (images, n) their classes.
       mask: (images, n) False for padding.
       crowd: (images, n) True for boxes that count neither as found nor as missed.
-
-    Returns:
-      `map`, the mean over IoU thresholds 0.5, 0.55, ..., 0.95 and classes, `map_50` and `map_75`,
-      as fractions; nothing if there are no true boxes.
+      num_classes: number of classes.
     """
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
     with contextlib.redirect_stdout(io.StringIO()):
         truth: Any = COCO()
-        truth.dataset = _dataset(boxes, labels, mask, crowd)
+        truth.dataset = _dataset(boxes, labels, mask, crowd, num_classes)
         truth.createIndex()
-        found = _detections(prediction)
-        if not truth.anns or not len(found):
-            return dict.fromkeys(("map", "map_50", "map_75"), 0.0) if truth.anns else {}
-        scores = COCOeval(truth, truth.loadRes(found), "bbox")
+        table = _detections(prediction)
+        # `loadRes` refuses an empty table.
+        found: Any = truth.loadRes(table) if len(table) else COCO()
+        scores = COCOeval(truth, found, "bbox")
+        # Its own summary would have -1 for other limits than 100.
         scores.params.maxDets = [1, 10, prediction["scores"].shape[1]]
         scores.evaluate()
         scores.accumulate()
-    # (thresholds, recalls, classes, areas, limits): -1 for classes without true boxes.
-    precision = scores.eval["precision"][:, :, :, 0, -1]
-    values = {"map": precision, "map_50": precision[0], "map_75": precision[5]}
-    return {k: float(v[v > -1].mean()) for k, v in values.items() if (v > -1).any()}
+    precision = scores.eval["precision"][..., -1]
+    return PrecisionRecall(np.where(precision == -1, np.nan, precision))
+
+
+def _known(part: np.ndarray) -> bool:
+    return not np.isnan(part).all()
 
 
 def _dataset(
-    boxes: np.ndarray, labels: np.ndarray, mask: np.ndarray, crowd: np.ndarray
+    boxes: np.ndarray, labels: np.ndarray, mask: np.ndarray, crowd: np.ndarray, num_classes: int
 ) -> dict[str, Any]:
     annotations = []
     for image, item in np.argwhere(mask).tolist():
@@ -64,11 +100,10 @@ def _dataset(
                 "iscrowd": int(crowd[image, item]),
             }
         )
-    classes = sorted({each["category_id"] for each in annotations})
     return {
         "info": {},
         "images": [{"id": image} for image in range(len(boxes))],
-        "categories": [{"id": label, "name": str(label)} for label in classes],
+        "categories": [{"id": label, "name": str(label)} for label in range(num_classes)],
         "annotations": annotations,
     }
 

@@ -7,7 +7,14 @@ from jdl.models.bert import BERT, BERTBase, BERTLarge
 from jdl.models.cnn import CNN, VGG11, VGG13, VGG16, VGG19
 from jdl.models.conditional_unet import ConditionalUNet
 from jdl.models.dcgan import DCGAN
+from jdl.models.deeplab import (
+    DeepLabV3Plus,
+    DeepLabV3PlusResNet18,
+    DeepLabV3PlusResNet50,
+    DeepLabV3PlusSmall,
+)
 from jdl.models.dit import DiT
+from jdl.models.enet import ENet
 from jdl.models.gpt import GPT, GPT2, GPT2XL, GPT2Large, GPT2Medium
 from jdl.models.image_transform import ImageTransformNet
 from jdl.models.mlp import MLP
@@ -53,7 +60,12 @@ __all__ = [
     "BERTLarge",
     "BagOfWords",
     "ConditionalUNet",
+    "DeepLabV3Plus",
+    "DeepLabV3PlusResNet18",
+    "DeepLabV3PlusResNet50",
+    "DeepLabV3PlusSmall",
     "DiT",
+    "ENet",
     "EncoderDecoder",
     "GPT2Large",
     "GPT2Medium",

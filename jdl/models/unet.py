@@ -16,7 +16,8 @@ class UNet(nn.Module):
 
     Two 3x3 convolutions with normalization and relu on each level, 2x2 max-pool on the way down,
     nearest-neighbor upsampling and the level's own activations on the way up. Maps images (batch,
-    height, width, channels) to (batch, height / stride, width / stride, features) float32.
+    height, width, channels) to (batch, height / stride, width / stride, features) float32. Where a
+    level has an odd side, the next has half of it, rounded up.
     """
 
     channels: tuple[int, ...] = (16, 32, 64)  # of each level, from the finest
@@ -28,23 +29,16 @@ class UNet(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Applies the model."""
-        least = self.stride * 2 ** (len(self.channels) - 1)
-        if x.shape[1] % least or x.shape[2] % least:
-            raise UserError(
-                f"UNet of {len(self.channels)} levels and stride {self.stride} needs sides that "
-                f"are multiples of {least}, not {x.shape[1]}x{x.shape[2]}: resize or crop the "
-                f"images"
-            )
         x = space_to_depth(x, self.stride).astype(self.dtype)
         skips = []
         for level, channels in enumerate(self.channels):
             if level:
                 skips.append(x)
-                x = ops.max_pool(x, (2, 2), (2, 2))
+                x = ops.max_pool(x, (2, 2), (2, 2), "SAME")
             x = self._block(x, channels, train)
         for channels in self.channels[-2::-1]:
-            x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
-            x = self._block(jnp.concatenate([x, skips.pop()], -1), channels, train)
+            skip = skips.pop()
+            x = self._block(jnp.concatenate([upsample(x, skip), skip], -1), channels, train)
         return nn.Dense(self.features, dtype=self.dtype, name="logits")(x).astype(jnp.float32)
 
     def _block(self, x: jax.Array, channels: int, train: bool) -> jax.Array:
@@ -65,9 +59,23 @@ class UNet(nn.Module):
         return x
 
 
+def upsample(x: jax.Array, like: jax.Array) -> jax.Array:
+    """Doubles height and width to those of `like`, which may be odd; nearest neighbor."""
+    return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)[:, : like.shape[1], : like.shape[2]]
+
+
 def space_to_depth(x: jax.Array, block: int) -> jax.Array:
-    """Moves blocks of pixels to channels: (batch, h, w, c) to (batch, h / b, w / b, b * b * c)."""
+    """Moves blocks of pixels to channels: (batch, h, w, c) to (batch, h / b, w / b, b * b * c).
+
+    Raises:
+      UserError: height or width is no multiple of the block.
+    """
     batch, height, width, channels = x.shape
+    if height % block or width % block:
+        raise UserError(
+            f"a stride of {block} needs images whose sides are multiples of it, not "
+            f"{height}x{width}: resize or crop them"
+        )
     x = x.reshape(batch, height // block, block, width // block, block, channels)
     x = x.transpose(0, 1, 3, 2, 4, 5)
     return x.reshape(batch, height // block, width // block, block * block * channels)

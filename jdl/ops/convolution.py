@@ -106,6 +106,13 @@ class Window(NamedTuple):
             for n, k, s, (before, after), d in zip(size, *self, strict=True)
         )
 
+    def exceeds(self, size: Sequence[int]) -> bool:
+        """Whether a dilated kernel is larger than images: oneDNN's kernel gradient then crashes."""
+        return any(
+            d > 1 and (k - 1) * d >= n
+            for n, k, d in zip(size, self.kernel, self.dilation, strict=True)
+        )
+
     @property
     def turned(self) -> "Window":
         """The window by which the flipped kernel maps output gradients to input gradients."""
@@ -290,7 +297,8 @@ def describe(part: int, a: Any, b: Any, window: Window, size: tuple[int, ...]) -
 def _lower(part: int, ctx: Any, a: Any, b: Any, window: Window, size: tuple[int, ...]) -> Any:
     """Lowers a part for a CPU: to oneDNN's convolution, or to operations of XLA."""
     x, y = ctx.avals_in
-    if onednn.is_alone(ctx.module_context) and 0 not in (*x.shape, *y.shape, *size):
+    alone = onednn.is_alone(ctx.module_context) and 0 not in (*x.shape, *y.shape, *size)
+    if alone and not (part == 2 and window.exceeds(x.shape[1:3])):
         spec = describe(part, x, y, window, size)
         if onednn.supports(part, x.dtype, spec):
             call = jax.ffi.ffi_lowering(onednn.CONVOLUTION)

@@ -79,6 +79,21 @@ def confusion_matrix(counts: np.ndarray) -> Any:
     return figure
 
 
+def precision_recall(lines: Mapping[str, np.ndarray]) -> Any:
+    """Precision by recall, a line per class; values at recalls evenly spaced from 0 to 1."""
+    figure = empty(6, 4.5)
+    axes = figure.add_subplot()
+    drawn = [
+        axes.plot(np.linspace(0, 1, len(values)), values, linewidth=1.4)[0]
+        for values in lines.values()
+    ]
+    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
+    axes.grid(alpha=0.25)
+    names = [f"{plain(name)}, AP {values.mean():.3f}" for name, values in lines.items()]
+    axes.legend(drawn, names, fontsize="small", frameon=False, loc="lower left")
+    return figure
+
+
 def range_test(curve: LrCurve) -> Any:
     """The loss by the learning rate of a range test, and its suggestion."""
     figure = empty(6, 4)

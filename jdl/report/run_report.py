@@ -11,11 +11,18 @@ from jdl.data import Series, Words
 from jdl.errors import UserError
 from jdl.files import RunDirectory, read_rows
 from jdl.inference.generate import generate
-from jdl.report import classification, learning_curves, plots, run_details, samples
+from jdl.report import classification, dense, learning_curves, plots, run_details, samples
 from jdl.report.baselines import Baseline
 from jdl.report.page import Folder, Html, html, paragraph, scores_table, section, table
 from jdl.report.run_baselines import baselines_of, held_out
-from jdl.tasks import BinaryClassification, Classification, Forecast, LanguageModeling
+from jdl.tasks import (
+    BinaryClassification,
+    Classification,
+    Detection,
+    Forecast,
+    LanguageModeling,
+    Segmentation,
+)
 from jdl.trainer.opening import restore_run
 from jdl.trainer.record import read_run
 from jdl.trainer.run import Run
@@ -119,6 +126,8 @@ def _of_the_task(run: Run, folder: Folder) -> list[Html]:
         predictions = classification.predict_held_out(run)
         found = classification.sections(run, predictions, folder, words)
         return [*found, classification.influences(run, predictions, words)] if words else found
+    if isinstance(task, (Detection, Segmentation)):
+        return dense.sections(run, folder)
     if isinstance(task, Forecast) and isinstance(data, Series):
         return [_forecasts(run, data, folder)]
     if isinstance(task, LanguageModeling):

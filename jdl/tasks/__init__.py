@@ -12,6 +12,7 @@ from jdl.tasks.gan import GAN, hinge, non_saturating, relativistic
 from jdl.tasks.language import LanguageModeling
 from jdl.tasks.masked import MaskedLanguageModeling
 from jdl.tasks.multi_label import MultiLabelClassification
+from jdl.tasks.pixel_losses import CrossEntropy, Dice, Focal
 from jdl.tasks.randomness import row_keys, with_row_keys
 from jdl.tasks.regression import Regression
 from jdl.tasks.scores import SampleScores
@@ -20,16 +21,20 @@ from jdl.tasks.style import StyleTransfer
 from jdl.tasks.translation import Translation
 from jdl.tasks.untrained import Frozen, teacher_params
 from jdl.tasks.variational import VariationalAutoencoding
-from jdl.tasks.views import MIRROR, MIRROR_AND_SHIFT, View
+from jdl.tasks.views import MIRROR, MIRROR_AND_FLIP, MIRROR_AND_SHIFT, View, sliding_windows
 
 __all__ = [
     "GAN",
     "MIRROR",
+    "MIRROR_AND_FLIP",
     "MIRROR_AND_SHIFT",
     "BinaryClassification",
     "Classification",
+    "CrossEntropy",
     "Detection",
+    "Dice",
     "Diffusion",
+    "Focal",
     "Forecast",
     "Frozen",
     "Game",
@@ -52,6 +57,7 @@ __all__ = [
     "non_saturating",
     "relativistic",
     "row_keys",
+    "sliding_windows",
     "teacher_params",
     "with_row_keys",
 ]

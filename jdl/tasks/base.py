@@ -415,14 +415,26 @@ class Task:
         if train or not self.views:
             return apply(*self.model_inputs(model, batch))
         inputs = [self.model_inputs(model, view(batch)) for view in self.views]
-        weights = jnp.array([view.weight for view in self.views])
         # A loop over the views, so that the model is compiled once, and the activations of one view
         # are in memory at a time.
         outputs = jax.lax.map(
             lambda each: apply(*each)[0], jax.tree.map(lambda *views: jnp.stack(views), *inputs)
         )
+        return self.average_views(outputs, batch), state.collections
+
+    def average_views(self, outputs: Any, batch: Batch) -> Any:
+        """Averages the model's outputs for the views by their weights.
+
+        Override it if a view changes the outputs, as a mirror does those of pixels.
+
+        Args:
+          outputs: (views, batch, ...).
+          batch: the whole images.
+        """
+        del batch
+        weights = jnp.array([view.weight for view in self.views])
         mean = functools.partial(jnp.tensordot, weights / weights.sum(), axes=1)
-        return jax.tree.map(mean, outputs), state.collections
+        return jax.tree.map(mean, outputs)
 
     def _all_metrics(
         self, model: nn.Module, params: PyTree, state: TrainState, batch: Batch, **mode: Any

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,12 +18,15 @@ from jdl.data.boxes import box_fault
 from jdl.errors import UserError, install_command
 from jdl.media import Images, Media, overlay
 from jdl.metrics import Mean
-from jdl.metrics.coco import average_precision
+from jdl.metrics.coco import PrecisionRecall, average_precision
 from jdl.tasks.base import HostMetrics, Task
 from jdl.tasks.outputs import one_array
+from jdl.tasks.views import check_dense
 from jdl.typing import Batch, Json
 
 Array = jax.Array
+
+_log = logging.getLogger(__name__)
 
 PRIOR = 0.1
 """Probability of a center where the model's output is 0, as in focal loss (Lin et al., 2017)."""
@@ -44,7 +48,11 @@ class Detection(Task):
     `is_crowd` (batch, n) are not trained on, and in evaluation neither right nor wrong.
 
     Metrics: `loss`, its parts `focal` and `l1`; and for the splits in `coco` COCO's average
-    precision: `map`, the mean over thresholds of 0.5 to 0.95, `map_50` and `map_75`.
+    precision: `map`, the mean over thresholds of 0.5 to 0.95, `map_50` and `map_75`; `map_small`,
+    `map_medium` and `map_large` by the size of boxes; and by class `ap` and `ap_50`, (classes,).
+    They are left out where there are no true boxes.
+
+    `views` may mirror and flip images.
     """
 
     targets: str = "boxes"  # name of the boxes in a batch
@@ -53,17 +61,29 @@ class Detection(Task):
     regression_weight: float = 1.0  # of the L1 loss
     max_detections: int = 100  # most probable objects to predict of each image
     min_score: float = 0.1  # least probability of an object that is written as text
+    nms_iou: float | None = None
+    """Overlap with a more probable object of the class above which one is dropped. None: none is,
+    since of overlapping centers only peaks are predicted."""
     coco: tuple[str, ...] = ("validation", "test")  # splits to score by pycocotools
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.num_classes < 1 or self.max_detections < 1:
             raise UserError("Detection needs num_classes and max_detections of at least 1")
-        if self.views:
-            raise UserError(
-                "task.views averages outputs of whole images, where detection has one for each "
-                "cell: leave it empty"
-            )
+        if self.nms_iou is not None and not 0 < self.nms_iou <= 1:
+            raise UserError(f"task.nms_iou is an overlap in (0, 1], not {self.nms_iou}")
+        check_dense(self.views, windows=False)
+
+    def average_views(self, outputs: Array, batch: Batch) -> Array:
+        """See `Task.average_views`; mirrors and flips cells and the centers' places in them."""
+        total = jnp.zeros(())
+        for view, own in zip(self.views, one_array(outputs, self), strict=True):
+            own = view.undo(own.astype(jnp.float32))
+            x, y = self.num_classes, self.num_classes + 1
+            own = own.at[..., x].set(1 - own[..., x]) if view.mirror else own
+            own = own.at[..., y].set(1 - own[..., y]) if view.flip else own
+            total += view.weight * own
+        return total / sum(view.weight for view in self.views)
 
     def loss_and_metrics(self, outputs: Array, batch: Batch) -> dict[str, Mean]:
         """Computes `loss`, `focal` and `l1`."""
@@ -96,11 +116,11 @@ class Detection(Task):
     def to_prediction(self, outputs: Any, batch: Batch) -> dict[str, Array]:
         """Returns the most probable objects of each image, by falling score.
 
-        Peaks of the heat map in 3x3 cells, which is the only suppression.
+        Those are peaks of the heat map in 3x3 cells.
 
         Returns:
           boxes: (batch, max_detections, 4) float32, x0, y0, x1, y1 in pixels.
-          scores: (batch, max_detections) float32.
+          scores: (batch, max_detections) float32, 0 for what was suppressed.
           labels: (batch, max_detections) int32.
         """
         logits, regression = self._split(outputs)
@@ -117,11 +137,15 @@ class Detection(Task):
         stride = jnp.array([size[1] / width, size[0] / height] * 2)
         boxes = jnp.concatenate([center - half, center + half], -1) * stride
         boxes = jnp.clip(boxes, 0, jnp.array([size[1], size[0]] * 2, jnp.float32))
-        return {"boxes": boxes, "scores": scores, "labels": (flat % classes).astype(jnp.int32)}
+        labels = (flat % classes).astype(jnp.int32)
+        if self.nms_iou is not None:
+            scores = suppress(boxes, scores, labels, self.nms_iou)
+        return {"boxes": boxes, "scores": scores, "labels": labels}
 
     def higher_is_better(self, metric: str) -> bool | None:
         """See `Task.higher_is_better`."""
-        return True if metric in ("map", "map_50", "map_75") else super().higher_is_better(metric)
+        own = metric.split("_")[0] in ("map", "ap")
+        return True if own else super().higher_is_better(metric)
 
     def has_host_metrics(self, split: str, data: Data) -> bool:
         """Whether the split is in `coco`.
@@ -140,15 +164,22 @@ class Detection(Task):
     def compute_metrics(
         self, prediction: Any, batch: Mapping[str, np.ndarray], data: Data
     ) -> HostMetrics:
-        """Computes `map`, `map_50` and `map_75`; the lines are the objects as JSON."""
+        """Computes COCO's average precisions; the lines are the objects as JSON."""
         names = data.output_names()
-        boxes, labels = batch[self.targets], batch[self.labels]
-        mask = batch[f"{self.targets}_mask"].astype(bool)
-        crowd = batch.get("is_crowd", np.zeros_like(mask)).astype(bool)
-        found = average_precision(prediction, boxes, labels, mask, crowd)
-        rows = [jax.tree.map(lambda leaf: leaf[i], prediction) for i in range(len(boxes))]  # noqa: B023
+        found = self.precision_recall(prediction, batch).metrics()
+        if not found:
+            _log.warning("there is no object in any image of the split: map is left out")
+        count = len(batch[self.targets])
+        rows = [{name: leaf[i] for name, leaf in prediction.items()} for i in range(count)]
         lines = [json.dumps(self.format_prediction(row, names)["prediction"]) for row in rows]
         return HostMetrics(found, {}, lines)
+
+    def precision_recall(self, prediction: Any, batch: Mapping[str, np.ndarray]) -> PrecisionRecall:
+        """Scores the predictions for a split by pycocotools; see `compute_metrics`."""
+        mask = batch[f"{self.targets}_mask"].astype(bool)
+        crowd = batch.get("is_crowd", np.zeros_like(mask)).astype(bool)
+        boxes, labels = batch[self.targets], batch[self.labels]
+        return average_precision(prediction, boxes, labels, mask, crowd, self.num_classes)
 
     def format_prediction(self, prediction: Any, names: Sequence[str]) -> dict[str, Json]:
         """Returns class by name or number, score and box of each object above `min_score`."""
@@ -192,6 +223,11 @@ class Detection(Task):
                 f"{labels.shape}, where detection needs (batch, n, 4) and (batch, n)"
             )
         mask = np.asarray(batch[f"{self.targets}_mask"]).astype(bool)
+        if where == "split 'train'" and not mask.any():
+            raise UserError(
+                f"{where} has no object in any image: {self.targets}_mask is False everywhere; "
+                f"add images with objects, or check the annotations"
+            )
         wrong = mask & ((labels < 0) | (labels >= self.num_classes))
         if wrong.any():
             row, item = np.argwhere(wrong)[0]
@@ -280,3 +316,31 @@ def focal_loss(logits: Array, target: Array) -> Array:
     at_center = (1 - probability) ** 2 * optax.sigmoid_binary_cross_entropy(logits, 1.0)
     beside = probability**2 * optax.sigmoid_binary_cross_entropy(logits, 0.0)
     return jnp.where(target == 1, at_center, (1 - target) ** 4 * beside)
+
+
+def suppress(boxes: Array, scores: Array, labels: Array, max_iou: float) -> Array:
+    """Returns the scores after non-maximum suppression, with shapes that do not depend on data.
+
+    From the most probable on, a box zeroes the scores of those of its class that overlap it by more
+    than `max_iou`.
+
+    Args:
+      boxes: (batch, n, 4), x0, y0, x1, y1, by falling score.
+      scores: (batch, n).
+      labels: (batch, n) classes.
+      max_iou: intersection over union.
+    """
+    size = jnp.maximum(boxes[..., 2:] - boxes[..., :2], 0)
+    area = size[..., 0] * size[..., 1]
+    low = jnp.maximum(boxes[:, :, None, :2], boxes[:, None, :, :2])
+    high = jnp.minimum(boxes[:, :, None, 2:], boxes[:, None, :, 2:])
+    both = jnp.maximum(high - low, 0).prod(-1)  # (batch, n, n)
+    union = area[:, :, None] + area[:, None, :] - both
+    rivals = (both > max_iou * union) & (labels[:, :, None] == labels[:, None, :])
+    rivals = jnp.triu(rivals, 1)  # of row i, those of lower scores
+
+    def drop(index: int | Array, kept: Array) -> Array:
+        return kept & ~(kept[:, index, None] & rivals[:, index])
+
+    kept = jax.lax.fori_loop(0, boxes.shape[1], drop, jnp.ones(scores.shape, bool))
+    return jnp.where(kept, scores, 0)

@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from jdl.data.base import Data
 from jdl.errors import UserError
@@ -16,45 +15,65 @@ from jdl.metrics import IoU, Mean, MeanIoU
 from jdl.tasks.base import Task
 from jdl.tasks.classification import check_class_weights
 from jdl.tasks.outputs import one_array
+from jdl.tasks.pixel_losses import CrossEntropy, PixelLoss
+from jdl.tasks.views import average_pixels, check_dense
 from jdl.typing import Batch, Json
 
 
 @dataclass(frozen=True, kw_only=True)
 class Segmentation(Task):
-    """Softmax cross-entropy of each pixel on logits (batch, height, width, classes).
+    """Trains a class for each pixel on logits (batch, height, width, classes).
 
     Targets are classes (batch, height, width) or (batch, height, width, 1), of the images' size;
     logits of a smaller one are resized to it bilinearly. Pixels of `ignored_class` count in neither
-    loss nor metrics. Metrics, over pixels: `loss` in nats, which training minimizes, weighted by
-    `class_weights`; `accuracy`; and in evaluation `mean_iou` and `iou` by class, (classes,).
+    losses nor metrics. Metrics, over pixels: `loss`, which training minimizes; `accuracy`; and in
+    evaluation `mean_iou` and `iou` by class, (classes,). Of several `losses`, `loss_terms` has the
+    weights, as in `losses=(CrossEntropy(), Dice())` with `loss_terms=(("cross_entropy", 1.0),
+    ("dice", 0.5))`; each is then a metric, too.
+
+    `views` may mirror and flip images, or see windows of them (`sliding_windows`).
     """
 
     targets: str = "segmentation_mask"  # name of the masks in a batch
     ignored_class: int | None = None  # id of pixels that do not count, such as 255
-    class_weights: tuple[float, ...] = ()  # weight of each class's pixels in the loss; (): all 1
+    class_weights: tuple[float, ...] = ()  # weight of each class in the losses; (): all 1
+    losses: tuple[PixelLoss, ...] = (CrossEntropy(),)  # what training minimizes
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_class_weights(self.class_weights)
-        if self.views:
+        check_dense(self.views, windows=True)
+        if not self.losses or not all(isinstance(each, PixelLoss) for each in self.losses):
             raise UserError(
-                "task.views averages outputs of whole images, where segmentation has one for each "
-                "pixel: leave it empty"
+                f"task.losses needs losses of jdl.tasks, such as CrossEntropy(), not {self.losses}"
             )
+        names = ", ".join(f"({each.name!r}, 1.0)" for each in self.losses)
+        if len(self.losses) > 1 and not self.loss_terms:
+            raise UserError(f"task.losses has several: weigh them, as task.loss_terms=({names})")
 
     def loss_and_metrics(self, outputs: jax.Array, batch: Batch) -> dict[str, Mean]:
-        """Computes `loss` and `accuracy`."""
+        """Computes `loss`, or each of several losses, and `accuracy`."""
         logits, targets = self._logits(outputs, batch), self.target(batch)
+        classes = logits.shape[-1]
         counted = jnp.broadcast_to(batch["mask"][:, None, None], targets.shape).astype(bool)
         if self.ignored_class is not None:
             counted = counted & (targets != self.ignored_class)
-        known = jnp.where(counted, targets, 0)
-        weights = counted.astype(jnp.float32)
-        if self.class_weights:
-            weights = weights * jnp.asarray(self.class_weights)[known]
-        nll = optax.softmax_cross_entropy_with_integer_labels(logits, known)
+        # The class -1 has no one-hot.
+        true = jax.nn.one_hot(jnp.where(counted, targets, -1), classes)
+        weights = jnp.asarray(self.class_weights or (1.0,) * classes, jnp.float32)
+        found = {each.name: each(logits, true, weights) for each in self.losses}
+        if not self.loss_terms:
+            found = {"loss": found[self.losses[0].name]}
         right = (logits.argmax(-1) == targets).astype(jnp.float32)
-        return {"loss": Mean.of(nll, weights), "accuracy": Mean.of(right, counted)}
+        return {**found, "accuracy": Mean.of(right, counted)}
+
+    def average_views(self, outputs: Any, batch: Batch) -> jax.Array:
+        """See `Task.average_views`: logits of the images' size, each pixel's over its views."""
+        outputs = one_array(outputs, self).astype(jnp.float32)
+        size = self._size(batch)
+        sizes = [view.window[2:] if view.window else size for view in self.views]
+        each = [_resize(own, size) for own, size in zip(outputs, sizes, strict=True)]
+        return average_pixels(self.views, each, size)
 
     def further_metrics(self, outputs: Any, batch: Batch, *, train: bool) -> dict[str, Any]:
         """Computes `metrics`, and in evaluation `mean_iou` and `iou`."""
@@ -103,6 +122,11 @@ class Segmentation(Task):
                 f"shape (batch, height, width, classes)"
             )
         masks, classes = np.asarray(batch[self.targets]), outputs.shape[-1]
+        if classes == 1:
+            raise UserError(
+                "the model has one output for each pixel, and one class is always right: give it "
+                "two or more, such as background and object"
+            )
         size = np.shape(batch[self.input_names[0]])[1:3]
         if masks.shape[1:] not in (size, (*size, 1)) or masks.dtype.kind not in "iu":
             raise UserError(
@@ -113,6 +137,11 @@ class Segmentation(Task):
         wrong = (masks < 0) | (masks >= classes)
         if self.ignored_class is not None:
             wrong &= masks != self.ignored_class
+            if where == "split 'train'" and (masks == self.ignored_class).all():
+                raise UserError(
+                    f"{where}: every pixel of {self.targets!r} is of the ignored class "
+                    f"{self.ignored_class}: correct the masks or task.ignored_class"
+                )
         if wrong.any():
             row, y, x, *_ = np.unravel_index(int(np.argmax(wrong)), masks.shape)
             raise UserError(
@@ -123,8 +152,16 @@ class Segmentation(Task):
 
     def _logits(self, outputs: Any, batch: Batch) -> jax.Array:
         """Returns logits of the images' size, float32."""
-        logits = one_array(outputs, self).astype(jnp.float32)
+        return _resize(one_array(outputs, self).astype(jnp.float32), self._size(batch))
+
+    def _size(self, batch: Batch) -> tuple[int, int]:
+        """Returns height and width of the images."""
         height, width = jnp.shape(batch[self.input_names[0]])[1:3]
-        if logits.shape[1:3] == (height, width):
-            return logits
-        return jax.image.resize(logits, (len(logits), height, width, logits.shape[-1]), "bilinear")
+        return height, width
+
+
+def _resize(logits: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Resizes (batch, height, width, classes) bilinearly."""
+    if logits.shape[1:3] == size:
+        return logits
+    return jax.image.resize(logits, (len(logits), *size, logits.shape[-1]), "bilinear")

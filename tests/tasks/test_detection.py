@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 import jdl
 from jdl.data import Arrays, Mosaic, RandomAffine, RandomFlip, Scale
@@ -15,9 +17,17 @@ from jdl.metrics.coco import average_precision
 from jdl.models import UNet
 from jdl.optimizers import SGD
 from jdl.parallel import DataParallel, FullySharded, Pmap, Single
+from jdl.report import dense
+from jdl.report.page import Folder
 from jdl.step import Program
-from jdl.tasks import Detection, Segmentation
-from jdl.tasks.detection import focal_loss, heat_map
+from jdl.tasks import (
+    MIRROR_AND_FLIP,
+    MIRROR_AND_SHIFT,
+    Detection,
+    Segmentation,
+    sliding_windows,
+)
+from jdl.tasks.detection import focal_loss, heat_map, suppress
 
 SIZE, ROWS = 16, 8
 TASK = Detection(num_classes=2)
@@ -101,7 +111,9 @@ def test_predictions_invert_the_targets():
     assert (prediction["scores"][2:, 0] > 0.99).all()
     assert prediction["scores"][:, 1:].max() < 1e-3
     metrics = TASK.compute_metrics(prediction, squares(), Arrays({"train": squares()}))
-    assert metrics.metrics == {"map": 1.0, "map_50": 1.0, "map_75": 1.0}
+    numbers = {k: v for k, v in metrics.metrics.items() if k.startswith("map")}
+    assert numbers == dict.fromkeys(("map", "map_50", "map_75", "map_small"), 1.0)
+    assert metrics.metrics["ap"].tolist() == metrics.metrics["ap_50"].tolist() == [1.0, 1.0]
     assert metrics.lines[0] == "[]"
     assert metrics.lines[2].startswith('[{"class": ')
     losses = TASK.loss_and_metrics(perfect(), batch())
@@ -118,14 +130,167 @@ def test_average_precision_counts_as_coco_does():
         "labels": np.zeros((1, 2), int),
     }
     labels, mask = np.zeros((1, 2), int), np.ones((1, 2), bool)
-    found = average_precision(prediction, boxes, labels, mask, ~mask)
+
+    def score(prediction, mask, crowd):
+        return average_precision(prediction, boxes, labels, mask, crowd, 2).metrics()
+
+    found = score(prediction, mask, ~mask)
     assert found["map_50"] == pytest.approx(0.5 * 51 / 101)
     crowd = np.array([[False, True]])  # the box that is missed does not count
-    found = average_precision(prediction, boxes, labels, mask, crowd)
+    found = score(prediction, mask, crowd)
     assert found["map"] == pytest.approx(0.5)
-    assert average_precision(prediction, boxes, labels, ~mask, ~mask) == {}
+    np.testing.assert_equal(found["ap_50"], [found["map_50"], np.nan])
+    assert score(prediction, ~mask, ~mask) == {}
     nothing = {**prediction, "scores": np.zeros((1, 2))}
-    assert average_precision(nothing, boxes, labels, mask, ~mask)["map"] == 0
+    assert score(nothing, mask, ~mask)["map"] == 0
+
+
+def crowded(rng, images=12, true=6, found=15):
+    """True boxes and noisy detections of them; some images have neither."""
+
+    def boxes(count):
+        corner = rng.uniform(0, 200, (images, count, 2))
+        side = np.exp(rng.uniform(np.log(8), np.log(200), (images, count, 2)))
+        return np.concatenate([corner, corner + side], -1)
+
+    truth = {"boxes": boxes(true), "labels": rng.integers(0, 3, (images, true))}
+    truth["boxes_mask"] = np.arange(true) < rng.integers(0, true + 1, (images, 1))
+    truth["boxes_mask"][:3] = False
+    near = np.concatenate([truth["boxes"], boxes(found - true)], 1)
+    guess = np.where(np.arange(found) < true, np.pad(truth["labels"], ((0, 0), (0, 9))), 0)
+    scores = rng.uniform(0.01, 1, (images, found)) * (np.arange(images) > 1)[:, None]
+    near = near + rng.normal(0, 3, near.shape)
+    return truth, {"boxes": near, "scores": scores, "labels": guess}
+
+
+@pytest.mark.parametrize("limit", [4, 15, 100, 120])
+def test_average_precision_equals_pycocotools_own_summary(limit):
+    """Of any number of detections, with empty images, and by class and size."""
+    truth, prediction = crowded(np.random.default_rng(1), found=15)
+    order = np.argsort(-prediction["scores"], 1)[:, :limit]
+    prediction = {
+        k: np.take_along_axis(v, order[..., None] if v.ndim == 3 else order, 1)
+        for k, v in prediction.items()
+    }
+    if limit > 15:  # as a detector of more than 15 cells gives it
+        widths = ((0, 0), (0, limit - 15))
+        prediction = {k: np.pad(v, (*widths, (0, 0))[: v.ndim]) for k, v in prediction.items()}
+    mask = truth["boxes_mask"]
+    found = average_precision(
+        prediction, truth["boxes"], truth["labels"], mask, np.zeros_like(mask), 3
+    ).metrics()
+    images = [{"id": i} for i in range(len(mask))]
+    categories = [{"id": label} for label in range(3)]
+
+    def annotation(number, image, box, label):
+        (x0, y0, x1, y1), label = box.tolist(), int(label)
+        sides = [x0, y0, x1 - x0, y1 - y0]
+        return {"id": number, "image_id": image, "category_id": label, "bbox": sides,
+                "area": sides[2] * sides[3], "iscrowd": 0}  # fmt: skip
+
+    true = [
+        annotation(n + 1, i, truth["boxes"][i, j], truth["labels"][i, j])
+        for n, (i, j) in enumerate(np.argwhere(mask).tolist())
+    ]
+    given = [
+        {**annotation(0, i, prediction["boxes"][i, j], prediction["labels"][i, j]),
+         "score": prediction["scores"][i, j]}
+        for i, j in np.argwhere(prediction["scores"] > 0).tolist()
+    ]  # fmt: skip
+    whole = COCO()
+    whole.dataset = {"info": {}, "images": images, "categories": categories, "annotations": true}
+    whole.createIndex()
+    for label in (None, 0, 1, 2):
+        scores = COCOeval(whole, whole.loadRes(given), "bbox")
+        scores.params.catIds = [0, 1, 2] if label is None else [label]
+        scores.evaluate()
+        scores.accumulate()
+        scores.summarize()
+        expected = scores.stats[:6]
+        if label is None:
+            names = ("map", "map_50", "map_75", "map_small", "map_medium", "map_large")
+            np.testing.assert_allclose([found[name] for name in names], expected)
+        else:
+            np.testing.assert_allclose([found["ap"][label], found["ap_50"][label]], expected[:2])
+    if limit == 15:  # a class of which there is nothing
+        four = average_precision(
+            prediction, truth["boxes"], truth["labels"], mask, np.zeros_like(mask), 4
+        ).metrics()
+        np.testing.assert_equal(four["ap"], [*found["ap"], np.nan])
+        assert four["map"] == pytest.approx(found["map"])
+
+
+def test_suppression_keeps_the_most_probable_of_those_that_overlap():
+    boxes = jnp.float32([[[0, 0, 10, 10], [1, 0, 11, 10], [2, 0, 12, 10], [0, 0, 10, 10]]])
+    scores, labels = jnp.float32([[0.9, 0.8, 0.7, 0.6]]), jnp.array([[0, 0, 0, 1]])
+    # Neighbors overlap by 9/11, the first and third by 8/12.
+    for limit, kept in ((0.6, [0.9, 0, 0, 0.6]), (0.7, [0.9, 0, 0.7, 0.6]), (0.9, scores[0])):
+        np.testing.assert_allclose(suppress(boxes, scores, labels, limit)[0], kept)
+    first = dataclasses.replace(TASK, nms_iou=0.02).to_prediction(outputs(), batch())
+    every = TASK.to_prediction(outputs(), batch())
+    assert 0 < (first["scores"] > 0).sum() < (every["scores"] > 0).sum()
+    np.testing.assert_array_equal(first["boxes"], every["boxes"])
+
+
+def test_mirrored_and_flipped_views_find_the_same_objects():
+    """A network that answers a mirrored image with mirrored objects loses nothing by the mean."""
+    whole = perfect()
+    x, y = TASK.num_classes, TASK.num_classes + 1
+    turned = []
+    for view in MIRROR_AND_FLIP:
+        own = view.undo(whole)
+        own = own.at[..., x].set(1 - own[..., x]) if view.mirror else own
+        turned.append(own.at[..., y].set(1 - own[..., y]) if view.flip else own)
+    task = dataclasses.replace(TASK, views=MIRROR_AND_FLIP)
+    mean = task.average_views(jnp.stack(turned), batch())
+    np.testing.assert_allclose(mean, whole, atol=1e-5)
+    # By the boxes: those of a mirrored image are found where the mirror puts them.
+    prediction = TASK.to_prediction(turned[1], batch())
+    known = squares()["boxes"][2:, 0]
+    mirrored = np.stack([SIZE - known[:, 2], known[:, 1], SIZE - known[:, 0], known[:, 3]], 1)
+    np.testing.assert_allclose(prediction["boxes"][2:, 0], mirrored, atol=1e-4)
+
+
+def learner(arrays, task=TASK, batch_size=4, features=6, **changes):
+    data = Arrays(
+        {"train": arrays, "test": arrays}, device_transforms=(Scale(),), validation_fraction=0.0
+    )
+    return jdl.Experiment(
+        UNet((8,), features, stride=2), task=task, data=data, optimizer=SGD(0.1), hooks=(), steps=1,
+        strategy=Single(), batch_size=batch_size, **changes,
+    )  # fmt: skip
+
+
+def test_average_precision_is_equal_in_any_batch_size(tmp_path):
+    run = jdl.train(learner(squares()), tmp_path / "run")
+    found = run.evaluate("test")
+    assert 0 <= found["map"] <= 1
+    assert found["ap"].shape == (2,)
+    scores, curves = dense.sections(run, Folder(tmp_path))
+    for part in ("Scores by class", "AP at IoU 0.5", f"{found['ap'][0]:.4f}"):
+        assert part in scores
+    assert "Precision-recall curves" in curves
+    assert (tmp_path / "precision_recall.png").is_file()
+    state = run.gather_state()
+    for size in (3, 8):
+        other = jdl.train(learner(squares(), batch_size=size), tmp_path / str(size))
+        np.testing.assert_equal(
+            {k: v for k, v in other.evaluate("test", state).items() if k[0] in "ma"},
+            {k: v for k, v in found.items() if k[0] in "ma"},
+        )
+
+
+def test_images_without_objects_and_a_single_class(tmp_path, caplog):
+    empty = {**squares(), "boxes_mask": np.zeros((ROWS, 3), bool)}
+    with pytest.raises(UserError, match="split 'train' has no object in any image"):
+        jdl.train(learner(empty))
+    one = {**squares(), "labels": np.zeros((ROWS, 3), np.int32)}
+    run = jdl.train(learner(one, Detection(num_classes=1), features=5), tmp_path)
+    assert run.evaluate("test")["ap"].shape == (1,)
+    data = Arrays({"train": one, "test": empty})
+    prediction = jax.tree.map(np.asarray, TASK.to_prediction(outputs(), batch()))
+    assert TASK.compute_metrics(prediction, empty, data).metrics == {}
+    assert "no object in any image of the split" in caplog.text
 
 
 def test_padding_and_crowds_do_not_count():
@@ -170,8 +335,12 @@ def test_what_does_not_fit_detection_is_refused():
         TASK.loss_and_metrics(outputs(features=7), batch())
     with pytest.raises(UserError, match="num_classes"):
         Detection(num_classes=0)
-    with pytest.raises(UserError, match="averages outputs of whole images"):
-        Detection(num_classes=1, views=jdl.tasks.MIRROR)
+    with pytest.raises(UserError, match="averages mirrored and flipped views"):
+        Detection(num_classes=1, views=MIRROR_AND_SHIFT)
+    with pytest.raises(UserError, match="detection sees whole images"):
+        Detection(num_classes=1, views=sliding_windows((16, 16), (8, 8)))
+    with pytest.raises(UserError, match="nms_iou is an overlap"):
+        Detection(num_classes=1, nms_iou=0.0)
 
 
 MOVES = (

@@ -1,0 +1,40 @@
+"""Detection of blood cells in BCCD: red, white and platelets, by their centers.
+
+    TFDS_DATA_DIR=DIR jdl train bccd_detection --seeds 3
+
+CenterNet (Zhou et al., 2019) on a U-Net at a fourth of 240x320 pixels.
+"""
+
+from jdl import Experiment
+from jdl.data import TFDS, ColorJitter, ConvertBoxes, Pad, RandomAffine, RandomFlip, Resize, Scale
+from jdl.hooks import Checkpoint, Evaluate, Progress, RetraceWarning, Sample, TensorBoard
+from jdl.models import UNet
+from jdl.optimizers import AdamW, Cosine
+from jdl.tasks import MIRROR_AND_FLIP, Detection
+
+experiment = Experiment(
+    UNet(channels=(24, 48, 72, 96), features=7, stride=4),
+    task=Detection(num_classes=3, views=MIRROR_AND_FLIP),
+    data=TFDS(
+        "bccd",
+        transforms=(ConvertBoxes("rel_yxyx"), Resize(height=240, width=320), Pad(32)),
+        device_transforms=(
+            RandomFlip(mode="horizontal_and_vertical"),
+            RandomAffine(zoom_range=0.2),
+            ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2),
+            Scale(),
+        ),
+    ),
+    optimizer=AdamW(2e-3, schedule=Cosine(warmup=0.05), ema_decay=0.99),
+    hooks=(
+        Progress(),
+        TensorBoard(),
+        Evaluate(every=260),
+        Checkpoint(every=260),
+        RetraceWarning(),
+        Sample(every=520, count=9),
+    ),
+    epochs=120,
+    batch_size=8,
+    precision="bf16",
+)
