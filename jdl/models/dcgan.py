@@ -30,16 +30,15 @@ class DCGAN(nn.Module):
     critic_channels: tuple[int, ...] = (32, 64)  # of each convolution
     num_classes: int = 0  # of a class-conditional GAN; 0: no classes
     spectral_norm: bool = False  # of the critic's kernels (Miyato et al., 2018)
+    momentum: float = 0.99  # decay of the running statistics; suits averaged weights if like theirs
     dtype: Any = jnp.float32  # of the computation; parameters are float32
 
     def setup(self) -> None:
         """Makes the players."""
         self.generator = Generator(
-            self.shape, self.generator_channels, self.num_classes, dtype=self.dtype
+            self.shape, self.generator_channels, self.num_classes, self.momentum, self.dtype
         )
-        self.critic = Critic(
-            self.critic_channels, self.num_classes, self.spectral_norm, dtype=self.dtype
-        )
+        self.critic = Critic(self.critic_channels, self.num_classes, self.spectral_norm, self.dtype)
 
     def generate(
         self, keys: Keys, label: jax.Array | None = None, train: bool = False
@@ -84,8 +83,9 @@ class Generator(nn.Module):
 
     shape: tuple[int, int, int]
     channels: tuple[int, ...]
-    num_classes: int = 0
-    dtype: Any = jnp.float32
+    num_classes: int
+    momentum: float
+    dtype: Any
 
     @nn.compact
     def __call__(self, noise: jax.Array, label: jax.Array | None, train: bool) -> jax.Array:
@@ -103,11 +103,11 @@ class Generator(nn.Module):
         height, width = (side // factor for side in sides)
         x = nn.Dense(height * width * self.channels[0], use_bias=False, dtype=self.dtype)(noise)
         x = x.reshape(-1, height, width, self.channels[0])
-        x = nn.relu(BatchNorm(dtype=self.dtype)(x, train))
+        x = nn.relu(BatchNorm(self.momentum, dtype=self.dtype)(x, train))
         for channels in self.channels[1:]:
             x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
             x = _conv(channels, 1, self.dtype, use_bias=False)(x)
-            x = nn.relu(BatchNorm(dtype=self.dtype)(x, train))
+            x = nn.relu(BatchNorm(self.momentum, dtype=self.dtype)(x, train))
         return nn.sigmoid(_conv(features, 1, self.dtype)(x).astype(jnp.float32))
 
 
@@ -115,9 +115,9 @@ class Critic(nn.Module):
     """See `DCGAN`."""
 
     channels: tuple[int, ...]
-    num_classes: int = 0
-    spectral_norm: bool = False
-    dtype: Any = jnp.float32
+    num_classes: int
+    spectral_norm: bool
+    dtype: Any
 
     @nn.compact
     def __call__(self, image: jax.Array, label: jax.Array | None, train: bool) -> jax.Array:
