@@ -257,6 +257,11 @@ class Data:
         return read
 
     @property
+    def has_several_labels(self) -> bool:
+        """Whether an example has any number of classes: its label is 0 or 1 for each."""
+        return False
+
+    @property
     def has_tokenizer(self) -> bool:
         """Whether the examples are tokenized texts, with an `encoding` field."""
         return isinstance(getattr(self, "encoding", None), Encoding)

@@ -104,8 +104,10 @@ class Words(Data):
         """Returns the texts of a split as ids of words."""
         ids, where = _word_ids(known["words"]), f"{self.full_name()}: split {split!r}: 'label'"
         tokens = [encode_words(text, ids, self.length) for text, _ in examples]
-        labels = _numbers([label for _, label in examples], where, known["classes"])
-        return ArraySource({"tokens": np.stack(tokens), "label": labels})
+        labels = [label for _, label in examples]
+        several = self.text.has_several_labels
+        numbers = np.stack(labels) if several else _numbers(labels, where, known["classes"])
+        return ArraySource({"tokens": np.stack(tokens), "label": numbers})
 
     def _texts(self) -> dict[str, list[tuple[str, Any]]]:
         """Returns texts and labels by split."""
@@ -118,15 +120,13 @@ class Words(Data):
     def _fit(self, texts: Mapping[str, list[tuple[str, Any]]]) -> dict[str, Json]:
         ids = build_vocabulary((text for text, _ in texts["train"]), self.vocab_size)
         labels = [label for examples in texts.values() for _, label in examples]
-        several = np.ndim(labels[0]) == 1
+        several = self.text.has_several_labels
         found = None if several else class_labels(labels, f"{self.full_name()}: 'label'")
         return {"words": list(ids), "classes": list(found.names) if found else []}
 
 
 def _numbers(labels: Sequence[Any], where: str, classes: Sequence[str]) -> np.ndarray:
-    """Returns labels (n,): class numbers int32, or real numbers float32; or (n, classes) int32."""
-    if np.ndim(labels[0]) == 1:
-        return np.stack(labels).astype(np.int32)
+    """Returns labels (n,): class numbers int32, or real numbers float32."""
     found = class_labels(labels, where, tuple(classes) or None)
     return found.ids if found else to_numbers(labels, where).astype(np.float32)
 

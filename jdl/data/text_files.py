@@ -42,6 +42,11 @@ class TextTable(Data):
         if not isinstance(self.label_column, str):
             check_label_columns(self, "label_column")
 
+    @property
+    def has_several_labels(self) -> bool:
+        """See `Data.has_several_labels`."""
+        return not isinstance(self.label_column, str)
+
     def load(self) -> dict[str, Source]:
         """Returns one split, `train`.
 
