@@ -1,5 +1,7 @@
 """Small translation models, pairs of sentences, and an experiment on these."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,15 +27,15 @@ def tokens(rows=2, time=6, seed=0):
 
 def made(model):
     """Parameters drawn wide, so that nothing is hidden by small initial kernels."""
+    init = functools.partial(model.init, jax.random.key(0))
+    shapes = jax.eval_shape(init, tokens(1, 2), tokens(1, 2))["params"]
+    rng = np.random.default_rng(0)
 
-    def draw():
-        params = model.init(jax.random.key(0), tokens(1, 2), tokens(1, 2))["params"]
-        leaves, tree = jax.tree.flatten(params)
-        keys = jax.random.split(jax.random.key(1), len(leaves))
-        drawn = [0.3 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
-        return jax.tree.map(jnp.add, params, tree.unflatten(drawn))
+    def draw(path, leaf):
+        mean = 1.0 if path[-1].key == "scale" else 0.0
+        return jnp.asarray(rng.normal(mean, 0.4, leaf.shape), jnp.float32)
 
-    return jax.jit(draw)()
+    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 TEXTS = [
