@@ -14,9 +14,10 @@ def prepare(
 ) -> None:
     """Download a public data set and write it where experiments look for it.
 
-    Supports mnist, fashion_mnist, cifar10, imdb_reviews, cats_vs_dogs, tiny_shakespeare and
-    multi30k, written as array_record in TensorFlow Datasets' layout without TensorFlow, and the
-    CSV files temperatures and airline_passengers.
+    Supports mnist, fashion_mnist, cifar10, cifar100, cats_vs_dogs, patch_camelyon, bccd, voc,
+    camvid, oxford_iiit_pet, imdb_reviews, multi30k and tiny_shakespeare, written as array_record in
+    TensorFlow Datasets' layout without TensorFlow, and the CSV files temperatures and
+    airline_passengers.
 
     Args:
         name: of the data set.

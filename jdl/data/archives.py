@@ -9,7 +9,7 @@ import re
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -53,6 +53,26 @@ def find_archive(raw: Path, archive: str, folder: str, *, inside: str) -> Path:
             return path
     what = "holds neither" if raw.is_dir() else "does not exist: give"
     raise UserError(f"{raw} {what} {archive} {'nor' if raw.is_dir() else 'or'} a folder {folder}")
+
+
+def find_archives(raw: Path, wanted: Mapping[str, str]) -> dict[str, Path]:
+    """Returns for each archive in the directory `raw` itself, or the folder extracted from it.
+
+    Args:
+      raw: the directory.
+      wanted: names of archives, with those of their extracted folders.
+    """
+    found = {
+        archive: path
+        for archive, folder in wanted.items()
+        for path in (raw / folder, raw / archive)
+        if path.exists()
+    }
+    missing = [f"{name} (or a folder {wanted[name]})" for name in wanted if name not in found]
+    if missing:
+        what = "lacks" if raw.is_dir() else "is no directory that holds"
+        raise UserError(f"{raw} {what} {', '.join(missing)}")
+    return {name: found[name] for name in wanted}
 
 
 def read_members(

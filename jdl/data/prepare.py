@@ -2,166 +2,31 @@
 
 The catalogue's own builders of MNIST, CIFAR-10 and Cats vs Dogs decode and encode with TensorFlow.
 Here images arrive encoded and the records are written as array_record, for which TFDS needs none.
-Names, versions, features, splits and the order of the examples are the catalogue's.
+Names, versions, features, splits and the order of the examples are the catalogue's, but for sets
+that it lacks, and those of more than 1,000 MiB a split, whose examples stay in their originals'
+order.
 """
 
 import contextlib
 import io
+import itertools
 import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jdl.data import raw as originals
 from jdl.data.base import default_data_dir
-from jdl.data.download import checksums, fetch, file_name
+from jdl.data.download import checksums, fetch
 from jdl.data.public_files import FILES, prepare_file
+from jdl.data.recipes import RECIPES, Recipe
 from jdl.data.tfds import check_tfds
 from jdl.errors import UserError, nearest
 
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """Where the originals of a data set are, how to read them, and its TFDS metadata."""
-
-    name: str  # in TensorFlow Datasets, or in its style
-    version: str  # of TensorFlow Datasets
-    config: str = ""  # configuration name, the folder above the version; empty: none
-    description: str  # one sentence: contents and authors
-    homepage: str  # of the originals
-    urls: tuple[str, ...]  # of the originals
-    features: Callable[[Any], dict[str, Any]]  # of the module `tensorflow_datasets.features`
-    supervised: tuple[str, str] | None  # names of the input and target features
-    read: Callable[[Path], originals.Splits]  # reads a directory of originals (`jdl.data.raw`)
-    examples: Mapping[str, int]  # number of examples by split of the complete data set
-
-    @property
-    def path(self) -> Path:
-        """Path of the prepared data set in a data directory."""
-        return Path(self.name, self.config, self.version)
-
-    @property
-    def files(self) -> tuple[str, ...]:
-        """Names of the originals."""
-        return tuple(file_name(url) for url in self.urls)
-
-
-def _idx_urls(site: str) -> tuple[str, ...]:
-    kinds = ("images-idx3-ubyte.gz", "labels-idx1-ubyte.gz")
-    return tuple(f"{site}/{part}-{kind}" for part in ("train", "t10k") for kind in kinds)
-
-
-def _multi30k_urls(site: str) -> tuple[str, ...]:
-    parts = ("train", "val", "test_2016_flickr")
-    return tuple(f"{site}/{part}.{code}.gz" for part in parts for code in ("en", "de"))
-
-
-def _images(features: Any, shape: tuple[int, ...], **classes: Any) -> dict[str, Any]:
-    """The features of labeled PNG images; `classes` are their number or names."""
-    return {
-        "image": features.Image(shape=shape, encoding_format="png"),
-        "label": features.ClassLabel(**classes),
-    }
-
-
-_FASHION = "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot"
-_CIFAR10 = "airplane,automobile,bird,cat,deer,dog,frog,horse,ship,truck"
-
-RECIPES = (
-    Recipe(
-        name="mnist",
-        version="3.0.1",
-        description="MNIST: handwritten digits (LeCun et al., 1998).",
-        homepage="http://yann.lecun.com/exdb/mnist/",
-        urls=_idx_urls("https://storage.googleapis.com/cvdf-datasets/mnist"),
-        features=lambda f: _images(f, (28, 28, 1), num_classes=10),
-        supervised=("image", "label"),
-        read=originals.read_mnist,
-        examples={"train": 60_000, "test": 10_000},
-    ),
-    Recipe(
-        name="fashion_mnist",
-        version="3.0.1",
-        description="Fashion-MNIST: Zalando's article images (Xiao et al., 2017).",
-        homepage="https://github.com/zalandoresearch/fashion-mnist",
-        urls=_idx_urls("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"),
-        features=lambda f: _images(f, (28, 28, 1), names=_FASHION.split(",")),
-        supervised=("image", "label"),
-        read=originals.read_mnist,
-        examples={"train": 60_000, "test": 10_000},
-    ),
-    Recipe(
-        name="cifar10",
-        version="3.0.2",
-        description="CIFAR-10: small color photographs of ten classes (Krizhevsky, 2009).",
-        homepage="https://www.cs.toronto.edu/~kriz/cifar.html",
-        urls=("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",),
-        features=lambda f: {"id": f.Text(), **_images(f, (32, 32, 3), names=_CIFAR10.split(","))},
-        supervised=("image", "label"),
-        read=originals.read_cifar10,
-        examples={"train": 50_000, "test": 10_000},
-    ),
-    Recipe(
-        name="imdb_reviews",
-        version="1.0.0",
-        config="plain_text",
-        description="Large Movie Review Dataset (Maas et al., 2011).",
-        homepage="http://ai.stanford.edu/~amaas/data/sentiment/",
-        urls=("http://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz",),
-        features=lambda f: {"text": f.Text(), "label": f.ClassLabel(names=["neg", "pos"])},
-        supervised=("text", "label"),
-        read=originals.read_imdb,
-        examples={"train": 25_000, "test": 25_000, "unsupervised": 50_000},
-    ),
-    Recipe(
-        name="cats_vs_dogs",
-        version="4.0.1",
-        description="Photographs of cats and dogs, from Asirra (Elson et al., 2007).",
-        homepage="https://www.microsoft.com/en-us/download/details.aspx?id=54765",
-        urls=(
-            "https://download.microsoft.com/download/3/E/1/"
-            "3E1C3F21-ECDB-4869-8368-6DEBA77B919F/kagglecatsanddogs_5340.zip",
-        ),
-        features=lambda f: {
-            "image": f.Image(),
-            "image/filename": f.Text(),
-            "label": f.ClassLabel(names=["cat", "dog"]),
-        },
-        supervised=("image", "label"),
-        read=originals.read_cats_vs_dogs,
-        examples={"train": 23_262},
-    ),
-    Recipe(
-        name="tiny_shakespeare",
-        version="1.0.0",
-        description="40,000 lines of Shakespeare (Karpathy's char-rnn, 2015).",
-        homepage="https://github.com/karpathy/char-rnn",
-        urls=(
-            "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/"
-            "input.txt",
-        ),
-        features=lambda f: {"text": f.Text()},
-        supervised=None,
-        read=originals.read_tiny_shakespeare,
-        examples={"train": 1, "validation": 1, "test": 1},
-    ),
-    Recipe(
-        name="multi30k",
-        version="1.0.0",
-        description="Multi30k, task 1: English and German captions (Elliott et al., 2016).",
-        homepage="https://github.com/multi30k/dataset",
-        urls=_multi30k_urls(
-            "https://raw.githubusercontent.com/multi30k/dataset/master/data/task1/raw"
-        ),
-        features=lambda f: {"en": f.Text(), "de": f.Text()},
-        supervised=None,
-        read=originals.read_multi30k,
-        examples={"train": 29_000, "validation": 1_014, "test": 1_000},
-    ),
-)
+EXAMPLES_PER_SHARD = 32_768
+"""In each file of a large data set."""
 
 
 def prepare(
@@ -179,7 +44,7 @@ def prepare(
     nothing but a hidden folder beside it.
 
     Args:
-      name: a name of `RECIPES` or of `public_files.FILES`.
+      name: a name of `recipes.RECIPES` or of `public_files.FILES`.
       raw: file or directory with the originals; None to take them from
         `DATA_DIR/downloads/NAME`, where they are downloaded to if they are not there.
       data_dir: directory of prepared data sets; by default `$TFDS_DATA_DIR`, or else
@@ -253,7 +118,10 @@ def _write(recipe: Recipe, splits: originals.Splits, root: Path) -> tuple[dict[s
         skipped = Counter()
         builder = _builder(recipe, splits, Path(scratch), skipped)
         with contextlib.redirect_stdout(io.StringIO()):  # it names the temporary directory
-            builder.download_and_prepare()
+            if recipe.is_large:
+                _write_in_order(recipe, splits, builder.info)
+            else:
+                builder.download_and_prepare()
         counts = {split: info.num_examples for split, info in builder.info.splits.items()}
         if recipe.config:
             default = Path(recipe.name, ".config")
@@ -262,6 +130,23 @@ def _write(recipe: Recipe, splits: originals.Splits, root: Path) -> tuple[dict[s
             target.rename(Path(scratch, "replaced"))
         Path(builder.data_dir).rename(target)
     return counts, skipped.total()
+
+
+def _write_in_order(recipe: Recipe, splits: originals.Splits, info: Any) -> None:
+    """Writes examples as they come, since TFDS sorts more than 1,000 MiB with TensorFlow."""
+    import tensorflow_datasets as tfds
+
+    Path(info.data_dir).mkdir(parents=True)
+    writer = tfds.core.SequentialWriter(info, EXAMPLES_PER_SHARD, file_format="array_record")
+    writer.initialize_splits(list(splits))
+    for split, examples in splits.items():
+        count = 0
+        while some := [example for _, example in itertools.islice(examples, 1024)]:
+            writer.add_examples({split: some})  # which writes all metadata each time
+            count += len(some)
+        if not count:
+            raise UserError(f"the originals of {recipe.name} have no examples of {split!r}")
+    writer.close_all()
 
 
 def _builder(

@@ -13,7 +13,7 @@ import math
 import re
 import struct
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ def _idx_examples(images_path: Path, labels_path: Path) -> Iterator[tuple[int, E
             f"{images_path} holds {len(images)} images but {labels_path} {len(labels)} labels"
         )
     for index, (image, label) in enumerate(zip(images, labels, strict=True)):
-        yield index, {"image": _png(image), "label": _class(int(label), labels_path)}
+        yield index, {"image": encode_png(image), "label": _class(int(label), labels_path)}
 
 
 def _idx(path: Path, *, ndim: int) -> np.ndarray:
@@ -88,45 +88,88 @@ def read_cifar10(raw: Path) -> Splits:
     Raises:
       UserError: a batch is missing or damaged, or only the pickled Python version is there.
     """
-    pickled = ("cifar-10-python.tar.gz", "cifar-10-batches-py")
-    folder = "cifar-10-batches-bin"
-    if raw.name in pickled or (
-        any((raw / name).exists() for name in pickled)
-        and not any((raw / name).exists() for name in ("cifar-10-binary.tar.gz", folder))
-    ):
-        raise UserError(
-            f"{raw} holds the pickled Python version of CIFAR-10, which is never unpickled "
-            "here: give the binary version, cifar-10-binary.tar.gz"
-        )
-    source = find_archive(raw, "cifar-10-binary.tar.gz", folder, inside="test_batch.bin")
-    names = {
+    batches = {
         "train": [f"data_batch_{number}.bin" for number in range(1, 6)],
         "test": ["test_batch.bin"],
     }
+    folders = ("cifar-10-batches-bin", "cifar-10-batches-py")
+    return _read_cifar(raw, "cifar-10", folders, batches, {"label": 10})
+
+
+def read_cifar100(raw: Path) -> Splits:
+    """Reads the binary version of CIFAR-100: as of CIFAR-10, with the superclass before the class.
+
+    Args:
+      raw: `cifar-100-binary.tar.gz`, the extracted `cifar-100-binary`, or the parent of either.
+
+    Returns:
+      `train` and `test` of `id`, `image` (PNG bytes of a uint8 [32, 32, 3] image), `coarse_label`
+      and `label`.
+
+    Raises:
+      UserError: a batch is missing or damaged, or only the pickled Python version is there.
+    """
+    batches = {"train": ["train.bin"], "test": ["test.bin"]}
+    labels = {"coarse_label": 20, "label": 100}
+    folders = ("cifar-100-binary", "cifar-100-python")
+    return _read_cifar(raw, "cifar-100", folders, batches, labels)
+
+
+def _read_cifar(
+    raw: Path,
+    name: str,
+    folders: tuple[str, str],
+    names: Mapping[str, list[str]],
+    labels: Mapping[str, int],
+) -> Splits:
+    """Reads the batches of each split.
+
+    Args:
+      raw: the archive, its extracted folder, or the parent of either.
+      name: of the data set in the names of its archives.
+      folders: extracted from the binary version, and from the pickled one.
+      names: of the batches by split.
+      labels: numbers of classes by the names of the bytes before the pixels, in their order.
+    """
+    archive, folder = f"{name}-binary.tar.gz", folders[0]
+    pickled = (f"{name}-python.tar.gz", folders[1])
+    if raw.name in pickled or (
+        any((raw / each).exists() for each in pickled)
+        and not any((raw / each).exists() for each in (archive, folder))
+    ):
+        raise UserError(
+            f"{raw} holds the pickled Python version of {name.upper()}, which is never unpickled "
+            f"here: give the binary version, {archive}"
+        )
+    source = find_archive(raw, archive, folder, inside=names["test"][0])
     pattern = re.compile(rf"{folder}/(\w+\.bin)")
     batches = {match[1]: data for match, data in read_members(source, folder, pattern)}
-    missing = [name for name in itertools.chain(*names.values()) if name not in batches]
+    missing = [each for each in itertools.chain(*names.values()) if each not in batches]
     if missing:
-        raise UserError(f"{source} is missing {', '.join(f'{folder}/{name}' for name in missing)}")
+        raise UserError(f"{source} is missing {', '.join(f'{folder}/{each}' for each in missing)}")
     return {
-        split: _cifar_examples(split, source, {name: batches[name] for name in names[split]})
-        for split in names
+        split: _cifar_examples(split, source, {each: batches[each] for each in listed}, labels)
+        for split, listed in names.items()
     }
 
 
 def _cifar_examples(
-    split: str, source: Path, batches: dict[str, bytes]
+    split: str, source: Path, batches: Mapping[str, bytes], labels: Mapping[str, int]
 ) -> Iterator[tuple[int, Example]]:
-    index = itertools.count()
+    index, head = itertools.count(), len(labels)
+    size = head + 3072
     for name, data in batches.items():
-        if len(data) % 3073:
+        if len(data) % size:
             raise UserError(
-                f"{name} in {source} is damaged: {len(data)} bytes are not whole records of 3073"
+                f"{name} in {source} is damaged: {len(data)} bytes are not whole records of {size}"
             )
-        for record in np.frombuffer(data, np.uint8).reshape(-1, 3073):
-            key, image = next(index), record[1:].reshape(3, 32, 32).transpose(1, 2, 0)
-            label = _class(int(record[0]), source)
-            yield key, {"id": f"{split}_{key:05d}", "image": _png(image), "label": label}
+        for record in np.frombuffer(data, np.uint8).reshape(-1, size):
+            key, image = next(index), record[head:].reshape(3, 32, 32).transpose(1, 2, 0)
+            known = {
+                label: _class(int(byte), source, count)
+                for byte, (label, count) in zip(record, labels.items(), strict=False)
+            }
+            yield key, {"id": f"{split}_{key:05d}", "image": encode_png(image), **known}
 
 
 def read_imdb(raw: Path) -> Splits:
@@ -174,21 +217,27 @@ def _pets(source: Path) -> Iterator[tuple[str, Example | None]]:
     pattern = re.compile(r"PetImages/(Cat|Dog)/\d+\.jpg")
     for match, data in read_members(source, "PetImages", pattern):
         # TFDS peeks into the zip member, which shows 512 bytes: so it drops 1,738.
-        image = _checked(data) if b"JFIF" in data[:512] else None
+        image = readable_image(data) if b"JFIF" in data[:512] else None
         example = {"image": image, "image/filename": match[0], "label": match[1].lower()}
         yield match[0], None if image is None else example
 
 
-def _checked(data: bytes) -> bytes | None:
-    """Returns the encoded image, recoded if it is neither RGB nor gray, or None if damaged."""
+def readable_image(data: bytes, only: str = "") -> bytes | None:
+    """Returns an encoded image, or None if it is damaged.
+
+    It is encoded anew as PNG if it is neither RGB nor gray, or as a JPEG if it is not in the format
+    `only`.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about EXIF blocks; only the pixels matter here
         try:
             with Image.open(io.BytesIO(data)) as image:
                 image.load()
-                return (
-                    data if image.mode in ("RGB", "L") else _png(np.asarray(image.convert("RGB")))
-                )
+                if image.mode in ("RGB", "L") and only in ("", image.format):
+                    return data
+                stream = io.BytesIO()
+                image.convert("RGB").save(stream, format=only or "png", quality=95)
+                return stream.getvalue()
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
             return None
 
@@ -246,13 +295,13 @@ def _lines(path: Path) -> list[str]:
     return text.removesuffix("\n").split("\n") if text else []
 
 
-def _class(label: int, path: Path) -> int:
-    if not 0 <= label < 10:
-        raise UserError(f"{path} is damaged: label {label} is not one of 0 to 9")
+def _class(label: int, path: Path, count: int = 10) -> int:
+    if not 0 <= label < count:
+        raise UserError(f"{path} is damaged: label {label} is not one of 0 to {count - 1}")
     return int(label)
 
 
-def _png(image: np.ndarray) -> bytes:
+def encode_png(image: np.ndarray) -> bytes:
     """Encodes a uint8 image of [height, width] or [height, width, 3]."""
     stream = io.BytesIO()
     Image.fromarray(image).save(stream, format="png")

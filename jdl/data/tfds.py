@@ -12,6 +12,7 @@ from typing import Any
 
 from jdl.data.base import Data, default_data_dir, get_split
 from jdl.data.fingerprints import hash_files
+from jdl.data.recipes import RECIPES, Recipe
 from jdl.data.sources import Example, Source
 from jdl.errors import UserError, first_line, nearest
 
@@ -177,11 +178,10 @@ class TFDS(Data):
 
     def _download(self, root: Path) -> Path:
         """Prepares the set: those of `prepare` without TensorFlow, others with TFDS' builder."""
-        from jdl.data.prepare import RECIPES, prepare
+        from jdl.data.prepare import prepare
 
-        name = self._stem().split("/")[0]
-        if name in {recipe.name for recipe in RECIPES}:
-            return prepare(name, data_dir=root)
+        if recipe := self._recipe():
+            return prepare(recipe.name, data_dir=root)
         check_tfds()
         import tensorflow_datasets as tfds
 
@@ -195,8 +195,6 @@ class TFDS(Data):
         return Path(builder.data_dir)
 
     def _missing(self, root: Path) -> str:
-        from jdl.data.prepare import RECIPES
-
         have = {path.name for path in root.glob("*") if path.is_dir()}
         known = {recipe.name for recipe in RECIPES}
         name = self._stem().split("/")[0]
@@ -208,16 +206,20 @@ class TFDS(Data):
 
     def _command(self) -> str:
         """Returns the command that writes the set to its directory of data sets."""
-        from jdl.data.prepare import RECIPES
-
         place = shlex.quote(str(self.data_dir)) if self.data_dir else ""
+        if recipe := self._recipe():
+            return f"jdl prepare {recipe.name}" + (f" --data-dir {place}" if place else "")
+        command = f"tfds build {self.name} --file_format=array_record"
+        return command + (f" --data_dir={place}" if place else "")
+
+    def _recipe(self) -> Recipe | None:
+        """Returns how `jdl prepare` writes the set, None if it does not."""
         stem, _, version = self.name.partition(":")
         for recipe in RECIPES:
             written = stem in (recipe.name, f"{recipe.name}/{recipe.config}")
             if written and version in ("", recipe.version):
-                return f"jdl prepare {recipe.name}" + (f" --data-dir {place}" if place else "")
-        command = f"tfds build {self.name} --file_format=array_record"
-        return command + (f" --data_dir={place}" if place else "")
+                return recipe
+        return None
 
     def _stem(self) -> str:
         return self.name.split(":")[0]

@@ -7,7 +7,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from jdl.data.prepare import RECIPES, prepare
+from jdl.data.prepare import prepare
+from jdl.data.recipes import RECIPES
 from jdl.errors import UserError
 from tests.data.originals import (
     REVIEWS,
