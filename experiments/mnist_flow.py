@@ -16,7 +16,7 @@ from jdl.optimizers import AdamW, Cosine
 from jdl.tasks import Diffusion, SampleScores
 
 experiment = Experiment(
-    model=ConditionalUNet(channels=(32, 64), stride=2),
+    model=ConditionalUNet(channels=(64, 128), stride=2),
     task=Diffusion(num_classes=10, scores=SampleScores(cnn.model, run="runs/mnist_cnn")),
     data=TFDS("mnist", device_transforms=(Scale(),)),
     optimizer=AdamW(2e-3, schedule=Cosine(warmup=0.05), ema_decay=0.999, clip_norm=1.0),

@@ -247,7 +247,7 @@ def test_data_and_models_that_do_not_fit_are_refused(tmp_path):
 @pytest.mark.parametrize(
     "model",
     [
-        ConditionalUNet((8,), num_blocks=1, stride=2, num_heads=2, embed_dim=4),
+        ConditionalUNet((8,), stride=2, num_heads=2, embed_dim=4),
         DiT(patch_size=2, num_layers=1, num_heads=2, embed_dim=8),
     ],
     ids=["unet", "dit"],
