@@ -158,7 +158,7 @@ def test_painted_pixels_follow_those_that_are_kept():
         settings = {"mask": mask, "num_steps": 24, "resamplings": resamplings}
         found = jax.jit(partial(repaint, denoise, path, noise, keys, image=image, **settings))()
         errors.append(abs(float(found[:, 0].mean()) - (MEAN + rho * 2 * SPREAD)))
-    assert errors[1] < 0.1 * SPREAD
+    assert errors[1] < 0.15 * SPREAD
     assert errors[1] < 0.5 * errors[0]
 
 
