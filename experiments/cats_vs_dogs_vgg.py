@@ -33,6 +33,6 @@ experiment = Experiment(
         device_transforms=(augment, Scale()),
     ),
     optimizer=AdamW(3e-3, schedule=Cosine(warmup=0.1), weight_decay=0.05),
-    epochs=6,
+    epochs=5,
     final_train_evaluation=False,
 )

@@ -9,7 +9,7 @@ are red cells, so that the metric is the mean of the classes' F1.
 import dataclasses
 
 import numpy as np
-from digits_generated import compare, variant
+from digits_generated import compare, hooks, variant
 from digits_generator import experiment as generator
 
 from jdl import Experiment, Runtime
@@ -70,6 +70,7 @@ few = Experiment(
     task=Classification(metrics=(MacroF1(),)),
     data=data,
     optimizer=AdamW(1e-3, schedule=Cosine(warmup=0.1), weight_decay=1e-2),
+    hooks=hooks,
     steps=500,
     batch_size=30,
     runtime=Runtime(malloc_arenas=0),

@@ -21,6 +21,7 @@ from mnist_low_digits import experiment as low
 
 import jdl
 from jdl.data import Data, Mixture, Scale, Stream
+from jdl.hooks import Checkpoint, Progress
 
 VARIANTS = ("none", "ordinary", "generated", "both")
 
@@ -87,7 +88,8 @@ def gain(values, others):
 
 
 augment = low.data.device_transforms[0]
-few = dataclasses.replace(few, epochs=None, steps=500, batch_size=40)
+hooks = (Progress(), Checkpoint(every=500))
+few = dataclasses.replace(few, hooks=hooks, epochs=None, steps=500, batch_size=40)
 experiment = variant(few, "both", augment, "runs/digits_generator")
 
 if __name__ == "__main__":

@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 from mnist_few_digits import experiment as few
 
-from jdl import Experiment
+from jdl import Experiment, Runtime
 from jdl.data import Scale
-from jdl.hooks import Sample
+from jdl.hooks import Checkpoint, Progress, Sample
 from jdl.metrics import Mean
 from jdl.models import MLP
 from jdl.optimizers import Adam, Cosine
@@ -28,7 +28,7 @@ class ConditionalVAE(nn.Module):
 
     shape: tuple[int, ...] = (28, 28, 1)  # of an image
     num_classes: int = 5
-    latent_dim: int = 16
+    latent_dim: int = 8
     widths: tuple[int, ...] = (256, 256)  # hidden units of the encoder; reversed, of the decoder
 
     def setup(self):
@@ -57,7 +57,7 @@ class Generation(Task):
 
     inputs: tuple[str, ...] = ("image", "label")
     targets: str = "image"
-    noise: float = 0.1  # standard deviation of a pixel
+    noise: float = 0.3  # standard deviation of a pixel
 
     def batch_metrics(self, model, params, state, batch, *, train, key=None):
         def apply(*inputs, method):
@@ -90,7 +90,8 @@ experiment = Experiment(
     task=Generation(),
     data=dataclasses.replace(few.data, device_transforms=(Scale(),)),
     optimizer=Adam(1e-3, schedule=Cosine()),
-    hooks=(*Experiment.hooks, Sample(every=1000, count=25, split="train")),
+    hooks=(Progress(), Checkpoint(every=1000), Sample(every=1000, count=25, split="train")),
     steps=2000,
     batch_size=100,
+    runtime=Runtime(malloc_arenas=0),
 )

@@ -19,7 +19,7 @@ from cats_vs_dogs_vgg import experiment as vgg
 from jdl import Experiment, Runtime
 from jdl.data import Data, Resize, Scale
 from jdl.data.images import decode_image
-from jdl.hooks import Sample
+from jdl.hooks import Checkpoint, Progress, Sample
 from jdl.optimizers import Adam, Cosine
 from jdl.parallel import Single
 from jdl.tasks import Frozen, StyleTransfer
@@ -79,7 +79,7 @@ experiment = Experiment(
     ),
     optimizer=Adam(0.1, schedule=Cosine()),
     strategy=Single(),  # a batch of one
-    hooks=(*Experiment.hooks, Sample(every=100, count=1)),
+    hooks=(Progress(), Checkpoint(every=200), Sample(every=100, count=1)),
     steps=600,
     batch_size=1,
     runtime=Runtime(log_every=1),
