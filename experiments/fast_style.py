@@ -4,8 +4,8 @@
     TFDS_DATA_DIR=DIR jdl train fast_style --workdir runs/fast_style
     jdl predict runs/fast_style photo.jpg --draw painted
 
-Trained on photographs of cats and dogs, with the losses of `photo_style` and its style. This optimizes
-16 photographs of the test split as `photo_style` does, and compares losses and seconds:
+Trained on photographs of cats and dogs, with the losses of `photo_style` and its style. This
+optimizes 16 photographs of the test split as `photo_style` does, and compares losses and seconds:
 
     TFDS_DATA_DIR=DIR python experiments/fast_style.py runs/fast_style
 """

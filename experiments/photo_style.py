@@ -5,7 +5,7 @@
 
 The parameters are the pixels; `runs/photo_style/samples` shows them. The photographs come with
 scikit-learn; others are `--data.files CONTENT.jpg --task.style STYLE.jpg`. With
-`--task.features.run none` the features are those of random weights (He et al., 2016).
+`--task.features.run None` the features are those of random weights (He et al., 2016).
 """
 
 import importlib.util
