@@ -237,9 +237,13 @@ def sample(program: Program, state: TrainState, batch: Batch) -> Any:
     """
     batch, seeds = pop_row_seeds(batch)
     batch = {**transform(program, batch, None), ROW_SEEDS: seeds}
+    task = program.task
     if STRENGTH in batch:
-        return program.task.edit(program.model, state, batch)
-    return program.task.sample(program.model, state, batch)
+        return task.edit(program.model, state, batch)
+    if task.unconditional:
+        # Zeros stand for images, whose shape is read, but not for classes, which are then drawn.
+        batch = {name: batch[name] for name in (*task.input_names, "mask", ROW_SEEDS)}
+    return task.sample(program.model, state, batch)
 
 
 def transform(program: Program, batch: Batch, keys: jax.Array | None) -> dict[str, Any]:

@@ -88,7 +88,7 @@ class Task:
     `num_microbatches` is then refused, and under `pmap` each device computes the whole batch."""
 
     unconditional: ClassVar[bool] = False
-    """Whether `sample` needs no examples: its batch then has zeros in place of their arrays."""
+    """Whether `sample` needs no examples: its batch then has inputs of zeros, and no others."""
 
     def __post_init__(self) -> None:
         check_metrics(self.metrics)

@@ -33,10 +33,10 @@ class Diffusion(Task):
     x's shape. With `num_classes` it gets a one-hot `condition` (batch, num_classes), all zeros
     where the class is left out, else None.
 
-    Samples, which are also the predictions, are made by `sampler`. With `num_classes` each is of a
-    class drawn uniformly, under classifier-free guidance (Ho and Salimans, 2022). Metrics: `loss`,
-    the mean over elements of the squared error, and in evaluation those of `scores`, and of
-    `metrics`, which compare samples with `targets`.
+    Samples, which are also the predictions, are made by `sampler`, with `num_classes` of the row's
+    class, or of one drawn uniformly, under classifier-free guidance (Ho and Salimans, 2022).
+    Metrics: `loss`, the mean over elements of the squared error, and in evaluation those of
+    `scores`, and of `metrics`, which compare samples with `targets`.
     """
 
     targets: str = "image"  # name of the arrays that `metrics` compare samples with
@@ -129,9 +129,12 @@ class Diffusion(Task):
         return self.sample(model, state, batch)
 
     def sample(self, model: nn.Module, state: TrainState, batch: Batch) -> jax.Array:
-        """Returns a sample for each row, (batch, ...) float32 in `value_range`."""
-        keys = row_keys(batch)
-        x, denoise = draw(keys, self._data(batch).shape[1:]), self._denoise(model, state, keys)
+        """Returns a sample for each row, (batch, ...) float32 in `value_range`.
+
+        It is of the batch's classes, or of classes drawn uniformly if that has none.
+        """
+        x = draw(row_keys(batch), self._data(batch).shape[1:])
+        denoise = self._denoise(model, state, self._classes(batch))
         return self._values(self.sampler(denoise, self.path, x, row_keys(batch, 1)))
 
     def has_host_metrics(self, split: str, data: Data) -> bool:
@@ -139,19 +142,18 @@ class Diffusion(Task):
         return self.scores is not None and split in self.scores.splits
 
     def host_outputs(self, model: nn.Module, state: TrainState, batch: Batch) -> Any:
-        """See `Task.host_outputs`: what `scores` reads, and the class of each sample."""
+        """See `Task.host_outputs`: what `scores` reads."""
         assert self.scores is not None
         samples = self.sample(model, state, batch)
-        found = self.scores.outputs(state, samples, batch[self.input_names[0]])
-        return found | {"class": self._classes(row_keys(batch))} if self.num_classes else found
+        return self.scores.outputs(state, samples, batch[self.input_names[0]])
 
     def compute_metrics(
         self, prediction: Any, batch: Mapping[str, np.ndarray], data: Data
     ) -> HostMetrics:
         """See `Task.compute_metrics`: the scores of samples."""
-        del batch
         assert self.scores is not None
-        return self.scores.compute_metrics(prediction, data, prediction.get("class"))
+        labels = batch[self.labels] if self.num_classes else None
+        return self.scores.compute_metrics(prediction, data, labels)
 
     def edit(self, model: nn.Module, state: TrainState, batch: Batch) -> jax.Array:
         """Returns each row's image with changes, (batch, ...) float32 in `value_range`.
@@ -223,11 +225,11 @@ class Diffusion(Task):
 
         return jax.vmap(one)(keys)
 
-    def _denoise(self, model: nn.Module, state: TrainState, keys: Keys | None) -> Denoise:
-        """Returns the model as samplers call it, each row of a class drawn by its key, if any."""
+    def _denoise(self, model: nn.Module, state: TrainState, classes: jax.Array | None) -> Denoise:
+        """Returns the model as samplers call it, of classes (batch,); None leaves them out."""
         labels, variables = None, (state.params, state.collections)
-        if keys is not None and self.num_classes:
-            labels = jax.nn.one_hot(self._classes(keys), self.num_classes)
+        if classes is not None:
+            labels = jax.nn.one_hot(classes, self.num_classes)
         is_guided = labels is not None and self.guidance_scale != 1
 
         def denoise(x: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -246,13 +248,15 @@ class Diffusion(Task):
 
         return denoise
 
-    def _classes(self, keys: Keys) -> jax.Array:
-        """Returns a class for each row, drawn by its key, (batch,) int32."""
+    def _classes(self, batch: Batch) -> jax.Array | None:
+        """Returns the class of each row, drawn by its key if the batch has none; None: no class."""
+        if not self.num_classes or self.labels in batch:
+            return batch[self.labels] if self.num_classes else None
 
         def one(key: Key) -> jax.Array:
-            return jax.random.randint(jax.random.fold_in(key, 1), (), 0, self.num_classes)
+            return jax.random.randint(key, (), 0, self.num_classes)
 
-        return jax.vmap(one)(keys)
+        return jax.vmap(one)(row_keys(batch, 2))
 
 
 def _apply(

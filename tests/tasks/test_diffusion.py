@@ -61,7 +61,10 @@ def state_of(params):
 
 
 def batch_of(rows=4):
-    batch = {"image": jnp.asarray(PIXELS[:rows] / 255, jnp.float32), "label": LABELS[:rows]}
+    batch = {
+        "image": jnp.asarray(PIXELS[:rows] / 255, jnp.float32),
+        "label": jnp.asarray(LABELS[:rows]),
+    }
     return with_row_keys({**batch, "mask": jnp.arange(rows) < rows - 1}, jax.random.key(5))
 
 
@@ -112,17 +115,20 @@ def test_guidance_mixes_the_predictions_with_and_without_class():
             level = jnp.where(condition.sum(-1) > 0, 0.3, 0.1)
             return jnp.broadcast_to(level[:, None, None, None], x.shape)
 
-    keys = batch_of()["row_keys"]
+    classes = jnp.array([0, 2, 1, 1])
     for scale, expected in ((1.0, 0.3), (2.5, 0.1 + 2.5 * 0.2), (0.0, 0.1)):
         task = dataclasses.replace(TASK, guidance_scale=scale)
-        denoise = task._denoise(Told(), state_of({}), keys)
+        denoise = task._denoise(Told(), state_of({}), classes)
         found = TASK.path.velocity(*denoise(jnp.zeros((4, 4, 4, 1)), jnp.float32(0.5)), 0.5)
         np.testing.assert_allclose(found, expected, rtol=1e-5)
     without = TASK._denoise(Told(), state_of({}), None)(jnp.zeros((4, 4, 4, 1)), jnp.float32(0.5))
     np.testing.assert_allclose(TASK.path.velocity(*without, 0.5), 0.1, rtol=1e-5)
 
 
-def test_the_class_is_left_out_at_the_rate():
+def test_the_class_is_left_out_at_the_rate_and_drawn_where_there_is_none():
+    keys = with_row_keys({"mask": jnp.ones(3000, bool)}, jax.random.key(1))
+    np.testing.assert_allclose(np.bincount(TASK._classes(keys)) / 3000, 1 / 3, atol=0.03)
+    np.testing.assert_array_equal(TASK._classes(batch_of()), LABELS[:4])
     times, dropped = Diffusion(condition_dropout=0.3)._draws(
         jax.random.split(jax.random.key(0), 4000)
     )
