@@ -40,8 +40,8 @@ def pairs(length, vocabulary):
     return {"source": source, "target": target}
 
 
-def scenes(size):
-    found = images(size, size, 1)
+def scenes(*shape):
+    found = images(*shape)
     ones = np.ones((24, 3), bool)
     boxes = np.tile(np.float32([4, 5, 20, 21]), (24, 3, 1))
     mask = found["image"] // 100
@@ -54,9 +54,16 @@ def scenes(size):
     }
 
 
+def masked(height, width, classes):
+    found = images(height, width, 3)
+    return {"image": found["image"], "segmentation_mask": found["image"][..., :1] % classes}
+
+
 STAND_INS = {
     "activations": images(28, 28, 1),
     "airline_lstm": series(12),
+    "bccd_detection": scenes(240, 320, 3),
+    "camvid_segmentation": masked(180, 240, 11),
     "cats_vs_dogs_augmented": images(150, 150, 3, classes=2),
     "cats_vs_dogs_cnn": images(150, 150, 3, classes=2),
     "cats_vs_dogs_vgg": images(64, 64, 3, classes=2),
@@ -68,13 +75,13 @@ STAND_INS = {
     "digits_contrastive": images(8, 8, 1),
     "digits_denoiser": images(8, 8, 1),
     "digits_mean_teacher": {**images(8, 8, 1), "labeled": np.arange(24) < 8},
-    "digits_detection": scenes(32),
+    "digits_detection": scenes(32, 32, 1),
     "digits_generated": images(28, 28, 1, classes=5),
     "digits_generator": images(28, 28, 1, classes=5),
     "digits_gan": images(8, 8, 1),
     "digits_mlp": images(8, 8, 1),
     "digits_mlp_search": images(8, 8, 1),
-    "digits_segmentation": scenes(32),
+    "digits_segmentation": scenes(32, 32, 1),
     "digits_vit": images(8, 8, 1),
     "fashion_mnist_cnn": images(28, 28, 1),
     "fast_style": images(128, 128, 3, classes=2),
@@ -99,6 +106,8 @@ STAND_INS = {
     "multi30k_lstm_attention": pairs(32, 8192),
     "multi30k_transformer": pairs(32, 8192),
     "optimizers": images(28, 28, 1),
+    "oxford_pets_unet": masked(160, 160, 2),
+    "patch_camelyon_cnn": images(96, 96, 3, classes=2),
     "photo_style": {**images(160, 240, 3), "index": np.zeros(24, int)},
     "shakespeare_char_gpt": tokens(65, 65, labelled=False),
     "shakespeare_char_lstm": {**tokens(65, 65, labelled=False), "begins": np.zeros(24, bool)},

@@ -11,16 +11,8 @@ from jdl.metrics.base import (
     SumOfMeans,
     Sums,
 )
-from jdl.metrics.classification import (
-    AUPRC,
-    AUROC,
-    CalibrationError,
-    ConfusionMatrix,
-    IoU,
-    MacroF1,
-    MeanIoU,
-    TopKAccuracy,
-)
+from jdl.metrics.classification import CalibrationError, ConfusionMatrix, MacroF1, TopKAccuracy
+from jdl.metrics.curves import AUPRC, AUROC, SensitivityAtSpecificity
 from jdl.metrics.distribution import (
     FrechetDistance,
     frechet_distance,
@@ -39,6 +31,7 @@ from jdl.metrics.merging import (
 )
 from jdl.metrics.metric import Metric
 from jdl.metrics.multi_label import AveragePrecision
+from jdl.metrics.segmentation import DiceScore, IoU, MeanIoU
 
 __all__ = [
     "AUPRC",
@@ -48,6 +41,7 @@ __all__ = [
     "BitsPerByte",
     "CalibrationError",
     "ConfusionMatrix",
+    "DiceScore",
     "FrechetDistance",
     "IoU",
     "MacroF1",
@@ -59,6 +53,7 @@ __all__ = [
     "Perplexity",
     "RootMean",
     "Rows",
+    "SensitivityAtSpecificity",
     "SumOfMeans",
     "Sums",
     "TopKAccuracy",

@@ -5,14 +5,14 @@ classes, the probability of class 1 (batch, ...) with targets 0 and 1.
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jdl.errors import UserError
-from jdl.metrics.metric import MAX_BYTES, Metric
+from jdl.metrics.metric import Metric
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,61 +52,6 @@ class MacroF1(Metric):
         either = statistics["true"] + statistics["predicted"]
         seen = either > 0
         return float(np.mean(2 * statistics["right"][seen] / either[seen])) if seen.any() else 0.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class MeanIoU(Metric):
-    """Intersection over union (Jaccard index), averaged over the classes that occur.
-
-    That is, in targets or predictions of the elements whose target is not `ignored_class`. The
-    ignored class itself has no part in the mean.
-    """
-
-    higher_is_better: ClassVar[bool | None] = True
-    ignored_class: int | None = None  # target of elements that do not count, such as 255
-
-    @property
-    def name(self) -> str:
-        """`mean_iou`."""
-        return "mean_iou"
-
-    def statistics(self, prediction: Any, targets: jax.Array, mask: jax.Array) -> dict[str, Any]:
-        """Counts per class, (classes,): see `class_counts`."""
-        kept = mask if self.ignored_class is None else mask & (targets != self.ignored_class)
-        return class_counts(prediction, targets, kept)
-
-    def compute(self, statistics: dict[str, Any]) -> float:
-        """Returns the mean over classes of right / (true + predicted - right)."""
-        check_range(statistics, self)
-        found = class_iou(statistics, self.ignored_class)
-        return float(np.nanmean(found)) if not np.isnan(found).all() else 0.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class IoU(Metric):
-    """Intersection over union of each class, (classes,).
-
-    NaN for classes in neither targets nor predictions, and for `ignored_class`.
-    """
-
-    higher_is_better: ClassVar[bool | None] = True
-    in_training: ClassVar[bool] = False  # rows of training metrics hold numbers only
-    ignored_class: int | None = None  # target of elements that do not count, such as 255
-
-    @property
-    def name(self) -> str:
-        """`iou`."""
-        return "iou"
-
-    def statistics(self, prediction: Any, targets: jax.Array, mask: jax.Array) -> dict[str, Any]:
-        """Counts per class, (classes,): see `class_counts`."""
-        kept = mask if self.ignored_class is None else mask & (targets != self.ignored_class)
-        return class_counts(prediction, targets, kept)
-
-    def compute(self, statistics: dict[str, Any]) -> np.ndarray:
-        """Returns right / (true + predicted - right) of each class."""
-        check_range(statistics, self)
-        return class_iou(statistics, self.ignored_class)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,44 +136,6 @@ class CalibrationError(Metric):
         return float(gaps.sum() / statistics["count"])
 
 
-@dataclass(frozen=True, kw_only=True)
-class AUROC(Metric):
-    """Area under the receiver operating characteristic curve, exact, by scikit-learn.
-
-    Of several classes the mean of each against the rest. Not a number where a split lacks a class,
-    of which no curve exists.
-    """
-
-    higher_is_better: ClassVar[bool | None] = True
-    merge: ClassVar[Literal["sum", "concatenate"]] = "concatenate"
-    max_bytes: int = MAX_BYTES  # largest size of a split's predictions on the host
-
-    def compute(self, statistics: dict[str, Any]) -> float:
-        """Returns the area."""
-        from sklearn.metrics import roc_auc_score
-
-        return _mean_of_curves(self, statistics, roc_auc_score)
-
-
-@dataclass(frozen=True, kw_only=True)
-class AUPRC(Metric):
-    """Area under the precision-recall curve as average precision, exact, by scikit-learn.
-
-    Of several classes the mean of each against the rest. Not a number where a split lacks a class,
-    of which no curve exists.
-    """
-
-    higher_is_better: ClassVar[bool | None] = True
-    merge: ClassVar[Literal["sum", "concatenate"]] = "concatenate"
-    max_bytes: int = MAX_BYTES  # largest size of a split's predictions on the host
-
-    def compute(self, statistics: dict[str, Any]) -> float:
-        """Returns the area."""
-        from sklearn.metrics import average_precision_score
-
-        return _mean_of_curves(self, statistics, average_precision_score)
-
-
 def predicted_classes(prediction: jax.Array, targets: jax.Array) -> tuple[jax.Array, int]:
     """Returns the predicted classes, of the targets' shape, and the number of classes.
 
@@ -265,16 +172,6 @@ def class_counts(prediction: jax.Array, targets: jax.Array, mask: jax.Array) -> 
     }
 
 
-def class_iou(statistics: dict[str, Any], ignored_class: int | None) -> np.ndarray:
-    """Returns the intersection over union of each class, NaN for those that have none."""
-    union = statistics["true"] + statistics["predicted"] - statistics["right"]
-    found = np.full(len(union), np.nan)
-    np.divide(statistics["right"], union, out=found, where=union > 0)
-    if ignored_class is not None and 0 <= ignored_class < len(found):
-        found[ignored_class] = np.nan
-    return found
-
-
 def in_range(targets: jax.Array, size: int) -> jax.Array:
     """Whether each target is a class below `size`.
 
@@ -289,35 +186,8 @@ def in_range(targets: jax.Array, size: int) -> jax.Array:
 def check_range(statistics: dict[str, Any], metric: Metric) -> None:
     """Raises a UserError if any target counted was no class."""
     if outside := int(statistics["outside"]):
-        hint = " or set ignored_class" if isinstance(metric, (IoU, MeanIoU)) else ""
+        hint = " or set ignored_class" if hasattr(metric, "ignored_class") else ""
         raise UserError(
             f"{metric.name}: {outside} targets are no class that the model predicts: correct the "
             f"labels{hint}"
         )
-
-
-def _mean_of_curves(metric: Metric, statistics: dict[str, Any], score: Any) -> float:
-    """Returns the score of one probability, or the mean of those of all classes."""
-    prediction, targets = statistics["prediction"], statistics["targets"]
-    if prediction.shape == targets.shape:
-        prediction, targets = prediction.reshape(-1, 1), targets.reshape(-1)
-        classes = [1]
-    elif prediction.shape[:-1] == targets.shape:
-        classes = list(range(prediction.shape[-1]))
-        prediction, targets = prediction.reshape(-1, len(classes)), targets.reshape(-1)
-        if len(classes) == 2:  # the curve of class 0 mirrors that of class 1
-            classes, prediction = [1], prediction[:, 1:]
-    else:
-        raise UserError(
-            f"{metric.name} needs probabilities (batch, classes) with targets (batch,), not "
-            f"{prediction.shape} with {targets.shape}: define to_prediction in the task"
-        )
-    if not np.isfinite(prediction).all():
-        return float("nan")
-    values = []
-    for column, each in enumerate(classes):
-        positive = targets == each
-        if not 0 < positive.sum() < len(positive):
-            return float("nan")
-        values.append(score(positive, prediction[:, column]))
-    return float(np.mean(values))

@@ -1,8 +1,10 @@
 """Images with boxes, masks or in HDF5: tiny originals in the true layout, read as the catalogue."""
 
+import dataclasses
 import gzip
 import io
 import zipfile
+from pathlib import Path
 from typing import Any
 
 import h5py
@@ -11,13 +13,23 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from jdl.config.experiment_file import load
 from jdl.data import TFDS
+from jdl.data.examples import apply_transforms
 from jdl.data.prepare import prepare
 from jdl.data.raw import encode_png
 from jdl.errors import UserError
 from tests.data.originals import GENERATOR, in_order, jpeg, read, write_folder, write_tar
 
 RAW = tfds.decode.SkipDecoding()
+
+
+def as_read_by(experiment, data_dir):
+    """The training examples that an experiment of the repository makes of a prepared set."""
+    data = load(Path(__file__).parents[2] / "experiments" / f"{experiment}.py").experiment.data
+    data = dataclasses.replace(data, data_dir=str(data_dir), validation_fraction=0.0)
+    source = data.splits()["train"]
+    return [apply_transforms(data, source[index]) for index in range(len(source))]
 
 
 def write_zip(path, files):
@@ -82,6 +94,12 @@ def test_bccd(tmp_path):
         "train": 2, "validation": 1, "test": 1,
     }  # fmt: skip
     assert splits["test"][0]["image"].shape == (480, 640, 3)
+    counts = []
+    for example in as_read_by("bccd_detection", tmp_path / "data"):
+        assert example["image"].shape == (240, 320, 3)
+        assert example["boxes"].shape == (32, 4)
+        counts.append(int(example["boxes_mask"].sum()))
+    assert sorted(counts) == [0, 1], "an image may have no cell"
     again = prepare("bccd", raw=tmp_path / "extracted", data_dir=tmp_path / "other")
     assert (again / "bccd-train.array_record-00000-of-00001").read_bytes() == (
         path / "bccd-train.array_record-00000-of-00001"
@@ -192,6 +210,11 @@ def test_oxford_iiit_pet(tmp_path):
             # A JPEG of the GIF is not exact.
             assert abs(one["image"] - pixels).mean() < (60 if name == "pug_4" else 0.1)
 
+    for example in as_read_by("oxford_pets_unet", tmp_path):
+        assert example.keys() == {"image", "segmentation_mask"}
+        assert example["image"].shape == (160, 160, 3)
+        assert set(np.unique(example["segmentation_mask"])) == {0, 1, 255}
+
     rest["annotations/test.txt"] = b"Egyptian_Mau_3 12\n"
     write_tar(tmp_path / "annotations.tar.gz", rest)
     with pytest.raises(UserError, match=r"test\.txt in .* is damaged: .* 'Egyptian_Mau_3 12'"):
@@ -226,6 +249,9 @@ def test_camvid(tmp_path, lines):
             np.testing.assert_array_equal(one["segmentation_mask"], mask)
             assert one["file_name"] == name
     if lines:
+        for example in as_read_by("camvid_segmentation", tmp_path):
+            assert example["segmentation_mask"].shape == (180, 240, 1)
+            assert example["segmentation_mask"].max() == 11
         return
     for change, message in (
         ({f"{top}/valannot/d.png": png(frames["a"][1][:90])}, r"valannot/d\.png .* \(90, 480\)"),
@@ -279,6 +305,7 @@ def test_patch_camelyon(tmp_path):
         data = TFDS("patch_camelyon", data_dir=str(tmp_path / raw / "data"))
         counts = {name: len(source) for name, source in data.splits().items()}
         assert counts == {"train": 5, "validation": 3, "test": 2}
+        assert len(as_read_by("patch_camelyon_cnn", tmp_path / raw / "data")) == 5
         assert prepare("patch_camelyon", data_dir=tmp_path / raw / "data") == path  # it is there
 
 

@@ -19,12 +19,14 @@ from jdl.metrics import (
     AUROC,
     CalibrationError,
     ConfusionMatrix,
+    DiceScore,
     MacroF1,
     Mean,
     MeanIoU,
     Metric,
     Packed,
     Rows,
+    SensitivityAtSpecificity,
     TopKAccuracy,
     compute,
     merge,
@@ -136,6 +138,51 @@ def test_mean_iou_of_pictures_leaves_the_ignored_class_out(ignored):
     expected = sk.jaccard_score(*pair, labels=labels, average="macro")
     found = in_batches((MeanIoU(ignored_class=ignored),), scores, targets, size=4)
     assert found == {"mean_iou": pytest.approx(expected)}
+
+
+@pytest.mark.parametrize(("classes", "ignored"), [((), 255), ((1,), None), ((1, 2), 0)])
+def test_dice_of_pictures_is_a_mean_over_images_and_classes(classes, ignored):
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=(9, 4, 5, 3)).astype(np.float32)
+    scores[3, ..., 2] = -9  # a class that one image lacks
+    targets = rng.integers(0, 3, (9, 4, 5)).astype(np.int32)
+    targets[3][targets[3] == 2] = 0
+    targets[rng.random(targets.shape) < 0.2] = 255 if ignored == 255 else 0
+    labels, each = [c for c in classes or range(3) if c != ignored], []
+    for target, found in zip(targets, scores.argmax(-1), strict=True):
+        kept = target != (-1 if ignored is None else ignored)
+        known = [c for c in labels if (target[kept] == c).any() or (found[kept] == c).any()]
+        each += sk.f1_score(target[kept], found[kept], labels=known, average=None).tolist()
+    metric = DiceScore(classes=classes, ignored_class=ignored)
+    assert in_batches((metric,), scores, targets, size=4) == {
+        "dice_score": pytest.approx(np.mean(each))
+    }
+    absent = DiceScore(classes=(2,), ignored_class=ignored)
+    assert in_batches((absent,), scores[3:4], targets[3:4]) == {"dice_score": 0}
+    with pytest.raises(UserError, match=r"dice_score: .* targets are no class.* ignored_class"):
+        in_batches((DiceScore(),), scores, np.full_like(targets, 7))
+
+
+@pytest.mark.parametrize("specificity", [0.0, 0.5, 0.95, 1.0])
+@pytest.mark.parametrize("levels", [4, 1000])
+def test_sensitivity_is_the_best_of_all_thresholds(specificity, levels):
+    rng = np.random.default_rng(levels)
+    targets = rng.integers(0, 2, 90, np.int32)
+    share = ((rng.integers(0, levels, 90) + targets * levels / 4) / levels / 2).astype(np.float32)
+    best = max(
+        sk.recall_score(targets, share >= threshold)
+        for threshold in (*share, 2)
+        if sk.recall_score(targets, share >= threshold, pos_label=0) >= specificity - 1e-9
+    )
+    metric = SensitivityAtSpecificity(specificity=specificity)
+    for prediction in (share, np.stack([1 - share, share], 1)):
+        found = in_batches((metric,), prediction, targets)
+        assert found == {"sensitivity_at_specificity": pytest.approx(best)}
+    assert np.isnan(in_batches((metric,), share, targets * 0)["sensitivity_at_specificity"])
+    with pytest.raises(UserError, match="needs two classes, not 3: use AUROC"):
+        in_batches((metric,), np.ones((4, 3), np.float32), np.arange(4) % 3)
+    with pytest.raises(UserError, match=r"specificity in \[0, 1\], not 95"):
+        SensitivityAtSpecificity(specificity=95)
 
 
 def test_confidence_at_the_edge_of_a_bin_falls_where_scikit_learn_puts_it():
