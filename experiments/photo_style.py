@@ -17,7 +17,7 @@ import numpy as np
 from cats_vs_dogs_vgg import experiment as vgg
 
 from jdl import Experiment, Runtime
-from jdl.data import Data, Resize, Scale
+from jdl.data import Data, Digits, Resize, Scale
 from jdl.data.images import decode_image
 from jdl.hooks import Checkpoint, Progress, Sample
 from jdl.optimizers import Adam, Cosine
@@ -38,6 +38,8 @@ class Photographs(Data):
     files: tuple[str, ...]  # images, scaled to this size
     height: int = 160  # pixels
     width: int = 240  # pixels
+
+    needs = Digits.needs
 
     def load(self):
         """Returns one split, `train`."""
