@@ -25,6 +25,8 @@ WORKLOADS = (
     "resnet50",
     "cifar10_resnet",
     "vit_s16",
+    "unet",
+    "detector",
     "bert_base",
     "seq2seq",
 )
@@ -48,8 +50,8 @@ def run(
     """Times training steps of jdl and its peers, parity first, block by block in turn.
 
     Args:
-        chosen: mlp, cnn, lstm, transformer, lstm_lm, resnet50, cifar10_resnet, vit_s16,
-            bert_base, seq2seq (default: all).
+        chosen: mlp, cnn, lstm, transformer, lstm_lm, resnet50, cifar10_resnet, vit_s16, unet,
+            detector, bert_base, seq2seq (default: all).
         peers: torch, flax, keras; one that is not installed is named and skipped.
         dtype: fp32 or bf16, of the computation in all implementations.
         json: a file for the rows, one JSON object a line.
@@ -83,11 +85,11 @@ def implementations(workload: Workload, peers: Sequence[str], quick: bool) -> li
     names = ["jdl", *(name for peer in peers for name in PEERS[peer])]
     senseless = (
         set()
-        if workload.name in ("cnn", "resnet50", "cifar10_resnet", "vit_s16")
+        if workload.name in ("cnn", "resnet50", "cifar10_resnet", "unet", "detector", "vit_s16")
         else {"torch-channels_last"}
     )
-    if workload.random or workload.name in ("vit_s16", "bert_base", "seq2seq"):
-        senseless.add("keras")  # it augments images while it loads them; three have no twin in it
+    if workload.random or workload.name in ("vit_s16", "unet", "detector", "bert_base", "seq2seq"):
+        senseless.add("keras")  # it augments images while it loads them; others have no twin in it
     if workload.name in ("lstm", "lstm_lm"):
         senseless.add("torch-compile")  # it does not compile `nn.LSTM`
     slow = {"torch-compile"} if quick else set()

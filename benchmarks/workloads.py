@@ -211,6 +211,64 @@ def cifar10_resnet(batch: int = 128, **model: Any) -> Workload:
     )
 
 
+def _scenes(height: int, width: int) -> Callable[[np.random.Generator, int], Arrays]:
+    """Masks in squares of 20 pixels, of 11 classes and an id that is ignored."""
+
+    def draw(rng: np.random.Generator, count: int) -> Arrays:
+        image = rng.integers(0, 256, (count, height, width, 3), np.uint8)
+        squares = rng.integers(0, 12, (count, -(-height // 20), -(-width // 20), 1), np.uint8)
+        masks = squares.repeat(20, axis=1).repeat(20, axis=2)[:, :height, :width]
+        return {"image": image, "segmentation_mask": masks}
+
+    return draw
+
+
+def _objects(height: int, width: int) -> Callable[[np.random.Generator, int], Arrays]:
+    """One to 32 boxes of 10 to 60 pixels, of 3 classes."""
+
+    def draw(rng: np.random.Generator, count: int) -> Arrays:
+        image = rng.integers(0, 256, (count, height, width, 3), np.uint8)
+        side = rng.uniform(10, 60, (count, 32, 2))
+        corner = rng.uniform(0, 1, side.shape) * (np.array([width, height]) - side)
+        kept = np.arange(32) < rng.integers(1, 33, (count, 1))
+        boxes = np.concatenate([corner, corner + side], -1) * kept[..., None]
+        labels = rng.integers(0, 3, (count, 32), np.int32)
+        return {
+            "image": image,
+            "boxes": boxes.astype(np.float32),
+            "labels": labels,
+            "boxes_mask": kept,
+        }
+
+    return draw
+
+
+def unet(batch: int = 8, size: tuple[int, int] = (180, 240), **model: Any) -> Workload:
+    """The U-Net for CamVid, with further fields of the model by name; no weights of classes."""
+    changes = {f"model.{name}": value for name, value in model.items()}
+    return Workload(
+        name="unet",
+        size=f"{size[0]}x{size[1]}x3",
+        experiment="camvid_segmentation",
+        changes={**changes, "data.device_transforms": (Scale(),), "task.class_weights": ()},
+        batch=batch,
+        draw=_scenes(*size),
+    )
+
+
+def detector(batch: int = 8, size: tuple[int, int] = (240, 320), **model: Any) -> Workload:
+    """The detector for BCCD, with further fields of the model by name."""
+    changes = {f"model.{name}": value for name, value in model.items()}
+    return Workload(
+        name="detector",
+        size=f"{size[0]}x{size[1]}x3",
+        experiment="bccd_detection",
+        changes={**changes, "data.device_transforms": (Scale(),)},
+        batch=batch,
+        draw=_objects(*size),
+    )
+
+
 def vit_s16(batch: int = 4, side: int = 224, **model: Any) -> Workload:
     """ViT-S/16, with further fields of the model by name; no augmentation."""
     changes = {f"model.{name}": value for name, value in {"num_classes": 1000, **model}.items()}
@@ -296,7 +354,7 @@ def workloads(accelerator: bool) -> tuple[Workload, ...]:
             "vocab_size": 50_304,
         }
         gpt2 = gpt("GPT-2 124M", batch=32, **large)
-        images = (resnet50(256), cifar10_resnet(1024), vit_s16(256))
+        images = (resnet50(256), cifar10_resnet(1024), vit_s16(256), unet(64), detector(64))
         base = {
             "num_layers": 6,
             "num_heads": 8,
@@ -317,5 +375,5 @@ def workloads(accelerator: bool) -> tuple[Workload, ...]:
         "num_heads": 6,
     }
     small = gpt("small", **shape, compiler_options=ONEDNN, **{"runtime.malloc_arenas": 1})
-    images = (resnet50(), cifar10_resnet(), vit_s16())
+    images = (resnet50(), cifar10_resnet(), vit_s16(), unet(), detector())
     return mlp(), cnn(), lstm(), tiny, small, lstm_lm(), *images, bert_base(), seq2seq()

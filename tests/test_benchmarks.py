@@ -32,10 +32,12 @@ from benchmarks.workloads import (
     augmented,
     bert_base,
     cifar10_resnet,
+    detector,
     gpt,
     lstm_lm,
     resnet50,
     seq2seq,
+    unet,
     vit_s16,
     workloads,
 )
@@ -65,10 +67,19 @@ SMALL = (
         embed_dim=8,
     ),
     vit_s16(2, side=8, num_classes=5, patch_size=4, num_layers=1, num_heads=2, embed_dim=8),
+    unet(2, (18, 12), channels=(8, 16), features=11),
+    detector(2, (24, 20), channels=(8, 16)),
     seq2seq(2, length=4, **TRANSLATION),
     seq2seq(2, length=5, **TRANSLATION, pre_norm=False),
 )
-DEEP = ("bert_base", "lstm_lm", "resnet50", "seq2seq")  # which take long to compile
+DEEP = (
+    "bert_base",
+    "detector",
+    "lstm_lm",
+    "resnet50",
+    "seq2seq",
+    "unet",
+)  # which take long to compile
 
 
 def row(implementation="jdl", **changes):

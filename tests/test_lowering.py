@@ -26,6 +26,7 @@ class Expected:
     attentions: int = 0
     scans: int = 0  # over time, forward and backward
     chunked: bool = False  # the loss is computed in chunks
+    loops: int = 0  # others
 
 
 BLOCK = 3 * (1 + 1 + 2)  # queries, keys and values jointly; output; feed-forward network
@@ -41,6 +42,8 @@ FOUND = {
     "resnet50": Expected(3, convolutions=3 * 53 - 1),
     "cifar10_resnet": Expected(3, convolutions=3 * 7 - 1),
     "vit_s16": Expected(2 + 12 * BLOCK + 3, attentions=12),
+    "unet": Expected(3, convolutions=3 * 14 - 1),
+    "detector": Expected(3, convolutions=3 * 14 - 1, loops=1),  # over boxes, for the heat map
     "bert_base": Expected(12 * BLOCK + 3 + 3, attentions=12),
     # Label smoothing needs hidden states times the mean embedding, row by row.
     "seq2seq": Expected(6 * (BLOCK + DECODER_BLOCK) + 3 + 3, 3, attentions=3 * 6, chunked=True),
@@ -94,7 +97,7 @@ def test_a_step_has_the_form_of_each_platform(name, caplog):
         assert wide == expected.wide
         # Elsewhere it is JAX's, which keeps the gradient of the scores in float32.
         assert mixed == (0 if platform == "cuda" else 2 * expected.attentions)
-        assert text.count("stablehlo.while") == expected.scans + expected.chunked
+        assert text.count("stablehlo.while") == expected.scans + expected.chunked + expected.loops
         assert not re.search(r"stablehlo\.(send|recv|infeed|outfeed)", text)
     # A callback of the host would be another call.
     calls = Counter(re.findall(r"custom_call @([\w$]+)", texts["cuda"]))

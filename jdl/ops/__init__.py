@@ -6,6 +6,7 @@ from jdl.ops.cross_entropy import linear_cross_entropy
 from jdl.ops.dot import dot_general, product, products_saveable
 from jdl.ops.pooling import max_pool
 from jdl.ops.recurrence import gru, gru_step, lstm, lstm_step
+from jdl.ops.resize import resize_bilinear
 
 __all__ = [
     "attention",
@@ -19,4 +20,5 @@ __all__ = [
     "max_pool",
     "product",
     "products_saveable",
+    "resize_bilinear",
 ]

@@ -38,7 +38,7 @@ class CrossEntropy(PixelLoss):
 
     def __call__(self, logits: Array, true: Array, weights: Array) -> Mean:
         """See `PixelLoss`."""
-        return Mean.of(_nll(logits, true), true @ weights)
+        return Mean.of(_nll(logits, true), (true * weights).sum(-1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ class Focal(PixelLoss):
         nll = _nll(logits, true)
         # Of a probability that is 1, the gradient of a power below 1 is infinite.
         doubt = jnp.maximum(-jnp.expm1(-nll), 1e-7)
-        return Mean.of(doubt**self.gamma * nll, true @ weights)
+        return Mean.of(doubt**self.gamma * nll, (true * weights).sum(-1))
 
 
 @dataclass(frozen=True, kw_only=True)

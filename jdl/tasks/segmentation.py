@@ -12,6 +12,7 @@ from jdl.data.base import Data
 from jdl.errors import UserError
 from jdl.media import Images, Media, overlay
 from jdl.metrics import IoU, Mean, MeanIoU
+from jdl.ops import resize_bilinear
 from jdl.tasks.base import Task
 from jdl.tasks.classification import check_class_weights
 from jdl.tasks.outputs import one_array
@@ -72,7 +73,7 @@ class Segmentation(Task):
         outputs = one_array(outputs, self).astype(jnp.float32)
         size = self._size(batch)
         sizes = [view.window[2:] if view.window else size for view in self.views]
-        each = [_resize(own, size) for own, size in zip(outputs, sizes, strict=True)]
+        each = [resize_bilinear(own, size) for own, size in zip(outputs, sizes, strict=True)]
         return average_pixels(self.views, each, size)
 
     def further_metrics(self, outputs: Any, batch: Batch, *, train: bool) -> dict[str, Any]:
@@ -152,16 +153,9 @@ class Segmentation(Task):
 
     def _logits(self, outputs: Any, batch: Batch) -> jax.Array:
         """Returns logits of the images' size, float32."""
-        return _resize(one_array(outputs, self).astype(jnp.float32), self._size(batch))
+        return resize_bilinear(one_array(outputs, self).astype(jnp.float32), self._size(batch))
 
     def _size(self, batch: Batch) -> tuple[int, int]:
         """Returns height and width of the images."""
         height, width = jnp.shape(batch[self.input_names[0]])[1:3]
         return height, width
-
-
-def _resize(logits: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """Resizes (batch, height, width, classes) bilinearly."""
-    if logits.shape[1:3] == size:
-        return logits
-    return jax.image.resize(logits, (len(logits), *size, logits.shape[-1]), "bilinear")

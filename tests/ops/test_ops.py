@@ -1,4 +1,4 @@
-"""Pooling equals Flax's, in values and, where no two elements tie, in gradients."""
+"""Pooling equals Flax's, in values and, where no two elements tie, in gradients; resizing JAX's."""
 
 import chex
 import flax.linen as nn
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jdl.errors import UserError
-from jdl.ops import max_pool
+from jdl.ops import max_pool, resize_bilinear
 
 CASES = [
     # shape, window, strides, padding
@@ -126,3 +126,21 @@ def test_max_pool_has_forward_derivatives_too():
     step = 2.0**-8  # smaller than any gap between elements, and exact in binary
     ahead = halve(x + step * direction)
     np.testing.assert_array_equal(slope, (ahead - halve(x)) / step)
+
+
+@pytest.mark.parametrize("size", [(3, 4), (6, 8), (9, 16), (3, 20), (12, 4), (5, 8)])
+def test_bilinear_resizing_equals_jaxs(size):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(2, 3, 4, 5)), jnp.float32)
+    weights = jnp.asarray(rng.normal(size=(2, *size, 5)), jnp.float32)
+
+    def plain(x):
+        return jax.image.resize(x, (2, *size, 5), "bilinear")
+
+    found, expected = (
+        jax.value_and_grad(lambda x, f=f: (weights * f(x)).sum())(x)
+        for f in (lambda x: resize_bilinear(x, size), plain)
+    )
+    chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(resize_bilinear(x, size), plain(x), atol=1e-6)
+    assert resize_bilinear(x.astype(jnp.bfloat16), size).dtype == jnp.bfloat16

@@ -11,6 +11,7 @@ import optax
 from flax import struct
 from flax.training.train_state import TrainState
 
+from benchmarks.peers.flax.dense import UNet, detection_loss, segmentation_loss
 from benchmarks.peers.flax.models import CNN, MLP, RNN, LanguageModel, ResNet, SmallResNet
 from benchmarks.peers.flax.seq2seq import EncoderDecoder
 from benchmarks.peers.flax.transformers import BERT, GPT, ViT
@@ -24,6 +25,8 @@ MODELS = {
     "cnn": CNN,
     "resnet50": ResNet,
     "cifar10_resnet": SmallResNet,
+    "unet": UNet,
+    "detector": UNet,
     "vit_s16": ViT,
     "bert_base": BERT,
     "lstm": RNN,
@@ -49,6 +52,10 @@ def loss_function(case: Case) -> tuple[Callable[..., tuple[jax.Array, Any]], Any
         variables = {"params": params, **rest}
         logits, rest = model.apply(variables, *inputs, mutable=["batch_stats"])
         logits = logits.astype(jnp.float32)
+        if "segmentation_mask" in batch:
+            return segmentation_loss(logits, labels), rest
+        if "boxes" in batch:
+            return detection_loss(logits, batch), rest
         if "target" in batch:
             return _translation_loss(logits, labels, case.smoothing), rest
         if case.model.get("num_classes", case.model.get("features")) == 1:
@@ -73,6 +80,8 @@ def _split(batch: Batch) -> tuple[tuple[Any, ...], Any]:
     """Inputs of the model, and targets."""
     if "target" in batch:
         return (batch["source"], batch["target"][:, :-1]), batch["target"][:, 1:]
+    if "segmentation_mask" in batch or "boxes" in batch:
+        return (batch["image"],), batch.get("segmentation_mask")
     if "label" not in batch:
         return (batch["tokens"][:, :-1],), batch["tokens"][:, 1:]
     return (batch["image" if "image" in batch else "tokens"],), batch["label"]

@@ -7,6 +7,7 @@ Variants: `eager`; `channels_last`, the memory layout that PyTorch recommends fo
 
 import torch
 
+from benchmarks.peers.torch.dense import Detector, UNet
 from benchmarks.peers.torch.models import CNN, LSTM, MLP, LanguageModel, ResNet, SmallResNet
 from benchmarks.peers.torch.seq2seq import EncoderDecoder
 from benchmarks.peers.torch.training import DEVICE, IMAGES, Training, tensors
@@ -22,6 +23,8 @@ MODELS = {
     "cnn": CNN,
     "resnet50": ResNet,
     "cifar10_resnet": SmallResNet,
+    "unet": UNet,
+    "detector": Detector,
     "vit_s16": ViT,
     "bert_base": BERT,
     "lstm": LSTM,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from benchmarks.trainer import Case
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-IMAGES = ("cnn", "resnet50", "cifar10_resnet", "vit_s16")
+IMAGES = ("cnn", "resnet50", "cifar10_resnet", "unet", "detector", "vit_s16")
 """Workloads that convolve, and so have channels that may come last."""
 
 
@@ -21,6 +21,14 @@ def tensors(case: Case) -> tuple[Tensor, Tensor]:
     data = {name: torch.tensor(array, device=DEVICE) for name, array in case.arrays.items()}
     if "source" in data:
         return data["source"].long(), data["target"].long()
+    images = data["image"].permute(0, 3, 1, 2).contiguous() if case.name in IMAGES else None
+    if "segmentation_mask" in data:
+        assert images is not None
+        return images, data["segmentation_mask"][..., 0].long()
+    if "boxes" in data:
+        assert images is not None
+        rest = (data[name][..., None].float() for name in ("labels", "boxes_mask"))
+        return images, torch.cat([data["boxes"], *rest], -1)
     if "label" not in data:
         tokens = data["tokens"].long()
         return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
@@ -28,8 +36,8 @@ def tensors(case: Case) -> tuple[Tensor, Tensor]:
     label = data["label"].float() if one else data["label"].long()
     if "tokens" in data:
         return data["tokens"].long(), label
-    if case.name in IMAGES:
-        return data["image"].permute(0, 3, 1, 2).contiguous(), label
+    if images is not None:
+        return images, label
     return data["image"], label
 
 
