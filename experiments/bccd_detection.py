@@ -13,7 +13,7 @@ from jdl.optimizers import AdamW, Cosine
 from jdl.tasks import MIRROR_AND_FLIP, Detection
 
 experiment = Experiment(
-    UNet(channels=(24, 48, 72, 96), features=7, stride=4),
+    UNet(channels=(24, 48, 72, 96), features=7, stride=4, norm="batch"),
     task=Detection(num_classes=3, views=MIRROR_AND_FLIP),
     data=TFDS(
         "bccd",
@@ -34,7 +34,7 @@ experiment = Experiment(
         RetraceWarning(),
         Sample(every=520, count=9),
     ),
-    epochs=120,
+    epochs=100,
     batch_size=8,
     precision="bf16",
 )

@@ -30,7 +30,7 @@ SHARES = {
 }
 
 experiment = Experiment(
-    UNet(channels=(24, 48, 72, 96), features=11, stride=2),
+    UNet(channels=(24, 48, 72, 96), features=11, stride=2, norm="batch"),
     task=Segmentation(
         ignored_class=11,
         class_weights=tuple(1 / math.log(1.02 + share) for share in SHARES.values()),
@@ -61,7 +61,7 @@ experiment = Experiment(
         RetraceWarning(),
         Sample(every=1840, count=9),
     ),
-    epochs=100,
+    epochs=80,
     batch_size=8,
     precision="bf16",
 )

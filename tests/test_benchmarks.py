@@ -72,7 +72,7 @@ SMALL = (
     seq2seq(2, length=4, **TRANSLATION),
     seq2seq(2, length=5, **TRANSLATION, pre_norm=False),
 )
-DEEP = (
+DEEP = ("bert_base", "detector", "lstm_lm", "resnet50", "seq2seq", "unet")  # compile for long
     "bert_base",
     "detector",
     "lstm_lm",
