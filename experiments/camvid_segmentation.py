@@ -3,9 +3,9 @@
     jdl prepare camvid
     TFDS_DATA_DIR=DIR jdl train camvid_segmentation --seeds 3
 
-A U-Net at half the resolution, whose logits are enlarged. Classes are weighed as for ENet (Paszke et
-al., 2016), by 1 / ln(1.02 + p), where p is their share of the training pixels. In bfloat16, which
-processors without it compute slowly: `--precision fp32`.
+A U-Net at half the resolution, whose logits are enlarged. Classes are weighed as for ENet (Paszke
+et al., 2016), by 1 / ln(1.02 + p), where p is their share of the training pixels. In bfloat16,
+which processors without it compute slowly: `--precision fp32`.
 """
 
 import math

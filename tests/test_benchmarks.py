@@ -73,13 +73,6 @@ SMALL = (
     seq2seq(2, length=5, **TRANSLATION, pre_norm=False),
 )
 DEEP = ("bert_base", "detector", "lstm_lm", "resnet50", "seq2seq", "unet")  # compile for long
-    "bert_base",
-    "detector",
-    "lstm_lm",
-    "resnet50",
-    "seq2seq",
-    "unet",
-)  # which take long to compile
 
 
 def row(implementation="jdl", **changes):
