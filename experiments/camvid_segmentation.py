@@ -63,7 +63,7 @@ experiment = Experiment(
         RetraceWarning(),
         Sample(every=1840, count=9),
     ),
-    epochs=80,
+    epochs=70,
     batch_size=8,
     precision="bf16",
 )
