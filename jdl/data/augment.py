@@ -88,41 +88,55 @@ class RandomAffine(Geometric):
 
 @dataclass(frozen=True, kw_only=True)
 class RandomCrop(Geometric):
-    """Shifts an image, with its masks and boxes, by up to `padding` pixels each way.
+    """Cuts a random window from an image, with its masks and boxes, padded on each side before.
 
-    The padded crop of He et al. (2016, section 4.2), by default with zeros beyond the edges.
+    By default the padded crop of He et al. (2016, section 4.2), which shifts by up to `padding`
+    pixels each way and fills with zeros. With a smaller `size` a network trains on windows;
+    evaluation sees whole images, or slides windows over them (`jdl.tasks.sliding_windows`).
     """
 
     padding: int = 4  # pixels
     mode: Literal["constant", "edge", "reflect", "symmetric", "wrap"] = "constant"
     """Beyond the edges, as in `jax.numpy.pad`; `constant` is 0, `reflect` leaves the edge out."""
     mask_cval: int | None = None  # fill value of masks, such as the ignored class
+    size: tuple[int, int] | None = None  # height and width of the window; None: the image's
 
     def __call__(self, batch: Batch, keys: Keys | None) -> Batch:
-        """Returns the batch, each image shifted with its own key."""
+        """Returns the batch, each image cropped with its own key.
+
+        Raises:
+          UserError: the window is larger than the padded image.
+        """
 
         if keys is None:
             return batch
-        pad = self.padding
+        pad, images = self.padding, batch[self.name]
+        size = self.size or (images.shape[1], images.shape[2])
+        room = [n + 2 * pad - own for n, own in zip(images.shape[1:3], size, strict=True)]
+        if min(room) < 0 or min(size) < 1:
+            raise UserError(
+                f"RandomCrop cannot cut {size[0]}x{size[1]} pixels from images of "
+                f"{images.shape[1]}x{images.shape[2]} with a padding of {pad}: choose a smaller size"
+            )
 
         def offset(key: Array) -> Array:
-            return jax.random.randint(key, (2,), 0, 2 * pad + 1)
+            return jax.random.randint(key, (2,), 0, jnp.array(room) + 1)
 
         def pixels(key: Array, image: Array, is_mask: bool) -> Array:
             start = offset(key)
             widths = ((pad, pad), (pad, pad), (0, 0))
-            if is_mask and self.mode == "constant":
+            if is_mask and self.mode == "constant" and pad:
                 fill = mask_fill(self, self.mode, self.mask_cval)
                 padded = jnp.pad(image, widths, constant_values=fill)
             else:
                 padded = jnp.pad(image, widths, self.mode)
-            return jax.lax.dynamic_slice(padded, (start[0], start[1], 0), image.shape)
+            return jax.lax.dynamic_slice(padded, (start[0], start[1], 0), (*size, image.shape[2]))
 
         def matrix(key: Array, height: int, width: int) -> Array:
             del height, width
             return jnp.concatenate([jnp.eye(2), offset(key)[:, None] - jnp.float32(pad)], 1)
 
-        return self.apply(batch, keys, pixels, matrix)
+        return self.apply(batch, keys, pixels, matrix, size)
 
 
 @dataclass(frozen=True, kw_only=True)

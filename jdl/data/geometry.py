@@ -40,6 +40,7 @@ class Geometric:
         draws: Any,
         pixels: Callable[[Any, Array, bool], Array],
         matrix: Callable[[Any, int, int], Array],
+        size: tuple[int, int] | None = None,
     ) -> dict[str, Any]:
         """Returns a batch with images, masks and boxes moved.
 
@@ -50,6 +51,7 @@ class Geometric:
             channels).
           matrix: (draw, height, width) to (2, 3), from positions of pixels in the result to those
             in the image, by which the boxes move.
+          size: height and width of the result; None: the images'.
 
         Raises:
           UserError: a mask has another size than the image, or the boxes are not padded.
@@ -67,7 +69,7 @@ class Geometric:
 
             def move(draw: Any, boxes: Array, mask: Array) -> tuple[Array, Array]:
                 where = matrix(draw, height, width)
-                return move_boxes(boxes, mask, where, (height, width), self.min_visibility)
+                return move_boxes(boxes, mask, where, size or (height, width), self.min_visibility)
 
             found[self.boxes], found[self.boxes_mask] = jax.vmap(move)(draws, boxes, mask)
         return found
@@ -81,7 +83,8 @@ class Geometric:
                 f"{size[0]}x{size[1]}: give both the same size"
             )
         flat = mask.reshape(*mask.shape[:3], -1)
-        return jax.vmap(lambda d, x: pixels(d, x, True))(draws, flat).reshape(mask.shape)
+        moved = jax.vmap(lambda d, x: pixels(d, x, True))(draws, flat)
+        return moved.reshape(*moved.shape[:3], *mask.shape[3:])
 
 
 def padded_boxes(batch: Mapping[str, Any], name: str) -> tuple[Array, Array]:

@@ -278,3 +278,28 @@ def test_bad_sizes_are_refused(make):
 
 def test_fields_are_named_alike():
     assert Geometric(boxes="faces").boxes_mask == "faces_mask"
+
+
+def test_a_crop_to_a_size_cuts_masks_and_boxes_alike():
+    rows, columns = np.mgrid[:9, :12]
+    image = np.broadcast_to(np.stack([rows, columns], -1), (6, 9, 12, 2)).astype(np.float32)
+    batch = {
+        "image": jnp.asarray(image),
+        "segmentation_mask": jnp.asarray(image[..., :1], jnp.int32),
+        "boxes": jnp.tile(jnp.float32([[2, 1, 6, 8]]), (6, 1, 1)),
+        "boxes_mask": jnp.ones((6, 1), bool),
+    }
+    crop = RandomCrop(padding=0, size=(5, 7))
+    found = crop(batch, keys(6))
+    starts = np.asarray(found["image"][:, 0, 0], int)
+    assert len({tuple(start) for start in starts.tolist()}) > 2
+    for i, (top, left) in enumerate(starts):
+        window = np.s_[i, top : top + 5, left : left + 7]
+        np.testing.assert_array_equal(found["image"][i], image[window])
+        np.testing.assert_array_equal(found["segmentation_mask"][i], image[window][..., :1])
+        moved = np.clip([2 - left, 1 - top, 6 - left, 8 - top], 0, [7, 5, 7, 5])
+        kept = bool(found["boxes_mask"][i, 0])
+        np.testing.assert_allclose(found["boxes"][i, 0], moved * kept, atol=1e-5)
+    assert crop(batch, None) is batch
+    with pytest.raises(UserError, match="cannot cut 10x7 pixels from images of 9x12"):
+        RandomCrop(padding=0, size=(10, 7))(batch, keys(6))
