@@ -116,7 +116,7 @@ class RandomCrop(Geometric):
         if min(room) < 0 or min(size) < 1:
             raise UserError(
                 f"RandomCrop cannot cut {size[0]}x{size[1]} pixels from images of "
-                f"{images.shape[1]}x{images.shape[2]} with a padding of {pad}: choose a smaller size"
+                f"{images.shape[1]}x{images.shape[2]} padded by {pad}: set a smaller size"
             )
 
         def offset(key: Array) -> Array:
