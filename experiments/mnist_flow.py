@@ -10,6 +10,7 @@ from mnist_cnn import experiment as cnn
 
 from jdl import Experiment
 from jdl.data import TFDS, Scale
+from jdl.diffusion import DPMSolver
 from jdl.hooks import Evaluate, Sample
 from jdl.models import ConditionalUNet
 from jdl.optimizers import AdamW, Cosine
@@ -17,15 +18,19 @@ from jdl.tasks import Diffusion, SampleScores
 
 experiment = Experiment(
     model=ConditionalUNet(channels=(64, 128), stride=2),
-    task=Diffusion(num_classes=10, scores=SampleScores(cnn.model, run="runs/mnist_cnn")),
+    task=Diffusion(
+        num_classes=10,
+        sampler=DPMSolver(24),
+        scores=SampleScores(cnn.model, run="runs/mnist_cnn"),
+    ),
     data=TFDS("mnist", device_transforms=(Scale(),)),
     optimizer=AdamW(2e-3, schedule=Cosine(warmup=0.05), ema_decay=0.999, clip_norm=1.0),
     hooks=(
         *(hook for hook in Experiment.hooks if not isinstance(hook, Evaluate)),
-        Sample(every=1000, count=64),
+        Sample(every=2000, count=64),
     ),
     precision="bf16",
-    epochs=6,
+    steps=2000,
     batch_size=128,
     final_train_evaluation=False,
 )

@@ -4,6 +4,8 @@
 
 The loss is the negative evidence lower bound in nats. Test pixels are binarized with one fixed
 draw; `gray_loss` is the same sum for gray values, as many examples report it.
+
+Test loss 92.30, gray_loss 96.76 (1 seed), 142 s on one NVIDIA H200 beside other runs.
 """
 
 from jdl import Experiment
