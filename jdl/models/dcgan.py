@@ -105,7 +105,7 @@ class Generator(nn.Module):
         x = x.reshape(-1, height, width, self.channels[0])
         x = nn.relu(BatchNorm(self.momentum, dtype=self.dtype)(x, train))
         for channels in self.channels[1:]:
-            x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+            x = _double(x)
             x = _conv(channels, 1, self.dtype, use_bias=False)(x)
             x = nn.relu(BatchNorm(self.momentum, dtype=self.dtype)(x, train))
         return nn.sigmoid(_conv(features, 1, self.dtype)(x).astype(jnp.float32))
@@ -137,6 +137,13 @@ class Critic(nn.Module):
             embed = nn.Embed(self.num_classes, x.shape[1], dtype=self.dtype)
             score += (apply(embed, label) * x).sum(1)
         return score.astype(jnp.float32)
+
+
+def _double(x: jax.Array) -> jax.Array:
+    """Repeats each pixel in a 2x2 block; on CPUs its gradient is 8 times as fast as repeat's."""
+    batch, height, width, channels = x.shape
+    x = jnp.stack([x, x], axis=3).reshape(batch, height, 2 * width, channels)
+    return jnp.stack([x, x], axis=2).reshape(batch, 2 * height, 2 * width, channels)
 
 
 def _conv(channels: int, stride: int, dtype: Any, use_bias: bool = True) -> nn.Conv:
