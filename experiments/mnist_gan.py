@@ -1,4 +1,4 @@
-"""DCGAN on MNIST, with the penalty R1 in one of four steps (Mescheder et al., 2018).
+"""Class-conditional DCGAN on MNIST, with the penalty R1 (Mescheder et al., 2018).
 
     TFDS_DATA_DIR=DIR jdl train mnist_cnn --workdir runs/mnist_cnn
     TFDS_DATA_DIR=DIR jdl train mnist_gan --seeds 3
@@ -12,13 +12,18 @@ from jdl import Experiment
 from jdl.data import TFDS, Scale
 from jdl.hooks import Evaluate, Sample
 from jdl.models import DCGAN
-from jdl.optimizers import Adam, Partition
+from jdl.optimizers import Adam, Cosine, Partition
 from jdl.tasks import GAN, SampleScores
 
-adam = Adam(4e-4, b1=0.0, b2=0.99, ema_decay=0.995)
+adam = Adam(4e-4, b1=0.0, b2=0.99, schedule=Cosine(), ema_decay=0.995)
 experiment = Experiment(
-    model=DCGAN(),
-    task=GAN(r1=1.0, penalty_every=4, scores=SampleScores(cnn.model, run="runs/mnist_cnn")),
+    model=DCGAN(num_classes=10),
+    task=GAN(
+        r1=1.0,
+        penalty_every=4,
+        num_classes=10,
+        scores=SampleScores(cnn.model, run="runs/mnist_cnn"),
+    ),
     data=TFDS("mnist", device_transforms=(Scale(),)),
     optimizer=Partition(parts=(("generator", adam), ("critic", adam))),
     hooks=(
@@ -26,7 +31,7 @@ experiment = Experiment(
         Sample(every=2000, count=64),
     ),
     precision="bf16",
-    steps=8000,
+    steps=6000,
     batch_size=64,
     final_train_evaluation=False,
 )
