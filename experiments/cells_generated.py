@@ -9,7 +9,7 @@ are red cells, so that the metric is the mean of the classes' F1.
 import dataclasses
 
 import numpy as np
-from digits_generated import compare, hooks, variant
+from digits_generated import Generated, compare, hooks, variant
 from digits_generator import experiment as generator
 
 from jdl import Experiment, Runtime
@@ -75,7 +75,8 @@ few = Experiment(
     batch_size=30,
     runtime=Runtime(malloc_arenas=0),
 )
-experiment = variant(few, "both", augment, "runs/cells_generator")
+made = Generated(data=generator.data, run="runs/cells_generator")
+experiment = variant(few, "both", augment, made)
 
 if __name__ == "__main__":
     compare(few, generator, augment, "macro_f1")

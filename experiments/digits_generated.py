@@ -20,7 +20,7 @@ from mnist_few_digits import experiment as few
 from mnist_low_digits import experiment as low
 
 import jdl
-from jdl.data import Data, Mixture, Scale, Stream
+from jdl.data import Arrays, Data, Mixture, Scale, Stream
 from jdl.hooks import Checkpoint, Progress
 
 VARIANTS = ("none", "ordinary", "generated", "both")
@@ -28,30 +28,33 @@ VARIANTS = ("none", "ordinary", "generated", "both")
 
 @dataclass(frozen=True, kw_only=True)
 class Generated(Data):
-    """Images that a run has drawn, of the classes of its few training examples."""
+    """Images that a run draws, of the classes of its few training examples."""
 
-    data: Data  # what the run was trained on
-    run: str = "runs/digits_generator"  # of `digits_generator`, or like it
+    data: Data  # what it was trained on
+    run: str = "runs/digits_generator"  # its directory
     count: int = 1000  # images
 
     def splits(self):
-        """Returns the images as `train`, uint8, and the other splits as they are."""
-        splits = self.data.splits()
-        pixels = jdl.open(Path(self.run)).sample(self.count, split="train").pixels
-        images, real = (pixels * 255).round().astype(np.uint8), splits["train"]
-        labels = [real[row]["label"] for row in range(len(real))]
-        rows = [{"image": x, "label": labels[i % len(real)]} for i, x in enumerate(images)]
-        return {**splits, "train": rows}
+        """Returns the images as `train`, and the other splits as they are."""
+        arrays = drawn(jdl.open(Path(self.run)), self.count)
+        return {**self.data.splits(), **Arrays({"train": arrays}).load()}
 
 
-def variant(experiment, name, augment, run):
+def drawn(run, count=1000):
+    """Returns images (count, height, width, channels) uint8 that a run draws, and their labels."""
+    pixels = run.sample(count, split="train").pixels
+    labels = run.pipeline("train").examples(np.arange(count) % run.examples)["label"]
+    return {"image": (pixels * 255).round().astype(np.uint8), "label": labels}
+
+
+def variant(experiment, name, augment, generated):
     """Returns an experiment with some of the augmentations."""
     data = dataclasses.replace(experiment.data, device_transforms=())
     transforms = (augment, Scale()) if name in ("ordinary", "both") else (Scale(),)
     if name in ("none", "ordinary"):
         data = dataclasses.replace(data, device_transforms=transforms)
     else:
-        streams = Stream("real", data), Stream("generated", Generated(data=data, run=str(run)))
+        streams = Stream("real", data), Stream("generated", generated)
         data = Mixture(streams, device_transforms=transforms)
     return dataclasses.replace(experiment, data=data)
 
@@ -66,9 +69,10 @@ def compare(experiment, generator, augment, metric):
     for seed in range(options.seeds):
         changes = {"seed": seed, "data.split_seed": seed}
         folder = options.workdir / f"seed-{seed}"
-        jdl.train(jdl.override(generator, changes), folder / "generator")
+        run = jdl.train(jdl.override(generator, changes), folder / "generator")
+        made = Arrays({"train": drawn(run)}, test_fraction=0, validation_fraction=0)
         for name in VARIANTS:
-            one = variant(jdl.override(experiment, changes), name, augment, folder / "generator")
+            one = variant(jdl.override(experiment, changes), name, augment, made)
             scores[name].append(jdl.train(one, folder / name).result["metrics"]["test"][metric])
     print(f"test {metric} of {options.seeds} seeds")
     for name, values in scores.items():
@@ -90,7 +94,7 @@ def gain(values, others):
 augment = low.data.device_transforms[0]
 hooks = (Progress(), Checkpoint(every=500))
 few = dataclasses.replace(few, hooks=hooks, epochs=None, steps=500, batch_size=40)
-experiment = variant(few, "both", augment, "runs/digits_generator")
+experiment = variant(few, "both", augment, Generated(data=generator.data))
 
 if __name__ == "__main__":
     compare(few, generator, augment, "accuracy")
