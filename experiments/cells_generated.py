@@ -71,7 +71,7 @@ few = Experiment(
     data=data,
     optimizer=AdamW(1e-3, schedule=Cosine(warmup=0.1), weight_decay=1e-2),
     hooks=hooks,
-    steps=500,
+    steps=400,
     batch_size=30,
     runtime=Runtime(malloc_arenas=0),
 )

@@ -62,7 +62,7 @@ def variant(experiment, name, augment, generated):
 def compare(experiment, generator, augment, metric):
     """Trains all variants with several seeds, and prints the metric on the test split."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workdir", type=Path, required=True)
     options = parser.parse_args()
     scores = {name: [] for name in VARIANTS}
@@ -92,8 +92,8 @@ def gain(values, others):
 
 
 augment = low.data.device_transforms[0]
-hooks = (Progress(), Checkpoint(every=500))
-few = dataclasses.replace(few, hooks=hooks, epochs=None, steps=500, batch_size=40)
+hooks = (Progress(), Checkpoint(every=400))
+few = dataclasses.replace(few, hooks=hooks, epochs=None, steps=400, batch_size=40)
 experiment = variant(few, "both", augment, Generated(data=generator.data))
 
 if __name__ == "__main__":

@@ -90,8 +90,8 @@ experiment = Experiment(
     task=Generation(),
     data=dataclasses.replace(few.data, device_transforms=(Scale(),)),
     optimizer=Adam(1e-3, schedule=Cosine()),
-    hooks=(Progress(), Checkpoint(every=1000), Sample(every=1000, count=25, split="train")),
-    steps=2000,
+    hooks=(Progress(), Checkpoint(every=500), Sample(every=500, count=25, split="train")),
+    steps=1000,
     batch_size=100,
     runtime=Runtime(malloc_arenas=0),
 )

@@ -36,7 +36,7 @@ experiment = Experiment(
     ),
     optimizer=Adam(2e-3, schedule=Cosine(warmup=0.05)),
     hooks=(*Experiment.hooks, Sample(every=200)),
-    epochs=2,
+    epochs=1.5,
     batch_size=4,
     runtime=Runtime(log_every=20),
     final_train_evaluation=False,

@@ -70,8 +70,9 @@ experiment = Experiment(
         inputs=("image", "index"),
         features=Frozen(vgg.model, name="features", run="runs/cats_vs_dogs_vgg"),
         style=photograph("flower.jpg"),
-        content_layers=layers[3:4],
-        style_layers=layers,
+        content_layers=layers[5:],
+        style_layers=layers[:3],
+        loss_terms=(("content", 1.0), ("style", 1.0), ("variation", 0.3)),
     ),
     data=Photographs(
         files=(photograph("china.jpg"),),
@@ -82,7 +83,7 @@ experiment = Experiment(
     optimizer=Adam(0.1, schedule=Cosine()),
     strategy=Single(),  # a batch of one
     hooks=(Progress(), Checkpoint(every=200), Sample(every=100, count=1)),
-    steps=600,
+    steps=500,
     batch_size=1,
     runtime=Runtime(log_every=1),
 )
