@@ -19,7 +19,7 @@ from jdl.metrics import Mean, Metrics, sum_over_devices
 from jdl.paths import path_name
 from jdl.state import TrainState
 from jdl.tasks import Task
-from jdl.tasks.base import STRENGTH
+from jdl.tasks.base import LABEL, STRENGTH
 from jdl.tasks.observe import check_active, check_variables, observe, without_sown
 from jdl.tasks.randomness import (
     ROW_KEYS,
@@ -237,12 +237,13 @@ def sample(program: Program, state: TrainState, batch: Batch) -> Any:
     """
     batch, seeds = pop_row_seeds(batch)
     batch = {**transform(program, batch, None), ROW_SEEDS: seeds}
-    task = program.task
+    task: Any = program.task
     if STRENGTH in batch:
         return task.edit(program.model, state, batch)
     if task.unconditional:
         # Zeros stand for images, whose shape is read, but not for classes, which are then drawn.
-        batch = {name: batch[name] for name in (*task.input_names, "mask", ROW_SEEDS)}
+        given = {task.labels: batch[LABEL]} if LABEL in batch else {}
+        batch = {name: batch[name] for name in (*task.input_names, "mask", ROW_SEEDS)} | given
     return task.sample(program.model, state, batch)
 
 

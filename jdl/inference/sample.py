@@ -1,9 +1,9 @@
-"""Writes samples of a run, one file for each."""
+"""Writes samples of a run, one file for each, of a class given by its name."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from jdl.errors import UserError
+from jdl.errors import UserError, nearest
 from jdl.media import Media
 
 
@@ -26,3 +26,21 @@ def write_samples(media: Media, folder: Path) -> Iterator[Path]:
             yield one.write(folder / f"{index:05d}")
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror}") from error
+
+
+def class_number(label: str, names: Sequence[str]) -> int:
+    """Returns the number of a class, given by its name or number.
+
+    Args:
+      label: name or number.
+      names: of the classes; empty if they have none.
+
+    Raises:
+      UserError: there is no such class.
+    """
+    if label in names:
+        return list(names).index(label)
+    if not label.isdecimal():
+        known = f" (there are {', '.join(names)})" if names else ": name it by its number"
+        raise UserError(f"there is no class {label!r}{known}{nearest(label, names)}")
+    return int(label)

@@ -39,6 +39,9 @@ from jdl.typing import Batch, Json, Key, PyTree
 STRENGTH = "edit_strength"
 """Name, in a batch of images to edit, of the shares of the path by which they are changed."""
 
+LABEL = "sample_label"
+"""Name, in a batch to sample, of the class of each row, for tasks that have `num_classes`."""
+
 EDITED = "segmentation_mask"
 """Name in it of the pixels to draw anew, so that transforms move them with the image."""
 

@@ -265,6 +265,7 @@ class Run:
         key: Key | None = None,
         *,
         split: str | None = None,
+        label: int | None = None,
         state: Any = None,
     ) -> Media:
         """Samples the model: images, texts or sounds, as the task renders them.
@@ -275,12 +276,13 @@ class Run:
           count: number of samples; the first are the same whatever their number.
           key: of the random numbers; None: key 0.
           split: whose examples a conditional model reads; None: validation, or train without it.
+          label: class of the samples, where the task has classes; None: drawn for each.
           state: as in `evaluate`.
 
         Raises:
-          UserError: there is no such split, or `count` is below 1.
+          UserError: there is no such split or class, or `count` is below 1.
         """
-        return sampling.sample(self, count, key, split, self._placed(state))
+        return sampling.sample(self, count, key, split, label, self._placed(state))
 
     def edit(
         self,

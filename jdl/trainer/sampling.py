@@ -13,7 +13,7 @@ from jdl.decoding.sampling import PLAIN
 from jdl.errors import UserError
 from jdl.media import Media, Texts
 from jdl.tasks import LanguageModeling, Task
-from jdl.tasks.base import EDITED, STRENGTH
+from jdl.tasks.base import EDITED, LABEL, STRENGTH
 from jdl.tasks.randomness import ROW_SEEDS, row_seeds
 from jdl.tracing import takes_argument
 from jdl.typing import Key
@@ -22,16 +22,20 @@ TOKENS = 200
 """Length of the texts that a language model samples."""
 
 
-def sample(run: Any, count: int, key: Key | None, split: str | None, state: Any) -> Media:
+def sample(
+    run: Any, count: int, key: Key | None, split: str | None, label: int | None, state: Any
+) -> Media:
     """Samples a run's model.
 
     Args:
-      run, count, key, split: see `Run.sample`.
+      run, count, key, split, label: see `Run.sample`.
       state: on the devices, as it is evaluated.
     """
     if count < 1:
         raise UserError(f"the number of samples must be at least 1, not {count}")
     task, data, size = run.experiment.task, run.experiment.data, run.experiment.batch_size
+    if label is not None:
+        _check_label(task, label)
     if isinstance(task, LanguageModeling):
         return _texts(run, count, key, state)
     pipeline = None if task.unconditional else run.pipeline(split or _default_split(run))
@@ -43,10 +47,24 @@ def sample(run: Any, count: int, key: Key | None, split: str | None, state: Any)
             zeros(run, len(rows)) if pipeline is None else pipeline.examples(rows % len(pipeline))
         )
         batch["mask"] = rows < count
+        if label is not None:
+            batch[LABEL] = np.full(len(rows), label, np.int32)
         placed = run.compiled.put({**batch, ROW_SEEDS: row_seeds(key, rows)})
         parts.append((jax.device_get(run.compiled.sample(state, placed)), batch))
     samples, batch = jax.tree.map(lambda *leaves: np.concatenate(leaves)[:count], *parts)
     return task.render(samples, batch, data)
+
+
+def _check_label(task: Task, label: int) -> None:
+    """Raises a UserError unless a task draws samples of this class."""
+    classes = getattr(task, "num_classes", 0) if task.unconditional else 0
+    if not classes:
+        raise UserError(
+            f"the task {type(task).__name__} draws no samples of a class: leave the label out, or "
+            f"train with task.num_classes"
+        )
+    if not 0 <= label < classes:
+        raise UserError(f"the label of samples is {label}, outside 0..{classes - 1}")
 
 
 def edit(

@@ -136,6 +136,21 @@ def test_the_class_is_left_out_at_the_rate_and_drawn_where_there_is_none():
     assert abs(float(times.mean()) - 0.5) < 0.02
 
 
+def test_samples_of_a_class_have_its_condition():
+    class Plain(nn.Module):  # of which the data are the class, whatever the point
+        @nn.compact
+        def __call__(self, x, time, condition=None):
+            data = (condition.argmax(-1) / 2 - 0.5)[:, None, None, None]
+            return (x - data) / time[:, None, None, None]
+
+    run = jdl.train(make_experiment(model=Plain(), task=Diffusion(num_classes=3, sampler=Euler(2))))
+    for label, value in ((0, 0.25), (2, 0.75)):
+        np.testing.assert_allclose(run.sample(2, label=label).pixels, value, atol=1e-5)
+    assert len(np.unique(run.sample(20).pixels.round(3))) == 3
+    with pytest.raises(UserError, match=r"the label of samples is 3, outside 0\.\.2"):
+        run.sample(2, label=3)
+
+
 def test_an_edit_keeps_the_other_pixels_exactly():
     mask = np.zeros((4, 4), bool)
     mask[1:3, 2:] = True
@@ -194,6 +209,8 @@ def test_a_run_that_was_moved_edits_files(tmp_path, command):
         (("--edit", image, "--mask", large), size),
         (("--edit", image, "--strength", 2), "at most 1 (a new image), not 2.0"),
         (("--mask", mask), "name it with --edit IMAGE"),
+        (("--edit", image, "--label", 1), "an image is edited without a class"),
+        (("--label", "cat"), "there is no class 'cat'"),
     ):
         code, _, err = command(*arguments, *more)
         assert code == 2
