@@ -167,6 +167,9 @@ def test_voc_2007(tmp_path):
     assert list(objects["is_difficult"]) == [False, True, False]
     np.testing.assert_allclose(objects["bbox"][0], [2 / 20, 1 / 30, 1, 1], rtol=1e-6)
 
+    assert TFDS("voc/2007").needs() == TFDS("voc").needs() == "jdl prepare voc"
+    assert TFDS("voc/2012").needs().startswith("tfds build voc/2012 ")
+
     (tmp_path / "VOCtest_06-Nov-2007.tar").unlink()
     with pytest.raises(UserError, match=r"lacks VOCtest_06-Nov-2007.tar \(or a folder VOCdevkit"):
         prepare("voc", raw=tmp_path, data_dir=tmp_path / "other")

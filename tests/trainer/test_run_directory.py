@@ -134,20 +134,25 @@ def test_data_that_changed_since_are_refused(tmp_path):
     assert jdl.train(experiment, tmp_path / "run").result["step"] == 14
 
 
+@pytest.fixture(scope="module")
+def streamed(tmp_path_factory):
+    """A run of streamed data that was never stopped."""
+    return jdl.train(make_experiment(data={"pipeline": "grain"}), tmp_path_factory.mktemp("whole"))
+
+
 @pytest.mark.parametrize(
     "runtime",
     [{"log_every": 3}, {"workers": 1}, {"malloc_arenas": 0}, {"steps_per_execution": 2}],
     ids=str,
 )
-def test_a_resumed_run_may_change_its_runtime(runtime, tmp_path):
+def test_a_resumed_run_may_change_its_runtime(runtime, streamed, tmp_path):
     experiment = make_experiment(data={"pipeline": "grain"})
-    whole = jdl.train(experiment, tmp_path / "whole")
     with pytest.raises(Killed):
         jdl.train(interrupt_at(experiment, 9), tmp_path / "run")
     changed = dataclasses.replace(experiment.runtime, **runtime)
     run = jdl.train(dataclasses.replace(experiment, runtime=changed), tmp_path / "run")
-    assert run.result["params_sha256"] == whole.result["params_sha256"]
-    assert run.result["metrics"] == whole.result["metrics"]
+    assert run.result["params_sha256"] == streamed.result["params_sha256"]
+    assert run.result["metrics"] == streamed.result["metrics"]
     rows = kill_resume.rows(tmp_path / "run")
     steps = [row["step"] for row in rows if row["split"] == "train"]
     # Saved at step 8; a row is the mean over the steps since the last one, at whatever interval.
