@@ -37,7 +37,7 @@ experiment = Experiment(
         RetraceWarning(),
         Sample(every=520, count=9),
     ),
-    epochs=100,
+    epochs=120,
     batch_size=8,
     precision="bf16",
 )
