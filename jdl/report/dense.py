@@ -18,9 +18,14 @@ TITLES = {"iou": "IoU", "ap": "AP", "ap_50": "AP at IoU 0.5"}
 
 
 def sections(run: Run, folder: Folder) -> list[Html]:
-    """Scores by class, as evaluated at the end of the run, and a detector's curves."""
-    split, task = held_out(run), run.experiment.task
-    found = run.result.get("arrays", {}).get(split, {})
+    """Scores by class, as evaluated at the end of the run, and a detector's curves.
+
+    On the split of `held_out`, or if that was not scored by class, on another that was.
+    """
+    task, arrays = run.experiment.task, run.result.get("arrays", {})
+    order = (held_out(run), "validation", "train")
+    split = next((name for name in order if name in arrays), order[0])
+    found = arrays.get(split, {})
     columns = [name for name in TITLES if name in found]
     parts = []
     if columns:
