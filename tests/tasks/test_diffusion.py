@@ -17,11 +17,11 @@ from jdl import Experiment
 from jdl.data import Arrays, Binarize, Scale
 from jdl.diffusion import DDIM, CosinePath, Euler, LinearPath, VariancePreserving
 from jdl.errors import UserError
-from jdl.models import VAE, ConditionalUNet, DiT
+from jdl.models import CNN, VAE, ConditionalUNet, DiT
 from jdl.optimizers import Adam
 from jdl.parallel import Pmap, Single
 from jdl.state import TrainState
-from jdl.tasks import Diffusion, VariationalAutoencoding, with_row_keys
+from jdl.tasks import Diffusion, SampleScores, VariationalAutoencoding, with_row_keys
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (24, 4, 4, 1)).astype(np.uint8)
 LABELS = np.arange(24) % 3
@@ -149,6 +149,24 @@ def test_samples_of_a_class_have_its_condition():
     assert len(np.unique(run.sample(20).pixels.round(3))) == 3
     with pytest.raises(UserError, match=r"the label of samples is 3, outside 0\.\.2"):
         run.sample(2, label=3)
+
+
+@pytest.mark.parametrize(
+    ("model", "task", "transform"),
+    [
+        pytest.param(Net(), TASK, Scale(), marks=pytest.mark.slow),  # compiles two samplers
+        (VAE((4,), latent_dim=2, features=16), VariationalAutoencoding(), Binarize()),
+    ],
+    ids=["diffusion", "vae"],
+)
+def test_samples_are_scored_in_the_features_of_a_network(model, task, transform):
+    scores = SampleScores(CNN((2,), (6,), 3), splits=("test",), num_neighbors=1, subset_size=2)
+    data = dataclasses.replace(DATA, device_transforms=(transform,), test_fraction=0.5)
+    task = dataclasses.replace(task, scores=scores)
+    run = jdl.train(make_experiment(model=model, task=task, data=data, steps=1))
+    found = run.result["metrics"]["test"]
+    assert {"loss", "kernel_distance", "nearest_distance", "precision"} <= found.keys()
+    assert ("class_accuracy" in found) == isinstance(task, Diffusion)
 
 
 def test_an_edit_keeps_the_other_pixels_exactly():
