@@ -71,6 +71,10 @@ class Table(Data):
             raise UserError("data.label_delimiter is a mark such as '+' or ';', not blank")
         if not isinstance(self.target, str):
             check_label_columns(self, "target")
+            if self.categorical is not None:
+                raise UserError(
+                    "data.categorical is for one target: the columns of several hold 0 or 1"
+                )
         if self.group in self._targets:
             raise UserError(f"data.group and data.target are both {self.group!r}: change one")
         for name in ("x", "y", "mask"):
@@ -143,8 +147,7 @@ class Table(Data):
                 if name == self.target:
                     column.check_known(f"{self.path}: column {name!r}", words)
                 columns[name] = column.renumbered(words)
-        kept = {name: columns[name] for name in self.keep}
-        words = {name: list(c.names) for name, c in kept.items() if isinstance(c, Categories)}
+        words = {n: list(c.names) for n in self.keep if isinstance(c := columns[n], Categories)}
         classes = fitted["classes"] if fitted else self._classes(columns)
         rest = self._source(columns, classes=classes)
         columns.clear()

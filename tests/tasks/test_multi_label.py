@@ -227,6 +227,7 @@ def test_what_is_no_label_of_a_class_is_named(tmp_path, mark):
     for make, message in (
         (lambda: ImageFolder("x", labels_file=file, label_delimiter=";", **columns), "for one col"),
         (lambda: ImageFolder("x", **columns), "label_column is of data.labels_file"),
+        (lambda: Table(file, ("cat", "dog"), categorical=False), "categorical is for one target"),
         (lambda: Table(file, ("cat", "cat")), "data.target holds 'cat' twice"),
         (lambda: Table(file, ("cat", "dog"), group="dog"), "data.group and data.target are both"),
         (lambda: Table(file, ("cat", "cow"), columns=("size",)).splits(), "has no column 'cow'"),
