@@ -2,9 +2,11 @@
 
     jdl train digits_mean_teacher
 
-Supervised alone, on the same 20 labels, it is 0.8310, min 0.8162 (`--task.loss-terms.1.1 0`).
+Supervised alone, on the same 20 labels, it is 0.8310, min 0.8162 (`--task.loss-terms.1.1 0`). The
+confidence was chosen on the validation split, from 0.8 and 0.95; the other settings by accuracy on
+the test split, which makes that optimistic.
 
-Expect: test accuracy 0.8570 (3 seeds, min 0.8301), 19 s, 2 cores of an Intel Xeon
+Expect: test accuracy 0.8533 (3 seeds, min 0.8440), 19 s, 2 cores of an Intel Xeon
 """
 
 from dataclasses import dataclass
@@ -26,7 +28,7 @@ class MeanTeacher(Classification):
 
     labeled: str | None = "labeled"
     loss_terms: tuple[tuple[str, float], ...] = (("supervised", 1.0), ("consistency", 1.0))
-    confidence: float = 0.95  # probability above which the teacher's class is a target
+    confidence: float = 0.8  # probability above which the teacher's class is a target
 
     def model_inputs(self, model, batch):
         return (batch["image"][:, 0],), {}
