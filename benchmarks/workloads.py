@@ -244,8 +244,8 @@ def _objects(height: int, width: int) -> Callable[[np.random.Generator, int], Ar
 
 
 def unet(batch: int = 8, size: tuple[int, int] = (180, 240), **model: Any) -> Workload:
-    """The U-Net for CamVid, with further fields of the model by name; no weights of classes."""
-    changes = {f"model.{name}": value for name, value in model.items()}
+    """A U-Net as for CamVid, with group norm, and further fields by name; no weights of classes."""
+    changes = {f"model.{name}": value for name, value in {"norm": "group", **model}.items()}
     return Workload(
         name="unet",
         size=f"{size[0]}x{size[1]}x3",
@@ -257,8 +257,8 @@ def unet(batch: int = 8, size: tuple[int, int] = (180, 240), **model: Any) -> Wo
 
 
 def detector(batch: int = 8, size: tuple[int, int] = (240, 320), **model: Any) -> Workload:
-    """The detector for BCCD, with further fields of the model by name."""
-    changes = {f"model.{name}": value for name, value in model.items()}
+    """A detector as for BCCD, with group norm, and further fields of the model by name."""
+    changes = {f"model.{name}": value for name, value in {"norm": "group", **model}.items()}
     return Workload(
         name="detector",
         size=f"{size[0]}x{size[1]}x3",
