@@ -32,12 +32,12 @@ experiment = Experiment(
     hooks=(
         Progress(),
         TensorBoard(),
-        Evaluate(every=260),
-        Checkpoint(every=260),
+        Evaluate(every=300),
+        Checkpoint(every=300),
         RetraceWarning(),
-        Sample(every=520, count=9),
+        Sample(every=600, count=9),
     ),
-    epochs=120,
+    steps=3000,
     batch_size=8,
     precision="bf16",
 )

@@ -58,12 +58,12 @@ experiment = Experiment(
     hooks=(
         Progress(),
         TensorBoard(),
-        Evaluate(every=460),
-        Checkpoint(every=460),
+        Evaluate(every=400),
+        Checkpoint(every=400),
         RetraceWarning(),
-        Sample(every=1840, count=9),
+        Sample(every=1600, count=9),
     ),
-    epochs=70,
+    steps=3200,
     batch_size=8,
     precision="bf16",
 )
