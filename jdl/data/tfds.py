@@ -207,19 +207,16 @@ class TFDS(Data):
     def _command(self) -> str:
         """Returns the command that writes the set to its directory of data sets."""
         place = shlex.quote(str(self.data_dir)) if self.data_dir else ""
-        if recipe := self._recipe():
+        recipe, version = self._recipe(), self.name.partition(":")[2]
+        if recipe and version in ("", recipe.version):
             return f"jdl prepare {recipe.name}" + (f" --data-dir {place}" if place else "")
         command = f"tfds build {self.name} --file_format=array_record"
         return command + (f" --data_dir={place}" if place else "")
 
     def _recipe(self) -> Recipe | None:
-        """Returns how `jdl prepare` writes the set, None if it does not."""
-        stem, _, version = self.name.partition(":")
-        for recipe in RECIPES:
-            written = stem in (recipe.name, f"{recipe.name}/{recipe.config}")
-            if written and version in ("", recipe.version):
-                return recipe
-        return None
+        """Returns how `jdl prepare` writes the set, in whatever version; None if it does not."""
+        names = {name: r for r in RECIPES for name in (r.name, f"{r.name}/{r.config}")}
+        return names.get(self._stem())
 
     def _stem(self) -> str:
         return self.name.split(":")[0]
