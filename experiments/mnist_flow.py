@@ -3,9 +3,9 @@
     TFDS_DATA_DIR=DIR jdl train mnist_cnn --workdir runs/mnist_cnn
     TFDS_DATA_DIR=DIR jdl train mnist_flow --seeds 3
 
-Samples are scored in the features of `mnist_cnn`: 10,000 of them, 24 evaluations of the network each.
-Fréchet distance 1.31, precision 0.72, recall 0.82, class accuracy 0.947. Steps took 12 and 7 s,
-compiling 93 s in the first run and 15 s in the other.
+Samples are scored in the features of `mnist_cnn`, 10,000 of them by 24 evaluations of the network
+each. Fréchet distance 1.31, precision 0.72, recall 0.82, class accuracy 0.947. Steps took 12 and
+7 s, compiling 93 s in the first run and 15 s in the other.
 
 Expect: test kernel_distance 0.0228 (2 seeds, max 0.0246), 92 s, one NVIDIA H200
 """
