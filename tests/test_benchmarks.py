@@ -172,6 +172,16 @@ def test_the_table_of_results_is_that_of_the_run_directories(tmp_path):
     assert results.row(tmp_path) == (
         "| `mnist_mlp` | mnist, 60,000 / 10 | test accuracy | 0.9800 | 0.9700 | 2 | 4 |"
     )
+    for name, metric, worst in (
+        ("digits_gan", "frechet_distance", "0.9900"),
+        ("digits_detection", "map_50", "0.9700"),
+    ):
+        for path in tmp_path.glob("*/result.json"):
+            result = json.loads(path.read_text())
+            (score,) = result["metrics"]["test"].values()
+            new = {"experiment": name, "metrics": {"test": {metric: score}}}
+            path.write_text(json.dumps(result | new))
+        assert f"| test {metric} | 0.9800 | {worst} | 2 |" in results.row(tmp_path)
     with pytest.raises(UserError, match="holds no finished run"):
         results.row(tmp_path / "elsewhere")
 
