@@ -6,6 +6,12 @@
 CenterNet (Zhou et al., 2019) with a U-Net at a fourth of 240x320 pixels; an evaluation averages the
 heat maps of four mirror images. In bfloat16, which processors without it compute slowly:
 `--precision fp32`.
+
+COCO's mean over thresholds, `map`, is 0.5590 (min 0.5403). By class, map_50 is 0.83 to 0.85 for red
+cells, 0.98 to 0.99 for white cells and 0.87 to 0.92 for platelets. A step of eight images takes a
+processor TIME.
+
+Expect: test map_50 0.9036 (3 seeds, min 0.8958), 40 s, one NVIDIA H200
 """
 
 from jdl import Experiment
@@ -32,12 +38,12 @@ experiment = Experiment(
     hooks=(
         Progress(),
         TensorBoard(),
-        Evaluate(every=300),
-        Checkpoint(every=300),
+        Evaluate(every=260),
+        Checkpoint(every=260),
         RetraceWarning(),
-        Sample(every=600, count=9),
+        Sample(every=520, count=9),
     ),
-    steps=3000,
+    epochs=100,
     batch_size=8,
     precision="bf16",
 )

@@ -6,6 +6,10 @@
 A U-Net at half the resolution, whose logits are enlarged. Classes are weighed as for ENet (Paszke
 et al., 2016), by 1 / ln(1.02 + p), where p is their share of the training pixels. In bfloat16,
 which processors without it compute slowly: `--precision fp32`.
+
+Poles, signs, fences and pedestrians have an IoU of 0.12 to 0.27, road and sky of 0.89 to 0.91.
+
+Expect: test mean_iou 0.4972 (3 seeds, min 0.4933), 34 s, one NVIDIA H200
 """
 
 import math
@@ -58,12 +62,12 @@ experiment = Experiment(
     hooks=(
         Progress(),
         TensorBoard(),
-        Evaluate(every=400),
-        Checkpoint(every=400),
+        Evaluate(every=460),
+        Checkpoint(every=460),
         RetraceWarning(),
-        Sample(every=1600, count=9),
+        Sample(every=1840, count=9),
     ),
-    steps=3200,
+    epochs=70,
     batch_size=8,
     precision="bf16",
 )
