@@ -8,8 +8,7 @@ heat maps of four mirror images. In bfloat16, which processors without it comput
 `--precision fp32`.
 
 COCO's mean over thresholds, `map`, is 0.5590 (min 0.5403). By class, map_50 is 0.83 to 0.85 for red
-cells, 0.98 to 0.99 for white cells and 0.87 to 0.92 for platelets. A step of eight images takes a
-processor TIME.
+cells, 0.98 to 0.99 for white cells and 0.87 to 0.92 for platelets.
 
 Expect: test map_50 0.9036 (3 seeds, min 0.8958), 40 s, one NVIDIA H200
 """
