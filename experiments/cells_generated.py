@@ -4,6 +4,13 @@
 
 The comparison of `digits_generated`, on windows around the centers of boxes. Nine in ten test crops
 are red cells, so that the metric is the mean of the classes' F1.
+
+Of two seeds, test macro_f1, mean and minimum, and the gain with its interval:
+
+    none       0.8737 / 0.8552
+    ordinary   0.8727 / 0.8433  -0.0011 [-0.6105, +0.6084]
+    generated  0.8402 / 0.8140  -0.0336 [-0.6018, +0.5347]
+    both       0.8002 / 0.7407  -0.0735 [-1.0656, +0.9185]
 """
 
 import dataclasses

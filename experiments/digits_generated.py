@@ -6,6 +6,13 @@ Trains the CNN of `mnist_few_digits`, longer: without augmentation, with ordinar
 generated images as half of each batch, and with both. Each seed draws other labels, on which
 it trains a generator of its own (`digits_generator`). The last column is the mean gain over no
 augmentation and its 95 % interval, of paired differences (Student's t).
+
+Of two seeds, test accuracy, mean and minimum, and the gain with its interval:
+
+    none       0.9203 / 0.9124
+    ordinary   0.9639 / 0.9580  +0.0436 [+0.0175, +0.0698]
+    generated  0.8748 / 0.8735  -0.0455 [-0.1631, +0.0722]
+    both       0.9597 / 0.9568  +0.0394 [-0.0978, +0.1766]
 """
 
 import argparse
