@@ -1,7 +1,7 @@
 """Optimizers as frozen dataclasses that build Optax transformations."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -105,12 +105,16 @@ class Optimizer:
             return self.learning_rate
         return self.schedule.build(self.learning_rate, steps)
 
-    def build(self, steps: int) -> optax.GradientTransformationExtraArgs:
+    def build(
+        self, steps: int, factor: Callable[[int], optax.Schedule] | None = None
+    ) -> optax.GradientTransformationExtraArgs:
         """The Optax transformation for a run.
 
         Args:
           steps: batches in the whole run, at least 1; micro-batches do not count. The schedule
             counts the steps that are taken, `steps / every`.
+          factor: from the number of those steps, a schedule by which each is multiplied before
+            the parameters are constrained and averaged: that of a `Partition`.
 
         Returns:
           A transformation whose state holds arrays only, in a structure that does not change.
@@ -129,6 +133,7 @@ class Optimizer:
             none if self.clip_value is None else optax.clip(self.clip_value),
             none if self.clip_norm is None else optax.clip_by_global_norm(self.clip_norm),
             *self._steps(steps, optax.add_decayed_weights(self.weight_decay, mask)),
+            none if factor is None else scale(factor(steps)),
             scale_modules(self.lr_multipliers) if self.lr_multipliers else none,
             self.schedule.feedback(),
             self._constraint(),
@@ -153,6 +158,11 @@ class Optimizer:
     def _constraint(self) -> optax.GradientTransformation:
         """Changes updates so that the parameters fulfill a constraint of the method."""
         return optax.identity()
+
+
+def scale(factor: optax.Schedule) -> optax.GradientTransformation:
+    """Multiplies steps by a schedule, whose sign stays."""
+    return optax.scale_by_learning_rate(factor, flip_sign=False)
 
 
 def _momentum(momentum: float, nesterov: bool) -> optax.GradientTransformation:

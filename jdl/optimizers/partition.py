@@ -10,7 +10,7 @@ import optax
 
 from jdl.errors import UserError, nearest
 from jdl.optimizers.optimizers import Optimizer
-from jdl.optimizers.schedules import check
+from jdl.optimizers.schedules import ReduceOnPlateau, check
 from jdl.optimizers.transforms import skip_idle
 from jdl.paths import path_name
 from jdl.typing import PyTree
@@ -38,16 +38,34 @@ class Partition(Optimizer):
         check(self, "parts", bool(self.parts), "pairs of a pattern and an optimizer")
         decayed = self.weight_decay != 0
         check(self, "weight_decay", not decayed, "0, and set in the parts instead")
+        self._check_last()
+
+    def _check_last(self) -> None:
+        """Refuses to change steps after a part has averaged the parameters that they lead to."""
+        changes = {
+            "lr_multipliers": bool(self.lr_multipliers),
+            "lookahead": self.lookahead is not None,
+            "schedule": isinstance(self.schedule, ReduceOnPlateau),
+        }
+        for index, (_, part) in enumerate(self.parts):
+            for name in ("ema_decay", "lookahead"):
+                if getattr(part, name) is not None:
+                    for change in (each for each, is_set in changes.items() if is_set):
+                        raise UserError(
+                            f"optimizer.{change} would change the steps of optimizer.parts.{index} "
+                            f"after its {name} has averaged the parameters: set {change} in the "
+                            f"parts, or {name} on the whole"
+                        )
 
     def _steps(
         self, steps: int, add_decay: optax.GradientTransformation
     ) -> Sequence[optax.GradientTransformation]:
         del add_decay
         methods: dict[Hashable, optax.GradientTransformation] = {
-            str(index): skip_idle(part.build(steps)) for index, (_, part) in enumerate(self.parts)
+            str(index): skip_idle(part.build(steps, self.rate))
+            for index, (_, part) in enumerate(self.parts)
         }
-        scale = optax.scale_by_learning_rate(self.rate(steps), flip_sign=False)
-        return optax.partition(methods, self._labels), scale
+        return (optax.partition(methods, self._labels),)
 
     def _labels(self, params: PyTree) -> PyTree:
         """The index of the part of each parameter, as text.

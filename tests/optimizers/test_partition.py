@@ -12,7 +12,16 @@ import jdl
 from jdl.config.overrides import override
 from jdl.errors import UserError
 from jdl.models import MLP
-from jdl.optimizers import SGD, Adam, Linear, Muon, Partition, averaged_params
+from jdl.optimizers import (
+    SGD,
+    Adam,
+    Linear,
+    Lookahead,
+    Muon,
+    Partition,
+    ReduceOnPlateau,
+    averaged_params,
+)
 from tests.optimizer_steps import network, run, values
 from tests.runs import make_experiment
 
@@ -181,3 +190,28 @@ def test_penalties_reach_biases_where_that_is_set_as_in_pytorchs_sgd(decay_biase
     moved, _ = run(decoupled, params, [optax.tree.zeros_like(params)])
     bias, before = moved[0]["Dense_0"]["bias"], params["Dense_0"]["bias"]
     assert (np.asarray(bias) != np.asarray(before)).all() == decay_biases
+
+
+def test_a_part_averages_the_parameters_that_its_scaled_steps_lead_to():
+    params = {"w": jnp.ones(3), "b": jnp.ones(2)}
+    given = gradients(params)
+    own = Adam(0.2, schedule=Linear(), ema_decay=0.9)
+    factored = Partition(0.5, parts=(("*", Adam(0.4, ema_decay=0.9)),), schedule=Linear())
+    (found, state), (expected, other) = (run(each, params, given) for each in (factored, own))
+    means = averaged_params(state, found[-1]), averaged_params(other, expected[-1])
+    for pair in ((found[-1], expected[-1]), means):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), *pair)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("lr_multipliers", {"lr_multipliers": (("w", 2.0),)}),
+        ("lookahead", {"lookahead": Lookahead()}),
+        ("schedule", {"schedule": ReduceOnPlateau()}),
+    ],
+)
+def test_no_change_of_steps_after_a_part_has_averaged_the_parameters(name, options):
+    with pytest.raises(UserError, match=rf"optimizer\.{name} would .*parts\.0 after its ema"):
+        Partition(parts=(("*", Adam(ema_decay=0.9)),), **options)
+    Partition(parts=(("*", Adam()),), ema_decay=0.9, **options)
