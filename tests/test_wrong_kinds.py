@@ -103,7 +103,7 @@ CASES = {
     ),
     "jdl.fit(nn.Dense(2), x, y, class_weight=3)": "class_weight must be 'balanced', a dict or a",
     "jdl.fit(nn.Dense(2), x, y, class_weight={0: 'a', 1: 1})": "class_weight must be 'balanced'",
-    "run.predict(x[:, :2])": r"the input's 'image' has shape \(2,\) .* trained on \(3,\)",
+    "run.predict(x[:, :2])": r"the input's 'image' has shape \(2,\), where .* trained on \(3,\)",
     "run.predict({'inputs': x})": r"the input has no array 'image', .* \(it has 'inputs'\)",
     "run.predict({'image': x, 'label': y[1:]})": "the arrays to predict from differ in length",
     "labeled.predict(x)": r"data\.transforms\.0 .* with 'image': KeyError: 'label'",

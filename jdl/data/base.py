@@ -279,7 +279,7 @@ class Data:
 
         Empty if they have no names; by default those of the data set that this one wraps.
         """
-        if self.fitted_values is not None:
+        if self.fitted_values is not None and "classes" in self.fitted_values:
             return tuple(self.fitted_values["classes"])
         return () if self.wrapped is None else self.wrapped.output_names()
 
