@@ -126,14 +126,14 @@ def describe() -> dict[str, Any]:
     """Describes the machine and jdl's versions."""
     import jax
 
-    from jdl.trainer import record
+    from jdl.trainer.environment import versions
 
     device = jax.devices()[0]
     return {
         "platform": device.platform,
         "device": processor() if device.platform == "cpu" else device.device_kind,
         "cores": len(os.sched_getaffinity(0)),
-        "versions": record.versions(),
+        "versions": versions(),
         "flags": os.environ.get("XLA_FLAGS", ""),
     }
 

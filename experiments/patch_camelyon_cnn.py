@@ -2,8 +2,8 @@
 
     jdl train patch_camelyon_cnn --seeds 3
 
-As in Veeling et al. (2018) by the area under the curve, with the sensitivity where 95 % of the
-patches without tumor are told apart, and the calibration of the probabilities. Not measured.
+Metrics: area under the ROC curve (as in Veeling et al., 2018), sensitivity at 95 % specificity, and
+calibration error. Not measured.
 """
 
 from jdl import Experiment

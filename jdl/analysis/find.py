@@ -22,8 +22,8 @@ from jdl.errors import UserError
 from jdl.experiment import Experiment
 from jdl.metrics import compute
 from jdl.optimizers import Optimizer, RangeTest
-from jdl.trainer import record
 from jdl.trainer.allocator import configure_allocator
+from jdl.trainer.environment import peak_bytes
 from jdl.trainer.training_run import TrainingRun
 
 WORST = 4.0
@@ -209,7 +209,7 @@ def _measured(experiment: Experiment, size: int, data: Splits) -> BatchRow:
     while len(blocks) < BLOCKS and sum(blocks) < LONGEST_SECONDS:
         blocks.append(block(dispatches))
     seconds = statistics.median(blocks) / dispatches / count
-    memory = record.peak_bytes(experiment.strategy.used())
+    memory = peak_bytes(experiment.strategy.used())
     return BatchRow(size, size / seconds, seconds, memory)
 
 

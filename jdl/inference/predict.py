@@ -1,6 +1,7 @@
 """Predicts from images, videos, tables, texts or series in files; yields JSON per example."""
 
 import itertools
+import operator
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -139,7 +140,7 @@ def _predictions(
         arrays = {name: [examples[row][name] for row in alike] for name in examples[alike[0]]}
         found = run.predict(arrays)
         for index, row in enumerate(alike):
-            one = jax.tree.map(lambda leaf: leaf[index], found)  # noqa: B023
+            one = jax.tree.map(operator.itemgetter(index), found)
             output(places[row].keys, one, places[row].pixels)
             yield {**places[row].keys, **run.experiment.task.format_prediction(one, names)}
 

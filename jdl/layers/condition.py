@@ -1,4 +1,4 @@
-"""Embedding of what a network of diffusion is told beside its input."""
+"""Embeddings of the time and class that condition a diffusion model."""
 
 from typing import Any
 

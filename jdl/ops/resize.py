@@ -36,7 +36,7 @@ def _repeat(x: Array, axis: int, factor: int) -> Array:
     first, last = (jax.lax.slice_in_dim(x, i, i + 1, axis=axis) for i in (0, count - 1))
     before = jnp.concatenate([first, jax.lax.slice_in_dim(x, 0, count - 1, axis=axis)], axis)
     after = jnp.concatenate([jax.lax.slice_in_dim(x, 1, count, axis=axis), last], axis)
-    # The center of output pixel j of a pixel lies at (j + 1/2) / factor of it, its own at 1/2.
+    # Half-pixel centers: output j of an input pixel is (j + 1/2) / factor - 1/2 off its center.
     places = [(j + 0.5) / factor - 0.5 for j in range(factor)]
     parts = [
         (1 - abs(place)) * x + abs(place) * (before if place < 0 else after) for place in places

@@ -13,6 +13,7 @@ import optax
 from jdl.errors import UserError
 from jdl.metrics import Mean
 from jdl.tasks.base import Task
+from jdl.tasks.labels import check_labels
 from jdl.tasks.outputs import one_array
 from jdl.tracing import is_zero
 from jdl.typing import Batch, Json
@@ -87,18 +88,15 @@ class Classification(Task):
             )
         labels, classes = np.asarray(batch[self.targets]), outputs.shape[-1]
         check_class_weights(self.class_weights, classes)
-        if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-            raise UserError(
-                f"{where}: {self.targets!r} has shape {labels.shape} and dtype {labels.dtype}, "
-                f"where classification needs one integer per example (numbers of a table are "
-                f"classes with data.categorical=True)"
-            )
-        wrong = np.flatnonzero((labels < 0) | (labels >= classes))
-        if wrong.size:
-            raise UserError(
-                f"{where}: label {labels[wrong[0]]} at row {wrong[0]} is outside 0..{classes - 1} "
-                f"(the model has {classes} outputs)"
-            )
+        check_labels(
+            labels,
+            classes,
+            where,
+            name=self.targets,
+            task="classification",
+            origin=f"the model has {classes} outputs",
+            hint=" (numbers of a table are classes with data.categorical=True)",
+        )
 
     def _cross_entropy(self, logits: jax.Array, batch: Batch, smoothing: float) -> jax.Array:
         labels = batch[self.targets]

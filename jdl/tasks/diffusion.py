@@ -18,6 +18,7 @@ from jdl.metrics import Mean
 from jdl.state import TrainState
 from jdl.tasks.base import EDITED, STRENGTH, HostMetrics, Task
 from jdl.tasks.forward import forward, initialize
+from jdl.tasks.labels import check_labels, draw_labels
 from jdl.tasks.randomness import row_keys
 from jdl.tasks.scores import SampleScores
 from jdl.typing import Batch, Key, Keys, PyTree
@@ -185,19 +186,14 @@ class Diffusion(Task):
         super().validate_batch(batch, outputs, where)
         if not self.num_classes:
             return
-        labels = np.asarray(batch[self.labels])
-        if labels.ndim != 1 or labels.dtype.kind not in "iu":
-            raise UserError(
-                f"{where}: {self.labels!r} has shape {labels.shape} and dtype {labels.dtype}, "
-                f"where Diffusion needs one integer class per example"
-            )
-        wrong = (labels < 0) | (labels >= self.num_classes)
-        if wrong.any():
-            row = int(np.argmax(wrong))
-            raise UserError(
-                f"{where}: {self.labels!r} has the class {labels[row]} at row {row}, outside "
-                f"0..{self.num_classes - 1}: set task.num_classes"
-            )
+        check_labels(
+            np.asarray(batch[self.labels]),
+            self.num_classes,
+            where,
+            name=self.labels,
+            task="Diffusion with classes",
+            origin=f"task.num_classes is {self.num_classes}",
+        )
 
     def _data(self, batch: Batch) -> jax.Array:
         """Returns the arrays in the range of the path, from -1 to 1."""
@@ -252,11 +248,7 @@ class Diffusion(Task):
         """Returns the class of each row, drawn by its key if the batch has none; None: no class."""
         if not self.num_classes or self.labels in batch:
             return batch[self.labels] if self.num_classes else None
-
-        def one(key: Key) -> jax.Array:
-            return jax.random.randint(key, (), 0, self.num_classes)
-
-        return jax.vmap(one)(row_keys(batch, 2))
+        return draw_labels(row_keys(batch, 2), self.num_classes)
 
 
 def _apply(

@@ -15,6 +15,7 @@ from jdl.state import TrainState
 from jdl.tasks.base import HostMetrics
 from jdl.tasks.forward import forward
 from jdl.tasks.game import Game, Play
+from jdl.tasks.labels import check_labels, draw_labels
 from jdl.tasks.randomness import row_keys
 from jdl.tasks.scores import SampleScores
 from jdl.typing import Batch
@@ -95,13 +96,9 @@ class GAN(Game):
 
     def sample(self, model: nn.Module, state: TrainState, batch: Batch) -> jax.Array:
         """Returns a generated image for each row; its class is drawn if the batch has none."""
-        label = self._label(batch) if self.labels in batch else {}
+        label: dict[str, Any] = self._label(batch) if self.labels in batch else {}
         if self.num_classes and not label:
-
-            def draw(key: jax.Array) -> jax.Array:
-                return jax.random.randint(key, (), 0, self.num_classes)
-
-            label: dict[str, Any] = {"label": jax.vmap(draw)(row_keys(batch, CLASSES))}
+            label = {"label": draw_labels(row_keys(batch, CLASSES), self.num_classes)}
         found, _ = forward(
             model, state.params, state.collections, row_keys(batch), train=False,
             method="generate", **label,
@@ -118,17 +115,14 @@ class GAN(Game):
         super().validate_batch(batch, outputs, where)
         if not self.num_classes:
             return
-        labels = np.asarray(batch[self.labels])
-        if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-            raise UserError(
-                f"{where}: {self.labels!r} has shape {labels.shape} and dtype {labels.dtype}, "
-                f"where a GAN with classes needs one integer per example"
-            )
-        if wrong := [label for label in np.unique(labels) if not 0 <= label < self.num_classes]:
-            raise UserError(
-                f"{where}: label {wrong[0]} is outside 0..{self.num_classes - 1} "
-                f"(task.num_classes is {self.num_classes})"
-            )
+        check_labels(
+            np.asarray(batch[self.labels]),
+            self.num_classes,
+            where,
+            name=self.labels,
+            task="a GAN with classes",
+            origin=f"task.num_classes is {self.num_classes}",
+        )
 
     def has_host_metrics(self, split: str, data: Data) -> bool:
         """Whether `scores` has the split."""

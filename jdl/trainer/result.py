@@ -7,6 +7,7 @@ import jax
 from jdl.files import RunDirectory, write_json, write_lines
 from jdl.metrics import scalars
 from jdl.trainer import record
+from jdl.trainer.environment import peak_bytes, versions
 from jdl.trainer.training_run import TrainingRun
 from jdl.typing import Json
 
@@ -58,10 +59,10 @@ def write(
         },
         "items_per_second": round(step * experiment.batch_size / training if training else 0.0, 1),
         "traces": dict(run.traces),
-        "peak_bytes": record.peak_bytes(devices),
+        "peak_bytes": peak_bytes(devices),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
         "device": f"{len(devices)} x {jax.devices()[0].device_kind}",
-        "versions": record.versions(),
+        "versions": versions(),
     }
     if jax.process_index() == 0:
         write_json(RunDirectory(run.workdir).result, run.result)

@@ -152,8 +152,7 @@ def check_mask(mask: np.ndarray, where: str) -> None:
         )
     if not mask.any():
         raise UserError(
-            f"{where} covers no pixel, so that nothing would change: make white what is to be "
-            f"drawn anew"
+            f"{where} covers no pixel, so nothing would change: paint the pixels to replace white"
         )
 
 

@@ -193,7 +193,7 @@ def test_an_edit_keeps_the_other_pixels_exactly():
         ),
         (
             {"mask": np.zeros((4, 4), bool)},
-            "the mask covers no pixel, so that nothing would change",
+            "the mask covers no pixel, so nothing would change",
         ),
         ({"mask": np.ones((2, 4), bool)}, r"the mask has shape \(2, 4\) and dtype bool"),
         ({"strength": 0.0}, "above 0 .* at most 1 .*, not 0.0"),
@@ -262,7 +262,7 @@ def test_data_and_models_that_do_not_fit_are_refused(tmp_path):
             {"data": raw},
             "Diffusion needs floats in task.value_range .*, not uint8: add jdl.data.Scale",
         ),
-        ({"task": Diffusion(num_classes=2)}, "'label' has the class 2 at row ., outside 0..1"),
+        ({"task": Diffusion(num_classes=2)}, "label 2 at row . is outside 0..1"),
         ({"model": Flat()}, r"Flat maps arrays of shape \(4, 4, 1\) to \(3,\)"),
         (
             {"model": VAE(), "task": VariationalAutoencoding()},
@@ -307,7 +307,7 @@ def test_networks_depend_on_time_and_condition(model):
 
 
 def test_the_bound_of_a_linear_gaussian_encoder_is_that_of_integration():
-    """One latent number: the evidence by quadrature lies above every bound, and near the last."""
+    """With one latent dimension: quadrature exceeds every bound, and is close to the tightest."""
     model = VAE(widths=(6,), latent_dim=1, features=4)
     x = jnp.array([[1.0, 0, 1, 1], [0, 0, 1, 0], [1, 1, 1, 1]])
     params = jax.jit(model.init)(jax.random.key(0), x)["params"]

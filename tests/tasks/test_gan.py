@@ -146,7 +146,7 @@ def test_a_player_whose_loss_is_not_a_number_stays_and_the_other_trains():
     [
         (
             {"task": dataclasses.replace(TASK, num_classes=2)},
-            r"label 2 is outside 0\.\.1 .task",
+            r"label 2 at row . is outside 0\.\.1 .task",
         ),
         ({"task": GAN()}, r"model\.num_classes=3 needs labels: set task\.num_classes"),
         (

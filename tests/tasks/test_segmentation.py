@@ -1,6 +1,7 @@
 """Segmentation against scikit-learn, with ignored pixels and padding."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -131,7 +132,7 @@ def test_losses_are_equal_in_parts_of_a_batch(tmp_path):
         return jdl.train(experiment)
 
     whole, parts = train(), train(num_microbatches=2)
-    close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5)  # noqa: E731
+    close = functools.partial(np.testing.assert_allclose, atol=1e-5)
     jax.tree.map(close, whole.params, parts.params)
     found = whole.evaluate("test")
     assert found["loss"] == pytest.approx(found["cross_entropy"] + 0.5 * found["dice"], rel=1e-5)

@@ -8,7 +8,7 @@ import jax
 import pytest
 
 import jdl
-from jdl.trainer import record
+from jdl.trainer.environment import peak_bytes
 from jdl.trainer.training_run import TrainingRun
 from tests.interruptions import Killed, interrupt_at, make_experiment
 
@@ -69,7 +69,7 @@ class Device:
 
 def test_memory_is_that_of_the_fullest_device_or_of_the_process():
     local = [Device({"peak_bytes_in_use": size}) for size in (5, 7, 6)]
-    assert record.peak_bytes(local) == 7
+    assert peak_bytes(local) == 7
     least = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     for silent in ([], [Device(None)], [Device({})], jax.devices()):
-        assert least <= record.peak_bytes(silent) < 2**40
+        assert least <= peak_bytes(silent) < 2**40

@@ -18,6 +18,7 @@ from jdl.errors import UserError
 from jdl.models import MLP
 from jdl.parallel import DataParallel, FullySharded, Pmap, Single
 from jdl.trainer import record
+from jdl.trainer.environment import environment
 from jdl.trainer.record import differences, params_sha256
 from jdl.trainer.training_run import TrainingRun
 
@@ -105,7 +106,7 @@ def test_environment_says_all_that_a_result_depends_on(tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_SOMETHING", "7")
     monkeypatch.setenv("SECRET_TOKEN", "hush")
     data = {"train": {"source": "arrays", "version": "", "sha256": "00", "count": 3}}
-    found = record.environment(data, file)
+    found = environment(data, file)
     assert found["git_commit"] == commit
     assert found["data"] == data
     assert found["flags"] == {
@@ -125,8 +126,8 @@ def test_environment_says_all_that_a_result_depends_on(tmp_path, monkeypatch):
     assert json.loads(json.dumps(found)) == found
     assert "hush" not in json.dumps(found)
     file.write_text("two")
-    assert record.environment(data, file)["git_commit"] == f"{commit}+changes"
-    assert record.environment(data, tmp_path.parent / "x.py")["git_commit"] is None
+    assert environment(data, file)["git_commit"] == f"{commit}+changes"
+    assert environment(data, tmp_path.parent / "x.py")["git_commit"] is None
 
 
 def test_the_lock_names_its_holder_and_goes_with_it(tmp_path):
