@@ -204,7 +204,7 @@ def test_memory_that_runs_out_is_said_and_a_size_is_still_suggested(monkeypatch)
 @pytest.mark.usefixtures("quick")
 def test_a_host_is_not_asked_for_more_than_it_has(monkeypatch):
     held = iter([100 << 20, 130 << 20, 190 << 20])
-    monkeypatch.setattr(find.record, "peak_bytes", lambda devices: next(held))
+    monkeypatch.setattr(find, "peak_bytes", lambda devices: next(held))
     monkeypatch.setattr(find, "available_memory", lambda: 119 << 20)
     search = find_batch(make_experiment())
     # From 2 to 4 examples it took 60 MiB more: from 4 to 8 it takes 120.
