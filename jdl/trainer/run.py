@@ -74,6 +74,7 @@ class Run:
         self.shard = Shard(jax.process_index(), jax.process_count())
         self._fetch: Callable[[], Any] = lambda: None
         self._predictions: dict[str, Any] = {}  # shape and dtype, by split
+        self._traced: dict[frozenset[Any], Any] = {}  # the same, by shapes of a batch
         self._open_data = open_data
         self.batch: Mapping[str, Any]
         self.compiled: Steps
@@ -371,6 +372,8 @@ class Run:
         size = self.experiment.batch_size
         batch = {k: jax.ShapeDtypeStruct((size, *v.shape[1:]), v.dtype) for k, v in arrays.items()}
         batch["mask"] = jax.ShapeDtypeStruct((size,), bool)
+        if (shapes := frozenset(batch.items())) in self._traced:  # by another split
+            return self._traced[shapes]
 
         def abstract_predict(key: jax.Array, batch: Any) -> Any:
             return predict(self.program, init(self.program, key, batch), batch)
@@ -381,6 +384,7 @@ class Run:
             checks = observed.layers or isinstance(self.experiment.task, Game)
             if checks and not self._predictions:  # once, of the training split
                 check_training(self.program, training_shapes(self.experiment.data, batch))
+        self._traced[shapes] = prediction
         return prediction
 
     def _validate(self, arrays: Any, split: str, part: str = "") -> None:
