@@ -3,6 +3,8 @@
 from collections.abc import Callable
 
 from jdl.cli.compare import compare
+from jdl.cli.compress import compress
+from jdl.cli.curve import curve
 from jdl.cli.evaluate import evaluate
 from jdl.cli.export import export
 from jdl.cli.find import find_batch, find_lr
@@ -27,9 +29,11 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "generate": generate,
     "translate": translate,
     "export": export,
+    "compress": compress,
     "reproduce": reproduce,
     "report": report,
     "compare": compare,
+    "curve": curve,
     "find-lr": find_lr,
     "find-batch": find_batch,
     "plan": plan,

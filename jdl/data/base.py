@@ -50,6 +50,7 @@ class Data:
     pipeline: Literal["auto", "in_memory", "grain"] = "auto"  # auto: in memory up to 1 GiB
     test_fraction: float = 0.2  # of train held out as test if the set has none; 0: no split
     validation_fraction: float = 0.1  # of train, less test, held out as validation; 0: no split
+    train_fraction: float = 1.0  # of what is left of train to keep, for learning curves
     split_seed: int = 0  # of the held-out splits
     stratify: bool | None = False  # hold out the same share of each class; None: of classes
     ordered: bool = False  # hold out the end, not a random part: for time series
@@ -70,6 +71,12 @@ class Data:
             share = getattr(self, name)
             if not isinstance(share, numbers.Real) or not 0 <= float(share) < 1:
                 raise UserError(f"data.{name} is a share in [0, 1), not {share!r}")
+        part = self.train_fraction
+        if not isinstance(part, numbers.Real) or not 0 < float(part) <= 1:
+            raise UserError(f"data.train_fraction is a share in (0, 1], not {part!r}")
+        if part < 1 and (below := self.fraction_path()) != "":
+            there = f": set data.{below}.train_fraction" if below else ""
+            raise UserError(f"data.train_fraction has no effect on {type(self).__name__}{there}")
         if self.stratify and (self.ordered or self.group_name):
             other = "ordered" if self.ordered else "group"
             raise UserError(f"data.stratify and data.{other} exclude each other: set one of them")
@@ -184,7 +191,29 @@ class Data:
                             f"data.{name}_fraction={fraction} leaves no {kind} examples (train has "
                             f"{count}): {change} it, or set it to 0"
                         )
+        if self.train_fraction < 1:
+            whole = splits["train"]
+            # As a split is held out: of every class, whole groups, and of a series the end.
+            _, splits["train"] = self._hold_out(whole, self.train_fraction)
+            if not len(splits["train"]):
+                raise UserError(
+                    f"data.train_fraction={self.train_fraction} leaves none of {len(whole)} "
+                    f"training examples: raise it"
+                )
         return splits
+
+    def fraction_path(self) -> str | None:
+        """Returns the path to the data set whose `train_fraction` shortens the training split.
+
+        It is empty for this one, and None where there is no such data set.
+        """
+        if type(self).splits is Data.splits:
+            return ""
+        if len(self.parts) != 1:
+            return None
+        ((name, inner),) = self.parts.items()
+        path = inner.fraction_path()
+        return path if path is None else f"{name}.{path}".rstrip(".")
 
     def fit(self) -> dict[str, Json]:
         """Returns what prediction needs to know of the training data, as JSON.

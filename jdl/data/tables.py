@@ -105,6 +105,10 @@ class Table(Data):
         """Returns all splits, scaled alike."""
         return self._build(self.fitted_values)[0]
 
+    def fraction_path(self) -> str:
+        """See `Data.fraction_path`."""
+        return ""
+
     def fit(self) -> dict[str, Json]:
         """Returns `features`, the inputs in their order, `classes`, and the words of `keep`."""
         return self._build(None)[1]

@@ -1,23 +1,38 @@
 """Exports the prediction of a run as one StableHLO file, which JAX runs without jdl."""
 
 import contextlib
+import importlib.util
 import itertools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jax import export
 
 from jdl.errors import UserError, first_line, install_command
+from jdl.inference.weights import dequantize, quantize
 from jdl.ops.platforms import portable
 from jdl.state import TrainState
 from jdl.step import predict
 from jdl.trainer.record import to_host
 from jdl.trainer.run import Run
 from jdl.typing import Platform, PyTree
+
+Weights = Literal["fp32", "int8"]
+"""In what an exported function holds its weights."""
+
+
+def require() -> None:
+    """Checks that functions can be exported.
+
+    Raises:
+      UserError: the package flatbuffers is missing.
+    """
+    if importlib.util.find_spec("flatbuffers") is None:
+        raise UserError(f"an export needs the package flatbuffers: {install_command('export')}")
 
 
 def check_target(path: Path) -> None:
@@ -26,13 +41,7 @@ def check_target(path: Path) -> None:
     Raises:
       UserError: the path cannot be written, or is another kind of file.
     """
-    try:
-        import flatbuffers
-    except ImportError as error:
-        raise UserError(
-            f"an export needs the package flatbuffers: {install_command('export')}"
-        ) from error
-    del flatbuffers
+    require()
     if path.is_dir():
         raise UserError(f"{path} is a directory: name a file")
     if not path.parent.is_dir():
@@ -48,7 +57,13 @@ def check_target(path: Path) -> None:
             ) from error
 
 
-def export_prediction(run: Run, platforms: Sequence[Platform] = ()) -> export.Exported:
+def export_prediction(
+    run: Run,
+    platforms: Sequence[Platform] = (),
+    *,
+    weights: Weights = "fp32",
+    state: Any = None,
+) -> export.Exported:
     """Lowers the prediction of a run, with its weights, to a function of named arrays.
 
     The arguments are the arrays of a batch that the prediction depends on, as the host transforms
@@ -60,23 +75,29 @@ def export_prediction(run: Run, platforms: Sequence[Platform] = ()) -> export.Ex
       run: a trained run.
       platforms: on which the function can run; empty: CPUs, NVIDIA GPUs and the current platform,
         or the current one alone where the model cannot be lowered for all.
+      weights: int8 holds the kernels in a quarter of the bytes, each output channel with a scale
+        (`jdl.inference.weights.quantize`); they are multiplied out before they are used.
+      state: a gathered one to export, as it is evaluated; None for the run's own.
 
     Raises:
       UserError: the model cannot be lowered in any of these ways.
     """
-    state = run.evaluation_state(run.gather_state())
-    weights = jax.tree.map(lambda x: jnp.asarray(to_host(x)), (state.params, state.collections))
+    state = run.evaluation_state(run.gather_state()) if state is None else state
+    params, collections = jax.tree.map(
+        lambda x: jnp.asarray(to_host(x)), (state.params, state.collections)
+    )
+    arrays = (quantize(params) if weights == "int8" else params, collections)
     here = export.default_export_platform()
     choices = [platforms] if platforms else [(here, "cpu", "cuda"), (here,)]
     counts = *export.symbolic_shape("rows"), run.experiment.batch_size
     *ways, last = itertools.product(counts, (tuple(dict.fromkeys(names)) for names in choices))
     try:
         with portable():
-            names = _used(run, weights)
+            names = _used(run, arrays)
             for way in ways:
                 with contextlib.suppress(Exception):  # JAX raises many kinds
-                    return _lowered(run, weights, names, *way)
-            return _lowered(run, weights, names, *last)
+                    return _lowered(run, arrays, names, *way)
+            return _lowered(run, arrays, names, *last)
     except Exception as error:
         raise UserError(f"the prediction cannot be exported: {first_line(error)}") from error
 
@@ -142,7 +163,7 @@ def _predicted(run: Run, weights: PyTree, arrays: Mapping[str, jax.Array]) -> An
     state = TrainState(
         step=jnp.zeros((), jnp.int32),
         key=jax.random.key(0),
-        params=params,
+        params=dequantize(params),
         collections=collections,
         opt_state=(),
     )

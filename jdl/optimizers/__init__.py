@@ -13,6 +13,7 @@ from jdl.optimizers.optimizers import (
     RMSprop,
 )
 from jdl.optimizers.partition import Partition
+from jdl.optimizers.pruning import Pruning
 from jdl.optimizers.schedules import (
     Constant,
     Cosine,
@@ -42,6 +43,7 @@ __all__ = [
     "OneCycle",
     "Optimizer",
     "Partition",
+    "Pruning",
     "RMSprop",
     "RangeTest",
     "ReduceOnPlateau",

@@ -11,6 +11,7 @@ import optax
 from jdl.errors import UserError
 from jdl.optimizers.lookahead import Lookahead
 from jdl.optimizers.modules import freeze, scale_modules
+from jdl.optimizers.pruning import Pruning
 from jdl.optimizers.schedules import Constant, Schedule, check
 from jdl.optimizers.transforms import (
     add_penalties,
@@ -54,6 +55,8 @@ class Optimizer:
     """Decay of a debiased moving average (EMA) of the parameters, used to evaluate; None: off."""
     lookahead: Lookahead | None = None
     """Average of the parameters from which training continues; None: off."""
+    pruning: Pruning | None = None
+    """Weights that are set to zero during the run; None: none."""
     frozen: tuple[str, ...] = ()
     """Paths of modules whose parameters are not trained, such as Conv_0 or encoder.Dense_1."""
     lr_multipliers: tuple[tuple[str, float], ...] = ()
@@ -71,6 +74,9 @@ class Optimizer:
             check(self, name, limit is None or 0 < limit < math.inf, "finite and above 0, or None")
         valid = self.ema_decay is None or 0 < self.ema_decay < 1
         check(self, "ema_decay", valid, "above 0 and below 1, or None")
+        averaged = self.ema_decay is not None or self.lookahead is not None
+        alone = self.pruning is None or not averaged
+        check(self, "pruning", alone, "None with ema_decay or lookahead, which average")
         is_schedule = isinstance(self.schedule, Schedule)
         check(self, "schedule", is_schedule, "a schedule such as Cosine(warmup=0.1)")
         if callable(self.learning_rate):
@@ -139,6 +145,7 @@ class Optimizer:
             self._constraint(),
             none if self.lookahead is None else self.lookahead.build(steps),
             none if self.ema_decay is None else average_weights(self.ema_decay),
+            *([] if self.pruning is None else [self.pruning.build(steps)]),
         )
         if self.every > 1:  # after the opponents have taken theirs
             method = optax.conditionally_mask(method, self._is_due)

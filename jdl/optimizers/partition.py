@@ -48,12 +48,13 @@ class Partition(Optimizer):
             "schedule": isinstance(self.schedule, ReduceOnPlateau),
         }
         for index, (_, part) in enumerate(self.parts):
-            for name in ("ema_decay", "lookahead"):
+            for name in ("ema_decay", "lookahead", "pruning"):
                 if getattr(part, name) is not None:
                     for change in (each for each, is_set in changes.items() if is_set):
+                        done = "pruned" if name == "pruning" else "averaged"
                         raise UserError(
                             f"optimizer.{change} would change the steps of optimizer.parts.{index} "
-                            f"after its {name} has averaged the parameters: set {change} in the "
+                            f"after its {name} has {done} the parameters: set {change} in the "
                             f"parts, or {name} on the whole"
                         )
 

@@ -110,6 +110,19 @@ def range_test(curve: LrCurve) -> Any:
     return figure
 
 
+def data_curve(metrics: Mapping[str, Sequence[tuple[int, float, float, float]]]) -> Any:
+    """A panel per metric: mean, least and most by the number of training examples."""
+    figure = empty(4.6 * len(metrics), 3.6)
+    for index, (metric, values) in enumerate(metrics.items()):
+        axes = figure.add_subplot(1, len(metrics), index + 1)
+        examples, mean, low, high = np.array(values).T
+        axes.fill_between(examples, low, high, alpha=0.2, linewidth=0)
+        axes.semilogx(examples, mean, marker="o", linewidth=1.4)
+        axes.set(xlabel="training examples", ylabel=plain(metric))
+        axes.grid(alpha=0.25)
+    return figure
+
+
 def pictures(images: np.ndarray, titles: Sequence[str]) -> Any:
     """Images (n, height, width[, channels]) in rows of six, on one intensity scale."""
     columns = min(6, len(images))

@@ -5,6 +5,7 @@ from jdl.tasks.binary import BinaryClassification
 from jdl.tasks.classification import Classification, balanced_weights
 from jdl.tasks.detection import Detection
 from jdl.tasks.diffusion import Diffusion
+from jdl.tasks.distillation import Distillation
 from jdl.tasks.forecast import Forecast
 from jdl.tasks.forward import forward
 from jdl.tasks.game import Game, Play
@@ -34,6 +35,7 @@ __all__ = [
     "Detection",
     "Dice",
     "Diffusion",
+    "Distillation",
     "Focal",
     "Forecast",
     "Frozen",

@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 from flax.core.scope import LazyRng
 from flax.errors import InvalidRngError, ModifyScopeVariableError
+from flax.traverse_util import flatten_dict
 
-from jdl.errors import UserError, first_line
+from jdl.errors import UserError, first_line, nearest
 from jdl.tracing import errors_of, mode_arguments, takes_argument
 from jdl.typing import Key, Keys, PyTree
 
@@ -84,6 +85,30 @@ def _streams(key: Key) -> dict[str, Any]:
 def _captured(paths: Collection[str]) -> dict[str, Any]:
     """Returns the argument of `Module.apply` that captures the outputs of submodules."""
     return {"capture_intermediates": lambda module, _: ".".join(module.path) in paths}
+
+
+def intermediates(
+    collections: Mapping[str, PyTree], modules: Sequence[str], params: PyTree, where: str
+) -> list[jax.Array]:
+    """Returns the outputs of submodules, of several calls those of the last.
+
+    Args:
+      collections: as `forward` returns them with `capture`.
+      modules: the paths that were captured.
+      params: of the module, whose names an error lists.
+      where: what the module is, for the error.
+
+    Raises:
+      UserError: the module calls no such submodule.
+    """
+    calls: Any = flatten_dict(collections.get("intermediates", {}), sep=".")
+    for name in modules:
+        if f"{name}.__call__" not in calls:
+            raise UserError(
+                f"{where} has no module {name!r} (it has {', '.join(params)})"
+                f"{nearest(name, params)}"
+            )
+    return [calls[f"{name}.__call__"][-1] for name in modules]
 
 
 def _by_row(

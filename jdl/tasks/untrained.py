@@ -6,12 +6,11 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-from flax.traverse_util import flatten_dict
 
-from jdl.errors import UserError, nearest
+from jdl.errors import UserError
 from jdl.optimizers import average_paths, averaged_params
 from jdl.state import TrainState
-from jdl.tasks.forward import forward, initialize
+from jdl.tasks.forward import forward, initialize, intermediates
 from jdl.tasks.observe import unobserved
 from jdl.typing import Batch, Key, PyTree
 
@@ -74,19 +73,19 @@ class Frozen:
         Raises:
           UserError: the network has no such module.
         """
+        return self.with_intermediates(state, *inputs, modules=modules, **named)[1]
+
+    def with_intermediates(
+        self, state: TrainState, *inputs: Any, modules: Sequence[str], **named: Any
+    ) -> tuple[Any, list[jax.Array]]:
+        """Returns the outputs of the network, and those of some of its modules."""
         params, own = self._variables(state)
         with unobserved():
-            _, found = forward(
+            outputs, found = forward(
                 self.model, params, own, *inputs, train=False, capture=modules, **named
             )
-        calls: Any = flatten_dict(found.get("intermediates", {}), sep=".")
-        for name in modules:
-            if f"{name}.__call__" not in calls:
-                raise UserError(
-                    f"the network {self.name!r} of the task has no module {name!r} (it has "
-                    f"{', '.join(params)}){nearest(name, params)}"
-                )
-        return [calls[f"{name}.__call__"][-1] for name in modules]
+        where = f"the network {self.name!r} of the task"
+        return outputs, intermediates(found, modules, params, where)
 
     def _variables(self, state: TrainState) -> tuple[PyTree, dict[str, PyTree]]:
         if self.name not in state.collections:
