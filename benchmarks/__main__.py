@@ -27,9 +27,12 @@ WORKLOADS = (
     "vit_s16",
     "unet",
     "detector",
+    "gan",
     "bert_base",
     "seq2seq",
 )
+IMAGES = ("cnn", "resnet50", "cifar10_resnet", "vit_s16", "unet", "detector", "gan")
+TWO_PEERS = ("vit_s16", "unet", "detector", "gan", "bert_base", "seq2seq")
 DTYPES = ("fp32", "bf16")
 PEERS = {
     "torch": ("torch-eager", "torch-channels_last", "torch-compile"),
@@ -51,7 +54,7 @@ def run(
 
     Args:
         chosen: mlp, cnn, lstm, transformer, lstm_lm, resnet50, cifar10_resnet, vit_s16, unet,
-            detector, bert_base, seq2seq (default: all).
+            detector, gan, bert_base, seq2seq (default: all).
         peers: torch, flax, keras; one that is not installed is named and skipped.
         dtype: fp32 or bf16, of the computation in all implementations.
         json: a file for the rows, one JSON object a line.
@@ -83,12 +86,8 @@ def run(
 def implementations(workload: Workload, peers: Sequence[str], quick: bool) -> list[str]:
     """The implementations of a workload, jdl's first."""
     names = ["jdl", *(name for peer in peers for name in PEERS[peer])]
-    senseless = (
-        set()
-        if workload.name in ("cnn", "resnet50", "cifar10_resnet", "unet", "detector", "vit_s16")
-        else {"torch-channels_last"}
-    )
-    if workload.random or workload.name in ("vit_s16", "unet", "detector", "bert_base", "seq2seq"):
+    senseless = set() if workload.name in IMAGES else {"torch-channels_last"}
+    if workload.random or workload.name in TWO_PEERS:
         senseless.add("keras")  # it augments images while it loads them; others have no twin in it
     if workload.name in ("lstm", "lstm_lm"):
         senseless.add("torch-compile")  # it does not compile `nn.LSTM`

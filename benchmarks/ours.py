@@ -4,7 +4,7 @@ import dataclasses
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +12,15 @@ import numpy as np
 import optax
 
 import jdl
+from benchmarks.measure import Protocol
 from benchmarks.trainer import Case, first_batch
 from benchmarks.workloads import Workload
 from jdl.hooks import Callback, Hook
+from jdl.models import DCGAN
 from jdl.parallel import Steps
 from jdl.state import TrainState
 from jdl.step import Program, transform
+from jdl.tasks import GAN, row_keys, with_row_keys
 from jdl.trainer.allocator import configure_allocator
 
 
@@ -30,6 +33,7 @@ def make_case(workload: Workload, dtype: str, threads: int) -> Case:
     state = compile_steps(experiment, program, batch).init(jax.random.key(0))
     leaves = jax.tree_util.tree_flatten_with_path(state.params)[0]
     optimizer: Any = experiment.optimizer
+    task: Any = experiment.task
     return Case(
         name=workload.name,
         model={f.name: getattr(experiment.model, f.name) for f in _plain(experiment.model)},
@@ -41,9 +45,23 @@ def make_case(workload: Workload, dtype: str, threads: int) -> Case:
         threads=threads,
         rate=optimizer.learning_rate,
         eps=optimizer.eps,
-        smoothing=getattr(experiment.task, "label_smoothing", 0.0),
+        smoothing=getattr(task, "label_smoothing", 0.0),
         crop_and_flip=4 if workload.random else 0,
+        **(_of_gan(experiment, state) if isinstance(task, GAN) else {}),
     )
+
+
+def _of_gan(experiment: jdl.Experiment, state: TrainState) -> dict[str, Any]:
+    """The fields of a GAN's case; the noise is what `jdl.models.DCGAN` draws."""
+    task, model = cast(GAN, experiment.task), cast(DCGAN, experiment.model)
+    mask = jnp.ones(experiment.batch_size, bool)
+
+    def draw(step: jax.Array) -> jax.Array:
+        keys = row_keys(with_row_keys({"mask": mask}, jax.random.fold_in(state.key, step)))
+        return jax.vmap(lambda key: jax.random.normal(key, (model.latent_dim,)))(keys)
+
+    noise = np.asarray(jax.vmap(draw)(jnp.arange(Protocol.curve)))
+    return {"noise": noise, "r1": task.r1, "penalty_every": task.penalty_every}
 
 
 def load(workload: Workload, dtype: str) -> jdl.Experiment:
@@ -85,16 +103,16 @@ class Bare:
         """See `Trainer.gradient`."""
 
         @jax.jit
-        def measure(state: TrainState, batch: Any) -> tuple[jax.Array, jax.Array]:
-            program, key = self._program, jax.random.key(0)
-            gradients, weight, _, metrics = program.task.gradient(
-                program.model, state, transform(program, batch, None), key
-            )
-            norm = optax.tree.norm(gradients) / weight
-            return metrics["loss"].total / metrics["loss"].count, norm
+        def measure(state: TrainState, batch: Any) -> tuple[Any, jax.Array]:
+            program, key = self._program, jax.random.fold_in(state.key, state.step)
+            batch = with_row_keys(transform(program, batch, None), key)
+            gradients, weight, _, metrics = program.task.gradient(program.model, state, batch, key)
+            # A game has a weight for each player.
+            mean = jax.tree.map(lambda w, tree: optax.tree.scale(1 / w, tree), weight, gradients)
+            return metrics["loss"], optax.tree.norm(mean)
 
         loss, norm = measure(self._state, self._batch)
-        return float(loss), float(norm)
+        return loss.compute(), float(norm)
 
     def curve(self, steps: int) -> list[float]:
         """See `Trainer.curve`."""

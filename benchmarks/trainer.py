@@ -23,6 +23,10 @@ class Case:
       eps: added to the root mean square in Adam.
       smoothing: share of each label that is spread over all classes.
       crop_and_flip: pixels of padding of a random crop, with a random flip; 0: images as they are.
+      noise: that jdl draws in the first steps, (steps, batch, features) float32; later steps, and
+        a workload with none here, draw their own.
+      r1: factor of half the squared gradient of a GAN's critic at real images.
+      penalty_every: steps between these penalties, each multiplied by their number.
     """
 
     name: str
@@ -37,6 +41,9 @@ class Case:
     eps: float = 1e-7
     smoothing: float = 0.0
     crop_and_flip: int = 0
+    noise: np.ndarray | None = None
+    r1: float = 0.0
+    penalty_every: int = 1
 
 
 class Trainer(Protocol):

@@ -151,6 +151,8 @@ def make(folder: str, dtype: str, threads: int, **chosen: Any) -> None:
     case = ours.make_case(pick(**chosen), dtype, threads)
     plain = dataclasses.asdict(case)
     arrays = {f"{part}/{k}": v for part in ("params", "arrays") for k, v in plain.pop(part).items()}
+    if (noise := plain.pop("noise")) is not None:
+        arrays["noise"] = noise
     np.savez(Path(folder) / "case.npz", **arrays)
     (Path(folder) / "case.json").write_text(json.dumps(plain))
 
@@ -160,10 +162,11 @@ def read_case(folder: Path) -> Case:
     plain = json.loads((folder / "case.json").read_text())
     parts: dict[str, dict[str, np.ndarray]] = {"params": {}, "arrays": {}}
     with np.load(folder / "case.npz") as arrays:
-        for name in arrays:
+        noise = arrays.get("noise")
+        for name in set(arrays) - {"noise"}:
             part, _, path = name.partition("/")
             parts[part][path] = arrays[name]
-    return Case(**plain, params=parts["params"], arrays=parts["arrays"])
+    return Case(**plain, params=parts["params"], arrays=parts["arrays"], noise=noise)
 
 
 def cost(folder: str) -> dict[str, int]:

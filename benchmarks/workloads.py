@@ -269,6 +269,18 @@ def detector(batch: int = 8, size: tuple[int, int] = (240, 320), **model: Any) -
     )
 
 
+def gan(batch: int = 64, **model: Any) -> Workload:
+    """The DCGAN of MNIST, with further fields of the model by name; without scores of samples."""
+    return Workload(
+        name="gan",
+        size="28x28x1",
+        experiment="mnist_gan",
+        changes={**{f"model.{name}": value for name, value in model.items()}, "task.scores": None},
+        batch=batch,
+        draw=_images(*model.get("shape", (28, 28, 1)), classes=model.get("num_classes", 10)),
+    )
+
+
 def vit_s16(batch: int = 4, side: int = 224, **model: Any) -> Workload:
     """ViT-S/16, with further fields of the model by name; no augmentation."""
     changes = {f"model.{name}": value for name, value in {"num_classes": 1000, **model}.items()}
@@ -354,7 +366,8 @@ def workloads(accelerator: bool) -> tuple[Workload, ...]:
             "vocab_size": 50_304,
         }
         gpt2 = gpt("GPT-2 124M", batch=32, **large)
-        images = (resnet50(256), cifar10_resnet(1024), vit_s16(256), unet(64), detector(64))
+        images = (resnet50(256), cifar10_resnet(1024), vit_s16(256))
+        dense = (unet(64), detector(64), gan(512))
         base = {
             "num_layers": 6,
             "num_heads": 8,
@@ -363,7 +376,8 @@ def workloads(accelerator: bool) -> tuple[Workload, ...]:
             "vocab_size": 37_000,
         }
         translation = seq2seq(length=64, **base, pre_norm=False)
-        return mlp(), cnn(256), lstm(), gpt2, lstm_lm(), *images, bert_base(64), translation
+        others = (mlp(), cnn(256), lstm(), gpt2, lstm_lm(), bert_base(64), translation)
+        return (*others, *images, *dense)
     tiny = gpt(
         "tiny", num_layers=4, embed_dim=128, max_position_embeddings=64, batch=12, num_heads=4
     )
@@ -375,5 +389,5 @@ def workloads(accelerator: bool) -> tuple[Workload, ...]:
         "num_heads": 6,
     }
     small = gpt("small", **shape, compiler_options=ONEDNN, **{"runtime.malloc_arenas": 1})
-    images = (resnet50(), cifar10_resnet(), vit_s16(), unet(), detector())
+    images = (resnet50(), cifar10_resnet(), vit_s16(), unet(), detector(), gan())
     return mlp(), cnn(), lstm(), tiny, small, lstm_lm(), *images, bert_base(), seq2seq()

@@ -55,7 +55,8 @@ def compare(fast, count=16):
         test_fraction=0,
         validation_fraction=0,
     )
-    task = dataclasses.replace(photo.task, style=fast.experiment.task.style)
+    own = fast.experiment.task
+    task = dataclasses.replace(photo.task, style=own.style, features=own.features)
     run = jdl.train(dataclasses.replace(optimized, data=data, task=task))
     fast.predict(images)
     begun = time.perf_counter()

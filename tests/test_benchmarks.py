@@ -33,6 +33,7 @@ from benchmarks.workloads import (
     bert_base,
     cifar10_resnet,
     detector,
+    gan,
     gpt,
     lstm_lm,
     resnet50,
@@ -69,10 +70,26 @@ SMALL = (
     vit_s16(2, side=8, num_classes=5, patch_size=4, num_layers=1, num_heads=2, embed_dim=8),
     unet(2, (18, 12), channels=(8, 16), features=11),
     detector(2, (24, 20), channels=(8, 16)),
+    gan(
+        2,
+        shape=(6, 4, 1),
+        latent_dim=3,
+        generator_channels=(4, 8),
+        critic_channels=(4, 8),
+        num_classes=3,
+    ),
     seq2seq(2, length=4, **TRANSLATION),
     seq2seq(2, length=5, **TRANSLATION, pre_norm=False),
 )
-DEEP = ("bert_base", "detector", "lstm_lm", "resnet50", "seq2seq", "unet")  # compile for long
+DEEP = (
+    "bert_base",
+    "detector",
+    "gan",
+    "lstm_lm",
+    "resnet50",
+    "seq2seq",
+    "unet",
+)  # compile for long
 
 
 def row(implementation="jdl", **changes):

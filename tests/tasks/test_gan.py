@@ -141,6 +141,25 @@ def test_a_player_whose_loss_is_not_a_number_stays_and_the_other_trains():
     assert metrics["skipped"].compute() == 1
 
 
+@pytest.mark.parametrize("num_classes", [0, 1], ids=["without", "one"])
+def test_data_of_one_class_train_and_sample(num_classes):
+    arrays = {"image": PIXELS[:6], "label": np.zeros(6, int)}
+    data = dataclasses.replace(DATA, arrays={"train": arrays})
+    model = MODEL.clone(num_classes=num_classes)
+    run = jdl.train(make(model, GAN(r1=0.5, num_classes=num_classes), data=data, steps=2))
+    assert all(np.isfinite(values).all() for values in run.history["train"].values())
+    samples = run.sample(3).pixels
+    assert samples.shape == (3, 4, 4, 1)
+    assert np.isfinite(samples).all()
+    if num_classes:
+        np.testing.assert_array_equal(run.sample(3, label=0).pixels, samples)
+        with pytest.raises(UserError, match=r"the label of samples is 1, outside 0\.\.0"):
+            run.sample(3, label=1)
+    else:
+        with pytest.raises(UserError, match="draws no samples of a class"):
+            run.sample(3, label=0)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -1,8 +1,12 @@
 """Flax: linen modules, a jitted step and a `TrainState`, as in Flax's examples."""
 
+from typing import Any
+
 import flax
 
-from benchmarks.peers.flax.training import Bare, Loop, loss_function
+from benchmarks.peers.flax import gan, training
+from benchmarks.peers.flax.gan import Adversarial
+from benchmarks.peers.flax.training import Bare, Loop
 from benchmarks.trainer import Case, Trainer
 from jdl.errors import UserError
 
@@ -19,4 +23,11 @@ def build(case: Case, variant: str) -> Trainer:
     """
     if variant != "default":
         raise UserError(f"flax has the variant 'default' only, not {variant!r}")
+    if case.name == "gan":
+        return Adversarial(case)
     return (Loop if case.loop else Bare)(case)
+
+
+def loss_function(case: Case) -> tuple[Any, ...]:
+    """See `benchmarks.peers.flax.training.loss_function`."""
+    return (gan if case.name == "gan" else training).loss_function(case)

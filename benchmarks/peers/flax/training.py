@@ -120,11 +120,13 @@ def train_step(state: State, batch: Batch) -> tuple[State, jax.Array]:
 class Bare:
     """The jitted step on one batch."""
 
-    def __init__(self, case: Case) -> None:
+    def __init__(
+        self, case: Case, define: Callable[[Case], Any] = loss_function, step: Any = None
+    ) -> None:
         self._case = case
-        self._loss, self._params, self._rest, batch = loss_function(case)
+        self._loss, self._params, self._rest, batch = define(case)
         self._batch = jax.device_put(batch)
-        self._step = jax.jit(train_step, donate_argnums=0)
+        self._step = step or jax.jit(train_step, donate_argnums=0)
         self._state = self._fresh()
         self._advance(2)  # compiles; the second step has the sharding and types of later ones
 

@@ -1,5 +1,6 @@
 """jdl's weights in Flax's layout."""
 
+import re
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ def convert(case: Case) -> Any:
             side = case.model["patch_size"]
             params[path] = array.reshape(side, side, -1, array.shape[-1])
         else:
-            params[path.replace("BatchNorm_0.BatchNorm_0", "BatchNorm_0")] = array
+            params[re.sub(r"(BatchNorm_\d+)\.BatchNorm_0", r"\1", path)] = array
     return unflatten_dict(params, sep=".")
 
 

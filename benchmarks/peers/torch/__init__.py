@@ -8,6 +8,7 @@ Variants: `eager`; `channels_last`, the memory layout that PyTorch recommends fo
 import torch
 
 from benchmarks.peers.torch.dense import Detector, UNet
+from benchmarks.peers.torch.gan import GAN, Adversarial
 from benchmarks.peers.torch.models import CNN, LSTM, MLP, LanguageModel, ResNet, SmallResNet
 from benchmarks.peers.torch.seq2seq import EncoderDecoder
 from benchmarks.peers.torch.training import DEVICE, IMAGES, Training, tensors
@@ -25,6 +26,7 @@ MODELS = {
     "cifar10_resnet": SmallResNet,
     "unet": UNet,
     "detector": Detector,
+    "gan": GAN,
     "vit_s16": ViT,
     "bert_base": BERT,
     "lstm": LSTM,
@@ -58,8 +60,9 @@ def build(case: Case, variant: str) -> Training:
         model = model.to(memory_format=torch.channels_last)
         inputs = inputs.contiguous(memory_format=torch.channels_last)
     if variant == "compile":
-        model.compile(fullgraph=True)  # an error if a part would run in eager mode
-    training = Training(case, model, (inputs, targets))
+        for part in model.children() if case.name == "gan" else [model]:
+            part.compile(fullgraph=True)  # an error if a part would run in eager mode
+    training = (Adversarial if case.name == "gan" else Training)(case, model, (inputs, targets))
     try:
         training.gradient()  # compiles both passes before anything is timed
     except RuntimeError:

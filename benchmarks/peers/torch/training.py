@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from benchmarks.trainer import Case
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-IMAGES = ("cnn", "resnet50", "cifar10_resnet", "unet", "detector", "vit_s16")
+IMAGES = ("cnn", "resnet50", "cifar10_resnet", "unet", "detector", "gan", "vit_s16")
 """Workloads that convolve, and so have channels that may come last."""
 
 
