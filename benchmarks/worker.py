@@ -160,13 +160,14 @@ def make(folder: str, dtype: str, threads: int, **chosen: Any) -> None:
 def read_case(folder: Path) -> Case:
     """Reads what `make` wrote."""
     plain = json.loads((folder / "case.json").read_text())
-    parts: dict[str, dict[str, np.ndarray]] = {"params": {}, "arrays": {}}
+    parts: dict[str, dict[str, np.ndarray]] = {"params": {}, "arrays": {}, "noise": {}}
     with np.load(folder / "case.npz") as arrays:
-        noise = arrays.get("noise")
-        for name in set(arrays) - {"noise"}:
+        for name in arrays:
             part, _, path = name.partition("/")
             parts[part][path] = arrays[name]
-    return Case(**plain, params=parts["params"], arrays=parts["arrays"], noise=noise)
+    return Case(
+        **plain, params=parts["params"], arrays=parts["arrays"], noise=parts["noise"].get("")
+    )
 
 
 def cost(folder: str) -> dict[str, int]:
