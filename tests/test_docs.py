@@ -65,6 +65,13 @@ def test_the_api_pages_show_every_public_module_once() -> None:
     assert sorted(shown) == sorted(modules)
 
 
+@pytest.mark.parametrize("folder", ["guides", "api"])
+def test_the_first_page_and_the_menu_name_every_page(folder: str) -> None:
+    pages = sorted(page.stem for page in (PAGES / folder).glob("*.md"))
+    for text in (PAGES / "index.md", ROOT / "docs" / "mkdocs.yml"):
+        assert sorted(re.findall(rf"{folder}/(\w+)\.md", text.read_text())) == pages, text.name
+
+
 def test_the_citation_and_the_workflow_can_be_read() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["version"] == __version__
