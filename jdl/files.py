@@ -80,6 +80,21 @@ class RunDirectory:
         return self.path / "result.json"
 
     @property
+    def audit(self) -> Path:
+        """Scores by group of the last `jdl audit`."""
+        return self.path / "audit.json"
+
+    @property
+    def robustness(self) -> Path:
+        """Scores under attacks and corruptions of the last `jdl robustness`."""
+        return self.path / "robustness.json"
+
+    @property
+    def calibration(self) -> Path:
+        """The fitted calibration and conformal sets of the run's predictions, if there are any."""
+        return self.path / "calibration.json"
+
+    @property
     def lock(self) -> Path:
         """Locked by the process that trains the run."""
         return self.path / ".lock"

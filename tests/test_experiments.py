@@ -35,6 +35,10 @@ def series(count, columns=1):
     return {"x": x, "y": y, "value": y, "offset": 0 * one, "scale": one, "log": np.zeros(24, bool)}
 
 
+def rows(count):
+    return {"x": RNG.normal(size=(24, count)).astype(np.float32), "y": np.arange(24) % 2}
+
+
 def pairs(length, vocabulary):
     source, target = (tokens(length + extra, vocabulary, False)["tokens"] for extra in (0, 1))
     return {"source": source, "target": target}
@@ -61,6 +65,8 @@ def masked(height, width, classes):
 
 STAND_INS = {
     "activations": images(28, 28, 1),
+    "adult_fair": {**rows(9), "sex": np.arange(24) % 2},
+    "adult_mlp": {**rows(9), "sex": np.arange(24) % 2, "race": np.arange(24) % 5},
     "airline_lstm": series(12),
     "bccd_detection": scenes(240, 320, 3),
     "camvid_segmentation": masked(180, 240, 11),
@@ -71,6 +77,7 @@ STAND_INS = {
     "cifar10_94": images(32, 32, 3),
     "cifar10_resnet": images(32, 32, 3),
     "cifar10_vit": images(32, 32, 3),
+    "compas_audit": rows(7),
     "digits_cnn": images(8, 8, 1),
     "digits_contrastive": images(8, 8, 1),
     "digits_denoiser": images(8, 8, 1),

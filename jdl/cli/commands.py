@@ -2,6 +2,9 @@
 
 from collections.abc import Callable
 
+from jdl.cli.audit import audit
+from jdl.cli.calibrate import calibrate
+from jdl.cli.card import card
 from jdl.cli.compare import compare
 from jdl.cli.compress import compress
 from jdl.cli.curve import curve
@@ -15,6 +18,7 @@ from jdl.cli.predict import predict
 from jdl.cli.prepare import prepare
 from jdl.cli.report import report
 from jdl.cli.reproduce import reproduce
+from jdl.cli.robustness import robustness
 from jdl.cli.sample import sample
 from jdl.cli.train import train
 from jdl.cli.translate import translate
@@ -31,6 +35,10 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "export": export,
     "compress": compress,
     "reproduce": reproduce,
+    "audit": audit,
+    "calibrate": calibrate,
+    "robustness": robustness,
+    "card": card,
     "report": report,
     "compare": compare,
     "curve": curve,

@@ -1,9 +1,10 @@
 """`jdl predict`."""
 
+import functools
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
@@ -28,9 +29,10 @@ def predict(
     Files are read like those of the run's data set: an image is one example, and so is a frame of a
     video (extra `video`); a table holds one in each row and needs only the input columns; a text
     file is one text, a CSV file has a column of texts; the rows after the last of a time series are
-    forecast. A folder stands for the files in it. A file that cannot be read is reported and
-    skipped; the exit code is then 1, or 2 if no file could be read. For videos the number of frames
-    per second, reading included, is printed to standard error.
+    forecast. The directory of several seeds predicts the mean of all. A folder stands for the files
+    in it. A file that cannot be read is reported and skipped; the exit code is then 1, or 2 if no
+    file could be read. For videos the number of frames per second, reading included, is printed to
+    standard error.
 
     Args:
         files: to predict from, or folders of such files.
@@ -39,6 +41,7 @@ def predict(
         draw: write the pictures with boxes or masks drawn over them into this folder, or the images
             that the task predicts.
     """
+    from jdl.inference.ensemble import open_ensemble, predict_mean, seed_directories
     from jdl.inference.outputs import PictureOutputs
     from jdl.inference.predict import expand, predict_files
     from jdl.trainer.opening import restore_run
@@ -46,8 +49,12 @@ def predict(
 
     if not files:
         raise UserError("predict needs at least one FILE (see `jdl predict --help`)")
-    recorded = read_run(directory, experiment)
-    run = restore_run(directory, recorded.experiment)
+    settings: dict[str, Any] = {}
+    if seeds := seed_directories(directory):
+        runs = open_ensemble(seeds, experiment)
+        run, settings["predict"] = runs[0], functools.partial(predict_mean, runs)
+    else:
+        run = restore_run(directory, read_run(directory, experiment).experiment)
     warn_if_unfinished(directory, run)
     failed = []
 
@@ -57,12 +64,12 @@ def predict(
 
     files = tuple(expand(files))
     frames, begun = 0, time.perf_counter()
-    read, outputs = run.experiment.data.reader(), {}
+    read = run.experiment.data.reader()
     writer = None
     if coco or masks or draw:
         writer = PictureOutputs(run, read, coco, masks, draw)
-        outputs = {"output": writer}
-    for line in predict_files(run, read, files, report, **outputs):
+        settings["output"] = writer
+    for line in predict_files(run, read, files, report, **settings):
         print(to_json(line), flush=True)
         frames += "frame" in line
     if writer is not None and len(failed) < len(files):

@@ -16,8 +16,8 @@ def prepare(
 
     Supports mnist, fashion_mnist, cifar10, cifar100, cats_vs_dogs, patch_camelyon, bccd, voc,
     camvid, oxford_iiit_pet, imdb_reviews, multi30k and tiny_shakespeare, written as array_record in
-    TensorFlow Datasets' layout without TensorFlow, and the CSV files temperatures and
-    airline_passengers.
+    TensorFlow Datasets' layout without TensorFlow, and the CSV files temperatures,
+    airline_passengers, adult, compas and german_credit.
 
     Args:
         name: of the data set.

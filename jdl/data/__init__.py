@@ -23,6 +23,7 @@ from jdl.data.mosaic import Mosaic
 from jdl.data.pairs import Pairs, PairTable
 from jdl.data.randaugment import RandAugment
 from jdl.data.resize import RandomResizedCrop, Resize
+from jdl.data.reweighing import Reweighed
 from jdl.data.selection import Selection
 from jdl.data.series import Series
 from jdl.data.sources import Source, Subset
@@ -69,6 +70,7 @@ __all__ = [
     "RandomFlip",
     "RandomResizedCrop",
     "Resize",
+    "Reweighed",
     "Saved",
     "Scale",
     "Selection",

@@ -49,7 +49,8 @@ class Data:
     device_transforms: tuple[DeviceTransform, ...] = ()  # in the compiled step, per batch
     pipeline: Literal["auto", "in_memory", "grain"] = "auto"  # auto: in memory up to 1 GiB
     test_fraction: float = 0.2  # of train held out as test if the set has none; 0: no split
-    validation_fraction: float = 0.1  # of train, less test, held out as validation; 0: no split
+    calibration_fraction: float = 0.0  # of train, less test, for `jdl calibrate`; 0: no split
+    validation_fraction: float = 0.1  # of train, less these, held out as validation; 0: no split
     train_fraction: float = 1.0  # of what is left of train to keep, for learning curves
     split_seed: int = 0  # of the held-out splits
     stratify: bool | None = False  # hold out the same share of each class; None: of classes
@@ -67,7 +68,7 @@ class Data:
     """Input and target of an example, which a task reads unless it names others."""
 
     def __post_init__(self) -> None:
-        for name in ("test_fraction", "validation_fraction"):
+        for name in ("test_fraction", "calibration_fraction", "validation_fraction"):
             share = getattr(self, name)
             if not isinstance(share, numbers.Real) or not 0 <= float(share) < 1:
                 raise UserError(f"data.{name} is a share in [0, 1), not {share!r}")
@@ -162,7 +163,9 @@ class Data:
         return self.wrapped.full_name()
 
     def splits(self) -> dict[str, Source]:
-        """Returns `train`, `validation` and `test`, held out if missing.
+        """Returns `train`, `validation`, `test`, and `calibration` if it has a fraction.
+
+        What the set lacks is held out.
 
         Raises:
           UserError: a split is empty, or a fraction leaves it without examples.
@@ -179,6 +182,7 @@ class Data:
                 )
         for name, fraction in (
             ("test", self.test_fraction),
+            ("calibration", self.calibration_fraction),
             ("validation", self.validation_fraction),
         ):
             if name not in splits and fraction:
@@ -311,6 +315,15 @@ class Data:
         if self.fitted_values is not None and "classes" in self.fitted_values:
             return tuple(self.fitted_values["classes"])
         return () if self.wrapped is None else self.wrapped.output_names()
+
+    def value_names(self, name: str) -> tuple[str, ...]:
+        """Names of the values of an integer array of the examples, such as a group; or empty.
+
+        By default those of the classes are known, and of a data set that this one wraps.
+        """
+        if name == self.array_names[1]:
+            return self.output_names()
+        return () if self.wrapped is None else self.fitted_wrapped.value_names(name)
 
     def needs(self) -> str:
         """What has to be there before the data can be read: a command, a package or a path.

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from jdl.data.base import default_data_dir
 from jdl.data.download import fetch, file_name
+from jdl.data.public_tables import TABLES, PublicTable
 from jdl.errors import UserError
 
 
@@ -111,9 +112,9 @@ def _copy(file: PublicFile, raw: Path, target: Path) -> None:
         raise UserError(f"cannot write in {target.parent} ({error.strerror})") from error
 
 
-def known_file(path: str | Path) -> PublicFile | None:
-    """Returns the public file that a bare file name stands for, if there is one."""
-    return next((file for file in FILES if file.path.name == str(path)), None)
+def known_file(path: str | Path) -> PublicFile | PublicTable | None:
+    """Returns the public file or table that a bare file name stands for, if there is one."""
+    return next((file for file in (*FILES, *TABLES) if file.path.name == str(path)), None)
 
 
 def locate(path: str) -> str:

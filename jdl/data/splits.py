@@ -5,6 +5,7 @@ from collections.abc import Collection
 from jdl.data.base import Data, get_split
 from jdl.data.pipeline import Pipeline, open_pipeline
 from jdl.data.sources import epoch_size
+from jdl.errors import UserError
 from jdl.typing import Json
 
 
@@ -22,6 +23,12 @@ class Splits:
     def __init__(self, data: Data, exclude: Collection[str] = ()) -> None:
         self._data, self._exclude = data, exclude
         found = data.splits()
+        if data.calibration_fraction and "calibration" not in found:
+            raise UserError(
+                f"data.calibration_fraction={data.calibration_fraction} has no effect on "
+                f"{type(data).__name__}, which holds out no calibration split: set it to 0, or "
+                f"that of the data set that it wraps"
+            )
         self._sources = {name: source for name, source in found.items() if name not in exclude}
         self._pipelines: dict[str, Pipeline] = {}
 

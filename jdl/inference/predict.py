@@ -30,6 +30,7 @@ def predict_files(
     paths: Iterable[Path],
     on_error: Callable[[UserError], Any],
     output: Output = lambda place, prediction, pixels: None,
+    predict: Callable[[Any], Any] | None = None,
 ) -> Iterator[dict[str, Json]]:
     """Predicts every example of several files, at least a batch at a time.
 
@@ -39,6 +40,7 @@ def predict_files(
       paths: the files; every frame of a video is an image.
       on_error: called for each file that cannot be used; it is skipped, or the rest of a video.
       output: called with each prediction, such as `PictureOutputs`.
+      predict: in place of `run.predict`, such as the mean of several runs.
 
     Yields:
       A JSON object per example, in the order of the files: `file`, `row` (in a table or a file of
@@ -54,10 +56,10 @@ def predict_files(
             examples += found
             places += where
             if len(examples) >= run.experiment.batch_size:
-                yield from _predictions(run, names, places, examples, output)
+                yield from _predictions(run, names, places, examples, output, predict)
                 places, examples = [], []
     if examples:
-        yield from _predictions(run, names, places, examples, output)
+        yield from _predictions(run, names, places, examples, output, predict)
 
 
 def expand(paths: Iterable[Path]) -> list[Path]:
@@ -132,13 +134,14 @@ def _predictions(
     places: list[Place],
     examples: list[Example],
     output: Output,
+    predict: Callable[[Any], Any] | None,
 ) -> Iterator[dict[str, Json]]:
     shapes = [{name: np.shape(array) for name, array in each.items()} for each in examples]
     rows = range(len(examples))
     for _, group in itertools.groupby(rows, lambda row: shapes[row]):
         alike = list(group)
         arrays = {name: [examples[row][name] for row in alike] for name in examples[alike[0]]}
-        found = run.predict(arrays)
+        found = run.predict(arrays) if predict is None else predict(arrays)
         for index, row in enumerate(alike):
             one = jax.tree.map(operator.itemgetter(index), found)
             output(places[row].keys, one, places[row].pixels)

@@ -7,6 +7,7 @@ from jdl.models.bert import BERT, BERTBase, BERTLarge
 from jdl.models.cnn import CNN, VGG11, VGG13, VGG16, VGG19
 from jdl.models.conditional_unet import ConditionalUNet
 from jdl.models.dcgan import DCGAN
+from jdl.models.debiased import Debiased
 from jdl.models.deeplab import (
     DeepLabV3Plus,
     DeepLabV3PlusResNet18,
@@ -60,6 +61,7 @@ __all__ = [
     "BERTLarge",
     "BagOfWords",
     "ConditionalUNet",
+    "Debiased",
     "DeepLabV3Plus",
     "DeepLabV3PlusResNet18",
     "DeepLabV3PlusResNet50",

@@ -6,6 +6,7 @@ from jdl.tasks.classification import Classification, balanced_weights
 from jdl.tasks.detection import Detection
 from jdl.tasks.diffusion import Diffusion
 from jdl.tasks.distillation import Distillation
+from jdl.tasks.fairness import AdversarialClassification, FairClassification
 from jdl.tasks.forecast import Forecast
 from jdl.tasks.forward import forward
 from jdl.tasks.game import Game, Play
@@ -29,6 +30,7 @@ __all__ = [
     "MIRROR",
     "MIRROR_AND_FLIP",
     "MIRROR_AND_SHIFT",
+    "AdversarialClassification",
     "BinaryClassification",
     "Classification",
     "CrossEntropy",
@@ -36,6 +38,7 @@ __all__ = [
     "Dice",
     "Diffusion",
     "Distillation",
+    "FairClassification",
     "Focal",
     "Forecast",
     "Frozen",

@@ -18,6 +18,7 @@ from jdl.media import Images, Media, Texts
 from jdl.metrics import HIGHER_IS_BETTER, Mean, Metric, Metrics
 from jdl.metrics.metric import check_metrics
 from jdl.state import TrainState
+from jdl.tasks.calibration import Calibration
 from jdl.tasks.forward import forward, initialize, sown_terms
 from jdl.tasks.gradients import ascent, check_dtypes
 from jdl.tasks.outputs import count_rows, to_json
@@ -80,6 +81,10 @@ class Task:
     views: tuple[View, ...] = ()
     """Views of each image, such as `MIRROR`, over which evaluation and prediction average the
     model's outputs (test-time augmentation); (): the image itself."""
+
+    calibration: Calibration | None = None
+    """Map of a classifier's logits in evaluation and prediction; `jdl.open` sets that of a run that
+    `jdl calibrate` calibrated. None: no map."""
 
     any_size: bool = False
     """Whether the model takes images of any size: those to predict from then keep theirs, where
@@ -416,14 +421,18 @@ class Task:
             return forward(model, params, state.collections, *inputs, train=train, key=key, **named)
 
         if train or not self.views:
-            return apply(*self.model_inputs(model, batch))
+            outputs, collections = apply(*self.model_inputs(model, batch))
+            return outputs if train else self._calibrated(outputs), collections
         inputs = [self.model_inputs(model, view(batch)) for view in self.views]
         # A loop over the views, so that the model is compiled once, and the activations of one view
         # are in memory at a time.
         outputs = jax.lax.map(
             lambda each: apply(*each)[0], jax.tree.map(lambda *views: jnp.stack(views), *inputs)
         )
-        return self.average_views(outputs, batch), state.collections
+        return self._calibrated(self.average_views(outputs, batch)), state.collections
+
+    def _calibrated(self, outputs: Any) -> Any:
+        return outputs if self.calibration is None else self.calibration(outputs)
 
     def average_views(self, outputs: Any, batch: Batch) -> Any:
         """Averages the model's outputs for the views by their weights.

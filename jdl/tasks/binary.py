@@ -12,6 +12,7 @@ import optax
 from jdl.errors import UserError
 from jdl.metrics import Mean
 from jdl.tasks.base import Task
+from jdl.tasks.calibration import ConformalSets
 from jdl.tasks.classification import check_class_weights
 from jdl.tasks.outputs import one_array
 from jdl.typing import Batch, Json
@@ -26,6 +27,7 @@ class BinaryClassification(Task):
     """
 
     class_weights: tuple[float, ...] = ()  # weights of classes 0 and 1; (): both 1
+    conformal: ConformalSets | None = None  # sets of classes to predict; set as `calibration` is
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,10 +63,17 @@ class BinaryClassification(Task):
         return batch[self.targets].astype(jnp.int32)
 
     def format_prediction(self, prediction: Any, names: Sequence[str]) -> dict[str, Json]:
-        """Returns the predicted class by name or number, and the `probability` of class 1."""
+        """Returns the predicted class by name or number, and the `probability` of class 1.
+
+        With `conformal` also the classes of the `prediction_set`.
+        """
         chosen = int(prediction > 0.5)
         shown = names[chosen] if len(names) == 2 else chosen
-        return {"prediction": shown, "probability": round(float(prediction), 6)}
+        found = {"prediction": shown, "probability": round(float(prediction), 6)}
+        if self.conformal is not None:
+            both = np.array([1 - prediction, prediction], np.float32)
+            found["prediction_set"] = self.conformal.to_json(both, names)
+        return found
 
     def validate_batch(self, batch: Mapping[str, np.ndarray], outputs: Any, where: str) -> None:
         """Also requires labels that are 0 or 1."""

@@ -13,6 +13,7 @@ import optax
 from jdl.errors import UserError
 from jdl.metrics import Mean
 from jdl.tasks.base import Task
+from jdl.tasks.calibration import ConformalSets
 from jdl.tasks.labels import check_labels
 from jdl.tasks.outputs import one_array
 from jdl.tracing import is_zero
@@ -31,12 +32,20 @@ class Classification(Task):
 
     label_smoothing: float = 0.0  # probability spread over all classes (Szegedy, 2016)
     class_weights: tuple[float, ...] = ()  # weight of each class's examples; (): all 1
+    example_weights: str | None = None  # name of the array of their weights in `loss`; None: all 1
+    conformal: ConformalSets | None = None  # sets of classes to predict; set as `calibration` is
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.label_smoothing < 1:
             raise UserError(f"label_smoothing is a share in [0, 1), not {self.label_smoothing}")
         check_class_weights(self.class_weights)
+
+    @property
+    def required_names(self) -> tuple[str, ...]:
+        """See `Task.required_names`."""
+        weights = [self.example_weights] if self.example_weights else []
+        return (*super().required_names, *weights)
 
     def loss_and_metrics(self, outputs: jax.Array, batch: Batch) -> dict[str, Mean]:
         """Computes `loss`, `nll` and `accuracy`."""
@@ -56,6 +65,8 @@ class Classification(Task):
         if self.class_weights:
             shares = as_shares(batch[self.targets], outputs.shape[-1])
             weights = weights * (shares @ jnp.asarray(self.class_weights))
+        if self.example_weights is not None:
+            weights = weights * batch[self.example_weights]
         return Mean.of(self._cross_entropy(outputs, batch, self.label_smoothing), weights)
 
     def to_prediction(self, outputs: Any, batch: Batch) -> jax.Array:
@@ -69,14 +80,20 @@ class Classification(Task):
         return labels if labels.ndim == 1 else labels.argmax(-1)
 
     def format_prediction(self, prediction: Any, names: Sequence[str]) -> dict[str, Json]:
-        """Returns the predicted class by name or number, its `probability`, all `probabilities`."""
+        """Returns the predicted class by name or number, its `probability`, all `probabilities`.
+
+        With `conformal` also the classes of the `prediction_set`.
+        """
         chosen = int(np.argmax(prediction))
         shares = [round(float(share), 6) for share in prediction]
-        return {
+        found = {
             "prediction": names[chosen] if len(names) == len(shares) else chosen,
             "probability": shares[chosen],
             "probabilities": shares,
         }
+        if self.conformal is not None:
+            found["prediction_set"] = self.conformal.to_json(np.asarray(prediction), names)
+        return found
 
     def validate_batch(self, batch: Mapping[str, np.ndarray], outputs: Any, where: str) -> None:
         """Also requires logits of rank 2 and labels that are class indices."""

@@ -12,12 +12,13 @@ import numpy as np
 import optax
 
 from jdl.checkpoint import CheckpointStore
+from jdl.config.objects import rebuild_object
 from jdl.data.base import location_paths
 from jdl.data.splits import Splits
 from jdl.data.tokenizers import Saved
 from jdl.errors import UserError
 from jdl.experiment import Experiment
-from jdl.files import DataRecord, RunDirectory
+from jdl.files import DataRecord, RunDirectory, read_json
 from jdl.parallel import batch_shapes
 from jdl.paths import path_name
 from jdl.tasks import Task
@@ -99,8 +100,20 @@ def open(
     return restore_run(workdir, experiment, allow_changed_data)
 
 
-def restore_run(workdir: Path, experiment: Experiment, allow_changed_data: bool = False) -> Run:
+def restore_run(
+    workdir: Path,
+    experiment: Experiment,
+    allow_changed_data: bool = False,
+    *,
+    calibrated: bool = True,
+) -> Run:
     """Opens a run like `open`, without comparing the experiment with the record.
+
+    Args:
+      workdir: the run directory.
+      experiment: what was trained.
+      allow_changed_data: as for `open`.
+      calibrated: whether the task applies the calibration that the directory holds.
 
     Raises:
       UserError: the directory holds no checkpoint, or its arrays do not fit the model.
@@ -111,7 +124,9 @@ def restore_run(workdir: Path, experiment: Experiment, allow_changed_data: bool 
     fitted = dict(recorded.fitted)
     if directory.tokenizer.exists():
         fitted["tokenizer"] = Saved(str(workdir)).build(()).to_json()
-    experiment = dataclasses.replace(experiment, data=experiment.data.with_fitted(fitted))
+    task = _calibrated(directory, experiment.task) if calibrated else experiment.task
+    data = experiment.data.with_fitted(fitted)
+    experiment = dataclasses.replace(experiment, data=data, task=task)
 
     def open_data() -> Splits:
         place = next(iter(location_paths(experiment.data)), "")
@@ -142,6 +157,18 @@ def restore_run(workdir: Path, experiment: Experiment, allow_changed_data: bool 
     run.state = run.compiled.shard(_filled(run, {**arrays, "step": jnp.asarray(step, jnp.int32)}))
     run.result = directory.read_result() or {}
     return run
+
+
+def _calibrated(directory: RunDirectory, task: Task) -> Task:
+    """Returns the task with the calibration and conformal sets that a directory holds."""
+    known = read_json(directory.calibration)
+    if known is None:
+        return task
+    parts = {
+        name: rebuild_object(known[name], f"{directory.calibration}: {name}")
+        for name in ("calibration", "conformal")
+    }
+    return dataclasses.replace(task, **parts)
 
 
 def restore_finished(found: record.FoundRun) -> Run:

@@ -102,7 +102,13 @@ def write(
         _check_surroundings(run, found.recorded, surroundings)
     if jax.process_index() != 0:
         return
-    directory.result.unlink(missing_ok=True)
+    for stale in (
+        directory.result,
+        directory.calibration,
+        directory.audit,
+        directory.robustness,
+    ):
+        stale.unlink(missing_ok=True)  # of the weights so far
     written = ExperimentRecord(experiment=run.name, total_steps=run.steps, fields=found.fields)
     write_json(directory.experiment, written.to_json())
     if not directory.data.exists():

@@ -16,6 +16,7 @@ from jdl.data import Series
 from jdl.data.download import checksums, fetch
 from jdl.data.prepare import prepare
 from jdl.data.public_files import FILES
+from jdl.data.public_tables import TABLES
 from jdl.data.recipes import RECIPES
 from jdl.data.splits import Splits
 from jdl.errors import UserError
@@ -178,7 +179,7 @@ def test_what_experiments_need():
     assert commands["imdb_bert"] == "jdl prepare imdb_reviews"
     assert commands["digits_vit"] == "scikit-learn"
     assert commands["stdlib_byte_gpt"] == "nothing"
-    written = {f"jdl prepare {entry.name}" for entry in (*RECIPES, *FILES)}
+    written = {f"jdl prepare {entry.name}" for entry in (*RECIPES, *FILES, *TABLES)}
     others = {command for command in commands.values() if command not in written}
     by_hand = "tfds build imagenet2012 --file_format=array_record"
     assert others == {"scikit-learn", "nothing", by_hand}

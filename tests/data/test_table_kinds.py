@@ -292,7 +292,7 @@ def test_targets(tmp_path, fields, options, expected):
     [
         ({"columns": ("a", "y")}, r"data\.columns holds 'y', which is data\.target"),
         ({"keep": ("y",)}, r"data\.keep holds 'y', which is data\.target"),
-        ({"columns": ("a",), "keep": ("a",)}, r"data\.columns and data\.keep both hold 'a'"),
+        ({"split_column": "a", "keep": ("a",)}, r"data\.split_column is 'a', as data\.keep"),
         ({"columns": ("a",), "group": "a"}, r"data\.columns holds 'a', which is data\.group"),
         ({"group": "y"}, r"data\.group and data\.target are both 'y'"),
         ({"keep": ("x",)}, r"data\.keep holds 'x', which a batch has"),

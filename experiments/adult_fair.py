@@ -1,0 +1,20 @@
+"""MLP on Adult that gives women and men high incomes alike often: demographic parity.
+
+    jdl train adult_fair --seeds 3 --workdir runs/adult_fair
+    jdl audit runs/adult_fair/seed-0 --group sex,race
+
+`adult_mlp` with a penalty on the variance between groups of the mean probability. The group is read
+in training alone. `python -m benchmarks.fairness` compares strengths and methods.
+"""
+
+import dataclasses
+
+from adult_mlp import experiment as mlp
+
+from jdl.tasks import FairClassification
+
+experiment = dataclasses.replace(
+    mlp,
+    task=FairClassification(group="sex", num_groups=(2,), strength=10.0),
+    batch_size=512,
+)
