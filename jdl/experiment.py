@@ -1,5 +1,6 @@
 """Experiment and Runtime: the configuration of a training run."""
 
+import dataclasses
 import math
 import numbers
 from dataclasses import dataclass, field, replace
@@ -144,19 +145,12 @@ class Experiment:
         return self.steps or math.ceil((self.epochs or 0) * examples / self.batch_size)
 
     def compute_model(self) -> nn.Module:
-        """The model with its `dtype` set to the chosen precision.
+        """The model with its `dtype`, and those of modules in its fields, set to the precision.
 
         Raises:
           UserError: precision is bf16 and the model has no field `dtype`.
         """
-        if self.precision == "fp32":
-            return self.model
-        if not hasattr(self.model, "dtype"):
-            raise UserError(
-                f"precision bf16 needs a model with a field dtype, which "
-                f"{type(self.model).__name__} does not have"
-            )
-        return self.model.clone(dtype=jnp.bfloat16)
+        return self.model if self.precision == "fp32" else _in_dtype(self.model, jnp.bfloat16)
 
     def transformation(self, steps: int) -> optax.GradientTransformationExtraArgs:
         """The Optax transformation of `optimizer` for a run of `steps` optimizer steps."""
@@ -181,6 +175,29 @@ class Experiment:
             self.num_microbatches,
             self.compiler_options,
         )
+
+
+def _in_dtype(module: nn.Module, dtype: Any) -> nn.Module:
+    """Returns a module that computes in a dtype, as do the modules in its fields.
+
+    Raises:
+      UserError: one has neither a field `dtype` nor such modules.
+    """
+    names = {each.name for each in dataclasses.fields(module)} - {"parent", "name"}
+    values = {name: getattr(module, name) for name in names}
+    changes: dict[str, Any] = {
+        name: _in_dtype(value, dtype)
+        for name, value in values.items()
+        if isinstance(value, nn.Module)
+    }
+    if "dtype" in names:
+        changes["dtype"] = dtype
+    if not changes:
+        raise UserError(
+            f"precision bf16 needs a model with a field dtype, which {type(module).__name__} does "
+            f"not have"
+        )
+    return module.clone(**changes)
 
 
 def _foreign(value: Any) -> str:

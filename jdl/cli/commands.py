@@ -23,6 +23,7 @@ from jdl.cli.sample import sample
 from jdl.cli.train import train
 from jdl.cli.translate import translate
 from jdl.cli.tune import tune
+from jdl.cli.verify import verify
 
 COMMANDS: dict[str, Callable[..., int | None]] = {
     "train": train,
@@ -30,6 +31,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "evaluate": evaluate,
     "predict": predict,
     "sample": sample,
+    "verify": verify,
     "generate": generate,
     "translate": translate,
     "export": export,

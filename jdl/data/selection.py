@@ -16,12 +16,23 @@ class Selection(Data):
     """The examples of some classes of a data set, relabeled from 0.
 
     Splits and transforms are those of `data`. Of the training split, as few examples as asked for
-    are kept, each class alike, drawn by `split_seed`.
+    are kept, each class alike, drawn by `split_seed`. With `test_classes` the test split has other
+    classes than training, as for embeddings of people or things that were never seen.
     """
 
     data: Data = field(kw_only=False)  # the set; its examples have `label`
     classes: tuple[int, ...]  # labels to keep, in the order of their new ids
     num_examples: int | None = None  # of the training split; None: all
+    test_classes: tuple[int, ...] = ()
+    """Labels to keep in the test split, in the order of their new ids, which follow those of
+    `classes` unless they are among these; (): `classes`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("classes", "test_classes"):
+            labels = getattr(self, name)
+            if repeated := [label for label in labels if labels.count(label) > 1]:
+                raise UserError(f"data.{name} holds {repeated[0]} twice: take one out")
 
     def splits(self) -> dict[str, Source]:
         """Returns the reduced splits.
@@ -29,7 +40,16 @@ class Selection(Data):
         Raises:
           UserError: a class has too few training examples.
         """
-        kept = {name: self._of_classes(source) for name, source in self.data.splits().items()}
+        kept = {
+            name: self._of_classes(source, self.test_classes if name == "test" else ())
+            for name, source in self.data.splits().items()
+        }
+        if not len(kept.get("test", self.classes)):
+            labels = ", ".join(map(str, self.test_classes or self.classes))
+            raise UserError(
+                f"the test split of {self.full_name()} has no example of the classes {labels}: "
+                f"correct data.{'test_classes' if self.test_classes else 'classes'}"
+            )
         if self.num_examples is not None:
             kept["train"] = self._few(kept["train"], self.num_examples)
         return dict(kept)
@@ -47,12 +67,17 @@ class Selection(Data):
         if self.fitted_values is not None:
             return tuple(self.fitted_values["classes"])
         names = self.data.output_names()
-        return tuple(names[label] for label in self.classes) if names else ()
+        return tuple(names[label] for label in self._all_classes) if names else ()
 
-    def _of_classes(self, source: Source) -> "Relabeled":
+    @property
+    def _all_classes(self) -> tuple[int, ...]:
+        """The labels of all splits, in the order of their new ids."""
+        return tuple(dict.fromkeys((*self.classes, *self.test_classes)))
+
+    def _of_classes(self, source: Source, classes: tuple[int, ...] = ()) -> "Relabeled":
         labels = np.array([int(x["label"]) for x in read_examples(source, range(len(source)))])
-        number = {label: index for index, label in enumerate(self.classes)}
-        kept = np.flatnonzero(np.isin(labels, self.classes))
+        number = {label: index for index, label in enumerate(self._all_classes)}
+        kept = np.flatnonzero(np.isin(labels, classes or self.classes))
         return Relabeled(Subset(source, kept), np.array([number[labels[i]] for i in kept]))
 
     def _few(self, source: "Relabeled", count: int) -> "Relabeled":

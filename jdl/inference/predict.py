@@ -103,7 +103,7 @@ def _until_error(
 
 def _file(run: Run, read: Reader, path: Path) -> Iterator[tuple[list[Place], Any]]:
     """Yields the places and examples of a file."""
-    found = _examples(run, read, path)
+    found = read_examples(run, read, path)
     yield [Place(keys, None) for keys in _places(run, path, len(found))], found
 
 
@@ -122,7 +122,7 @@ def _frames(run: Run, read: Reader, path: Path) -> Iterator[tuple[list[Place], A
             write_ppm(pixels, image)
             place = {"file": str(path), "frame": index, "seconds": round(seconds, 6)}
             try:
-                yield [Place(place, pixels)], _examples(run, read, image)
+                yield [Place(place, pixels)], read_examples(run, read, image)
             except UserError as error:
                 where = f"{path}, frame {index}"
                 raise UserError(str(error).replace(str(image), where)) from error
@@ -148,7 +148,7 @@ def _predictions(
             yield {**places[row].keys, **run.experiment.task.format_prediction(one, names)}
 
 
-def _examples(run: Run, read: Reader, path: Path) -> list[Example]:
+def read_examples(run: Run, read: Reader, path: Path) -> list[Example]:
     """Reads the examples of a file.
 
     Raises:

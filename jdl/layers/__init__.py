@@ -4,6 +4,7 @@ from jdl.layers.attention import Attention
 from jdl.layers.condition import ConditionEmbedding
 from jdl.layers.dropout import Dropout
 from jdl.layers.norm import BatchNorm
+from jdl.layers.patches import cut_patches, join_patches
 from jdl.layers.position import check_length, rotary, segment_positions, sinusoidal
 from jdl.layers.recurrent import GRU, LSTM, Bidirectional, SimpleRNN
 from jdl.layers.residual import NormedConv, Residual
@@ -33,7 +34,9 @@ __all__ = [
     "Whitening",
     "check_length",
     "check_sizes",
+    "cut_patches",
     "exact_gelu",
+    "join_patches",
     "normalization",
     "partial_identity",
     "rotary",

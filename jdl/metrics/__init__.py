@@ -20,6 +20,7 @@ from jdl.metrics.distribution import (
     nearest_distances,
     precision_and_recall,
 )
+from jdl.metrics.embeddings import ClusterAgreement, EqualErrorRate, RecallAtK, equal_error
 from jdl.metrics.merging import (
     Packed,
     check_additive,
@@ -40,8 +41,10 @@ __all__ = [
     "AveragePrecision",
     "BitsPerByte",
     "CalibrationError",
+    "ClusterAgreement",
     "ConfusionMatrix",
     "DiceScore",
+    "EqualErrorRate",
     "FrechetDistance",
     "IoU",
     "MacroF1",
@@ -51,6 +54,7 @@ __all__ = [
     "Metrics",
     "Packed",
     "Perplexity",
+    "RecallAtK",
     "RootMean",
     "Rows",
     "SensitivityAtSpecificity",
@@ -59,6 +63,7 @@ __all__ = [
     "TopKAccuracy",
     "check_additive",
     "compute",
+    "equal_error",
     "frechet_distance",
     "kernel_distance",
     "merge",

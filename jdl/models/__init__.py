@@ -18,7 +18,9 @@ from jdl.models.dit import DiT
 from jdl.models.enet import ENet
 from jdl.models.gpt import GPT, GPT2, GPT2XL, GPT2Large, GPT2Medium
 from jdl.models.image_transform import ImageTransformNet
+from jdl.models.masked_autoencoder import MaskedAutoencoder
 from jdl.models.mlp import MLP
+from jdl.models.projected import Projected
 from jdl.models.recurrent_lm import RecurrentLM
 from jdl.models.resnet import (
     ResNet,
@@ -73,6 +75,8 @@ __all__ = [
     "GPT2Medium",
     "ImageTransformNet",
     "LSTMEncoderDecoder",
+    "MaskedAutoencoder",
+    "Projected",
     "RecurrentLM",
     "ResNet",
     "ResNet8",

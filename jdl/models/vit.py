@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jdl import ops
-from jdl.errors import UserError
-from jdl.layers import Block, Dropout, check_sizes, exact_gelu, normalization, stack
+from jdl.layers import Block, Dropout, check_sizes, cut_patches, exact_gelu, normalization, stack
 
 
 class ViT(nn.Module):
@@ -58,15 +57,7 @@ class ViT(nn.Module):
 
     def _patches(self, images: jax.Array) -> jax.Array:
         """Embeds patches by one product: a strided convolution. Returns (batch, patches, embed)."""
-        batch, height, width, channels = images.shape
-        side = self.patch_size
-        if height % side or width % side:
-            raise UserError(
-                f"images of {height}x{width} pixels cannot be cut into patches of {side}: set "
-                f"model.patch_size"
-            )
-        x = images.reshape(batch, height // side, side, width // side, side, channels)
-        x = x.swapaxes(2, 3).reshape(batch, -1, side * side * channels).astype(self.dtype)
+        x = cut_patches(images, self.patch_size).astype(self.dtype)
         return nn.Dense(
             self.embed_dim, dtype=self.dtype, dot_general=ops.dot_general, name="patches"
         )(x)

@@ -6,15 +6,20 @@ from jdl.tasks.classification import Classification, balanced_weights
 from jdl.tasks.detection import Detection
 from jdl.tasks.diffusion import Diffusion
 from jdl.tasks.distillation import Distillation
+from jdl.tasks.embedding import Embedding
+from jdl.tasks.embedding_losses import BarlowTwins, EmbeddingLoss, NTXent, SupCon, VICReg
 from jdl.tasks.fairness import AdversarialClassification, FairClassification
+from jdl.tasks.fixmatch import FixMatch
 from jdl.tasks.forecast import Forecast
 from jdl.tasks.forward import forward
 from jdl.tasks.game import Game, Play
 from jdl.tasks.gan import GAN, hinge, non_saturating, relativistic
 from jdl.tasks.language import LanguageModeling
 from jdl.tasks.masked import MaskedLanguageModeling
+from jdl.tasks.masked_autoencoding import MaskedAutoencoding
 from jdl.tasks.multi_label import MultiLabelClassification
 from jdl.tasks.pixel_losses import CrossEntropy, Dice, Focal
+from jdl.tasks.probes import KNNProbe, LinearProbe, Probe
 from jdl.tasks.randomness import row_keys, with_row_keys
 from jdl.tasks.regression import Regression
 from jdl.tasks.scores import SampleScores
@@ -31,6 +36,7 @@ __all__ = [
     "MIRROR_AND_FLIP",
     "MIRROR_AND_SHIFT",
     "AdversarialClassification",
+    "BarlowTwins",
     "BinaryClassification",
     "Classification",
     "CrossEntropy",
@@ -38,22 +44,32 @@ __all__ = [
     "Dice",
     "Diffusion",
     "Distillation",
+    "Embedding",
+    "EmbeddingLoss",
     "FairClassification",
+    "FixMatch",
     "Focal",
     "Forecast",
     "Frozen",
     "Game",
     "HostMetrics",
+    "KNNProbe",
     "LanguageModeling",
+    "LinearProbe",
+    "MaskedAutoencoding",
     "MaskedLanguageModeling",
     "MultiLabelClassification",
+    "NTXent",
     "Play",
+    "Probe",
     "Regression",
     "SampleScores",
     "Segmentation",
     "StyleTransfer",
+    "SupCon",
     "Task",
     "Translation",
+    "VICReg",
     "VariationalAutoencoding",
     "View",
     "balanced_weights",

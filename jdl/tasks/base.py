@@ -22,6 +22,7 @@ from jdl.tasks.calibration import Calibration
 from jdl.tasks.forward import forward, initialize, sown_terms
 from jdl.tasks.gradients import ascent, check_dtypes
 from jdl.tasks.outputs import count_rows, to_json
+from jdl.tasks.probes import Probe, check_probes
 from jdl.tasks.terms import (
     DENOMINATORS,
     ROWS,
@@ -70,6 +71,7 @@ class Task:
     inputs: str | tuple[str, ...] = "image"  # name of the model's input in a batch, or of several
     targets: str = "label"  # name of the array to predict
     metrics: tuple[Metric, ...] = ()  # further metrics, of predictions and targets
+    probes: tuple[Probe, ...] = ()  # classifiers of predictions, fitted to training examples
     sown_losses: tuple[str, ...] = ()  # collections whose sown values are added to the loss
     inactive_layers: tuple[str, ...] = ()  # dropout and batch norm that training may leave inactive
     labeled: str | None = None  # name of a bool array, as of a stream: rows with targets; None: all
@@ -100,6 +102,7 @@ class Task:
 
     def __post_init__(self) -> None:
         check_metrics(self.metrics)
+        check_probes(self.probes)
         check_terms(self.loss_terms)
         for field, names in (
             ("loss_terms", ("loss", "gradient")),
@@ -338,6 +341,7 @@ class Task:
         `higher_is_better`; override it for other metrics.
         """
         own = {each.name: each.higher_is_better for each in self.metrics}
+        own |= dict.fromkeys((probe.name for probe in self.probes), True)
         return own[metric] if metric in own else HIGHER_IS_BETTER.get(metric)
 
     def has_host_metrics(self, split: str, data: Data) -> bool:

@@ -1,10 +1,11 @@
-"""Views of images over which evaluation averages: test-time augmentation and sliding windows."""
+"""Views of examples: those that a task learns from, and those over which evaluation averages."""
 
 import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -158,3 +159,25 @@ def average_pixels(views: Sequence[View], outputs: Sequence[Array], size: tuple[
         y, x = np.argwhere(seen == 0)[0]
         raise UserError(f"task.views leaves out pixel ({y}, {x}) of images of {size}: cover all")
     return total / seen[..., None]
+
+
+def training_view(batch: Batch, names: Sequence[str], view: int) -> dict[str, Any]:
+    """Returns a batch with one of two views of each example, made by the transform `Views(2)`.
+
+    Args:
+      batch: its arrays `names` are (batch, 2, ...).
+      names: of arrays of the batch.
+      view: 0 or 1.
+
+    Raises:
+      UserError: an array has no two views.
+    """
+    for name in names:
+        shape = batch[name].shape
+        if len(shape) < 3 or shape[1] != 2:
+            known = "" if names == ("image",) else f", names={tuple(names)}"
+            raise UserError(
+                f"the task learns from two views of each example, where {name!r} has shape "
+                f"{shape[1:]}: add Views(2{known}) to data.device_transforms, before augmentation"
+            )
+    return {**batch, **{name: batch[name][:, view] for name in names}}

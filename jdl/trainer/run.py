@@ -35,6 +35,7 @@ from jdl.tracing import tracing_errors
 from jdl.trainer import sampling
 from jdl.trainer.checks import check_experiment, check_scaled, check_shape, check_tokens
 from jdl.trainer.interrupt import Interrupted, Interruption
+from jdl.trainer.probing import probe_accuracies
 from jdl.typing import Json, Key
 
 
@@ -187,6 +188,7 @@ class Run:
             if self.interruption.requested:
                 raise Interrupted
         metrics = metrics_lib.compute(metrics_lib.merge([total, jax.device_get(last)]))
+        metrics |= probe_accuracies(self, split, state)
         if not predicted:
             return metrics, None
         found, batch = jax.tree.map(lambda *leaves: np.concatenate(leaves), *predicted)

@@ -87,6 +87,8 @@ def test_help(command):
         ("predict nowhere", "at least one FILE"),
         ("predict nowhere x.png", "nowhere is no run directory"),
         ("predict . x.png --epochs 3", "no option --epochs"),
+        ("verify . a.png", "verify needs two files, A and B"),
+        ("verify . a.png b.png --threshold 2", "from -1 to 1, not 2"),
         ("translate", "RUN"),
         ("translate nowhere", "nowhere is no run directory"),
         ("translate . --text x --text y", "--text is given twice"),

@@ -58,3 +58,21 @@ def test_a_selection_is_trained_on(tmp_path):
     assert Splits(data).fingerprints()["train"]["count"] == 40
     experiment = jdl.Experiment(model=MLP(features=2), data=data, epochs=10, batch_size=8)
     assert jdl.train(experiment, tmp_path / "run").result["metrics"]["test"]["accuracy"] == 1
+
+
+def test_the_test_split_has_classes_that_training_has_not():
+    data = Selection(WHOLE, classes=(0, 3), test_classes=(5, 3, 1))
+    found, whole = arrays(data), arrays(WHOLE)
+    assert {x["label"].item() for x in found["train"]} == {0, 1}
+    assert {x["label"].item() for x in found["validation"]} == {0, 1}
+    kept = [x for x in whole["test"] if x["label"] in (5, 3, 1)]
+    assert [(0, 3, 5, 1)[x["label"]] for x in found["test"]] == [x["label"] for x in kept]
+    for changes, message in (
+        ({"classes": (0, 0)}, "data.classes holds 0 twice"),
+        (
+            {"classes": (0,), "test_classes": (7,)},
+            "has no example of the classes 7",
+        ),
+    ):
+        with pytest.raises(UserError, match=message):
+            Selection(WHOLE, **changes).splits()

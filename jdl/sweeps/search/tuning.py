@@ -171,8 +171,10 @@ def _direction(config: StudyConfig, data: Splits) -> Literal["minimize", "maximi
             f"data.validation_fraction makes one"
         )
     run = TrainingRun(config.experiment, "", config.workdir, data)
-    scores = run.abstract_metrics()
-    on_host = config.experiment.task.has_host_metrics(split, config.experiment.data)
+    task = config.experiment.task
+    probes = [probe.name for probe in task.probes if split in probe.splits]
+    scores = [*run.abstract_metrics(), *probes]
+    on_host = task.has_host_metrics(split, config.experiment.data)
     if name not in scores and not on_host:
         raise UserError(
             f"there is no metric {name!r} of {split} (there are {', '.join(scores)})"
