@@ -63,6 +63,10 @@ def masked(height, width, classes):
     return {"image": found["image"], "segmentation_mask": found["image"][..., :1] % classes}
 
 
+def spoken(classes):
+    return {"image": RNG.normal(size=(24, 64, 40, 1)), "label": np.arange(24) % classes}
+
+
 STAND_INS = {
     "activations": images(28, 28, 1),
     "adult_fair": {**rows(9), "sex": np.arange(24) % 2},
@@ -124,6 +128,9 @@ STAND_INS = {
     "oxford_pets_unet": masked(160, 160, 2),
     "patch_camelyon_cnn": images(96, 96, 3, classes=2),
     "photo_style": {**images(160, 240, 3), "index": np.zeros(24, int)},
+    "spoken_digits_judge": spoken(60),
+    "spoken_digits_synthetic": spoken(10),
+    "spoken_digits_tts": spoken(60),
     "shakespeare_char_gpt": tokens(65, 65, labelled=False),
     "shakespeare_char_lstm": {**tokens(65, 65, labelled=False), "begins": np.zeros(24, bool)},
     "stdlib_byte_gpt": tokens(129, 256, labelled=False),

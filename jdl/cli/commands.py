@@ -20,6 +20,7 @@ from jdl.cli.report import report
 from jdl.cli.reproduce import reproduce
 from jdl.cli.robustness import robustness
 from jdl.cli.sample import sample
+from jdl.cli.speak import speak
 from jdl.cli.train import train
 from jdl.cli.translate import translate
 from jdl.cli.tune import tune
@@ -32,6 +33,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "predict": predict,
     "sample": sample,
     "verify": verify,
+    "speak": speak,
     "generate": generate,
     "translate": translate,
     "export": export,

@@ -24,6 +24,7 @@ from jdl.tasks.randomness import row_keys, with_row_keys
 from jdl.tasks.regression import Regression
 from jdl.tasks.scores import SampleScores
 from jdl.tasks.segmentation import Segmentation
+from jdl.tasks.speech import SpeechSynthesis
 from jdl.tasks.style import StyleTransfer
 from jdl.tasks.translation import Translation
 from jdl.tasks.untrained import Frozen, teacher_params
@@ -65,6 +66,7 @@ __all__ = [
     "Regression",
     "SampleScores",
     "Segmentation",
+    "SpeechSynthesis",
     "StyleTransfer",
     "SupCon",
     "Task",

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -268,7 +268,7 @@ class Run:
         key: Key | None = None,
         *,
         split: str | None = None,
-        label: int | None = None,
+        label: int | Sequence[int] | None = None,
         state: Any = None,
     ) -> Media:
         """Samples the model: images, texts or sounds, as the task renders them.
@@ -279,7 +279,8 @@ class Run:
           count: number of samples; the first are the same whatever their number.
           key: of the random numbers; None: key 0.
           split: whose examples a conditional model reads; None: validation, or train without it.
-          label: class of the samples, where the task has classes; None: drawn for each.
+          label: class of the samples, or of each, where the task has classes; None: drawn for
+            each.
           state: as in `evaluate`.
 
         Raises:

@@ -1,6 +1,6 @@
 """Samples of a run: what its model makes, as images, texts or sounds."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -23,7 +23,12 @@ TOKENS = 200
 
 
 def sample(
-    run: Any, count: int, key: Key | None, split: str | None, label: int | None, state: Any
+    run: Any,
+    count: int,
+    key: Key | None,
+    split: str | None,
+    label: int | Sequence[int] | None,
+    state: Any,
 ) -> Media:
     """Samples a run's model.
 
@@ -34,8 +39,7 @@ def sample(
     if count < 1:
         raise UserError(f"the number of samples must be at least 1, not {count}")
     task, data, size = run.experiment.task, run.experiment.data, run.experiment.batch_size
-    if label is not None:
-        _check_label(task, label)
+    labels = None if label is None else _labels(task, label, count)
     if isinstance(task, LanguageModeling):
         return _texts(run, count, key, state)
     pipeline = None if task.unconditional else run.pipeline(split or _default_split(run))
@@ -47,24 +51,33 @@ def sample(
             zeros(run, len(rows)) if pipeline is None else pipeline.examples(rows % len(pipeline))
         )
         batch["mask"] = rows < count
-        if label is not None:
-            batch[LABEL] = np.full(len(rows), label, np.int32)
+        if labels is not None:
+            batch[LABEL] = labels[np.minimum(rows, count - 1)]
         placed = run.compiled.put({**batch, ROW_SEEDS: row_seeds(key, rows)})
         parts.append((jax.device_get(run.compiled.sample(state, placed)), batch))
     samples, batch = jax.tree.map(lambda *leaves: np.concatenate(leaves)[:count], *parts)
     return task.render(samples, batch, data)
 
 
-def _check_label(task: Task, label: int) -> None:
-    """Raises a UserError unless a task draws samples of this class."""
+def _labels(task: Task, label: int | Sequence[int], count: int) -> np.ndarray:
+    """Returns the class of each sample, (count,) int32.
+
+    Raises:
+      UserError: a task draws no samples of such classes, or their number is another.
+    """
     classes = getattr(task, "num_classes", 0) if task.unconditional else 0
     if not classes:
         raise UserError(
             f"the task {type(task).__name__} draws no samples of a class: leave the label out, or "
             f"train with task.num_classes"
         )
-    if not 0 <= label < classes:
-        raise UserError(f"the label of samples is {label}, outside 0..{classes - 1}")
+    labels = np.asarray(label, np.int32)
+    if labels.ndim and labels.shape != (count,):
+        raise UserError(f"there are {labels.size} labels for {count} samples: give one for each")
+    for value in labels.ravel().tolist():
+        if not 0 <= value < classes:
+            raise UserError(f"the label of samples is {value}, outside 0..{classes - 1}")
+    return np.broadcast_to(labels, count)
 
 
 def edit(
