@@ -315,6 +315,32 @@ def bert_base(batch: int = 8, length: int = 128, **model: Any) -> Workload:
     )
 
 
+def _padded_reviews(vocab_size: int, length: int) -> Callable[[np.random.Generator, int], Arrays]:
+    """Reviews of half the length up to the whole, padded at their ends."""
+    whole = _reviews(vocab_size, length)
+
+    def draw(rng: np.random.Generator, count: int) -> Arrays:
+        found = whole(rng, count)
+        lengths = rng.integers(length // 2, length + 1, (count, 1))
+        return {**found, "tokens": np.where(np.arange(length) < lengths, found["tokens"], 0)}
+
+    return draw
+
+
+def bert_finetune(batch: int = 32, length: int = 128, **model: Any) -> Workload:
+    """Fine-tuning of MiniLM (`imdb_minilm`), with further fields by name; no dropout."""
+    fields = {"dropout_rate": 0.0, **model}
+    return Workload(
+        name="bert_finetune",
+        size=f"MiniLM, T={length}",
+        experiment="imdb_minilm",
+        changes={f"model.{name}": value for name, value in fields.items()},
+        batch=batch,
+        tokens=length,
+        draw=_padded_reviews(fields.get("vocab_size", 30_522), length),
+    )
+
+
 def seq2seq(
     batch: int = 128,
     *,
@@ -376,7 +402,8 @@ def workloads(accelerator: bool) -> tuple[Workload, ...]:
             "vocab_size": 37_000,
         }
         translation = seq2seq(length=64, **base, pre_norm=False)
-        others = (mlp(), cnn(256), lstm(), gpt2, lstm_lm(), bert_base(64), translation)
+        texts = (bert_base(64), bert_finetune(256), translation)
+        others = (mlp(), cnn(256), lstm(), gpt2, lstm_lm(), *texts)
         return (*others, *images, *dense)
     tiny = gpt(
         "tiny", num_layers=4, embed_dim=128, max_position_embeddings=64, batch=12, num_heads=4
@@ -390,4 +417,5 @@ def workloads(accelerator: bool) -> tuple[Workload, ...]:
     }
     small = gpt("small", **shape, compiler_options=ONEDNN, **{"runtime.malloc_arenas": 1})
     images = (resnet50(), cifar10_resnet(), vit_s16(), unet(), detector(), gan())
-    return mlp(), cnn(), lstm(), tiny, small, lstm_lm(), *images, bert_base(), seq2seq()
+    texts = (bert_base(), bert_finetune(), seq2seq())
+    return mlp(), cnn(), lstm(), tiny, small, lstm_lm(), *images, *texts

@@ -1,8 +1,10 @@
 """Experiment and Runtime: the configuration of a training run."""
 
 import dataclasses
+import functools
 import math
 import numbers
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -20,8 +22,11 @@ from jdl.hooks import (
     RetraceWarning,
     TensorBoard,
 )
+from jdl.layers import LoRA
 from jdl.optimizers import Adam, Optimizer
+from jdl.optimizers.modules import freeze
 from jdl.parallel import DataParallel, Strategy
+from jdl.paths import within
 from jdl.pretrained import InitFrom
 from jdl.step import Program
 from jdl.tasks import Classification, Task
@@ -103,6 +108,11 @@ class Experiment:
         rate = getattr(self.model, "dropout_rate", None)
         if isinstance(rate, (int, float)) and not 0 <= rate <= 1:
             raise UserError(f"model.dropout_rate must be in [0, 1], not {rate}")
+        if isinstance(self.model, LoRA) and getattr(self.optimizer, "frozen", ()):
+            raise UserError(
+                "optimizer.frozen: a model with LoRA freezes all but model.trained already: set it "
+                "to ()"
+            )
         # Frozen, but not yet in anyone's hands.
         object.__setattr__(self, "task", _with_array_names(self.task, self.data))
 
@@ -155,8 +165,20 @@ class Experiment:
     def transformation(self, steps: int) -> optax.GradientTransformationExtraArgs:
         """The Optax transformation of `optimizer` for a run of `steps` optimizer steps."""
         if isinstance(self.optimizer, Optimizer):
-            return self.optimizer.build(steps)
-        return optax.with_extra_args_support(self.optimizer)
+            built = self.optimizer.build(steps)
+        else:
+            built = optax.with_extra_args_support(self.optimizer)
+        if isinstance(self.model, LoRA):
+            return freeze(built, is_frozen=self.model.is_frozen)
+        return built
+
+    @property
+    def is_frozen(self) -> Callable[[str], bool] | None:
+        """Whether the parameter at a path is never trained; None: all are."""
+        names = getattr(self.optimizer, "frozen", ())
+        if isinstance(self.model, LoRA):
+            return self.model.is_frozen
+        return functools.partial(within, modules=names) if names else None
 
     def program(self, steps: int) -> Program:
         """The computation of one training step.
@@ -174,6 +196,7 @@ class Experiment:
             self.data.device_transforms,
             self.num_microbatches,
             self.compiler_options,
+            self.is_frozen,
         )
 
 

@@ -20,7 +20,7 @@ from jdl.paths import path_name
 from jdl.state import TrainState
 from jdl.tasks import Task
 from jdl.tasks.base import LABEL, STRENGTH
-from jdl.tasks.observe import check_active, check_variables, observe, without_sown
+from jdl.tasks.observe import capture_input, check_active, check_variables, observe, without_sown
 from jdl.tasks.randomness import (
     ROW_KEYS,
     ROW_SEEDS,
@@ -47,6 +47,10 @@ class Program:
     """Parts that each batch is computed in, one after another, to bound the memory of a step."""
     compiler_options: tuple[tuple[str, str], ...] = ()
     """XLA options as (name, value), for the functions of this program only."""
+    is_frozen: Callable[[str], bool] | None = None
+    """Whether the optimizer leaves the parameter at a path as it is; None: no parameter."""
+    layer: str | None = None
+    """Path of a module; a prediction is then what it reads (`jdl embed`), not the task's."""
 
     def __post_init__(self) -> None:
         if self.task.couples_rows and self.num_microbatches > 1:
@@ -217,10 +221,14 @@ def evaluate(
 
 
 def predict(program: Program, state: TrainState, batch: Batch) -> Any:
-    """Returns the task's prediction for each row of a batch."""
+    """Returns the task's prediction for each row of a batch, or what `program.layer` reads."""
     batch, seeds = pop_row_seeds(batch)
     batch = {**transform(program, batch, None), ROW_SEEDS: seeds}
-    return program.task.predict(program.model, state, batch)
+    if program.layer is None:
+        return program.task.predict(program.model, state, batch)
+    with capture_input(program.layer) as captured:
+        program.task.predict(program.model, state, batch)
+    return captured.value().astype(jnp.float32)
 
 
 def host_outputs(program: Program, state: TrainState, batch: Batch) -> Any:
@@ -341,7 +349,16 @@ def _gradient(
     collections = without_sown(collections, observed.sown)
     collections = with_frozen(program.task, collections, state.collections)
     check_variables(collections, state.collections)
+    if program.is_frozen is not None:
+        # XLA then drops the part of the backward pass that only these need.
+        gradients = jax.tree_util.tree_map_with_path(
+            functools.partial(_unless_frozen, program.is_frozen), gradients
+        )
     return (gradients, weight, metrics), collections
+
+
+def _unless_frozen(is_frozen: Callable[[str], bool], path: Any, gradient: jax.Array) -> jax.Array:
+    return jnp.zeros_like(gradient) if is_frozen(path_name(path)) else gradient
 
 
 def scan_or_unroll(body: Any, carry: Any, xs: PyTree) -> tuple[Any, Any]:

@@ -63,13 +63,20 @@ MODES = {
 
 def takes_argument(model: nn.Module, name: str, method: str = "__call__") -> bool:
     """Whether a method of a module takes an argument of this name."""
-    return name in inspect.signature(getattr(type(model), method)).parameters
+    return name in _parameters(model, method)
 
 
 def mode_arguments(model: nn.Module, train: bool, method: str = "__call__") -> dict[str, Any]:
     """Returns the arguments that set a module's mode, by the names that its method takes."""
-    known = inspect.signature(getattr(type(model), method)).parameters
+    known = _parameters(model, method)
     return {name: value is train for name, value in MODES.items() if name in known}
+
+
+def _parameters(model: nn.Module, method: str) -> Mapping[str, Any]:
+    """Returns the parameters of a method; of one that wraps another model, that model's."""
+    while (wrapped := getattr(model, "wrapped_model", None)) is not None:
+        model = wrapped
+    return inspect.signature(getattr(type(model), method)).parameters
 
 
 def place(error: BaseException) -> str:

@@ -31,6 +31,7 @@ from benchmarks.trainer import first_batch
 from benchmarks.workloads import (
     augmented,
     bert_base,
+    bert_finetune,
     cifar10_resnet,
     detector,
     gan,
@@ -67,6 +68,15 @@ SMALL = (
         num_heads=2,
         embed_dim=8,
     ),
+    bert_finetune(
+        2,
+        length=4,
+        vocab_size=11,
+        max_position_embeddings=8,
+        num_layers=1,
+        num_heads=2,
+        embed_dim=8,
+    ),
     vit_s16(2, side=8, num_classes=5, patch_size=4, num_layers=1, num_heads=2, embed_dim=8),
     unet(2, (18, 12), channels=(8, 16), features=11),
     detector(2, (24, 20), channels=(8, 16)),
@@ -83,6 +93,7 @@ SMALL = (
 )
 DEEP = (
     "bert_base",
+    "bert_finetune",
     "detector",
     "gan",
     "lstm_lm",

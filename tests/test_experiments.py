@@ -104,6 +104,8 @@ STAND_INS = {
     "imdb_bilstm": tokens(200, 10_000),
     "imdb_gru": tokens(200, 10_000),
     "imdb_lstm": tokens(200, 10_000),
+    "imdb_minilm": tokens(256, 30_522),
+    "imdb_minilm_probe": tokens(256, 30_522),
     "imdb_mlm": tokens(128, 8192, labelled=False),
     "mnist_cnn": images(28, 28, 1),
     "mnist_flow": images(28, 28, 1),
@@ -133,6 +135,7 @@ STAND_INS = {
     "spoken_digits_tts": spoken(60),
     "shakespeare_char_gpt": tokens(65, 65, labelled=False),
     "shakespeare_char_lstm": {**tokens(65, 65, labelled=False), "begins": np.zeros(24, bool)},
+    "stdlib_chat": {**tokens(129, 2048, labelled=False), "loss_mask": np.ones((24, 129), bool)},
     "stdlib_byte_gpt": tokens(129, 256, labelled=False),
     "temperatures_rnn": series(20),
 }

@@ -5,9 +5,11 @@ from collections.abc import Callable
 from jdl.cli.audit import audit
 from jdl.cli.calibrate import calibrate
 from jdl.cli.card import card
+from jdl.cli.chat import chat
 from jdl.cli.compare import compare
 from jdl.cli.compress import compress
 from jdl.cli.curve import curve
+from jdl.cli.embed import embed
 from jdl.cli.evaluate import evaluate
 from jdl.cli.export import export
 from jdl.cli.find import find_batch, find_lr
@@ -31,10 +33,12 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "tune": tune,
     "evaluate": evaluate,
     "predict": predict,
+    "embed": embed,
     "sample": sample,
     "verify": verify,
     "speak": speak,
     "generate": generate,
+    "chat": chat,
     "translate": translate,
     "export": export,
     "compress": compress,

@@ -14,6 +14,7 @@ from jdl.data.augment import (
 from jdl.data.base import Data
 from jdl.data.boxes import ConvertBoxes, Pad
 from jdl.data.buckets import Buckets
+from jdl.data.chats import ChatFile, Chats, ChatTemplate
 from jdl.data.documents import Documents, Texts
 from jdl.data.folder import ImageFolder
 from jdl.data.image_annotations import ImageBoxes, ImageMasks
@@ -27,12 +28,12 @@ from jdl.data.reweighing import Reweighed
 from jdl.data.selection import Selection
 from jdl.data.series import Series
 from jdl.data.sources import Source, Subset
-from jdl.data.stdlib import StandardLibrary
+from jdl.data.stdlib import StandardLibrary, StandardLibraryChats
 from jdl.data.tables import Table
 from jdl.data.text import Words
 from jdl.data.text_files import TextFile, TextTable
 from jdl.data.tfds import TFDS
-from jdl.data.tokenizers import BPE, Bytes, Chars, Saved
+from jdl.data.tokenizers import BPE, Bytes, Chars, Saved, TokenizerFile
 from jdl.data.transforms import Binarize, MaskTokens, Normalize, Scale
 from jdl.data.views import OnViews, Views
 
@@ -45,6 +46,9 @@ __all__ = [
     "Buckets",
     "Bytes",
     "Chars",
+    "ChatFile",
+    "ChatTemplate",
+    "Chats",
     "ColorJitter",
     "ConvertBoxes",
     "CutMix",
@@ -77,6 +81,7 @@ __all__ = [
     "Series",
     "Source",
     "StandardLibrary",
+    "StandardLibraryChats",
     "Stream",
     "Streams",
     "Subset",
@@ -84,6 +89,7 @@ __all__ = [
     "TextFile",
     "TextTable",
     "Texts",
+    "TokenizerFile",
     "Tokens",
     "Views",
     "Words",

@@ -13,7 +13,7 @@ from jdl.data.language import no_reader
 from jdl.data.readers import Reader
 from jdl.data.sources import Example, Source, read_examples
 from jdl.data.text import as_text, read_texts
-from jdl.data.tokenizers import BOS, BPE, EOS, PAD, SPECIAL_TOKENS, Encoding, Tokenizer
+from jdl.data.tokenizers import BPE, Encoding, SubwordTokenizer, Tokenizer, special_ids
 from jdl.errors import UserError
 from jdl.typing import Json
 
@@ -81,12 +81,14 @@ class Documents(Data):
         return no_reader(self)
 
     def _make_tokenizer(self) -> Tokenizer:
-        return _with_specials(self.encoding, self.text)
+        return _with_specials(self.encoding, self.text, ("bos", "eos"))
 
     def convert(self, source: Source) -> PackedDocuments:
         """See `Data.convert`."""
         encode, sizes = self.tokenizer().encode, self.tokenizer().token_bytes()
-        rows = [np.array([BOS, *encode(t), EOS], np.int32) for t, _ in read_texts(source)]
+        ids = special_ids(self.tokenizer())
+        bos, eos = ids["bos"], ids["eos"]
+        rows = [np.array([bos, *encode(t), eos], np.int32) for t, _ in read_texts(source)]
         numbers = np.repeat(np.arange(len(rows), dtype=np.int32), [len(row) for row in rows])
         return PackedDocuments(np.concatenate(rows), numbers, sizes, self.length)
 
@@ -96,7 +98,7 @@ class EncodedTexts:
     """Texts as a fixed number of tokens, encoded on access."""
 
     source: Source
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer  # with a token `<pad>`
     length: int
     truncation_side: Literal["right", "left"]
     classes: tuple[str, ...] = ()  # that label the texts, if words do
@@ -114,13 +116,14 @@ class EncodedTexts:
         return [self._encoded(example) for example in read_examples(self.source, indices)]
 
     def tokens(self, text: Any) -> np.ndarray:
-        """Returns `<bos>` and the text, (length,) int32, padded at the end or truncated."""
-        found = self.tokenizer.encode(as_text(text))
-        room = self.length - 1
+        """Returns the text in its special tokens, (length,) int32, padded or truncated."""
+        found, ids = self.tokenizer.encode(as_text(text)), special_ids(self.tokenizer)
+        before, after = template(self.tokenizer)
+        room = self.length - len(before) - len(after)
         found = (
             found[:room] if self.truncation_side == "right" else found[max(len(found) - room, 0) :]
         )
-        return np.array([BOS, *found] + [PAD] * (room - len(found)), np.int32)
+        return np.array([*before, *found, *after] + [ids["pad"]] * (room - len(found)), np.int32)
 
     def _encoded(self, example: Example) -> Example:
         found = {"tokens": self.tokens(example["text"])}
@@ -140,13 +143,14 @@ class EncodedTexts:
 class Texts(Data):
     """Texts one per row, as for BERT: `tokens` (length,) and `label` if present.
 
-    `<bos>` comes first, padding last. Splits are those of `text`; pieces are learned from its
-    training texts alone.
+    `<bos>` comes first, padding last; with the tokenizer of a pretrained model (`TokenizerFile`)
+    its special tokens are around the text, such as `[CLS]` and `[SEP]`. Splits are those of `text`;
+    pieces are learned from its training texts alone.
     """
 
     text: Data = field(kw_only=False)  # the set; its examples have `text`
     encoding: Encoding = BPE()  # how text becomes tokens
-    length: int = 128  # tokens of a text, `<bos>` included
+    length: int = 128  # tokens of a text, special ones included
     truncation_side: Literal["right", "left"] = "right"  # side cut off a text that is too long
 
     array_names: ClassVar[tuple[str, str]] = ("tokens", "label")
@@ -189,7 +193,7 @@ class Texts(Data):
         return {**found, "sha256": hashlib.sha256(cut.encode()).hexdigest()}
 
     def _make_tokenizer(self) -> Tokenizer:
-        return _with_specials(self.encoding, self.text)
+        return _with_specials(self.encoding, self.text, ("pad",))
 
     def _classes(self, splits: Mapping[str, Source]) -> tuple[str, ...]:
         """Returns the words that label the texts."""
@@ -213,16 +217,29 @@ def is_word(label: Any) -> bool:
     return isinstance(label, (str, bytes))
 
 
-def _with_specials(encoding: Encoding, data: Data) -> Tokenizer:
-    """Returns the tokenizer, which needs `<bos>` and `<eos>`.
+def template(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """Returns the special tokens before and after a text."""
+    if isinstance(tokenizer, SubwordTokenizer):
+        return tokenizer.template
+    return [special_ids(tokenizer)["bos"]], []
+
+
+def _with_specials(encoding: Encoding, data: Data, needed: Sequence[str]) -> Tokenizer:
+    """Returns the tokenizer, which needs special tokens of some roles.
 
     Raises:
-      UserError: it lacks them.
+      UserError: it lacks one.
     """
     tokenizer = encoding.build(text for text, _ in read_texts(data.splits()["train"]))
-    if tokenizer.token_bytes()[: len(SPECIAL_TOKENS)].any():
+    known = special_ids(tokenizer)
+    if not known:
         raise UserError(
             f"the texts of {data.full_name()} need <bos>, <eos> and <pad> tokens, which bytes "
             f"and characters lack: set data.encoding to bpe"
+        )
+    if missing := [role for role in needed if role not in known]:
+        raise UserError(
+            f"the texts of {data.full_name()} need a <{missing[0]}> token, which the tokenizer of "
+            f"data.encoding lacks: set data.encoding to bpe, or to another tokenizer"
         )
     return tokenizer

@@ -14,7 +14,17 @@ from jdl.data.files import read_columns
 from jdl.data.readers import Reader
 from jdl.data.sources import Source, read_examples
 from jdl.data.text import as_text
-from jdl.data.tokenizers import BOS, BPE, EOS, PAD, BPETokenizer, Encoding, Tokenizer
+from jdl.data.tokenizers import (
+    BOS,
+    BPE,
+    EOS,
+    PAD,
+    ROLES,
+    Encoding,
+    SubwordTokenizer,
+    Tokenizer,
+    special_ids,
+)
 from jdl.errors import UserError, nearest
 
 _log = logging.getLogger(__name__)
@@ -103,13 +113,15 @@ class Pairs(Data):
     def _make_tokenizer(self) -> Tokenizer:
         return self.encoding.build(text for side in self._texts["train"] for text in side)
 
-    def _pieces(self) -> BPETokenizer:
+    def _pieces(self) -> SubwordTokenizer:
         """Returns the tokenizer, which needs `<bos>`, `<eos>` and `<pad>` tokens."""
         pieces = self.tokenizer()
-        if not isinstance(pieces, BPETokenizer):
+        own = dict(zip(ROLES, range(len(ROLES)), strict=True))
+        if not isinstance(pieces, SubwordTokenizer) or special_ids(pieces) != own:
             raise UserError(
-                f"the texts of {self.full_name()} need <bos>, <eos> and <pad> tokens, which bytes "
-                f"and characters lack: set data.encoding to bpe"
+                f"the texts of {self.full_name()} need <bos>, <eos> and <pad> tokens with the ids "
+                f"of jdl's own, which bytes and characters and other models' tokenizers lack: set "
+                f"data.encoding to bpe"
             )
         return pieces
 
@@ -137,7 +149,7 @@ class Pairs(Data):
         return sides[0], sides[1]
 
     def _arrays(
-        self, split: str, texts: tuple[list[str], list[str]], pieces: BPETokenizer
+        self, split: str, texts: tuple[list[str], list[str]], pieces: SubwordTokenizer
     ) -> Source:
         sources, targets = map(pieces.encode_batch, texts)
         cut = split == "train"

@@ -1,8 +1,8 @@
-"""Tokenizers: bytes, characters, or BPE trained on the training text."""
+"""Tokenizers: bytes, characters, BPE trained on the training text, or those of other models."""
 
 import functools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, SupportsIndex, runtime_checkable
@@ -16,6 +16,14 @@ SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<mask>")
 """What the first ids of `BPE` stand for: padding, begin and end of a text, a hidden token."""
 
 PAD, BOS, EOS, MASK = range(4)
+
+ROLES: Mapping[str, tuple[str, ...]] = {
+    "pad": ("<pad>", "[PAD]"),
+    "bos": ("<bos>", "[CLS]", "<s>", "<|endoftext|>"),
+    "eos": ("<eos>", "[SEP]", "</s>", "<|endoftext|>"),
+    "mask": ("<mask>", "[MASK]"),
+}
+"""Special tokens by role, as the tokenizers of jdl, BERT, RoBERTa and GPT-2 spell them."""
 
 
 @runtime_checkable
@@ -149,7 +157,7 @@ class BPE(Encoding):
         if self.vocab_size < least:
             raise UserError(f"BPE.vocab_size must be at least {least}, not {self.vocab_size}")
 
-    def build(self, texts: Iterable[str]) -> "BPETokenizer":
+    def build(self, texts: Iterable[str]) -> "SubwordTokenizer":
         """Trains on texts.
 
         Raises:
@@ -168,35 +176,65 @@ class BPE(Encoding):
             show_progress=False,
         )
         pieces.train_from_iterator(texts, trainer)
-        return BPETokenizer(pieces.to_str())
+        return SubwordTokenizer(pieces.to_str())
 
 
 @dataclass(frozen=True)
-class BPETokenizer:
-    """A tokenizer of the library `tokenizers`, stored as JSON."""
+class SubwordTokenizer:
+    """A tokenizer of the library `tokenizers`, stored as JSON: byte-level BPE or WordPiece."""
 
     text: str
 
     def __reduce__(self) -> Any:
         # Without cached values: a pickled library tokenizer loses its settings.
-        return BPETokenizer, (self.text,)
+        return SubwordTokenizer, (self.text,)
 
     @functools.cached_property
     def _pieces(self) -> Any:
         pieces = _library().Tokenizer.from_str(self.text)
         pieces.encode_special_tokens = True  # "<eos>" in a text is five characters, not special
+        pieces.no_truncation()
+        pieces.no_padding()
         return pieces
+
+    @functools.cached_property
+    def _known(self) -> Mapping[str, Any]:
+        return json.loads(self.text)
+
+    @property
+    def _is_wordpiece(self) -> bool:
+        return self._known["model"].get("type") == "WordPiece"
 
     @property
     def vocab_size(self) -> int:
         """See `Tokenizer.vocab_size`."""
         return self._pieces.get_vocab_size()
 
+    @functools.cached_property
+    def special_ids(self) -> Mapping[str, int]:
+        """Ids of the special tokens by role, of those in `ROLES` that there are."""
+        ids = {each["content"]: each["id"] for each in self._known["added_tokens"]}
+        found = {role: [ids[n] for n in names if n in ids] for role, names in ROLES.items()}
+        return {role: ids[0] for role, ids in found.items() if ids}
+
+    @functools.cached_property
+    def template(self) -> tuple[list[int], list[int]]:
+        """Special tokens before and after a text, such as those of `[CLS] text [SEP]`."""
+        if self._known.get("post_processor") is None:
+            return [self.special_ids["bos"]] if "bos" in self.special_ids else [], []
+        found = self._pieces.encode("a", add_special_tokens=True)
+        ids, marks = found.ids, found.special_tokens_mask
+        first, last = marks.index(0), len(marks) - marks[::-1].index(0)
+        return ids[:first], ids[last:]
+
     def token_bytes(self) -> np.ndarray:
-        """See `Tokenizer.token_bytes`; with `lowercase`, of the lowercased text."""
+        """See `Tokenizer.token_bytes`; of the text as it is normalized, such as lowercased."""
         found = np.zeros(self.vocab_size, np.int32)
+        special = {each["id"] for each in self._known["added_tokens"] if each["special"]}
         for piece, token in self._pieces.get_vocab().items():
-            found[token] = 0 if piece in SPECIAL_TOKENS else len(piece)  # one letter per byte
+            # A letter of byte-level BPE stands for a byte.
+            size = len(piece.removeprefix("##").encode()) if self._is_wordpiece else len(piece)
+            found[token] = 0 if token in special else size
         return found
 
     def encode(self, text: str) -> list[int]:
@@ -209,12 +247,60 @@ class BPETokenizer:
         return [each.ids for each in found]
 
     def decode(self, tokens: Iterable[SupportsIndex]) -> str:
-        """See `Tokenizer.decode`."""
+        """See `Tokenizer.decode`; WordPiece has lost spaces, and what its normalizer changes."""
         return self._pieces.decode(list(map(int, tokens)), skip_special_tokens=True)
 
     def to_json(self) -> str:
         """See `Tokenizer.to_json`."""
         return self.text
+
+
+def special_ids(tokenizer: Tokenizer) -> Mapping[str, int]:
+    """Returns the ids of a tokenizer's special tokens by role: `pad`, `bos`, `eos` and `mask`."""
+    if isinstance(tokenizer, SubwordTokenizer):
+        return tokenizer.special_ids
+    first = tokenizer.token_bytes()[: len(SPECIAL_TOKENS)]
+    return {} if first.any() else dict(zip(ROLES, range(len(first)), strict=False))
+
+
+@dataclass(frozen=True)
+class TokenizerFile(Encoding):
+    """The tokenizer of a pretrained model, from its `tokenizer.json`.
+
+    Byte-level BPE, as of GPT-2, or WordPiece, as of BERT. Lengths to which the file truncates and
+    pads are ignored: the data set has its own.
+    """
+
+    path: str  # the file, or the directory that holds it
+
+    def build(self, texts: Iterable[str]) -> SubwordTokenizer:
+        """Reads the tokenizer.
+
+        Raises:
+          UserError: there is no such file, or it is of another kind.
+        """
+        del texts
+        path = Path(self.path).expanduser()
+        path = path / "tokenizer.json" if path.is_dir() else path
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or first_line(error)
+            raise UserError(
+                f"{path} cannot be read ({reason}): name the tokenizer.json of a pretrained model, "
+                f"or its directory"
+            ) from error
+        found = read_tokenizer(text, str(path))
+        if not isinstance(found, SubwordTokenizer):
+            raise UserError(f"{path} is a tokenizer of jdl: name its run with the encoding Saved")
+        known = json.loads(text)
+        kind = known["model"].get("type", "BPE")
+        levels = json.dumps([known.get("pre_tokenizer"), known.get("decoder")])
+        if kind != "WordPiece" and not (kind == "BPE" and "ByteLevel" in levels):
+            raise UserError(
+                f"{path} is a tokenizer of the kind {kind}; supported: WordPiece and byte-level BPE"
+            )
+        return found
 
 
 @dataclass(frozen=True)
@@ -242,8 +328,12 @@ class Saved(Encoding):
             raise UserError(f"{path} cannot be read: {first_line(error)}") from error
 
 
-def read_tokenizer(text: str) -> Tokenizer:
+def read_tokenizer(text: str, where: str = "this") -> Tokenizer:
     """Parses a tokenizer; inverse of `Tokenizer.to_json`.
+
+    Args:
+      text: JSON.
+      where: what it is called in the error.
 
     Raises:
       UserError: it is not a tokenizer.
@@ -251,7 +341,7 @@ def read_tokenizer(text: str) -> Tokenizer:
     try:
         known = json.loads(text)
         if "jdl" not in known:
-            pieces = BPETokenizer(text)
+            pieces = SubwordTokenizer(text)
             assert pieces.vocab_size
             return pieces
         if known == {"jdl": "bytes"}:
@@ -264,7 +354,7 @@ def read_tokenizer(text: str) -> Tokenizer:
     except UserError:
         raise
     except Exception as error:  # the library raises plain Exception
-        raise UserError("this is not a tokenizer saved by jdl") from error
+        raise UserError(f"{where} is not a tokenizer saved by jdl or transformers") from error
 
 
 def _library() -> Any:

@@ -3,6 +3,8 @@
 import numpy as np
 
 from jdl.data.base import Data
+from jdl.data.documents import Texts
+from jdl.data.tokenizers import MASK, special_ids
 from jdl.data.transforms import MaskTokens
 from jdl.errors import UserError
 
@@ -43,4 +45,23 @@ def check_vocab_size(data: Data, vocab_size: int) -> None:
             raise UserError(
                 f"data.device_transforms.{index}.vocab_size is {transform.vocab_size}, but "
                 f"model.vocab_size is {vocab_size}: set both to the same"
+            )
+        if isinstance(transform, MaskTokens) and data.has_tokenizer:
+            mask = special_ids(data.tokenizer()).get("mask")
+            if mask != MASK:
+                raise UserError(
+                    f"data.device_transforms.{index} (MaskTokens) hides tokens behind that of id "
+                    f"{MASK}, which in the tokenizer of {data.full_name()} is "
+                    f"{'missing' if mask is None else mask}: set data.encoding to bpe"
+                )
+
+
+def check_pad_token(data: Data, pad_token_id: int) -> None:
+    """Raises a UserError if the data pads with another token than the model ignores."""
+    if data.has_tokenizer and isinstance(data, Texts):
+        padded = special_ids(data.tokenizer())["pad"]
+        if padded != pad_token_id:
+            raise UserError(
+                f"the tokenizer of {data.full_name()} pads with token {padded}, the model ignores "
+                f"{pad_token_id}: set model.pad_token_id to {padded}"
             )

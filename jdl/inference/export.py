@@ -1,6 +1,7 @@
 """Exports the prediction of a run as one StableHLO file, which JAX runs without jdl."""
 
 import contextlib
+import dataclasses
 import importlib.util
 import itertools
 import os
@@ -14,6 +15,7 @@ from jax import export
 
 from jdl.errors import UserError, first_line, install_command
 from jdl.inference.weights import dequantize, quantize
+from jdl.layers import LoRA, merge_lora
 from jdl.ops.platforms import portable
 from jdl.state import TrainState
 from jdl.step import predict
@@ -86,6 +88,7 @@ def export_prediction(
     params, collections = jax.tree.map(
         lambda x: jnp.asarray(to_host(x)), (state.params, state.collections)
     )
+    _, params = merge_lora(run.program.model, params)
     arrays = (quantize(params) if weights == "int8" else params, collections)
     here = export.default_export_platform()
     choices = [platforms] if platforms else [(here, "cpu", "cuda"), (here,)]
@@ -167,4 +170,7 @@ def _predicted(run: Run, weights: PyTree, arrays: Mapping[str, jax.Array]) -> An
         collections=collections,
         opt_state=(),
     )
-    return predict(run.program, state, {**absent, **arrays, "mask": jnp.ones(rows, bool)})
+    program = run.program
+    if isinstance(program.model, LoRA):  # whose changes are merged
+        program = dataclasses.replace(program, model=program.model.model)
+    return predict(program, state, {**absent, **arrays, "mask": jnp.ones(rows, bool)})

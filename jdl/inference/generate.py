@@ -77,10 +77,10 @@ def generate(
     known = first_tokens(tokenizer) if prompt is None else tokenizer.encode(as_text(prompt))
     state, key = run.evaluation_state(run.state), jax.random.key(seed)
     chunks = stream_tokens(run, state, tokenizer, known, tokens, sampling, key, samples)
-    return _decoded(tokenizer, known, chunks, samples, end_token(tokenizer))
+    return decoded(tokenizer, known, chunks, samples, end_token(tokenizer))
 
 
-def _decoded(
+def decoded(
     tokenizer: Tokenizer,
     known: list[int],
     chunks: Iterator[np.ndarray],

@@ -104,7 +104,7 @@ def _until_error(
 def _file(run: Run, read: Reader, path: Path) -> Iterator[tuple[list[Place], Any]]:
     """Yields the places and examples of a file."""
     found = read_examples(run, read, path)
-    yield [Place(keys, None) for keys in _places(run, path, len(found))], found
+    yield [Place(keys, None) for keys in example_places(run, path, len(found))], found
 
 
 def _frames(run: Run, read: Reader, path: Path) -> Iterator[tuple[list[Place], Any]]:
@@ -170,7 +170,7 @@ def read_examples(run: Run, read: Reader, path: Path) -> list[Example]:
     return examples
 
 
-def _places(run: Run, path: Path, count: int) -> list[dict[str, Json]]:
+def example_places(run: Run, path: Path, count: int) -> list[dict[str, Json]]:
     """Returns `file` and `row` of each example; for series the whole file is one example."""
     data = run.experiment.data
     tabular = isinstance(data, Table) or path.suffix.lower() in TABULAR

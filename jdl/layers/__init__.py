@@ -3,6 +3,7 @@
 from jdl.layers.attention import Attention
 from jdl.layers.condition import ConditionEmbedding
 from jdl.layers.dropout import Dropout
+from jdl.layers.lora import LoRA, merge_lora
 from jdl.layers.norm import BatchNorm
 from jdl.layers.patches import cut_patches, join_patches
 from jdl.layers.position import check_length, rotary, segment_positions, sinusoidal
@@ -28,6 +29,7 @@ __all__ = [
     "ConditionEmbedding",
     "Dropout",
     "FeedForward",
+    "LoRA",
     "NormedConv",
     "Residual",
     "SimpleRNN",
@@ -37,6 +39,7 @@ __all__ = [
     "cut_patches",
     "exact_gelu",
     "join_patches",
+    "merge_lora",
     "normalization",
     "partial_identity",
     "rotary",

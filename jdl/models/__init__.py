@@ -6,6 +6,14 @@ from jdl.models.bag_of_words import BagOfWords
 from jdl.models.bert import BERT, BERTBase, BERTLarge
 from jdl.models.cnn import CNN, VGG11, VGG13, VGG16, VGG19
 from jdl.models.conditional_unet import ConditionalUNet
+from jdl.models.convnext import (
+    ConvNeXt,
+    ConvNeXtAtto,
+    ConvNeXtBase,
+    ConvNeXtLarge,
+    ConvNeXtSmall,
+    ConvNeXtTiny,
+)
 from jdl.models.dcgan import DCGAN
 from jdl.models.debiased import Debiased
 from jdl.models.deeplab import (
@@ -63,6 +71,12 @@ __all__ = [
     "BERTLarge",
     "BagOfWords",
     "ConditionalUNet",
+    "ConvNeXt",
+    "ConvNeXtAtto",
+    "ConvNeXtBase",
+    "ConvNeXtLarge",
+    "ConvNeXtSmall",
+    "ConvNeXtTiny",
     "Debiased",
     "DeepLabV3Plus",
     "DeepLabV3PlusResNet18",

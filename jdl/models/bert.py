@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -16,9 +16,11 @@ class BERT(nn.Module):
     """Token, position and segment embeddings, post-norm blocks, and a head.
 
     Takes tokens (batch, time) int32 with time up to `max_position_embeddings`; `pad_token_id` is
-    masked. With `num_classes` the head classifies the first position: logits (batch, num_classes)
-    float32, or with 0 classes the pooled vector (batch, embed_dim) float32. Without, it predicts
-    masked tokens: logits (batch, time, vocab) float32, or (batch, n, vocab) at `mlm_positions`
+    masked. With `num_classes` the head classifies a pooled vector: logits (batch, num_classes)
+    float32, or with 0 classes that vector itself, (batch, embed_dim) float32. Pooled is the first
+    position, through a dense layer and tanh, or the mean over all positions that are not padding,
+    as in Sentence-BERT (Reimers and Gurevych, 2019). Without `num_classes`, it predicts masked
+    tokens: logits (batch, time, vocab) float32, or (batch, n, vocab) at `mlm_positions`
     (batch, n) int32. With `targets` and `weights` of that shape, it returns the weighted sum of
     their cross-entropies in nats, a float32 scalar.
     """
@@ -32,6 +34,7 @@ class BERT(nn.Module):
     type_vocab_size: int = 2  # segments, such as first and second sentence
     pad_token_id: int = 0  # the token that pads sequences; it is masked
     num_classes: int | None = None  # 0: pooled vectors; None: masked language model
+    pool: Literal["first", "mean"] = "first"  # for classes: the first position, or mean over all
     activation: Callable[[jax.Array], jax.Array] = exact_gelu  # of the feed-forward networks
     epsilon: float = 1e-12  # of the normalization layers
     dropout_rate: float = 0.1  # for embeddings and the output of each sublayer
@@ -57,11 +60,11 @@ class BERT(nn.Module):
         )
         x = self._encode(embed, tokens, token_type_ids, train)
         if self.num_classes is not None:
-            first = nn.tanh(self._dense(self.embed_dim, "pooler")(x[:, 0]))
+            pooled = self._pool(x, tokens != self.pad_token_id)
             if self.num_classes == 0:
-                return first.astype(jnp.float32)
-            first = Dropout(self.dropout_rate, deterministic=not train)(first)
-            return self._dense(self.num_classes, "logits")(first).astype(jnp.float32)
+                return pooled.astype(jnp.float32)
+            pooled = Dropout(self.dropout_rate, deterministic=not train)(pooled)
+            return self._dense(self.num_classes, "logits")(pooled).astype(jnp.float32)
         if mlm_positions is not None:
             x = jnp.take_along_axis(x, mlm_positions[..., None], axis=1)
         x = self.activation(self._dense(self.embed_dim, "transform")(x))
@@ -92,6 +95,13 @@ class BERT(nn.Module):
         return stack(
             block, self.num_layers, x, remat=self.remat, scan=self.scan, mask=seen, train=train
         )
+
+    def _pool(self, x: jax.Array, seen: jax.Array) -> jax.Array:
+        """Pools x (batch, time, embed) over positions that are `seen` (batch, time)."""
+        if self.pool == "first":
+            return nn.tanh(self._dense(self.embed_dim, "pooler")(x[:, 0]))
+        total = jnp.sum(x, 1, dtype=jnp.float32, where=seen[..., None])
+        return (total / jnp.maximum(seen.sum(1, keepdims=True), 1)).astype(self.dtype)
 
     def _dense(self, features: int, name: str) -> nn.Dense:
         return nn.Dense(features, kernel_init=INIT, dtype=self.dtype, name=name)

@@ -1,6 +1,7 @@
 """Optimizers and learning-rate schedules: frozen dataclasses that build Optax transformations."""
 
 from jdl.optimizers.lookahead import Lookahead
+from jdl.optimizers.modules import layer_decay
 from jdl.optimizers.optimizers import (
     SGD,
     Adagrad,
@@ -52,4 +53,5 @@ __all__ = [
     "average_paths",
     "averaged_params",
     "decay_mask",
+    "layer_decay",
 ]

@@ -1,5 +1,8 @@
 """Learning rate multipliers per module, and frozen modules."""
 
+import functools
+from collections.abc import Callable, Sequence
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -36,24 +39,55 @@ def scale_modules(multipliers: tuple[tuple[str, float], ...]) -> optax.GradientT
     return optax.GradientTransformation(init, update)
 
 
+def layer_decay(*layers: str | Sequence[str], decay: float) -> tuple[tuple[str, float], ...]:
+    """Returns `lr_multipliers` that fall by a factor from layer to layer, toward the input.
+
+    Fine-tuning then changes early layers less than late ones (Howard and Ruder, 2018; Clark et al.,
+    2020).
+
+    Args:
+      *layers: paths of modules, from the input to the output; several share one layer. The factor
+        of the last is `decay`, and that of modules which are not listed, such as a new head, 1.
+      decay: the factor between two layers, in (0, 1].
+
+    Raises:
+      UserError: `decay` is out of range.
+    """
+    if not 0 < decay <= 1:
+        raise UserError(f"layer_decay needs a decay above 0 and at most 1, not {decay}")
+    found = []
+    for distance, names in enumerate(reversed(layers), start=1):
+        names = (names,) if isinstance(names, str) else names
+        found += [(name, decay**distance) for name in names]
+    return tuple(found)
+
+
 def freeze(
-    method: optax.GradientTransformationExtraArgs, names: tuple[str, ...]
+    method: optax.GradientTransformationExtraArgs,
+    names: tuple[str, ...] = (),
+    is_frozen: Callable[[str], bool] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Applies a method to all parameters except those of frozen modules, which never change.
+
+    Args:
+      method: of the others.
+      names: paths of frozen modules.
+      is_frozen: of a parameter's path, in place of `names`.
 
     Raises:
       UserError: from `init`, if a module does not exist or all are frozen.
     """
+    is_frozen = is_frozen or functools.partial(within, modules=names)
 
     def labels(params: PyTree) -> PyTree:
         paths = _paths(params)
         check_modules(paths, names)
-        if all(within(path, names) for path in paths):
+        if all(map(is_frozen, paths)):
             raise UserError("optimizer.frozen leaves nothing to train")
 
         def label(path: jax.tree_util.KeyPath, leaf: object) -> str:
             del leaf
-            return "frozen" if within(path_name(path), names) else "trained"
+            return "frozen" if is_frozen(path_name(path)) else "trained"
 
         return jax.tree_util.tree_map_with_path(label, params)
 

@@ -16,6 +16,7 @@ from flax.traverse_util import unflatten_dict
 
 from jdl.errors import UserError
 from jdl.files import write_json
+from jdl.layers import merge_lora
 from jdl.models import ViT
 from jdl.paths import path_name
 from jdl.pretrained.axes import rearrange, shape
@@ -66,7 +67,8 @@ def save(model: nn.Module, params: PyTree, directory: str | Path) -> None:
     """Saves a GPT, BERT or ViT for `from_pretrained` of transformers.
 
     `dropout_rate` becomes that of embeddings and layers; that of attention weights becomes 0.
-    A model with `scan` is written block by block. Existing files are overwritten.
+    A model with `scan` is written block by block, one with `LoRA` merged. Existing files are
+    overwritten.
 
     Args:
       model: a `GPT`, `BERT` or `ViT`.
@@ -78,6 +80,7 @@ def save(model: nn.Module, params: PyTree, directory: str | Path) -> None:
         directory cannot be written.
     """
     directory = Path(directory).expanduser()
+    model, params = merge_lora(model, params)
     arrays = _unstacked({path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(params)})
     layout, config = write_config(model)
     config |= _image(model, arrays)

@@ -13,11 +13,14 @@ import numpy as np
 from jdl.checkpoint import CheckpointStore
 from jdl.errors import UserError
 from jdl.files import RunDirectory
+from jdl.layers import LoRA
+from jdl.layers.lora import A, B
 from jdl.paths import check_modules, path_name, within
 from jdl.pretrained.config import CONFIG
 from jdl.pretrained.huggingface import read_arrays
 from jdl.pretrained.layouts import ACTIVATIONS, LAYOUTS
 from jdl.pretrained.tensors import FILE, describe
+from jdl.pretrained.timm import is_timm, read_timm
 from jdl.state import TrainState
 from jdl.tasks import Task
 from jdl.tasks.untrained import frozen_networks
@@ -33,12 +36,12 @@ SAME = "it must be that run's model, for images of the same height, width and ch
 
 @dataclass(frozen=True, kw_only=True)
 class InitFrom:
-    """Initializes parameters from another run, a saved Hugging Face model, or tensors by path.
+    """Initializes parameters from another run, a pretrained model, or tensors by path.
 
     Of a run these are the weights that it is evaluated with; of a Hugging Face model see
-    `jdl.pretrained.load`. A directory may also hold just a `model.safetensors` whose tensors have
-    the paths of the state, such as `params.Conv_0.kernel` and
-    `collections.batch_stats.BatchNorm_0.mean`. Modules are named by path, such as `Conv_0` or
+    `jdl.pretrained.load`, of one of timm `jdl.pretrained.load_timm`. A directory may also hold just
+    a `model.safetensors` whose tensors have the paths of the state, such as `params.Conv_0.kernel`
+    and `collections.batch_stats.BatchNorm_0.mean`. Modules are named by path, such as `Conv_0` or
     `encoder.Dense_1`; skipped modules are initialized at random. A Hugging Face model must compute
     the same function: settings that shapes do not show, such as the number of heads, are compared
     with its `config.json`.
@@ -67,10 +70,22 @@ class InitFrom:
         leaves = jax.tree_util.tree_leaves_with_path(_learned(like))
         wanted = {path_name(path): leaf for path, leaf in leaves}
         check_modules(map(_module, wanted), (*self.modules, *self.skip))
+        known = {_module(path) for path in wanted}
         wanted = {path: x for path, x in wanted.items() if self._takes(_module(path))}
         theirs, given = _given(Path(self.run).expanduser(), getattr(model, "scan", False))
+        if isinstance(model, LoRA):
+            model = model.model
+            own = [p for p in wanted if p.rpartition(".")[2] in (A, B) and p not in given]
+            wanted = {path: x for path, x in wanted.items() if path not in own}
         if theirs is not None and any(_module(path).startswith("block") for path in wanted):
             self._check_same(theirs, model)
+        if is_timm(Path(self.run).expanduser() / CONFIG) and not self.modules:
+            lost = [path for path in given if _module(path) not in known]
+            if lost:
+                raise UserError(
+                    f"init_from.run: the model of {self.run} has {lost[0]}, which this model "
+                    f"lacks: set the same sizes, or name what to load in init_from.modules"
+                )
         taken = {}
         for path, leaf in wanted.items():
             found = given.get(path)
@@ -161,6 +176,9 @@ def _given(run: Path, scan: bool) -> tuple[nn.Module | None, dict[str, np.ndarra
                     f"transformers, nor a {FILE}"
                 )
             return None, {name: tensor.read() for name, tensor in describe(run).items()}
+        if is_timm(run / CONFIG):
+            _, arrays = read_timm(run)
+            return None, {_in_state(path): array for path, array in arrays.items()}
         model, arrays = read_arrays(run, scan)
         return model, {f"params.{path}": array for path, array in arrays.items()}
     store = CheckpointStore(folder)
@@ -171,6 +189,11 @@ def _given(run: Path, scan: bool) -> tuple[nn.Module | None, dict[str, np.ndarra
     if given is None:
         raise UserError(f"init_from.run: {run} has no checkpoint yet: train it first")
     return None, given
+
+
+def _in_state(path: str) -> str:
+    """Returns the path in a state of one of a model's variables."""
+    return path if path.startswith("params.") else f"collections.{path}"
 
 
 def _differences(theirs: nn.Module, model: nn.Module, lost: tuple[str, ...]) -> list[str]:

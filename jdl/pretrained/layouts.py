@@ -177,7 +177,7 @@ BERT_LAYOUT = Layout(
         Entry("pad_token_id", "pad_token_id", 0),
         Entry("dropout_rate", "hidden_dropout_prob", 0.1),
     ),
-    fixed={},
+    fixed={"pool": "first"},
     required={
         "position_embedding_type": "absolute",
         "is_decoder": False,

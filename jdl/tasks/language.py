@@ -29,7 +29,8 @@ class LanguageModeling(Task):
     of cross-entropies instead, and need not hold all logits in memory. A model that takes `begins`
     also receives that array of the batch (`jdl.data.Streams`). If the batch has `segments` (batch,
     length + 1), the model receives them too, and no token is predicted from another segment
-    (`jdl.data.Documents`).
+    (`jdl.data.Documents`). If it has `loss_mask` (batch, length + 1), bool, only tokens where that
+    is True are predicted, such as those of answers (`jdl.data.Chats`).
 
     Metrics: `loss` in nats and `perplexity`, both over tokens; and `bits_per_byte` if the batch has
     `bytes` (batch,), the byte count of each window's predicted tokens.
@@ -78,6 +79,8 @@ class LanguageModeling(Task):
         known = (tokens[:, 1:] >= 0) & batch["mask"][:, None]
         if segments is not None:
             known &= segments == batch["segments"][:, 1:]
+        if "loss_mask" in batch:
+            known &= batch["loss_mask"][:, 1:]
         weights, tokens = known.astype(jnp.float32), jnp.maximum(tokens, 0)
         total, collections = forward(
             model, params, state.collections, tokens[:, :-1], tokens[:, 1:], weights,

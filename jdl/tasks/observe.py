@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jdl.errors import UserError
+from jdl.errors import UserError, nearest
 from jdl.layers import Dropout
 from jdl.paths import path_name
 from jdl.typing import PyTree
@@ -56,6 +56,46 @@ def observe() -> Iterator[Observed]:
 
     with nn.intercept_methods(intercept):
         yield observed
+
+
+@dataclass
+class CapturedInput:
+    """What a layer was given while modules were traced."""
+
+    layer: str
+    values: list[Any] = field(default_factory=list)
+    paths: dict[str, None] = field(default_factory=dict)  # of all modules that were called
+
+    def value(self) -> jax.Array:
+        """Returns the first argument of the layer's last call.
+
+        Raises:
+          UserError: it was not called.
+        """
+        if not self.values:
+            known = ", ".join(path for path in self.paths if path and "." not in path)
+            raise UserError(
+                f"the model has no layer {self.layer!r} (it has {known})"
+                f"{nearest(self.layer, self.paths)}"
+            )
+        return self.values[-1]
+
+
+@contextlib.contextmanager
+def capture_input(layer: str) -> Iterator[CapturedInput]:
+    """Captures what the module of a path is given in its context."""
+    captured = CapturedInput(layer)
+
+    def intercept(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+        if context.method_name == "__call__" and not _UNOBSERVED.get():
+            path = ".".join(context.module.path)
+            captured.paths[path] = None
+            if path == layer and args:
+                captured.values.append(args[0])
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(intercept):
+        yield captured
 
 
 @contextlib.contextmanager

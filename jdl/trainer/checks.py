@@ -8,7 +8,7 @@ import numpy as np
 from jdl.data.base import Data
 from jdl.data.series import Series
 from jdl.data.tables import Table
-from jdl.data.vocabulary import check_token_ids, check_vocab_size
+from jdl.data.vocabulary import check_pad_token, check_token_ids, check_vocab_size
 from jdl.errors import UserError
 from jdl.experiment import Experiment
 
@@ -40,6 +40,8 @@ def check_vocabulary(experiment: Experiment) -> None:
     """Raises a UserError if tokenizer or transforms have tokens that the model does not know."""
     if vocab_size := getattr(experiment.model, "vocab_size", None):
         check_vocab_size(experiment.data, vocab_size)
+    if (pad_token_id := getattr(experiment.model, "pad_token_id", None)) is not None:
+        check_pad_token(experiment.data, pad_token_id)
 
 
 def check_tokens(experiment: Experiment, arrays: Any, names: Sequence[str], where: str) -> None:

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from jdl.data.pipeline import apply_transforms
-from jdl.data.tokenizers import EOS, BPETokenizer, Tokenizer
+from jdl.data.tokenizers import Tokenizer, special_ids
 from jdl.decoding import Sampling, stream
 from jdl.decoding.sampling import PLAIN
 from jdl.errors import UserError
@@ -184,7 +184,7 @@ def first_tokens(tokenizer: Tokenizer) -> list[int]:
 
 def end_token(tokenizer: Tokenizer) -> int | None:
     """Returns the token that ends a text, or None."""
-    return EOS if isinstance(tokenizer, BPETokenizer) else None
+    return special_ids(tokenizer).get("eos")
 
 
 def until(tokens: list[int], end: int | None) -> list[int]:

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from jdl.data.tokenizers import (
     BPE,
     SPECIAL_TOKENS,
-    BPETokenizer,
     Bytes,
     Chars,
     CharTokenizer,
     Saved,
+    SubwordTokenizer,
     Tokenizer,
     read_tokenizer,
 )
@@ -144,7 +144,7 @@ def test_a_missing_package_is_named(monkeypatch):
     with pytest.raises(UserError, match=re.escape(install_command("text"))):
         BPE().build(TEXTS)
     with pytest.raises(UserError, match=re.escape(install_command("text"))):
-        read_tokenizer(BPETokenizer(PIECES.text).to_json())
+        read_tokenizer(SubwordTokenizer(PIECES.text).to_json())
 
 
 def test_a_vocabulary_needs_room_for_every_byte():

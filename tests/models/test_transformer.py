@@ -153,6 +153,26 @@ def test_rotary_scores_depend_on_the_distance_alone():
     np.testing.assert_allclose(scores[0, 0], (query * key).sum(), rtol=1e-5)
 
 
+def test_the_mean_over_positions_leaves_out_padding():
+    model = BERT(
+        vocab_size=11, max_position_embeddings=12, num_layers=1, num_heads=2, embed_dim=8,
+        num_classes=0, pool="mean",
+    )  # fmt: skip
+    given = jnp.array([[3, 4, 5, 0, 0], [3, 4, 5, 6, 7], [0, 0, 0, 0, 0]])
+    params = made(model, given)
+    assert "pooler" not in params
+    found = applied(model, params, given)
+    np.testing.assert_allclose(found[:1], applied(model, params, given[:1, :3]), atol=1e-5)
+    short = model.clone(num_classes=2)
+    logits = made(short, given)["logits"]
+    both = {**params, "logits": logits}
+    expected = found @ logits["kernel"] + logits["bias"]
+    np.testing.assert_allclose(applied(short, both, given), expected, atol=1e-4)
+    assert not found[2].any()
+    slope = jax.grad(lambda p: applied(model, p, given).sum())(params)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slope))
+
+
 def test_sinusoids_equal_the_papers_formula():
     found = sinusoidal(jnp.arange(7), 6)
     for place in range(7):

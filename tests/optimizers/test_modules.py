@@ -12,9 +12,11 @@ import jdl
 from jdl.data import Arrays
 from jdl.hooks import Checkpoint, Evaluate
 from jdl.models import CNN, MLP
-from jdl.optimizers import SGD, Adam, AdamW, Muon
+from jdl.optimizers import SGD, Adam, AdamW, Muon, layer_decay
 from jdl.parallel import Single
 from jdl.pretrained import InitFrom
+from jdl.step import update
+from jdl.trainer.training_run import TrainingRun
 from tests.optimizer_steps import network, run, values
 
 
@@ -73,6 +75,31 @@ def test_the_longest_path_s_factor_scales_a_module_s_rate():
     ):
         expected = factor * moved(plain[-1], *names)
         np.testing.assert_allclose(moved(scaled[-1], *names), expected, atol=1e-6)
+
+
+def test_rates_decay_from_layer_to_layer():
+    found = layer_decay(("tokens", "norm"), "block_0", "block_1", decay=0.5)
+    assert dict(found) == {"block_1": 0.5, "block_0": 0.25, "tokens": 0.125, "norm": 0.125}
+    for decay in (0.0, 1.5):
+        with pytest.raises(jdl.UserError, match="a decay above 0 and at most 1"):
+            layer_decay("block_0", decay=decay)
+
+
+def test_gradients_of_what_is_frozen_are_not_computed(tmp_path):
+    """They are zeros in the step, which XLA does not compute; the rest is what it was."""
+    changed = make_experiment(optimizer=SGD(0.05, frozen=("Dense_0",)))
+    run = TrainingRun(changed, "run", tmp_path)
+    assert run.program.is_frozen("Dense_0.kernel")
+    assert not run.program.is_frozen("logits.kernel")
+    assert make_experiment().is_frozen is None
+
+    def flops(program):
+        step = jax.jit(lambda state, batch: update(program, state, batch)[0])
+        lowered = step.lower(run.compiled.abstract_state, run.batch)
+        return lowered.compile().cost_analysis()["flops"]
+
+    everything = dataclasses.replace(run.program, is_frozen=None)
+    assert flops(run.program) < flops(everything)
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ MODELS = {
     "detector": UNet,
     "vit_s16": ViT,
     "bert_base": BERT,
+    "bert_finetune": BERT,
     "lstm": RNN,
     "lstm_lm": LanguageModel,
     "transformer": GPT,

@@ -97,7 +97,7 @@ class EncoderBlock(nn.Module):
 
 
 class BERT(nn.Module):
-    """A post-norm encoder; tokens (batch, time) to logits from the first position."""
+    """A post-norm encoder; tokens (batch, time) to logits from the first position or the mean."""
 
     vocab_size: int  # shared by source and target
     max_position_embeddings: int  # longest sequence
@@ -105,6 +105,7 @@ class BERT(nn.Module):
     num_heads: int  # of each attention
     embed_dim: int  # of the sequence
     num_classes: int  # size of the output
+    pool: str  # first or mean
     dtype: Any  # of the computation
 
     @nn.compact
@@ -119,5 +120,9 @@ class BERT(nn.Module):
         for i in range(self.num_layers):
             block = EncoderBlock(self.num_heads, self.dtype, name=f"block_{i}")
             x = block(x, (tokens != 0)[:, None, None])
-        first = nn.tanh(nn.Dense(self.embed_dim, dtype=self.dtype, name="pooler")(x[:, 0]))
-        return nn.Dense(self.num_classes, dtype=self.dtype, name="logits")(first)
+        if self.pool == "mean":
+            seen = (tokens != 0)[..., None]
+            pooled = (x * seen).sum(1) / seen.sum(1).astype(self.dtype)
+        else:
+            pooled = nn.tanh(nn.Dense(self.embed_dim, dtype=self.dtype, name="pooler")(x[:, 0]))
+        return nn.Dense(self.num_classes, dtype=self.dtype, name="logits")(pooled)

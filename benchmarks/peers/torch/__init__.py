@@ -29,6 +29,7 @@ MODELS = {
     "gan": GAN,
     "vit_s16": ViT,
     "bert_base": BERT,
+    "bert_finetune": BERT,
     "lstm": LSTM,
     "lstm_lm": LanguageModel,
     "transformer": GPT,

@@ -109,7 +109,8 @@ class BERT(nn.Module):
             Block(params, f"block_{i}", model["num_heads"], False, 1e-12, pre_norm=False)
             for i in range(model["num_layers"])
         )
-        self.pooler, self.logits = linear(params, "pooler"), linear(params, "logits")
+        self.pooler = None if model["pool"] == "mean" else linear(params, "pooler")
+        self.logits = linear(params, "logits")
 
     def forward(self, tokens: Tensor, labels: Tensor) -> Tensor:
         """The mean loss."""
@@ -117,5 +118,10 @@ class BERT(nn.Module):
         x, seen = self.norm(x), (tokens != 0)[:, None, None]
         for block in self.blocks:
             x = block(x, seen)
-        logits = self.logits(torch.tanh(self.pooler(x[:, 0]))).float()
+        logits = self.logits(self._pool(x, tokens != 0)).float()
         return F.binary_cross_entropy_with_logits(logits[:, 0], labels)
+
+    def _pool(self, x: Tensor, seen: Tensor) -> Tensor:
+        if self.pooler is not None:
+            return torch.tanh(self.pooler(x[:, 0]))
+        return (x * seen[..., None]).sum(1) / seen.sum(1, keepdim=True)
