@@ -67,6 +67,32 @@ def spoken(classes):
     return {"image": RNG.normal(size=(24, 64, 40, 1)), "label": np.arange(24) % classes}
 
 
+def horizons(length, horizon, known):
+    """Windows of a panel of one target, of which `known` channels are known in advance."""
+    one, y = np.ones((24, 1)), RNG.normal(size=(24, horizon, 1))
+    return {
+        "past": RNG.normal(size=(24, length, 2 + known)),
+        "future": RNG.normal(size=(24, horizon, known)),
+        "static": RNG.normal(size=(24, 2)),
+        "y": y,
+        "value": y,
+        "observed": y > 0,
+        "offset": 0 * one,
+        "scale": one,
+        "naive_error": one,
+    }
+
+
+def choices(users, items, length=50):
+    return {
+        "user": RNG.integers(1, users, 24),
+        "history": RNG.integers(0, items, (24, length)),
+        "item": RNG.integers(1, items, 24),
+        "seen": np.zeros((24, items + 1), bool),
+        "negatives": np.zeros((24, 0), int),
+    }
+
+
 STAND_INS = {
     "activations": images(28, 28, 1),
     "adult_fair": {**rows(9), "sex": np.arange(24) % 2},
@@ -82,6 +108,7 @@ STAND_INS = {
     "cifar10_resnet": images(32, 32, 3),
     "cifar10_vit": images(32, 32, 3),
     "compas_audit": rows(7),
+    "credit_card_fraud": rows(29),
     "digits_cnn": images(8, 8, 1),
     "digits_contrastive": images(8, 8, 1),
     "digits_denoiser": images(8, 8, 1),
@@ -124,6 +151,9 @@ STAND_INS = {
     "mnist_simclr": images(28, 28, 1),
     "mnist_transfer": images(28, 28, 1, classes=5),
     "mnist_vae": images(28, 28, 1),
+    "movielens_100k": choices(943, 1682),
+    "movielens_100k_neumf": choices(943, 1682),
+    "movielens_100k_sasrec": choices(943, 1682, 30),
     "multi30k_lstm_attention": pairs(32, 8192),
     "multi30k_transformer": pairs(32, 8192),
     "optimizers": images(28, 28, 1),
@@ -133,6 +163,12 @@ STAND_INS = {
     "spoken_digits_judge": spoken(60),
     "spoken_digits_synthetic": spoken(10),
     "spoken_digits_tts": spoken(60),
+    "sea_temperature": horizons(96, 48, 8),
+    "sea_temperature_deepar": horizons(96, 48, 8),
+    "sea_temperature_tcn": horizons(96, 48, 8),
+    "sea_temperature_transformer": horizons(96, 48, 8),
+    "shuttle_anomalies": rows(9),
+    "shuttle_few_labels": rows(9),
     "shakespeare_char_gpt": tokens(65, 65, labelled=False),
     "shakespeare_char_lstm": {**tokens(65, 65, labelled=False), "begins": np.zeros(24, bool)},
     "stdlib_chat": {**tokens(129, 2048, labelled=False), "loss_mask": np.ones((24, 129), bool)},

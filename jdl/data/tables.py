@@ -15,6 +15,7 @@ from jdl.data.conversion import binary_label, hot_rows
 from jdl.data.features import Feature, encode_all, stack_columns
 from jdl.data.files import column_index, most_rows, read_header
 from jdl.data.image_paths import split_label
+from jdl.data.leaks import warn_of_leaks
 from jdl.data.notation import Notation
 from jdl.data.public_files import known_file, locate
 from jdl.data.readers import Reader
@@ -37,7 +38,7 @@ class Table(Data):
     each class; `y` is then (classes,) int32, 0 or 1 for each.
     """
 
-    path: str = field(kw_only=False)  # CSV file whose first row names its columns
+    path: str = field(kw_only=False)  # CSV file with a header, or the name of a prepared one
     target: str | tuple[str, ...] = field(kw_only=False)  # column to predict, or several of 0 and 1
     columns: tuple[str, ...] = ()  # inputs; empty: all but target, keep, group and split_column
     categories: tuple[str, ...] = ()  # inputs that are words even if they look like numbers
@@ -47,6 +48,9 @@ class Table(Data):
     group: str | None = None  # column of which no value is in two splits, such as a patient's id
     split_column: str | None = None  # names the split of each row, such as train; None: held out
     stratify: bool | None = None  # hold out the same share of each class; None: of classes
+    train_limits: tuple[tuple[str, int], ...] = ()
+    """Pairs of a class and its most training rows, drawn by `split_seed`; others are in no split.
+    `(("fraud", 0),)` trains on the other classes alone, as detectors of anomalies do."""
     missing: tuple[str, ...] | None = None  # fields without a value; None: "", NA, nan, ?, ...
     decimal: str = "."  # mark before decimals
     thousands: str = ""  # mark between groups of three digits
@@ -87,6 +91,8 @@ class Table(Data):
                 )
         if self.group in self._targets:
             raise UserError(f"data.group and data.target are both {self.group!r}: change one")
+        if self.train_limits and (self.label_delimiter or not isinstance(self.target, str)):
+            raise UserError("data.train_limits needs one target, of one class for each row")
         for name in ("x", "y", "mask"):
             if name in self.keep:
                 raise UserError(f"data.keep holds {name!r}, which a batch has: rename the column")
@@ -190,25 +196,47 @@ class Table(Data):
         classes = fitted["classes"] if fitted else self._classes(columns)
         rest = self._source(columns, classes=classes)
         named = self._named_splits(columns, rest)
+        target = columns[self.target] if isinstance(self.target, str) else None
         columns.clear()
         parts = self.divide(named)
         rows = {split: root_indices(part) for split, part in parts.items()}
         parts.clear()
+        if self.train_limits:
+            rows["train"] = self._limited(rows["train"], rest.arrays["y"], classes)
         if fitted:
             features = [Feature.from_json(fields) for fields in fitted["features"]]
         else:
             features = [
                 Feature.fit(self._path, name, inputs[name], rows["train"]) for name in names
             ]
+            if target is not None and not self.label_delimiter:
+                warn_of_leaks(self._path, inputs, self._targets[0], target, rows["train"])
         source = ArraySource({"x": encode_all(features, inputs), **rest.arrays}, rest.aside)
         known = {
             "features": [feature.to_json() for feature in features],
             "classes": classes,
             "keep": words,
         }
-        if len(rows) == 1:
+        if len(rows) == 1 and not self.train_limits:
             return {"train": source}, known
         return {split: Subset(source, places) for split, places in rows.items()}, known
+
+    def _limited(self, rows: np.ndarray, y: np.ndarray, classes: Sequence[str]) -> np.ndarray:
+        """Returns training rows with at most as many of a class as `train_limits` says."""
+        rng, kept = np.random.default_rng(self.split_seed), np.ones(len(rows), bool)
+        for name, limit in self.train_limits:
+            if name not in classes:
+                raise UserError(
+                    f"data.train_limits names {name!r}, which is no class of column "
+                    f"{self.target!r} ({', '.join(map(repr, classes))}): with classes written as "
+                    f"numbers, set data.categorical"
+                )
+            places = np.flatnonzero(y[rows] == classes.index(name))
+            if len(places) > limit:
+                kept[rng.permutation(places)[limit:]] = False
+        if not kept.any():
+            raise UserError("data.train_limits leaves no training row: raise one of its numbers")
+        return rows[kept]
 
     def _read(self) -> dict[str, Column]:
         """Returns the columns that are used."""

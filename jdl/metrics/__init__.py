@@ -12,7 +12,7 @@ from jdl.metrics.base import (
     Sums,
 )
 from jdl.metrics.classification import CalibrationError, ConfusionMatrix, MacroF1, TopKAccuracy
-from jdl.metrics.curves import AUPRC, AUROC, SensitivityAtSpecificity
+from jdl.metrics.curves import AUPRC, AUROC, RecallAtPrecision, SensitivityAtSpecificity
 from jdl.metrics.distribution import (
     FrechetDistance,
     frechet_distance,
@@ -55,6 +55,7 @@ __all__ = [
     "Packed",
     "Perplexity",
     "RecallAtK",
+    "RecallAtPrecision",
     "RootMean",
     "Rows",
     "SensitivityAtSpecificity",

@@ -16,11 +16,13 @@ import numpy as np
 from jdl.errors import UserError
 
 HIGHER_IS_BETTER: Mapping[str, bool] = {
-    **dict.fromkeys(("accuracy", "precision", "recall", "f1", "auc", "bleu"), True),
+    **dict.fromkeys(("accuracy", "precision", "recall", "f1", "auc", "auprc", "bleu"), True),
     **dict.fromkeys(("iou", "dice", "psnr", "ssim"), True),
     **dict.fromkeys(("loss", "nll", "perplexity", "bits_per_byte", "wer", "cer", "fid"), False),
     **dict.fromkeys(("mse", "rmse", "mae", "mape"), False),
     **dict.fromkeys(("kernel_distance", "frechet_distance"), False),
+    **dict.fromkeys(("mase", "wql", "mae_last_value", "mae_last_season"), False),
+    **dict.fromkeys(("hit_rate", "ndcg", "mrr", "sampled_hit_rate", "sampled_ndcg"), True),
 }
 """Whether a higher value is better, by the usual names of metrics; see `Task.higher_is_better`."""
 

@@ -87,6 +87,37 @@ class SensitivityAtSpecificity(Metric):
         return float(true[1 - false >= self.specificity - 1e-9].max())
 
 
+@dataclass(frozen=True, kw_only=True)
+class RecallAtPrecision(Metric):
+    """Largest share of class 1 that is found where at least `precision` of what is found is right.
+
+    That is over all thresholds of the probability, on two classes; 0 where none is so precise. Not
+    a number where a split lacks a class.
+    """
+
+    higher_is_better: ClassVar[bool | None] = True
+    merge: ClassVar[Literal["sum", "concatenate"]] = "concatenate"
+    precision: float = 0.9  # share of class 1 among the rows above the threshold
+    max_bytes: int = MAX_BYTES  # largest size of a split's predictions on the host
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.precision <= 1:
+            raise UserError(f"RecallAtPrecision needs a precision in [0, 1], not {self.precision}")
+
+    def compute(self, statistics: dict[str, Any]) -> float:
+        """Returns the recall."""
+        prediction = statistics["prediction"]
+        if prediction.ndim > statistics["targets"].ndim and prediction.shape[-1] != 2:
+            raise UserError(f"{self.name} needs two classes, not {prediction.shape[-1]}")
+        return _mean_of_curves(self, statistics, self._recall)
+
+    def _recall(self, positive: np.ndarray, score: np.ndarray) -> float:
+        from sklearn.metrics import precision_recall_curve
+
+        precision, recall, _ = precision_recall_curve(positive, score)
+        return float(recall[precision >= self.precision - 1e-9].max(initial=0.0))
+
+
 def _mean_of_curves(metric: Metric, statistics: dict[str, Any], score: Any) -> float:
     """Returns the score of one probability, or the mean of those of all classes."""
     prediction, targets = statistics["prediction"], statistics["targets"]

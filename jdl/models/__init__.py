@@ -24,11 +24,18 @@ from jdl.models.deeplab import (
 )
 from jdl.models.dit import DiT
 from jdl.models.enet import ENet
+from jdl.models.forecaster import (
+    Forecaster,
+    RecurrentEncoder,
+    TemporalConvNet,
+    TransformerEncoder,
+)
 from jdl.models.gpt import GPT, GPT2, GPT2XL, GPT2Large, GPT2Medium
 from jdl.models.image_transform import ImageTransformNet
 from jdl.models.masked_autoencoder import MaskedAutoencoder
 from jdl.models.mlp import MLP
 from jdl.models.projected import Projected
+from jdl.models.recommenders import MatrixFactorization, NeuMF, SASRec
 from jdl.models.recurrent_lm import RecurrentLM
 from jdl.models.resnet import (
     ResNet,
@@ -85,12 +92,16 @@ __all__ = [
     "DiT",
     "ENet",
     "EncoderDecoder",
+    "Forecaster",
     "GPT2Large",
     "GPT2Medium",
     "ImageTransformNet",
     "LSTMEncoderDecoder",
     "MaskedAutoencoder",
+    "MatrixFactorization",
+    "NeuMF",
     "Projected",
+    "RecurrentEncoder",
     "RecurrentLM",
     "ResNet",
     "ResNet8",
@@ -104,8 +115,11 @@ __all__ = [
     "ResNet101",
     "ResNet110",
     "ResNet152",
+    "SASRec",
+    "TemporalConvNet",
     "TransformerBase",
     "TransformerBig",
+    "TransformerEncoder",
     "UNet",
     "ViT",
     "ViTBase16",

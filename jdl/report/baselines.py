@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from jdl.data import Series
+from jdl.data import Panel, Series
+from jdl.data.sources import read_examples
 from jdl.data.text import START
 from jdl.metrics import HIGHER_IS_BETTER
 
@@ -102,6 +103,40 @@ def autoregression(series: Series, order: int, split: str = "test") -> float:
 
     weights = np.linalg.lstsq(rows(train), values[train][:, targets], rcond=None)[0]
     return _rmse(rows(ends) @ weights, values[ends][:, targets])
+
+
+def naive_forecasts(panel: Panel, split: str = "test") -> dict[str, float]:
+    """MAE of repeating the last value, and the last season, over the horizon of a split."""
+    source = panel.splits()[split]
+    found: dict[str, list[np.ndarray]] = {"last_value": [], "last_season": []}
+    places = panel.length - panel.season + np.arange(panel.horizon) % panel.season
+    for start in range(0, len(source), 4096):
+        rows = read_examples(source, range(start, min(start + 4096, len(source))))
+        x = {k: np.stack([row[k] for row in rows]) for k in rows[0]}
+        season = x["past"][:, places, : len(panel.targets)] * x["scale"][:, None]
+        for name, forecast in (("last_value", 0.0), ("last_season", season)):
+            error = np.abs(x["offset"][:, None] + forecast - x["value"])
+            found[name].append(error[x["observed"]])
+    return {name: float(np.concatenate(errors).mean()) for name, errors in found.items()}
+
+
+def anomaly_scores(
+    train_x: np.ndarray, train_y: np.ndarray, test_x: np.ndarray, test_y: np.ndarray
+) -> dict[str, float]:
+    """Average precision of an isolation forest, and of the best column alone, up or down.
+
+    The forest of scikit-learn is fitted on the normal training rows (Liu et al., 2008). The column
+    is chosen by the test rows themselves, which favors it.
+    """
+    from sklearn.ensemble import IsolationForest
+    from sklearn.metrics import average_precision_score
+
+    forest = IsolationForest(random_state=0).fit(train_x[train_y == 0])
+    columns = [sign * column for column in test_x.T for sign in (1, -1)]
+    return {
+        "isolation forest": float(average_precision_score(test_y, -forest.score_samples(test_x))),
+        "best column alone": max(float(average_precision_score(test_y, x)) for x in columns),
+    }
 
 
 def evenly(count: int, limit: int) -> np.ndarray:

@@ -6,10 +6,19 @@ from functools import partial
 
 import numpy as np
 
-from jdl.data import Series
-from jdl.report import baselines
+from jdl.data import Interactions, Panel, Series
+from jdl.report import baselines, ranking
 from jdl.report.baselines import Baseline
-from jdl.tasks import BinaryClassification, Classification, Forecast, LanguageModeling, Regression
+from jdl.tasks import (
+    AnomalyDetection,
+    BinaryClassification,
+    Classification,
+    Forecast,
+    LanguageModeling,
+    NextItem,
+    QuantileForecast,
+    Regression,
+)
 from jdl.trainer.run import Run
 
 TEXTS, SCORED = 50_000, 10_000
@@ -31,12 +40,29 @@ def baselines_of(run: Run) -> tuple[Baseline, ...]:
             fitted = baselines.autoregression(data, LAGS, split)
             found.append(Baseline(f"AR({LAGS}) by least squares", "rmse", fitted))
         return tuple(found)
+    if isinstance(task, QuantileForecast) and isinstance(data, Panel):
+        errors = baselines.naive_forecasts(data, split)
+        return (
+            Baseline("the last value again", "mae", errors["last_value"]),
+            Baseline("the last season again", "mae", errors["last_season"]),
+        )
+    if isinstance(task, NextItem) and isinstance(data, Interactions):
+        return tuple(
+            Baseline(name, metric, values[metric])
+            for name, values in ranking.baselines(data, split, task.k).items()
+            for metric in ("hit_rate", "ndcg", "mrr", "sampled_hit_rate", "sampled_ndcg")
+        )
     if isinstance(task, (Classification, BinaryClassification)):
         return _of_classes(run, split)
     if isinstance(task, Regression):
         (_, known, first), (_, targets, second) = _samples(run, split, baselines.FITTED)
         error = baselines.mean_of_targets(known, targets)
         return (Baseline("mean of the training targets", "rmse", error, _note(first, second)),)
+    if isinstance(task, AnomalyDetection):
+        (x, y, first), (others, labels, second) = _samples(run, split, TEXTS)
+        values = baselines.anomaly_scores(x, y, others, labels)
+        note = _note(first, second)
+        return tuple(Baseline(name, "auprc", value, note) for name, value in values.items())
     if isinstance(task, LanguageModeling):
         (known, _, first), (tokens, _, second) = _samples(run, split, TEXTS)
         found = baselines.frequencies(known, tokens)

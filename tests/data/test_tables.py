@@ -1,5 +1,7 @@
 """Tables and texts from files: statistics are fitted on train, and errors name the cause."""
 
+import logging
+
 import numpy as np
 import pytest
 
@@ -83,3 +85,25 @@ def test_a_mistake_is_one_sentence(tmp_path, build, text, message):
         build(write(tmp_path, text)).splits()
     assert len(str(caught.value).splitlines()) == 1
     assert "table.csv" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("column", "target", "leaks"),
+    [
+        ([f"{3 * (i % 9) - 1}" for i in range(90)], [f"{i % 9}.5" for i in range(90)], True),
+        (["", "2024-05-01", "2024-05-02"] * 30, ["y", "n", "n"] * 30, True),
+        ([f"{i % 3 + i / 1000}" for i in range(90)], ["ynm"[i % 3] for i in range(90)], True),
+        (["abc"[i % 3] for i in range(90)], ["yn"[i % 3 > 1] for i in range(90)], True),
+        ([f"{i % 3 + i / 10}" for i in range(90)], ["ynm"[i % 3] for i in range(90)], False),
+        ([f"word{i % 80}" for i in range(90)], ["yn"[i % 2] for i in range(90)], False),
+        (["abc"[i % 3] for i in range(90)], ["yn"[i % 5 > 2] for i in range(90)], False),
+    ],
+)  # fmt: skip
+def test_a_column_that_gives_the_target_away_is_named(tmp_path, caplog, column, target, leaks):
+    lines = [f"{i % 7},{x},{y}" for i, (x, y) in enumerate(zip(column, target, strict=True))]
+    table = Table(write(tmp_path, "\n".join(["other,given,wanted", *lines])), "wanted")
+    with caplog.at_level(logging.WARNING):
+        table.splits()
+    found = "column 'given' alone determines the target 'wanted'" in caplog.text
+    assert found == leaks
+    assert "'other'" not in caplog.text

@@ -25,6 +25,7 @@ from jdl.metrics import (
     MeanIoU,
     Metric,
     Packed,
+    RecallAtPrecision,
     Rows,
     SensitivityAtSpecificity,
     TopKAccuracy,
@@ -328,3 +329,19 @@ def test_a_metric_that_does_not_add_is_refused_while_tracing():
         Packed.of({"rows": Rows(one, one, AUROC())})
     with pytest.raises(UserError, match="'words' computes 'many': return a number"):
         compute({"words": type("Words", (), {"compute": lambda self: "many"})()})
+
+
+def test_recall_at_precision_is_that_of_all_thresholds():
+    rng = np.random.default_rng(0)
+    target = rng.integers(0, 2, 200)
+    score = (0.5 * target + rng.random(200)).round(1)  # with ties
+    wanted = 0.0
+    for threshold in np.unique(score):
+        found = score >= threshold
+        if target[found].mean() >= 0.8 - 1e-9:
+            wanted = max(wanted, target[found].sum() / target.sum())
+    rows = {"prediction": score, "targets": target}
+    assert RecallAtPrecision(precision=0.8).compute(rows) == pytest.approx(wanted)
+    assert RecallAtPrecision(precision=1.0).compute({"prediction": -score, "targets": target}) == 0
+    with pytest.raises(UserError, match=r"a precision in \[0, 1\]"):
+        RecallAtPrecision(precision=80)

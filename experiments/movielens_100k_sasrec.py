@@ -1,0 +1,20 @@
+"""SASRec: a transformer over the films seen before, on MovieLens 100K (Kang and McAuley, 2018).
+
+jdl train movielens_100k_sasrec
+jdl train movielens_100k_sasrec --data.protocol temporal
+"""
+
+from dataclasses import replace
+
+from movielens_100k import experiment as factorization
+
+from jdl.models import SASRec
+from jdl.optimizers import AdamW, Cosine
+
+experiment = replace(
+    factorization,
+    data=replace(factorization.data, length=30),
+    model=SASRec(num_items=1682, embed_dim=64, num_layers=2, dropout_rate=0.3),
+    optimizer=AdamW(2e-3, schedule=Cosine(warmup=0.05), weight_decay=1e-2),
+    epochs=10,
+)

@@ -1,0 +1,38 @@
+"""LSTM that forecasts the temperature of the sea over the next 24 hours, with quantiles.
+
+pip download --no-deps bokeh-sampledata
+jdl prepare sea_temperature --from bokeh_sampledata-*.whl
+jdl train sea_temperature --data.fold 0
+"""
+
+from jdl import Experiment, Runtime
+from jdl.data import Panel
+from jdl.models import Forecaster, RecurrentEncoder
+from jdl.optimizers import AdamW, Cosine
+from jdl.tasks import QuantileForecast
+
+TIDES = (12.4206, 12.0, 24.0, 25.8193)  # principal lunar, solar, daily and lunar daily, in hours
+
+experiment = Experiment(
+    model=Forecaster(RecurrentEncoder(hidden_size=64, dropout_rate=0.2), features=7),
+    task=QuantileForecast(season=48),
+    data=Panel(
+        "sea_surface_temperature.csv",
+        time="time (UTC)",
+        targets=("temperature (celsius)",),
+        periods=TIDES,
+        length=96,
+        horizon=48,
+        season=48,
+        stride=2,
+        folds=3,
+        fold=2,
+        end="2016-11-01",
+        test_fraction=0.118,
+        validation_fraction=0.0,
+    ),
+    optimizer=AdamW(2e-3, schedule=Cosine(warmup=0.05), weight_decay=1e-2),
+    epochs=8,
+    batch_size=64,
+    runtime=Runtime(malloc_arenas=0),
+)

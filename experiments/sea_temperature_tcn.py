@@ -1,0 +1,15 @@
+"""Temporal convolutions that forecast the temperature of the sea (Bai et al., 2018).
+
+jdl train sea_temperature_tcn --data.fold 0
+"""
+
+from dataclasses import replace
+
+from sea_temperature import experiment as lstm
+
+from jdl.models import Forecaster, TemporalConvNet
+
+experiment = replace(
+    lstm,
+    model=Forecaster(TemporalConvNet(embed_dim=32, num_layers=6, dropout_rate=0.2), features=7),
+)

@@ -1,0 +1,14 @@
+"""Anomalies among sensors of the space shuttle, from normal rows and 20 labeled anomalies.
+
+jdl train shuttle_few_labels
+"""
+
+from dataclasses import replace
+
+from shuttle_anomalies import experiment as unsupervised
+
+experiment = replace(
+    unsupervised,
+    task=replace(unsupervised.task, anomaly_weight=100.0),
+    data=replace(unsupervised.data, train_limits=(("1", 20),)),
+)

@@ -1,0 +1,62 @@
+"""Warns of input columns that give the target away."""
+
+import logging
+from collections.abc import Mapping
+
+import numpy as np
+
+from jdl.data.columns import Categories, Column
+
+SAMPLE = 10_000
+"""Training rows, at most, that are looked at."""
+
+LEAST = 50
+"""Rows in which a column may follow the target by chance."""
+
+_log = logging.getLogger(__name__)
+
+
+def warn_of_leaks(
+    path: str, inputs: Mapping[str, Column], name: str, target: Column, rows: np.ndarray
+) -> None:
+    """Logs each column that alone determines the target in all training rows.
+
+    Such a column is often known only after what is to be predicted, like the date of a payment back
+    beside whether it was paid.
+
+    Args:
+      path: of the file.
+      inputs: by name.
+      name: of the target.
+      target: its column.
+      rows: of training.
+    """
+    rows = rows[:: max(1, len(rows) // SAMPLE)]
+    if len(rows) < LEAST:
+        return
+    for column_name, column in inputs.items():
+        if _determines(column, target, rows):
+            _log.warning(
+                "%s: column %r alone determines the target %r in all training rows: if it is known "
+                "only afterwards, leave it out of data.columns",
+                path, column_name, name,
+            )  # fmt: skip
+
+
+def _determines(column: Column, target: Column, rows: np.ndarray) -> bool:
+    y = target.codes[rows] if isinstance(target, Categories) else target.values[rows]
+    x = column.codes[rows] if isinstance(column, Categories) else column.values[rows]
+    known = np.isfinite(x) if not isinstance(column, Categories) else x >= 0
+    if not known.any() or (y == y[0]).all():
+        return False
+    if isinstance(target, Categories):
+        # Missing is a value like any other, as of a date that only some rows have.
+        x = np.where(known, x, x[known].max() + 1.0)
+        changes = int((np.diff(y[np.argsort(x, kind="stable")]) != 0).sum())
+        values = np.unique(np.column_stack([x, y]), axis=0)[:, 0]
+        alone = len(np.unique(values)) == len(values)
+        ordered = changes == len(np.unique(y)) - 1
+        return alone and (ordered or len(values) <= len(rows) // 10)
+    if isinstance(column, Categories) or known.sum() < LEAST or np.ptp(x[known]) == 0:
+        return False
+    return bool(abs(np.corrcoef(x[known], y[known])[0, 1]) > 1 - 1e-9)
