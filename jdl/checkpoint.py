@@ -175,8 +175,17 @@ class CheckpointStore:
           UserError: there are checkpoints, and all are damaged.
         """
         path = self._evaluation_path()
-        if path is None:
-            return None
+        return None if path is None else self._evaluation_arrays(path)
+
+    def step_arrays(self, step: int) -> dict[str, np.ndarray]:
+        """The arrays of a step as `evaluation_arrays` returns those of the run.
+
+        Raises:
+          UserError: there is no such checkpoint, or it is damaged.
+        """
+        return self._evaluation_arrays(self._of_step(step))
+
+    def _evaluation_arrays(self, path: Path) -> dict[str, np.ndarray]:
         metadata, tree = self._describe(path)
         # NumPy arrays as targets: the strategy that the run was saved under plays no role.
         target = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), tree)

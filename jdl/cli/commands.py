@@ -11,6 +11,7 @@ from jdl.cli.compress import compress
 from jdl.cli.curve import curve
 from jdl.cli.embed import embed
 from jdl.cli.evaluate import evaluate
+from jdl.cli.explain import explain
 from jdl.cli.export import export
 from jdl.cli.find import find_batch, find_lr
 from jdl.cli.generate import generate
@@ -40,6 +41,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "generate": generate,
     "chat": chat,
     "translate": translate,
+    "explain": explain,
     "export": export,
     "compress": compress,
     "reproduce": reproduce,

@@ -12,6 +12,9 @@ from jdl.layers.dropout import Dropout
 from jdl.layers.position import rotary
 from jdl.state import CACHE
 
+WEIGHTS = "attention_weights"
+"""Collection into which the layer sows `weights`, (batch, heads, time, keys), if it is mutable."""
+
 
 class Attention(nn.Module):
     """Multi-head self-attention, or cross-attention to a `memory`.
@@ -73,6 +76,11 @@ class Attention(nn.Module):
         if decode and memory is None:
             key, value, seen = self._remember(key, value, positions)
             mask, causal = seen if mask is None else seen & mask, False
+        if self.is_mutable_collection(WEIGHTS) and not self.is_initializing():
+            weights = _weights(query, key, causal, mask)
+            self.sow(
+                WEIGHTS, "weights", weights, reduce_fn=lambda _, new: new, init_fn=lambda: weights
+            )
         x = ops.attention(query, key, value, causal=causal, mask=mask)
         output = self._dense(width, "output", nn.initializers.normal(self.output_stddev))
         x = output(x.reshape(batch, time, width))
@@ -147,3 +155,13 @@ class Attention(nn.Module):
             dot_general=ops.dot_general,
             name=name,
         )
+
+
+def _weights(query: jax.Array, key: jax.Array, causal: bool, mask: jax.Array | None) -> jax.Array:
+    """Returns the weights of attention, (batch, heads, time, keys) float32."""
+    key = jnp.repeat(key, query.shape[2] // key.shape[2], 2)
+    scores = jnp.einsum("bthd,bshd->bhts", query, key).astype(jnp.float32)
+    seen = jnp.ones(scores.shape[-2:], bool)
+    seen = jnp.tril(seen) if causal else seen
+    scores = scores * query.shape[-1] ** -0.5
+    return jax.nn.softmax(jnp.where(seen if mask is None else seen & mask, scores, -1e30))

@@ -13,7 +13,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 
 from jdl import ops
 from jdl.errors import UserError
-from jdl.layers.attention import Attention
+from jdl.layers.attention import WEIGHTS, Attention
 from jdl.layers.dropout import Dropout
 from jdl.ops.platforms import is_portable
 from jdl.state import CACHE
@@ -170,7 +170,7 @@ def stack(
     def looped(unroll: int) -> Callable[[nn.Module, jax.Array], jax.Array]:
         scanned = nn.scan(
             lambda module, x, _: (apply(module, x, arrays), None),
-            variable_axes={"params": 0, CACHE: 0},
+            variable_axes={"params": 0, CACHE: 0, WEIGHTS: 0},
             split_rngs={"params": True, "dropout": True},
             length=num_layers,
             unroll=unroll,

@@ -78,6 +78,10 @@ class EncoderDecoder(nn.Module):
         """
         return self._logits(self._decoded(tokens, memory, source, positions, decode=decode))
 
+    def embed(self, tokens: jax.Array) -> jax.Array:
+        """Returns the embeddings of tokens, (batch, time, embed)."""
+        return self.embedding[tokens]
+
     def _decoded(
         self,
         tokens: jax.Array,
@@ -94,7 +98,7 @@ class EncoderDecoder(nn.Module):
     def _embed(self, tokens: jax.Array, positions: jax.Array | None) -> jax.Array:
         check_length(tokens, self.max_position_embeddings)
         positions = jnp.arange(tokens.shape[1])[None] if positions is None else positions
-        x = self.embedding[tokens] * self.embed_dim**0.5 + sinusoidal(positions, self.embed_dim)
+        x = self.embed(tokens) * self.embed_dim**0.5 + sinusoidal(positions, self.embed_dim)
         return x.astype(self.dtype)
 
     def _seen(self, source: jax.Array) -> jax.Array:

@@ -82,6 +82,10 @@ class LSTMEncoderDecoder(nn.Module):
         del positions
         return self._logits(self._decoded(tokens, memory, source, decode=decode))
 
+    def embed(self, tokens: jax.Array) -> jax.Array:
+        """Returns the embeddings of tokens, (batch, time, units)."""
+        return self.embedding[tokens]
+
     def _decoded(
         self,
         tokens: jax.Array,
@@ -117,7 +121,7 @@ class LSTMEncoderDecoder(nn.Module):
         return jnp.where(places < count, count - 1 - places, places)
 
     def _embed(self, tokens: jax.Array, train: bool) -> jax.Array:
-        return self._drop(self.embedding[tokens].astype(self.dtype), train)
+        return self._drop(self.embed(tokens).astype(self.dtype), train)
 
     def _drop(self, x: jax.Array, train: bool) -> jax.Array:
         return self.drop(x, deterministic=not train)

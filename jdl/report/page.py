@@ -116,7 +116,11 @@ class Folder:
         pixels = png(figure)
         self.path.mkdir(parents=True, exist_ok=True)
         (self.path / f"{name}.png").write_bytes(pixels)
-        data = base64.b64encode(pixels).decode()
+        return self.embedded(self.path / f"{name}.png", meaning)
+
+    def embedded(self, file: Path, meaning: str) -> Html:
+        """Returns the HTML of a PNG file, with a description."""
+        data = base64.b64encode(file.read_bytes()).decode()
         return html('<img alt="{}" src="data:image/png;base64,{}">', meaning, data)
 
     def page(self, name: str, title: str, *parts: Html, wide: bool = False) -> Path:

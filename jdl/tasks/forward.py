@@ -84,7 +84,11 @@ def _streams(key: Key) -> dict[str, Any]:
 
 def _captured(paths: Collection[str]) -> dict[str, Any]:
     """Returns the argument of `Module.apply` that captures the outputs of submodules."""
-    return {"capture_intermediates": lambda module, _: ".".join(module.path) in paths}
+
+    def is_wanted(module: nn.Module, method: str) -> bool:
+        return method == "__call__" and ".".join(module.path) in paths
+
+    return {"capture_intermediates": is_wanted}
 
 
 def intermediates(

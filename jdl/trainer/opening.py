@@ -1,7 +1,7 @@
 """Opens the run of a directory, to evaluate and predict."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from jdl.experiment import Experiment
 from jdl.files import DataRecord, RunDirectory, read_json
 from jdl.parallel import batch_shapes
 from jdl.paths import path_name
+from jdl.state import TrainState
 from jdl.tasks import Task
 from jdl.trainer import record
 from jdl.trainer.compilation_cache import enable_compilation_cache
@@ -177,6 +178,39 @@ def restore_finished(found: record.FoundRun) -> Run:
     if found.is_moved:
         _ = run.data
     return run
+
+
+def checkpoint_states(run: Run) -> Iterator[tuple[int, TrainState]]:
+    """Yields step and state of each checkpoint that a run has kept, oldest first, as evaluated.
+
+    Raises:
+      UserError: one is damaged, or does not fit the model.
+    """
+    store = CheckpointStore(RunDirectory(run.workdir).checkpoints, run.print)
+    try:
+        state = run.gather_state()
+        kept = {"params": state.params, "collections": state.collections}
+        for step in store.steps():
+            filled = _stored(run, step, kept, store.step_arrays(step))
+            placed = {**filled, "step": jnp.asarray(step, jnp.int32), "opt_state": ()}
+            yield step, dataclasses.replace(state, **placed)
+    finally:
+        store.close()
+
+
+def _stored(run: Run, step: int, kept: Any, arrays: dict[str, Any]) -> Any:
+    """Returns a tree of arrays with those of a checkpoint, by path."""
+
+    def stored(path: Any, leaf: Any) -> Any:
+        found = arrays.get(path_name(path))
+        if found is None or found.shape != leaf.shape:
+            raise UserError(
+                f"the checkpoint of step {step} in {run.workdir} does not fit the model: "
+                f"{path_name(path)} is another, or missing"
+            )
+        return found
+
+    return jax.tree_util.tree_map_with_path(stored, kept)
 
 
 def _filled(run: Run, arrays: dict[str, Any]) -> Any:

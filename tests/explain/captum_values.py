@@ -1,0 +1,151 @@
+"""Writes the attributions of Captum on PyTorch twins of small networks into captum.json.
+
+    python -m tests.explain.captum_values
+
+Needs torch and captum (0.9); the tests compare the committed file with jdl's.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from captum.attr import (
+    DeepLift,
+    FeatureAblation,
+    IntegratedGradients,
+    LayerGradCam,
+    Occlusion,
+    Saliency,
+)
+from torch import nn
+
+from tests.explain import twins
+
+
+def tensor(array):
+    return torch.tensor(np.asarray(array))
+
+
+class CNN(nn.Module):
+    def __init__(self, w):
+        super().__init__()
+        self.conv0, self.conv1 = nn.Conv2d(1, 3, 3, padding=1), nn.Conv2d(3, 4, 3, padding=1)
+        self.pool0, self.pool1 = nn.MaxPool2d(2), nn.MaxPool2d(2)
+        self.relu0, self.relu1, self.relu2 = nn.ReLU(), nn.ReLU(), nn.ReLU()
+        self.dense, self.logits = nn.Linear(16, 5), nn.Linear(5, 3)
+        with torch.no_grad():
+            for layer, name in ((self.conv0, "Conv_0"), (self.conv1, "Conv_1")):
+                layer.weight.copy_(tensor(w[f"{name}.kernel"].transpose(3, 2, 0, 1)))
+                layer.bias.copy_(tensor(w[f"{name}.bias"]))
+            for layer, name in ((self.dense, "Dense_0"), (self.logits, "logits")):
+                layer.weight.copy_(tensor(w[f"{name}.kernel"].T))
+                layer.bias.copy_(tensor(w[f"{name}.bias"]))
+
+    def forward(self, x):
+        x = self.relu0(self.pool0(self.conv0(x)))
+        x = self.relu1(self.pool1(self.conv1(x)))
+        x = x.permute(0, 2, 3, 1).reshape(len(x), -1)  # flattened as in JAX
+        return self.logits(self.relu2(self.dense(x)))
+
+
+class LSTM(nn.Module):
+    """From embeddings, with a module for each nonlinearity of each step, as DeepLift needs."""
+
+    def __init__(self, w, time):
+        super().__init__()
+        self.w = {name: tensor(array) for name, array in w.items()}
+        names = [f"{kind}{t}" for t in range(time) for kind in ("i", "f", "o")]
+        self.sigmoids = nn.ModuleDict({name: nn.Sigmoid() for name in names})
+        names = [f"{kind}{t}" for t in range(time) for kind in ("g", "c")]
+        self.tanhs = nn.ModuleDict({name: nn.Tanh() for name in names})
+
+    def forward(self, x):
+        h = c = torch.zeros(len(x), 4)
+        for t in range(x.shape[1]):
+            z = x[:, t] @ self.w["LSTM_0.kernel"] + self.w["LSTM_0.bias"]
+            z = z + h @ self.w["LSTM_0.recurrent"]
+            i, f, o, g = z.chunk(4, -1)
+            i, f, o = (self.sigmoids[f"{k}{t}"](v) for k, v in zip("ifo", (i, f, o), strict=True))
+            c = f * c + i * self.tanhs[f"g{t}"](g)
+            h = o * self.tanhs[f"c{t}"](c)
+        return h @ self.w["logits.kernel"] + self.w["logits.bias"]
+
+
+class ViT(nn.Module):
+    def __init__(self, w):
+        super().__init__()
+        self.w = {name: tensor(array) for name, array in w.items()}
+        self.normed = nn.Identity()
+
+    def norm(self, x, name):
+        own = (self.w[f"{name}.scale"], self.w[f"{name}.bias"])
+        return nn.functional.layer_norm(x, (8,), *own, eps=1e-6)
+
+    def dense(self, x, name):
+        return x @ self.w[f"{name}.kernel"] + self.w[f"{name}.bias"]
+
+    def forward(self, x):
+        n = len(x)  # (n, 1, 4, 4)
+        x = x.permute(0, 2, 3, 1).reshape(n, 2, 2, 2, 2, 1).transpose(2, 3).reshape(n, 4, 4)
+        x = self.dense(x, "patches") + self.w["positions"]
+        y = self.norm(x, "block_0.norm1")
+        y = self.normed(y.transpose(1, 2)).transpose(1, 2)  # channels first, for LayerGradCam
+        joint = self.dense(y, "block_0.attention.qkv").reshape(n, 4, 2, 3, 4)
+        q, k, v = (joint[..., i, :].transpose(1, 2) for i in range(3))
+        y = ((q @ k.transpose(2, 3) / 2).softmax(-1) @ v).transpose(1, 2).reshape(n, 4, 8)
+        x = x + self.dense(y, "block_0.attention.output")
+        y = self.dense(self.norm(x, "block_0.norm2"), "block_0.feed_forward.inner")
+        x = x + self.dense(nn.functional.gelu(y), "block_0.feed_forward.outer")
+        return self.dense(self.norm(x, "norm").mean(1), "logits")
+
+
+def attributions(model, x, window):
+    """Returns what each method gives for the class that is predicted, inputs as in JAX."""
+    target = model(x).argmax(-1)
+    steps = {"n_steps": 64, "method": "gausslegendre"}
+    found = {
+        "scores": model(x).gather(1, target[:, None])[:, 0],
+        "gradient": Saliency(model).attribute(x, target, abs=False),
+        "integrated_gradients": IntegratedGradients(model).attribute(x, target=target, **steps),
+    }
+    if window is None:
+        mask = torch.arange(x.shape[1])[None, :, None].expand(1, *x.shape[1:])
+        found["occlusion"] = FeatureAblation(model).attribute(x, target=target, feature_mask=mask)
+    else:
+        shape = {"sliding_window_shapes": (1, window, window), "strides": (1, 1, 1)}
+        found["occlusion"] = Occlusion(model).attribute(x, target=target, **shape)
+    return found, target
+
+
+def listed(array):
+    array = array.detach().numpy()
+    array = array.transpose(0, 2, 3, 1) if array.ndim == 4 else array
+    return np.round(array.astype(float), 8).tolist()
+
+
+def main():
+    cnn = CNN(twins.weights(twins.CNN)).eval()
+    x = tensor(twins.images(8).transpose(0, 3, 1, 2))
+    found, target = attributions(cnn, x, 3)
+    found["deep_lift"] = DeepLift(cnn).attribute(x, target=target)
+    found["grad_cam"] = LayerGradCam(cnn, cnn.conv1).attribute(x, target)
+    values = {"cnn": {name: listed(array) for name, array in found.items()}}
+
+    w = twins.weights(twins.LSTM)
+    lstm = LSTM(w, 5).eval()
+    x = tensor(w["Embed_0.embedding"][twins.tokens()])
+    found, target = attributions(lstm, x, None)
+    found["deep_lift"] = DeepLift(lstm).attribute(x, target=target)
+    values["lstm"] = {name: listed(array) for name, array in found.items()}
+
+    vit = ViT(twins.weights(twins.VIT)).eval()
+    x = tensor(twins.images(4).transpose(0, 3, 1, 2))
+    found, target = attributions(vit, x, 2)
+    found["grad_cam"] = LayerGradCam(vit, vit.normed).attribute(x, target)
+    values["vit"] = {name: listed(array) for name, array in found.items()}
+    Path(__file__).with_name("captum.json").write_text(json.dumps(values) + "\n")
+
+
+if __name__ == "__main__":
+    main()
