@@ -11,7 +11,7 @@ def fill(layer: nn.Module, **weights: np.ndarray) -> None:
     """Copies weights in PyTorch's layout into a layer's parameters."""
     with torch.no_grad():
         for name, value in weights.items():
-            layer.get_parameter(name).copy_(torch.tensor(value))
+            layer.get_parameter(name).copy_(torch.tensor(np.ascontiguousarray(value)))
 
 
 def joint(params: Params, name: str, heads: int, kinds: int = 3) -> nn.Linear:
