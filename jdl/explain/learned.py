@@ -154,7 +154,7 @@ def maximize(
     low, high = float(x.min()), float(x.max())
     shape = (len(chosen), *x.shape[1:])
     begin = x.mean(0) + 0.1 * (high - low) * np.asarray(jax.random.normal(request.key, shape))
-    rows = jax.tree.map(lambda leaf: np.repeat(leaf[:1], len(chosen), 0), request.rows)
+    rows = jax.tree.map(lambda leaf: jnp.asarray(np.repeat(leaf[:1], len(chosen), 0)), request.rows)
     pixels = x.ndim == 4
 
     def mean(image: Array) -> Array:

@@ -22,9 +22,9 @@ def corners(count, seed):
 
 
 experiment = Experiment(
-    model=CNN(channels=(4,), dense=(6,), num_classes=3),
+    model=CNN(channels=(4,), dense=(), num_classes=3),
     data=Arrays({"train": corners(96, 0), "validation": corners(30, 1)}),
-    optimizer=Adam(2e-2),
+    optimizer=Adam(1e-2),
     strategy=Single(),
     hooks=(Checkpoint(every=20, keep=3),),
     steps=60,

@@ -95,7 +95,7 @@ def test_attributions_equal_captums(requests, name, key, asked) -> None:
     np.testing.assert_allclose(np.broadcast_to(found, expected.shape), expected, atol=1e-4)
 
 
-@pytest.mark.parametrize(("name", "layer"), [("cnn", "Conv_1")])
+@pytest.mark.parametrize(("name", "layer"), [("cnn", "Conv_1"), ("vit", "block_0.norm1")])
 def test_grad_cam_equals_captums(requests, name, layer) -> None:
     request, cam = requests[name], ex.GradCAM(layer=layer)
     expected = np.array(CAPTUM[name]["grad_cam"])
@@ -108,7 +108,7 @@ def test_grad_cam_equals_captums(requests, name, layer) -> None:
     assert ex.GradCAM().find(request) == {"cnn": "Conv_1", "vit": "norm"}[name]
 
 
-@pytest.mark.parametrize("name", ["cnn", "lstm"])
+@pytest.mark.parametrize("name", ["cnn", "lstm", "vit"])
 @pytest.mark.parametrize(
     "asked", [ex.DeepLIFT(), ex.IntegratedGradients()], ids=lambda m: type(m).__name__
 )

@@ -1,7 +1,13 @@
 """Explanations of trained runs: the command, its files, analyses of the run and its data."""
 
+import contextlib
+import io
+import json
+import shutil
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -9,11 +15,12 @@ import jdl
 from jdl import explain as ex
 from jdl.cli.main import main
 from jdl.data import Table
-from jdl.explain import tables
+from jdl.explain import concepts, tables, training
 from jdl.explain.explanations import make_request
 from jdl.models import MLP
 from jdl.optimizers import Adam
 from jdl.tasks import Classification
+from jdl.trainer.opening import checkpoint_states
 from tests.explain.corners import corners
 from tests.runs import make_experiment
 
@@ -23,6 +30,19 @@ def run(tmp_path_factory):
     file = jdl.load(Path(__file__).with_name("corners.py"))
     workdir = tmp_path_factory.mktemp("explain") / "run"
     return jdl.train(file.experiment, workdir, file=file)
+
+
+def explained(run, out, *methods, options=()):
+    stream = io.StringIO()
+    with contextlib.redirect_stdout(stream):
+        arguments = ["explain", str(run.workdir), "--out", str(out), "--count", "4"]
+        errors = io.StringIO()
+        with contextlib.redirect_stderr(errors):
+            code = main([*arguments, *options, "--method", *methods])
+        assert code == 0, errors.getvalue()
+    *lines, last = stream.getvalue().splitlines()
+    assert last == str(out / "index.html")
+    return out, [json.loads(line) for line in lines]
 
 
 def test_a_map_finds_the_corner_that_makes_the_class(run) -> None:
@@ -40,12 +60,26 @@ def test_a_map_finds_the_corner_that_makes_the_class(run) -> None:
     assert card.completeness.max() <= 0.01
 
 
+def test_analyses_of_a_run_print_lines_and_add_sections(run, tmp_path) -> None:
+    _, lines = explained(
+        run, tmp_path, "filters", "top_examples", "examples=20", "activation_maximization",
+        "steps=3", options=["--without-cards"],
+    )  # fmt: skip
+    assert len({line["method"] for line in lines}) == 3
+    first = next(line for line in lines if line["method"] == "filters")
+    assert first["filters"] == 4
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
         (["gradeint"], "did you mean 'gradient'"),
         (["smooth_grad", "sample=3"], "did you mean 'samples'"),
         (["steps=3"], "name the method before its option"),
+        (["grad_cam", "layer=Conv_9"], "did you mean 'Conv_0'"),
+        (["grad_cam", "layer=logits"], "neither pixels"),
+        (["permutation_importance"], "one number for each column"),
+        (["attention_rollout"], "needs layers of jdl.layers.Attention"),
     ],
 )
 def test_a_wrong_method_is_a_sentence(run, tmp_path, capsys, words, sentence) -> None:
@@ -62,6 +96,52 @@ def test_an_unknown_target_is_a_sentence(run) -> None:
     scores = request.scores()
     loss, _, _ = make_request(run, corners(2, 0), "loss")
     assert loss.scores().shape == scores.shape
+
+
+def test_trac_in_is_the_sum_over_checkpoints(run, tmp_path) -> None:
+    rows, indices = run.pipeline("train").examples(np.arange(3)), np.arange(5)
+    found = training.trac_in(run, indices, rows, modules=("logits",))
+    train = run.pipeline("train").examples(indices)
+    expected, steps = np.zeros((3, 5)), []
+    for step, state in checkpoint_states(run):
+
+        def gradient(image, label, state=state):
+            def loss(params):
+                logits = run.experiment.model.apply({"params": params}, jnp.asarray(image[None]))[0]
+                return -jax.nn.log_softmax(logits)[label]
+
+            own = jax.grad(loss)(state.params)["logits"]
+            return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(own)])
+
+        each = [
+            np.stack([gradient(*pair) for pair in zip(a["image"], a["label"], strict=True)])
+            for a in (rows, train)
+        ]
+        expected += 1e-2 * each[0] @ each[1].T
+        steps.append(step)
+    assert list(found.steps) == steps == [20, 40, 60]
+    assert found.of_rows is not None
+    np.testing.assert_allclose(found.of_rows, expected, rtol=1e-3, atol=1e-7)
+    np.testing.assert_allclose(found.own[:3], np.diag(expected), rtol=1e-3, atol=1e-7)
+    shutil.copytree(run.workdir, tmp_path / "copy")
+    for name in ("20.0", "40.0"):
+        shutil.rmtree(tmp_path / "copy" / "checkpoints" / name)
+    with pytest.raises(jdl.UserError, match=r"checkpoints of several steps.*of step 60 alone"):
+        training.trac_in(jdl.open(tmp_path / "copy", run.experiment), indices)
+
+
+def test_a_concept_that_makes_the_class_is_told_from_chance(run) -> None:
+    def of(images):
+        count = len(images)
+        return make_request(run, {"image": images, "label": np.zeros(count, np.int32)}, "1")[0]
+
+    images = corners(200, 3)
+    bright = images["image"][images["label"] == 1][:24]
+    rest = images["image"][images["label"] != 1][:80]
+    found = concepts.concept_activation(of(rest[:20]), of(bright), of(rest[20:]), "Conv_0")
+    assert found.accuracy > 0.9
+    assert abs(found.score - found.random.mean()) > 0.2
+    assert found.p_value < 0.05
 
 
 def test_columns_of_a_table(tmp_path) -> None:
