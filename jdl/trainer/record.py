@@ -211,7 +211,7 @@ def read_run(workdir: Path, path: Path | None = None) -> RecordedRun:
     experiment = override(file.experiment, overrides)
     # Arrays are not needed either; where they are evaluated their hash is compared.
     free = (*location_paths(experiment.data), "data.arrays")
-    if changed := _changes(recorded, json_value(flatten(experiment)), free):
+    if changed := _changes(recorded, experiment, json_value(flatten(experiment)), free):
         raise UserError(
             f"{file.path} no longer gives the settings recorded in {workdir}: {'; '.join(changed)}"
         )
@@ -247,7 +247,7 @@ def read_objects(workdir: Path, **given: Any) -> Experiment:
     if isinstance(experiment.data, Unkept):
         skipped.append("data")
     checked = [name for name in skipped if name not in ("model", "task")]
-    if changed := _changes(recorded, flatten(experiment), (*RESUMABLE, *checked)):
+    if changed := _changes(recorded, experiment, flatten(experiment), (*RESUMABLE, *checked)):
         raise UserError(f"{workdir} holds a run with other settings: {'; '.join(changed)}")
     return experiment
 
@@ -301,7 +301,7 @@ def find_run(workdir: Path, experiment: Experiment, name: str | None = None) -> 
             f"--workdir"
         )
     locations = location_paths(experiment.data)
-    if changed := _changes(recorded, fields, (*RESUMABLE, *locations)):
+    if changed := _changes(recorded, experiment, fields, (*RESUMABLE, *locations)):
         raise UserError(
             f"{workdir} holds a run with other settings ({'; '.join(changed)}): only "
             f"{', '.join(RESUMABLE)} and the location of the data may change when a run is resumed"
@@ -339,14 +339,47 @@ def changed_data(workdir: Path, found: Mapping[str, Json]) -> str:
 
 
 def _changes(
-    recorded: ExperimentRecord, fields: Mapping[str, Json], free: Sequence[str] = ()
+    recorded: ExperimentRecord,
+    experiment: Experiment,
+    fields: Mapping[str, Json],
+    free: Sequence[str] = (),
 ) -> list[str]:
-    """Recorded settings that differ in the fields of an experiment, except `free` ones."""
+    """Recorded settings that differ in an experiment and its `fields`, except `free` ones.
+
+    A field that is younger than the record does not differ while it has its default.
+    """
+    younger = [path for path in fields if path not in recorded.fields]
+    free = (*free, *(path for path in younger if _has_new_default(path, experiment, recorded)))
     old, new = (
         {path: x for path, x in each.items() if not _is_below(path, free)}
         for each in (recorded.fields, fields)
     )
     return differences(old, new)
+
+
+def _has_new_default(path: str, experiment: Experiment, recorded: ExperimentRecord) -> bool:
+    """Whether the first field along a path that the record lacks has its default."""
+    owner: Any = experiment
+    names = path.split(".")
+    for index, name in enumerate(names):
+        known = ".".join(names[: index + 1])
+        if not any(_is_below(each, (known,)) for each in recorded.fields):
+            return _has_default(owner, name)
+        if dataclasses.is_dataclass(owner):
+            owner = getattr(owner, name, None)
+        else:
+            owner = dict(owner).get(name) if isinstance(owner, Mapping) else owner[int(name)]
+    return False
+
+
+def _has_default(owner: Any, name: str) -> bool:
+    field = getattr(type(owner), "__dataclass_fields__", {}).get(name)
+    if field is None:
+        return False
+    made = field.default_factory is not dataclasses.MISSING
+    default = field.default_factory() if made else field.default
+    same = flatten(default, name) == flatten(getattr(owner, name), name)
+    return default is not dataclasses.MISSING and same
 
 
 def _is_below(path: str, parents: Sequence[str]) -> bool:

@@ -3,6 +3,7 @@
 import dataclasses
 import fcntl
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -238,6 +239,17 @@ def test_open_refuses_other_settings_by_name(changes, named, plain):
         jdl.open(plain, make_experiment(**changes))
     run = jdl.open(plain, make_experiment(strategy=DataParallel(), runtime=jdl.Runtime()))
     assert run.result["step"] == 14
+
+
+def test_a_field_younger_than_the_record_has_its_default(plain, tmp_path):
+    shutil.copytree(plain, tmp_path / "old")
+    record = json.loads((tmp_path / "old" / "experiment.json").read_text())
+    for path in ("task.label_smoothing", "model.dropout_rate"):
+        del record["fields"][path]
+    (tmp_path / "old" / "experiment.json").write_text(json.dumps(record))
+    assert jdl.open(tmp_path / "old", make_experiment()).result["step"] == 14
+    with pytest.raises(UserError, match=r"\(task\.label_smoothing: None -> 0\.1\)"):
+        jdl.open(tmp_path / "old", make_experiment(task=Scored(label_smoothing=0.1)))
 
 
 def test_open_reads_the_experiment_of_the_directory(plain, tmp_path):
