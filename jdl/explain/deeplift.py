@@ -59,7 +59,7 @@ class DeepLIFT(Method):
     to the element that decides. Of products of two values that both depend on the input, as in the
     gates of an LSTM and in attention, each gets its part by the mean of the other, so that
     attributions sum to the scalar's difference in these networks too; with `products="gradient"`
-    the derivative, as in Captum.
+    by its derivative, and they do not.
     """
 
     baseline: Baseline = Baseline()  # from which differences are

@@ -50,15 +50,11 @@ class CNN(nn.Module):
 
 
 class LSTM(nn.Module):
-    """From embeddings, with a module for each nonlinearity of each step, as DeepLift needs."""
+    """From embeddings."""
 
-    def __init__(self, w, time):
+    def __init__(self, w):
         super().__init__()
         self.w = {name: tensor(array) for name, array in w.items()}
-        names = [f"{kind}{t}" for t in range(time) for kind in ("i", "f", "o")]
-        self.sigmoids = nn.ModuleDict({name: nn.Sigmoid() for name in names})
-        names = [f"{kind}{t}" for t in range(time) for kind in ("g", "c")]
-        self.tanhs = nn.ModuleDict({name: nn.Tanh() for name in names})
 
     def forward(self, x):
         h = c = torch.zeros(len(x), 4)
@@ -66,9 +62,8 @@ class LSTM(nn.Module):
             z = x[:, t] @ self.w["LSTM_0.kernel"] + self.w["LSTM_0.bias"]
             z = z + h @ self.w["LSTM_0.recurrent"]
             i, f, o, g = z.chunk(4, -1)
-            i, f, o = (self.sigmoids[f"{k}{t}"](v) for k, v in zip("ifo", (i, f, o), strict=True))
-            c = f * c + i * self.tanhs[f"g{t}"](g)
-            h = o * self.tanhs[f"c{t}"](c)
+            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+            h = o.sigmoid() * c.tanh()
         return h @ self.w["logits.kernel"] + self.w["logits.bias"]
 
 
@@ -128,15 +123,15 @@ def main():
     cnn = CNN(twins.weights(twins.CNN)).eval()
     x = tensor(twins.images(8).transpose(0, 3, 1, 2))
     found, target = attributions(cnn, x, 3)
-    found["deep_lift"] = DeepLift(cnn).attribute(x, target=target)
+    base = tensor(twins.baselines().transpose(0, 3, 1, 2))
+    found["deep_lift"] = DeepLift(cnn).attribute(x, base.expand_as(x), target)
     found["grad_cam"] = LayerGradCam(cnn, cnn.conv1).attribute(x, target)
     values = {"cnn": {name: listed(array) for name, array in found.items()}}
 
     w = twins.weights(twins.LSTM)
-    lstm = LSTM(w, 5).eval()
+    lstm = LSTM(w).eval()
     x = tensor(w["Embed_0.embedding"][twins.tokens()])
-    found, target = attributions(lstm, x, None)
-    found["deep_lift"] = DeepLift(lstm).attribute(x, target=target)
+    found, _ = attributions(lstm, x, None)
     values["lstm"] = {name: listed(array) for name, array in found.items()}
 
     vit = ViT(twins.weights(twins.VIT)).eval()

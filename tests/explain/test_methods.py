@@ -73,7 +73,7 @@ ZERO = ex.Baseline("zero")
 @pytest.mark.parametrize(
     ("name", "key", "asked"),
     [
-        *((n, "gradient", ex.Gradient()) for n in ("lstm", "vit")),
+        *((n, "gradient", ex.Gradient()) for n in ("cnn", "lstm", "vit")),
         *(
             (
                 n,
@@ -85,10 +85,11 @@ ZERO = ex.Baseline("zero")
         ("cnn", "occlusion", ex.Occlusion(window=3, stride=1)),
         ("lstm", "occlusion", ex.Occlusion(baseline=ZERO)),
         ("vit", "occlusion", ex.Occlusion(window=2, stride=1)),
+        ("cnn", "deep_lift", ex.DeepLIFT(baseline=ex.Baseline("mean"))),
     ],
 )
 def test_attributions_equal_captums(requests, name, key, asked) -> None:
-    request = requests[name]
+    request = dataclasses.replace(requests[name], reference=lambda: {"image": twins.baselines()})
     np.testing.assert_allclose(request.scores(), CAPTUM[name]["scores"], rtol=1e-4, atol=1e-5)
     ((_, found),) = asked.attribute(request).items()
     expected = np.array(CAPTUM[name][key])

@@ -32,6 +32,12 @@ def run(tmp_path_factory):
     return jdl.train(file.experiment, workdir, file=file)
 
 
+@pytest.fixture(scope="module")
+def page(run, tmp_path_factory):
+    """The folder of the command's page, and its lines."""
+    return explained(run, tmp_path_factory.mktemp("page"), "gradient", "grad_cam")
+
+
 def explained(run, out, *methods, options=()):
     stream = io.StringIO()
     with contextlib.redirect_stdout(stream):
@@ -43,6 +49,19 @@ def explained(run, out, *methods, options=()):
     *lines, last = stream.getvalue().splitlines()
     assert last == str(out / "index.html")
     return out, [json.loads(line) for line in lines]
+
+
+def test_the_command_writes_a_page_with_a_card_for_each_explanation(page) -> None:
+    out, lines = page
+    text = (out / "index.html").read_text()
+    assert "Right" in text
+    assert "Uncertain" in text
+    assert "random deletion" in text
+    each = [line for line in lines if "example" in line]
+    assert len(each) == 2 * 4
+    assert {"deletion", "randomization", "infidelity", "sensitivity"} <= each[0]["card"].keys()
+    assert len(list(out.glob("*.png"))) == 2 * 4
+    assert np.load(out / "gradient-image.npy").shape == (4, 8, 8)
 
 
 def test_a_map_finds_the_corner_that_makes_the_class(run) -> None:
@@ -60,14 +79,29 @@ def test_a_map_finds_the_corner_that_makes_the_class(run) -> None:
     assert card.completeness.max() <= 0.01
 
 
+def test_the_same_command_writes_the_same_bytes(run, page, tmp_path) -> None:
+    out, _ = explained(run, tmp_path, "gradient", "grad_cam", options=["--without-cards"])
+    files = sorted(out.glob("*.npy"))
+    assert len(files) == 2
+    for file in files:
+        assert file.read_bytes() == (page[0] / file.name).read_bytes()
+    again, _ = explained(run, tmp_path / "again", "gradient", options=["--without-cards"])
+    for file in again.glob("*.png"):
+        assert file.read_bytes() == (out / file.name).read_bytes()
+
+
 def test_analyses_of_a_run_print_lines_and_add_sections(run, tmp_path) -> None:
-    _, lines = explained(
+    out, lines = explained(
         run, tmp_path, "filters", "top_examples", "examples=20", "activation_maximization",
-        "steps=3", options=["--without-cards"],
+        "steps=3", "trac_in", "nearest_examples", "counterfactual", options=["--without-cards"],
     )  # fmt: skip
-    assert len({line["method"] for line in lines}) == 3
+    named = {line["method"] for line in lines}
+    assert len(named) == 6
     first = next(line for line in lines if line["method"] == "filters")
     assert first["filters"] == 4
+    changed = [line for line in lines if line["method"] == "counterfactual"]
+    assert all(line["changed"] and line["becomes"] in (0, 1, 2) for line in changed)
+    assert "TracIn" in (out / "index.html").read_text()
 
 
 @pytest.mark.parametrize(

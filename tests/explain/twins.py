@@ -30,8 +30,12 @@ ROWS = 3
 def weights(shapes):
     """Returns arrays by path, the same wherever they are made."""
     rng = np.random.RandomState(0)
+
+    def shift(name):  # biases keep units alive
+        return 1.0 if name.endswith("scale") else 0.5 * name.endswith("bias")
+
     return {
-        name: (rng.normal(0, 0.5, shape) + name.endswith("scale")).astype(np.float32)
+        name: (rng.normal(0, 0.5, shape) + shift(name)).astype(np.float32)
         for name, shape in shapes.items()
     }
 
@@ -39,6 +43,11 @@ def weights(shapes):
 def images(side):
     """Returns images (rows, side, side, 1)."""
     return np.random.RandomState(1).rand(ROWS, side, side, 1).astype(np.float32)
+
+
+def baselines():
+    """Returns one image in which no pixels of a window are alike, (1, 8, 8, 1)."""
+    return np.random.RandomState(3).rand(1, 8, 8, 1).astype(np.float32)
 
 
 def tokens():
