@@ -31,9 +31,10 @@ WORKLOADS = (
     "bert_base",
     "bert_finetune",
     "seq2seq",
+    "ctc",
 )
 IMAGES = ("cnn", "resnet50", "cifar10_resnet", "vit_s16", "unet", "detector", "gan")
-TWO_PEERS = ("vit_s16", "unet", "detector", "gan", "bert_base", "bert_finetune", "seq2seq")
+TWO_PEERS = ("vit_s16", "unet", "detector", "gan", "bert_base", "bert_finetune", "seq2seq", "ctc")
 DTYPES = ("fp32", "bf16")
 PEERS = {
     "torch": ("torch-eager", "torch-channels_last", "torch-compile"),
@@ -55,7 +56,8 @@ def run(
 
     Args:
         chosen: mlp, cnn, lstm, transformer, lstm_lm, resnet50, cifar10_resnet, vit_s16, unet,
-            detector, gan, bert_base, bert_finetune, seq2seq (default: all).
+            detector, gan, bert_base, bert_finetune, seq2seq, ctc
+            (default: all).
         peers: torch, flax, keras; one that is not installed is named and skipped.
         dtype: fp32 or bf16, of the computation in all implementations.
         json: a file for the rows, one JSON object a line.

@@ -363,6 +363,30 @@ def seq2seq(
     )
 
 
+def ctc(batch: int = 64, frames: int = 256, **model: Any) -> Workload:
+    """The encoder of spoken strings with its loss, on features; further fields by name."""
+
+    def draw(rng: np.random.Generator, count: int) -> Arrays:
+        mask = np.arange(frames) < rng.integers(frames // 2, frames + 1, (count, 1))
+        audio = rng.normal(size=(count, frames, 40)).astype(np.float32)
+        tokens = rng.integers(1, fields["num_classes"], (count, 5), np.int32)
+        kept = np.arange(5) < rng.integers(3, 6, (count, 1))
+        return {"audio": audio, "audio_mask": mask, "tokens": tokens * kept.astype(np.int32)}
+
+    fields = {"num_classes": 11, "dropout_rate": 0.0, **model}
+    return Workload(
+        name="ctc",
+        size=f"5x128, T={frames}" if not model else f"T={frames}",
+        experiment="spoken_strings_ctc",
+        changes={
+            **{f"model.{name}": value for name, value in fields.items()},
+            "data.device_transforms": (),
+        },
+        batch=batch,
+        draw=draw,
+    )
+
+
 def augmented(batch: int = 32) -> Workload:
     """The CNN with random augmentation."""
     experiment = "cats_vs_dogs_augmented"
@@ -403,7 +427,7 @@ def workloads(accelerator: bool) -> tuple[Workload, ...]:
         }
         translation = seq2seq(length=64, **base, pre_norm=False)
         texts = (bert_base(64), bert_finetune(256), translation)
-        others = (mlp(), cnn(256), lstm(), gpt2, lstm_lm(), *texts)
+        others = (mlp(), cnn(256), lstm(), gpt2, lstm_lm(), *texts, ctc(256))
         return (*others, *images, *dense)
     tiny = gpt(
         "tiny", num_layers=4, embed_dim=128, max_position_embeddings=64, batch=12, num_heads=4
@@ -418,4 +442,4 @@ def workloads(accelerator: bool) -> tuple[Workload, ...]:
     small = gpt("small", **shape, compiler_options=ONEDNN, **{"runtime.malloc_arenas": 1})
     images = (resnet50(), cifar10_resnet(), vit_s16(), unet(), detector(), gan())
     texts = (bert_base(), bert_finetune(), seq2seq())
-    return mlp(), cnn(), lstm(), tiny, small, lstm_lm(), *images, *texts
+    return mlp(), cnn(), lstm(), tiny, small, lstm_lm(), *images, *texts, ctc()

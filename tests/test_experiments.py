@@ -58,6 +58,11 @@ def scenes(*shape):
     }
 
 
+def clips(samples, **further):
+    found = {"audio": RNG.integers(-9999, 9999, (24, samples)).astype(np.int16)}
+    return {**found, "audio_mask": np.ones((24, samples), bool), **further}
+
+
 def masked(height, width, classes):
     found = images(height, width, 3)
     return {"image": found["image"], "segmentation_mask": found["image"][..., :1] % classes}
@@ -172,6 +177,9 @@ STAND_INS = {
     "shakespeare_char_gpt": tokens(65, 65, labelled=False),
     "shakespeare_char_lstm": {**tokens(65, 65, labelled=False), "begins": np.zeros(24, bool)},
     "stdlib_chat": {**tokens(129, 2048, labelled=False), "loss_mask": np.ones((24, 129), bool)},
+    "spoken_digits": clips(8000, label=np.arange(24) % 10),
+    "spoken_strings_ctc": clips(14_000, tokens=RNG.integers(1, 11, (24, 5))),
+    "spoken_strings_streaming": clips(14_000, tokens=RNG.integers(1, 11, (24, 5))),
     "stdlib_byte_gpt": tokens(129, 256, labelled=False),
     "temperatures_rnn": series(20),
 }

@@ -25,6 +25,7 @@ from jdl.cli.robustness import robustness
 from jdl.cli.sample import sample
 from jdl.cli.speak import speak
 from jdl.cli.train import train
+from jdl.cli.transcribe import transcribe
 from jdl.cli.translate import translate
 from jdl.cli.tune import tune
 from jdl.cli.verify import verify
@@ -42,6 +43,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "chat": chat,
     "translate": translate,
     "explain": explain,
+    "transcribe": transcribe,
     "export": export,
     "compress": compress,
     "reproduce": reproduce,

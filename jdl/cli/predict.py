@@ -24,15 +24,15 @@ def predict(
     draw: Path | None = None,
     experiment: OwnFile = None,
 ) -> int:
-    """Predict from images, videos, CSV files or texts; prints a line of JSON for each example.
+    """Predict from images, videos, sounds, CSV files or texts; prints a line of JSON for each.
 
-    Files are read like those of the run's data set: an image is one example, and so is a frame of a
-    video (extra `video`); a table holds one in each row and needs only the input columns; a text
-    file is one text, a CSV file has a column of texts; the rows after the last of a time series are
-    forecast. The directory of several seeds predicts the mean of all. A folder stands for the files
-    in it. A file that cannot be read is reported and skipped; the exit code is then 1, or 2 if no
-    file could be read. For videos the number of frames per second, reading included, is printed to
-    standard error.
+    Files are read like those of the run's data set: an image is one example, and so is a sound
+    (extra `audio`), or a frame of a video (extra `video`); a table holds one in each row and needs
+    only the input columns; a text file is one text, a CSV file has a column of texts; the rows
+    after the last of a time series are forecast. The directory of several seeds predicts the mean
+    of all. A folder stands for the files in it. A file that cannot be read is reported and skipped;
+    the exit code is then 1, or 2 if no file could be read. For videos the number of frames per
+    second, reading included, is printed to standard error.
 
     Args:
         files: to predict from, or folders of such files.

@@ -1,6 +1,9 @@
 """Data sets, transforms, tokenizers, and the input pipelines that batch them."""
 
 from jdl.data.arrays import Arrays, Digits
+from jdl.data.audio import AudioFeatures, FixLength, SpecAugment
+from jdl.data.audio_augment import AddNoise, RandomGain, Reverberate, TimeStretch
+from jdl.data.audio_files import AudioFolder
 from jdl.data.augment import (
     AlternatingFlip,
     ColorJitter,
@@ -30,20 +33,24 @@ from jdl.data.reweighing import Reweighed
 from jdl.data.selection import Selection
 from jdl.data.series import Series
 from jdl.data.sources import Source, Subset
+from jdl.data.speech import Speech
 from jdl.data.stdlib import StandardLibrary, StandardLibraryChats
 from jdl.data.tables import Table
 from jdl.data.text import Words
 from jdl.data.text_files import TextFile, TextTable
 from jdl.data.tfds import TFDS
-from jdl.data.tokenizers import BPE, Bytes, Chars, Saved, TokenizerFile
+from jdl.data.tokenizers import BPE, Bytes, Chars, Saved, TokenizerFile, WordLevel
 from jdl.data.transforms import Binarize, MaskTokens, Normalize, Scale
 from jdl.data.views import OnViews, Views
 
 __all__ = [
     "BPE",
     "TFDS",
+    "AddNoise",
     "AlternatingFlip",
     "Arrays",
+    "AudioFeatures",
+    "AudioFolder",
     "Binarize",
     "Buckets",
     "Bytes",
@@ -58,6 +65,7 @@ __all__ = [
     "Data",
     "Digits",
     "Documents",
+    "FixLength",
     "ImageBoxes",
     "ImageFolder",
     "ImageMasks",
@@ -76,14 +84,18 @@ __all__ = [
     "RandomAffine",
     "RandomCrop",
     "RandomFlip",
+    "RandomGain",
     "RandomResizedCrop",
     "Resize",
+    "Reverberate",
     "Reweighed",
     "Saved",
     "Scale",
     "Selection",
     "Series",
     "Source",
+    "SpecAugment",
+    "Speech",
     "StandardLibrary",
     "StandardLibraryChats",
     "Stream",
@@ -93,8 +105,10 @@ __all__ = [
     "TextFile",
     "TextTable",
     "Texts",
+    "TimeStretch",
     "TokenizerFile",
     "Tokens",
     "Views",
+    "WordLevel",
     "Words",
 ]

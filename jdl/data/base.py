@@ -15,7 +15,7 @@ import numpy as np
 from jdl.data.buckets import Buckets
 from jdl.data.fingerprints import hash_examples
 from jdl.data.holdout import hold_out
-from jdl.data.readers import Reader, describe_files, file_reader
+from jdl.data.readers import Reader, audio_rate, describe_files, file_reader
 from jdl.data.resize import Resize
 from jdl.data.sources import Example, Source, Subset, read_array
 from jdl.data.tokenizers import Encoding, Tokenizer, read_tokenizer
@@ -224,15 +224,17 @@ class Data:
 
         That is how a file becomes an example and what outputs are called: scaling, vocabulary,
         `classes` in their order. By default it is `reads`, the kind of file: `image` with its
-        `shape` [height, width, channels], null where the examples differ; `text`, `bytes`, or null
-        where neither fits. Of a data set that wraps another it is what that fits, as `wrapped`.
+        `shape` [height, width, channels], null where the examples differ; `audio`, with its
+        `sample_rate` and `dtype`; `text`, `bytes`, or null where none fits. Of a data set that
+        wraps another it is what that fits, as `wrapped`.
         """
         known: dict[str, Json] = {"classes": list(self.output_names())}
         if self.wrapped is not None:
             return {**known, "wrapped": self.wrapped.fit()}
         train = self.splits()["train"]
         places = np.unique(np.linspace(0, len(train) - 1, 8).astype(int))
-        return {**known, **describe_files([train[int(place)] for place in places])}
+        examples = [train[int(place)] for place in places]
+        return {**known, **describe_files(examples, audio_rate(self))}
 
     def fitted(self) -> dict[str, Json]:
         """Returns what was given to `with_fitted`, else `fit`."""
@@ -271,7 +273,9 @@ class Data:
 
         For data sets with `image` (height, width, channels) uint8, a file is one image, converted
         to their channels, and resized to their size if all images share one and no `Resize`
-        follows. For data sets with `text`, a file is one text, or a CSV file with a column `text`.
+        follows. For data sets with `audio` (samples,) int16 or float32, it is one sound, brought to
+        their sample rate. For data sets with `text`, it is one text, or a CSV file with a column
+        `text`.
         Other data sets override this method.
 
         Returns:

@@ -1,4 +1,4 @@
-"""Finds the images below a folder: splits, classes, and what is neither."""
+"""Finds images or other files below a folder: splits, classes, and what is neither."""
 
 import collections
 import os
@@ -31,15 +31,24 @@ SYSTEM = ("__macosx", "@eadir", "$recycle.bin", "system volume information", "lo
 
 
 class Labeled(NamedTuple):
-    """An image file with its class, or several, and if asked for, its group."""
+    """A file with its class, or several, and if asked for, its group."""
 
     path: Path
     label: str | tuple[str, ...]
     group: str = ""
 
 
-def find_splits(root: Path, notes: list[str]) -> dict[str, list[Labeled]]:
-    """Returns image files with their folder's name, by split."""
+def find_splits(
+    root: Path, notes: list[str], suffixes: Sequence[str] = SUFFIXES, kind: str = "images"
+) -> dict[str, list[Labeled]]:
+    """Returns files with their folder's name, by split.
+
+    Args:
+      root: the folder.
+      notes: what was noticed on the way is added to it.
+      suffixes: of the files.
+      kind: what they are called in the notes.
+    """
     folders = _folders(root)
     splits: dict[str, Path] = {}
     for folder in folders:
@@ -61,13 +70,13 @@ def find_splits(root: Path, notes: list[str]) -> dict[str, list[Labeled]]:
         if others := [folder for folder in folders if folder not in splits.values()]:
             notes.append(f"left out, beside the folders of splits: {some_paths(others)}")
         order = [name for name in dict.fromkeys(SPLITS.values()) if name in splits]
-        return {name: _images(splits[name], notes) for name in order}
-    return {"train": _images(root, notes)}
+        return {name: _files(splits[name], notes, suffixes, kind) for name in order}
+    return {"train": _files(root, notes, suffixes, kind)}
 
 
-def _images(root: Path, notes: list[str]) -> list[Labeled]:
-    """Returns the images in the folders of a folder; skipped files are added to `notes`."""
-    found, empty, links, suffixes = [], [], [], collections.Counter[str]()
+def _files(root: Path, notes: list[str], suffixes: Sequence[str], kind: str) -> list[Labeled]:
+    """Returns the files in the folders of a folder; skipped ones are added to `notes`."""
+    found, empty, links, others = [], [], [], collections.Counter[str]()
     for folder in _folders(root):
         files = []
         for place, folders, names in os.walk(folder):
@@ -76,21 +85,21 @@ def _images(root: Path, notes: list[str]) -> list[Labeled]:
             for path in (Path(place, name) for name in sorted(names) if not _hidden(name)):
                 if path.is_symlink() and not path.is_file():
                     links.append(path)
-                elif path.suffix.lower() in SUFFIXES:
+                elif path.suffix.lower() in suffixes:
                     files.append(path)
                 else:
-                    suffixes[path.suffix.lower() or "no extension"] += 1
+                    others[path.suffix.lower() or "no extension"] += 1
         found += [Labeled(path, folder.name) for path in sorted(files)]
         if not files:
             empty.append(folder)
     loose = [
-        p for p in sorted(root.iterdir()) if p.suffix.lower() in SUFFIXES and not _hidden(p.name)
+        p for p in sorted(root.iterdir()) if p.suffix.lower() in suffixes and not _hidden(p.name)
     ]
     linked = [each.path for each in found if each.path.is_symlink()]
     linked += [folder for folder in _folders(root) if folder.is_symlink()]
-    counts = ", ".join(f"{suffix} ({count})" for suffix, count in sorted(suffixes.items()))
+    counts = ", ".join(f"{suffix} ({count})" for suffix, count in sorted(others.items()))
     for what, said in (
-        ("no images, so no class, in", some_paths(empty)),
+        (f"no {kind}, so no class, in", some_paths(empty)),
         ("left out for their extension", counts),
         ("symbolic links not followed", some_paths(links)),
         ("symbolic links followed", some_paths(linked)),
@@ -109,13 +118,15 @@ def _hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in SYSTEM
 
 
-def summarize(path: str, found: Mapping[str, Sequence[Labeled]], notes: Iterable[str]) -> str:
+def summarize(
+    path: str, found: Mapping[str, Sequence[Labeled]], notes: Iterable[str], kind: str = "images"
+) -> str:
     """Returns counts per split and class, and the notes."""
     classes, parts = classes_of(found), []
     for split, files in found.items():
         counts = collections.Counter(n for each in files for n in split_label(each.label, None))
         named = ", ".join(f"{label} {counts[label]}" for label in classes)
-        parts.append(f"{split} {len(files)} images ({named})")
+        parts.append(f"{split} {len(files)} {kind} ({named})")
     return "; ".join([f"{path}: {', '.join(parts)}", *notes])
 
 

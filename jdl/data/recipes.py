@@ -18,6 +18,7 @@ from jdl.data.raw_annotated import (
     read_oxford_iiit_pet,
     read_voc2007,
 )
+from jdl.data.raw_audio import read_spoken_digit
 from jdl.data.raw_hdf5 import read_patch_camelyon
 
 
@@ -256,6 +257,22 @@ RECIPES = (
         supervised=("image", "label"),
         read=read_oxford_iiit_pet,
         examples={"train": 3_680, "test": 3_669},
+    ),
+    Recipe(
+        name="spoken_digit",
+        version="1.0.9",
+        description="Free Spoken Digit Dataset: 3,000 recordings of six speakers at 8 kHz (Jackson "
+        "et al., 2018).",
+        homepage="https://github.com/Jakobovski/free-spoken-digit-dataset",
+        urls=("https://github.com/Jakobovski/free-spoken-digit-dataset/archive/v1.0.9.tar.gz",),
+        features=lambda f: {
+            "audio": f.Tensor(shape=(None,), dtype=np.int16),
+            "audio/filename": f.Text(),
+            "label": f.ClassLabel(num_classes=10),
+        },
+        supervised=("audio", "label"),
+        read=read_spoken_digit,
+        examples={"train": 3_000},
     ),
     Recipe(
         name="voc",

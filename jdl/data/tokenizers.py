@@ -1,4 +1,4 @@
-"""Tokenizers: bytes, characters, BPE trained on the training text, or those of other models."""
+"""Tokenizers: bytes, characters, words, BPE trained on the training text, or other models'."""
 
 import functools
 import json
@@ -139,6 +139,54 @@ class CharTokenizer:
     def to_json(self) -> str:
         """See `Tokenizer.to_json`."""
         return json.dumps({"jdl": "characters", "characters": self.characters})
+
+
+@dataclass(frozen=True)
+class WordLevel(Encoding):
+    """One id per word, as blanks divide a text, in Unicode order; for few words, such as digits."""
+
+    def build(self, texts: Iterable[str]) -> Tokenizer:
+        """Returns the tokenizer of the words in these texts."""
+        return WordTokenizer(tuple(sorted({word for text in texts for word in text.split()})))
+
+
+@dataclass(frozen=True)
+class WordTokenizer:
+    """Tokenizer whose ids are indices into `words`."""
+
+    words: tuple[str, ...]
+
+    @functools.cached_property
+    def _ids(self) -> dict[str, int]:
+        return {word: index for index, word in enumerate(self.words)}
+
+    @property
+    def vocab_size(self) -> int:
+        """See `Tokenizer.vocab_size`."""
+        return len(self.words)
+
+    def token_bytes(self) -> np.ndarray:
+        """See `Tokenizer.token_bytes`; without the blanks between words."""
+        return np.array([len(word.encode()) for word in self.words], np.int32)
+
+    def encode(self, text: str) -> list[int]:
+        """See `Tokenizer.encode`."""
+        words, ids = text.split(), self._ids
+        if unknown := sorted({*words} - ids.keys()):
+            shown = ", ".join(map(repr, unknown[:5]))
+            raise UserError(
+                f"the text contains {shown}, which the training text of the tokenizer did not: "
+                f"remove such words, or set data.encoding to chars"
+            )
+        return [ids[word] for word in words]
+
+    def decode(self, tokens: Iterable[SupportsIndex]) -> str:
+        """See `Tokenizer.decode`."""
+        return " ".join(self.words[token] for token in tokens)
+
+    def to_json(self) -> str:
+        """See `Tokenizer.to_json`."""
+        return json.dumps({"jdl": "words", "words": self.words})
 
 
 @dataclass(frozen=True)
@@ -346,6 +394,9 @@ def read_tokenizer(text: str, where: str = "this") -> Tokenizer:
             return pieces
         if known == {"jdl": "bytes"}:
             return Bytes()
+        if known["jdl"] == "words":
+            assert all(isinstance(word, str) for word in known["words"])
+            return WordTokenizer(tuple(known["words"]))
         characters = known["characters"]
         assert known["jdl"] == "characters"
         assert isinstance(characters, str)

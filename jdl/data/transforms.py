@@ -76,7 +76,7 @@ class Binarize:
             raise UserError(f"Binarize takes uint8 or float32, where {self.name!r} is {x.dtype}")
         values = x.astype(jnp.float32) / (255 if x.dtype == jnp.uint8 else 1)
         if keys is None:
-            keys = _keys(jax.lax.bitcast_convert_type(values, jnp.uint32))
+            keys = content_keys(jax.lax.bitcast_convert_type(values, jnp.uint32))
         draws = jax.vmap(lambda key: jax.random.uniform(key, x.shape[1:]))(keys)
         return {**batch, self.name: (draws < values).astype(jnp.float32), self.gray: values}
 
@@ -109,7 +109,7 @@ class MaskTokens:
     def __call__(self, batch: Batch, keys: Keys | None) -> Batch:
         """Returns the batch with tokens masked."""
         tokens = batch[self.name]
-        keys = _keys(tokens) if keys is None else keys
+        keys = content_keys(tokens) if keys is None else keys
         return {**batch, **jax.vmap(self._hide)(tokens, keys)}
 
     def _hide(self, tokens: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
@@ -133,7 +133,7 @@ class MaskTokens:
         }
 
 
-def _keys(tokens: jax.Array) -> Keys:
+def content_keys(tokens: jax.Array) -> Keys:
     """Returns a key for each row of integers (batch, ...), a function of these alone."""
     factors = jax.random.bits(jax.random.key(0), tokens.shape[1:], jnp.uint32)
     products = (tokens.astype(jnp.uint32) * factors).reshape(len(tokens), -1)

@@ -1,4 +1,4 @@
-"""Predicts from images, videos, tables, texts or series in files; yields JSON per example."""
+"""Predicts from images, videos, sounds, tables, texts or series in files; yields JSON."""
 
 import itertools
 import operator
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jdl.audio import SUFFIXES as SOUNDS
 from jdl.data import Series, Table
 from jdl.data.examples import apply_transforms
 from jdl.data.files import TABULAR
@@ -65,7 +66,7 @@ def predict_files(
 def expand(paths: Iterable[Path]) -> list[Path]:
     """Returns files, with those below each folder in its place, sorted.
 
-    Hidden files are left out, and if there are images or videos, all others.
+    Hidden files are left out, and if there are images, videos or sounds, all others.
 
     Raises:
       UserError: a folder has no files.
@@ -77,10 +78,11 @@ def expand(paths: Iterable[Path]) -> list[Path]:
             continue
         below = sorted(p.relative_to(path) for p in path.rglob("*") if p.is_file())
         found = [path / p for p in below if not any(part.startswith(".") for part in p.parts)]
-        pictures = [p for p in found if p.suffix.lower() in IMAGES or is_video(p)]
+        known = (*IMAGES, *SOUNDS)
+        media = [p for p in found if p.suffix.lower() in known or is_video(p)]
         if not found:
             raise UserError(f"the folder {path} has no files to predict from")
-        files += pictures or found
+        files += media or found
     return files
 
 

@@ -54,6 +54,7 @@ from jdl.models.resnet import (
 from jdl.models.rnn import RNN
 from jdl.models.seq2seq import EncoderDecoder, TransformerBase, TransformerBig
 from jdl.models.seq2seq_lstm import LSTMEncoderDecoder
+from jdl.models.speech_encoder import SpeechEncoder
 from jdl.models.unet import UNet
 from jdl.models.vae import VAE
 from jdl.models.vit import ViT, ViTBase16, ViTLarge16, ViTSmall16, ViTTiny16
@@ -116,6 +117,7 @@ __all__ = [
     "ResNet110",
     "ResNet152",
     "SASRec",
+    "SpeechEncoder",
     "TemporalConvNet",
     "TransformerBase",
     "TransformerBig",

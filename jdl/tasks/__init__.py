@@ -4,6 +4,7 @@ from jdl.tasks.anomaly import AnomalyDetection
 from jdl.tasks.base import HostMetrics, Task
 from jdl.tasks.binary import BinaryClassification
 from jdl.tasks.classification import Classification, balanced_weights
+from jdl.tasks.ctc import CTC
 from jdl.tasks.detection import Detection
 from jdl.tasks.diffusion import Diffusion
 from jdl.tasks.distillation import Distillation
@@ -35,6 +36,7 @@ from jdl.tasks.variational import VariationalAutoencoding
 from jdl.tasks.views import MIRROR, MIRROR_AND_FLIP, MIRROR_AND_SHIFT, View, sliding_windows
 
 __all__ = [
+    "CTC",
     "GAN",
     "MIRROR",
     "MIRROR_AND_FLIP",

@@ -215,6 +215,8 @@ def test_multi30k(tmp_path):
 def test_versions_and_features_are_those_of_the_catalogue(tmp_path, recipe):
     if recipe.name in ("multi30k", "camvid"):
         pytest.skip("not in the catalogue")
+    if recipe.name == "spoken_digit":
+        pytest.skip("the catalogue's feature Audio needs TensorFlow")
     catalogue: Any = tfds.builder(recipe.name, data_dir=tmp_path)
     assert str(tmp_path / recipe.path) == catalogue.data_dir
     assert catalogue.info.supervised_keys == recipe.supervised

@@ -14,6 +14,7 @@ from flax.training.train_state import TrainState
 from benchmarks.peers.flax.dense import UNet, detection_loss, segmentation_loss
 from benchmarks.peers.flax.models import CNN, MLP, RNN, LanguageModel, ResNet, SmallResNet
 from benchmarks.peers.flax.seq2seq import EncoderDecoder
+from benchmarks.peers.flax.speech import SpeechEncoder, ctc_loss
 from benchmarks.peers.flax.transformers import BERT, GPT, ViT
 from benchmarks.peers.flax.weights import convert
 from benchmarks.trainer import Case, first_batch
@@ -34,6 +35,7 @@ MODELS = {
     "lstm_lm": LanguageModel,
     "transformer": GPT,
     "seq2seq": EncoderDecoder,
+    "ctc": SpeechEncoder,
 }
 
 
@@ -53,6 +55,8 @@ def loss_function(case: Case) -> tuple[Callable[..., tuple[jax.Array, Any]], Any
         variables = {"params": params, **rest}
         logits, rest = model.apply(variables, *inputs, mutable=["batch_stats"])
         logits = logits.astype(jnp.float32)
+        if "audio" in batch:
+            return ctc_loss(logits, batch), rest
         if "segmentation_mask" in batch:
             return segmentation_loss(logits, labels), rest
         if "boxes" in batch:
@@ -79,6 +83,8 @@ def _translation_loss(logits: jax.Array, targets: Any, smoothing: float) -> jax.
 
 def _split(batch: Batch) -> tuple[tuple[Any, ...], Any]:
     """Inputs of the model, and targets."""
+    if "audio" in batch:
+        return (batch["audio"], batch["audio_mask"]), batch["tokens"]
     if "target" in batch:
         return (batch["source"], batch["target"][:, :-1]), batch["target"][:, 1:]
     if "segmentation_mask" in batch or "boxes" in batch:

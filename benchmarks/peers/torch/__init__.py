@@ -11,6 +11,7 @@ from benchmarks.peers.torch.dense import Detector, UNet
 from benchmarks.peers.torch.gan import GAN, Adversarial
 from benchmarks.peers.torch.models import CNN, LSTM, MLP, LanguageModel, ResNet, SmallResNet
 from benchmarks.peers.torch.seq2seq import EncoderDecoder
+from benchmarks.peers.torch.speech import SpeechEncoder
 from benchmarks.peers.torch.training import DEVICE, IMAGES, Training, tensors
 from benchmarks.peers.torch.transformers import BERT, GPT, ViT
 from benchmarks.trainer import Case
@@ -34,6 +35,7 @@ MODELS = {
     "lstm_lm": LanguageModel,
     "transformer": GPT,
     "seq2seq": EncoderDecoder,
+    "ctc": SpeechEncoder,
 }
 
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.peers.torch.speech import features
 from benchmarks.trainer import Case
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -19,6 +20,8 @@ IMAGES = ("cnn", "resnet50", "cifar10_resnet", "unet", "detector", "gan", "vit_s
 def tensors(case: Case) -> tuple[Tensor, Tensor]:
     """Inputs and targets of all examples, in the dtypes that PyTorch's layers and losses take."""
     data = {name: torch.tensor(array, device=DEVICE) for name, array in case.arrays.items()}
+    if "audio" in data:
+        return features(data)
     if "source" in data:
         return data["source"].long(), data["target"].long()
     images = data["image"].permute(0, 3, 1, 2).contiguous() if case.name in IMAGES else None
