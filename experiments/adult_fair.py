@@ -5,6 +5,8 @@
 
 `adult_mlp` with a penalty on the variance between groups of the mean probability. The group is read
 in training alone. `python -m benchmarks.fairness` compares strengths and methods.
+
+Expect: test accuracy 0.8368 (3 seeds, min 0.8361), 32.2 s, 2 cores of a busy Intel Xeon
 """
 
 import dataclasses

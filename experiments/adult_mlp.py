@@ -7,6 +7,8 @@
 
 The wheel holds copies of UCI's adult.data and adult.test, the test split here. `sex` and `race` are
 no inputs; they are kept beside them for the audit.
+
+Expect: test accuracy 0.8556 (3 seeds, min 0.8543), 33.5 s, 2 cores of a busy Intel Xeon
 """
 
 from jdl import Experiment

@@ -8,6 +8,8 @@
 Inputs are the age, earlier offenses and the charge. `race` and `sex`, and the score of the
 commercial system, are kept beside them. The labels are arrests, not crimes: whom the police arrests
 is part of what is learned, and no audit of such a model can show that.
+
+Expect: test accuracy 0.6751 (3 seeds, min 0.6744), 28.3 s, 2 cores of a busy Intel Xeon
 """
 
 from jdl import Experiment

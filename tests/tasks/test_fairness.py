@@ -11,10 +11,10 @@ import jdl
 from jdl.data import Arrays, Reweighed, Scale
 from jdl.data.sources import read_array
 from jdl.errors import UserError
-from jdl.models import MLP
+from jdl.models import MLP, Debiased
 from jdl.optimizers import Adam
 from jdl.parallel import DataParallel, Pmap, Single
-from jdl.tasks import Classification, FairClassification
+from jdl.tasks import AdversarialClassification, Classification, FairClassification
 from jdl.tasks.fairness import one_hot_groups
 
 
@@ -120,6 +120,17 @@ def test_the_term_is_that_of_the_whole_batch(strategy, criterion):
         np.testing.assert_allclose(a, b, atol=2e-6)
     with pytest.raises(UserError, match="couples all rows"):
         jdl.train(experiment(task, num_microbatches=2))
+
+
+def test_an_adversary_is_deceived_and_does_not_collapse(plain):
+    task = AdversarialClassification(strength=3.0)
+    model = Debiased(MLP(widths=(16,), features=2), num_groups=2)
+    run = jdl.train(experiment(task, model=model, steps=300))
+    assert gap(run) < 0.5 * gap(plain)
+    scores = run.evaluate("test")
+    assert scores["accuracy"] > 0.8
+    assert scores["adversary_accuracy"] < scores["largest_group"] + 0.1
+    assert task.format_prediction(np.float32([0.2, 0.8]), ("a", "b"))["prediction"] == "b"
 
 
 def test_reweighing_makes_class_and_group_independent():
