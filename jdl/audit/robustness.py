@@ -86,7 +86,7 @@ def robustness(
       run: of a classifier with one real input.
       split: of the data.
       epsilon: largest change of a value in attacks, as a share of the range of the values in the
-        split.
+        split, of tables of the column's.
       severity: of corruptions, from 1 to 5.
       steps: of `pgd`, which begins at random.
       samples: predictions that `mc_dropout` averages.
@@ -265,12 +265,14 @@ class _Inputs:
         found = {name: jnp.asarray(array[index]) for name, array in self._arrays.items()}
         return {**found, "mask": jnp.ones(len(index), bool)}
 
-    def _range(self) -> tuple[float, float]:
-        """Returns the smallest and largest value of the input in the examples."""
+    def _range(self) -> tuple[jax.Array, jax.Array]:
+        """Returns the smallest and largest value of the input, of tables those of each column."""
         own = jax.jit(lambda batch: transform(self._program, batch, None)[self._name])
         count = len(self._arrays[self._name])
         parts = [own(self._batch(np.arange(b, min(b + 256, count)))) for b in range(0, count, 256)]
-        return min(float(x.min()) for x in parts), max(float(x.max()) for x in parts)
+        values = jnp.concatenate(parts)
+        axes = tuple(range(values.ndim - (values.ndim == 2)))
+        return values.min(axes), values.max(axes)
 
 
 def _row(

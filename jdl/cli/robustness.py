@@ -22,7 +22,8 @@ def robustness(
 
     Args:
         split: train, validation, calibration or test.
-        epsilon: largest change of a value by an attack, as a share of the values' range.
+        epsilon: largest change of a value by an attack, as a share of the values' range, of tables
+            of the column's.
         severity: of the corruptions, from 1 to 5.
         samples: predictions that Monte Carlo dropout averages.
         limit: examples at most.
