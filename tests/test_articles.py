@@ -17,23 +17,24 @@ COMMAND_LINES = sorted(set(re.findall(r"`(jdl [a-z-]+[^`]*)`", PAGE)))
 # What the articles name, and the page must have.
 PHRASES = """
 weights and biases; feed-forward; convolutional; AlexNet; human-level accuracy; SimpleRNN; LSTM;
-GRU; internal memory; generative adversarial networks; transformers; BERT; GPT; embeddings; forward
-propagation; mean squared error; cross-entropy; binary and sparse; backpropagation; gradient
-descent; SGD; mini-batch; Adam; sigmoid; ReLU; tanh; softmax; compile, fit, evaluate; validation
-set; dropout; L1; L2; batch normalization; early stopping; data augmentation; rotation; shifts;
-shear; zoom; flip; fill; more data; over- and underfitting; learning rate; batch size; epochs;
-number of layers; grid; random; Bayesian; image classification; digits; cats and dogs; faces;
-animals; object detection; video streams; autonomous driving; segmentation; medical image analysis;
-cancerous tissue; edges in initial layers; sentiment analysis; reviews; machine translation; text
-generation; content generation; image synthesis; modifying existing ones; art; style transfer; data
-generation in medical imaging; healthcare; diagnostics; personalized treatment; medical imaging;
-algorithmic trading; climate; renewable energy; AlphaFold; new medicines; material science;
-linguistics; semi-supervised; unsupervised; transfer learning; as more data is provided; GPUs; TPUs;
-reducing their computational and data requirements; interpretability; black box; ethics and bias;
-detection; mitigation; TensorFlow;
-PyTorch; Keras; MXNet; FastAI; KerasTuner; scikit-learn; NumPy; Pandas; Matplotlib; Seaborn;
-Jupyter; Colab; selection criteria for different problems; classic techniques; Goodfellow; Nielsen;
-Krizhevsky; Hochreiter and Schmidhuber
+GRU; internal memory; generative adversarial networks; transformers; BERT; GPT; embeddings;
+forward propagation; mean squared error; cross-entropy; binary and sparse; backpropagation;
+gradient descent; SGD; mini-batch; Adam; sigmoid; ReLU; tanh; softmax; compile, fit, evaluate;
+validation set; dropout; L1; L2; batch normalization; early stopping; data augmentation; rotation;
+shifts; shear; zoom; flip; fill; more data; over- and underfitting; learning rate; batch size;
+epochs; number of layers; grid; random; Bayesian; image classification; digits; cats and dogs;
+faces; animals; facial recognition; object detection; video streams; autonomous driving;
+segmentation; medical image analysis; cancerous tissue; edges in initial layers; sentiment
+analysis; reviews; social media; machine translation; text generation; content generation;
+chatbots; virtual assistants; voice-to-text; transcription; text-to-speech; image synthesis;
+modifying existing ones; art; style transfer; data generation in medical imaging; healthcare;
+diagnostics; personalized treatment; medical imaging; fraud detection; algorithmic trading;
+recommendation; climate; renewable energy; AlphaFold; new medicines; material science;
+linguistics; semi-supervised; unsupervised; transfer learning; as more data is provided; GPUs;
+TPUs; reducing their computational and data requirements; interpretability; black box; ethics and
+bias; detection; mitigation; TensorFlow; PyTorch; Keras; MXNet; FastAI; KerasTuner; scikit-learn;
+NumPy; Pandas; Matplotlib; Seaborn; Jupyter; Colab; selection criteria for different problems;
+classic techniques; Goodfellow; Nielsen; Krizhevsky; Hochreiter and Schmidhuber
 """
 
 
@@ -60,7 +61,7 @@ def test_a_command_resolves(line: str) -> None:
     _, command, *words = shlex.split(line)
     function = COMMANDS[command]
     positional, named = parse(command, function, words)
-    if command not in ("train", "tune", "plan", "find-lr", "find-batch"):
+    if command not in ("train", "tune", "plan", "find-lr", "find-batch", "curve"):
         return
     name = str(positional[0])
     if name.endswith(".py"):  # the reader's own
