@@ -4,7 +4,9 @@
     jdl audit runs/adult_fair/seed-0 --group sex,race
 
 `adult_mlp` with a penalty on the variance between groups of the mean probability. The group is read
-in training alone. `python -m benchmarks.fairness` compares strengths and methods.
+in training alone. By `python -m benchmarks.fairness`, which compares strengths and methods, the
+gap between women and men on the test split is 0.0151 (3 seeds, max 0.0194) instead of 0.1744, and
+accuracy 0.8368 instead of 0.8556.
 
 Expect: test accuracy 0.8368 (3 seeds, min 0.8361), 32.2 s, 2 cores of a busy Intel Xeon
 """

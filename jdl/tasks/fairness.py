@@ -132,7 +132,8 @@ class AdversarialClassification(Game):
     its own and `strength` times that between the adversary's guess and the groups that a row is not
     in. That is bounded below, where the adversary's loss, which Zhang et al. (2018) maximize, is
     unbounded above; and the adversary sees log probabilities standardized over the batch, so that
-    predicting nearly the same for all examples deceives nobody. Either would collapse otherwise.
+    predicting nearly the same for all examples deceives nobody. A `strength` that outweighs the
+    labels may still end with one class for all: look at the accuracy of several seeds.
 
     Metrics: `predictor_loss`, `adversary_loss`, `loss`, `accuracy` and `nll` of the predictor;
     `adversary_accuracy` beside `largest_group`, which guessing without any knowledge reaches.
