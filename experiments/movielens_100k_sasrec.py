@@ -13,8 +13,8 @@ from jdl.optimizers import AdamW, Cosine
 
 experiment = replace(
     factorization,
-    data=replace(factorization.data, length=30),
-    model=SASRec(num_items=1682, embed_dim=64, num_layers=2, dropout_rate=0.3),
+    data=replace(factorization.data, length=20),
+    model=SASRec(num_items=1682, embed_dim=64, num_layers=1, dropout_rate=0.3),
     optimizer=AdamW(2e-3, schedule=Cosine(warmup=0.05), weight_decay=1e-2),
-    epochs=10,
+    epochs=4,
 )

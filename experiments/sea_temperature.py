@@ -31,7 +31,7 @@ experiment = Experiment(
         test_fraction=0.118,
         validation_fraction=0.0,
     ),
-    optimizer=AdamW(2e-3, schedule=Cosine(warmup=0.05), weight_decay=1e-2),
+    optimizer=AdamW(3e-3, schedule=Cosine(warmup=0.05), weight_decay=1e-2, ema_decay=0.99),
     epochs=8,
     batch_size=64,
     runtime=Runtime(malloc_arenas=0),

@@ -158,7 +158,7 @@ STAND_INS = {
     "mnist_vae": images(28, 28, 1),
     "movielens_100k": choices(943, 1682),
     "movielens_100k_neumf": choices(943, 1682),
-    "movielens_100k_sasrec": choices(943, 1682, 30),
+    "movielens_100k_sasrec": choices(943, 1682, 20),
     "multi30k_lstm_attention": pairs(32, 8192),
     "multi30k_transformer": pairs(32, 8192),
     "optimizers": images(28, 28, 1),

@@ -127,6 +127,6 @@ class Forecaster(nn.Module):
         )
         x = self.encoder(x, train)[:, length:]
         last = nn.Dense(
-            self.features, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="quantiles"
+            self.features, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="last"
         )
         return last(x).astype(jnp.float32)

@@ -38,7 +38,7 @@ def rank_metrics(
 
 
 def baselines(
-    data: Interactions, split: str = "test", k: int = 10, neighbors: int = 100
+    data: Interactions, split: str = "test", k: int = 10, neighbors: int = 20
 ) -> dict[str, dict[str, float]]:
     """Returns the metrics of popularity and of item-based nearest neighbors, on a split.
 
