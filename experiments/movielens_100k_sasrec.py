@@ -1,7 +1,9 @@
 """SASRec: a transformer over the films seen before, on MovieLens 100K (Kang and McAuley, 2018).
 
-jdl train movielens_100k_sasrec
-jdl train movielens_100k_sasrec --data.protocol temporal
+    jdl train movielens_100k_sasrec
+    jdl train movielens_100k_sasrec --data.protocol temporal
+
+Protocols and baselines are those of `movielens_100k`.
 """
 
 from dataclasses import replace

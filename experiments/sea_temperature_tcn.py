@@ -1,6 +1,8 @@
 """Temporal convolutions that forecast the temperature of the sea (Bai et al., 2018).
 
-jdl train sea_temperature_tcn --data.fold 0
+    for fold in 0 1 2; do jdl train sea_temperature_tcn --data.fold $fold; done
+
+The folds are those of `sea_temperature`.
 """
 
 from dataclasses import replace

@@ -1,6 +1,8 @@
 """Transformer that forecasts the temperature of the sea.
 
-jdl train sea_temperature_transformer --data.fold 0
+    for fold in 0 1 2; do jdl train sea_temperature_transformer --data.fold $fold; done
+
+The folds are those of `sea_temperature`.
 """
 
 from dataclasses import replace

@@ -6,7 +6,8 @@
 
 49,097 rows of nine sensors, 7.2 % of them anomalies, none of which is in the training split. A
 network tells rows from copies with noise. It is no fraud, and not hard: on all rows the column f1
-alone has an average precision (`auprc`) of 0.960.
+alone has an average precision (`auprc`) of 0.960, on the test split 0.956, and there an isolation
+forest, fitted on the same normal rows, one of 0.984 (`jdl.report.baselines`).
 """
 
 from jdl import Experiment, Runtime

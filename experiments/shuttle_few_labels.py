@@ -1,6 +1,8 @@
 """Anomalies among sensors of the space shuttle, from normal rows and 20 labeled anomalies.
 
-jdl train shuttle_few_labels
+    jdl train shuttle_few_labels
+
+The network, the noise and the test split are those of `shuttle_anomalies`.
 """
 
 from dataclasses import replace
