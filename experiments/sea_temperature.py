@@ -19,7 +19,7 @@ from jdl.tasks import QuantileForecast
 TIDES = (12.4206, 12.0, 24.0, 25.8193)  # principal lunar, solar, daily and lunar daily, in hours
 
 experiment = Experiment(
-    model=Forecaster(RecurrentEncoder(hidden_size=64, dropout_rate=0.2), features=7),
+    model=Forecaster(RecurrentEncoder(hidden_size=64, dropout_rate=0.2), features=7, lags=(48, 50)),
     task=QuantileForecast(season=48),
     data=Panel(
         "sea_surface_temperature.csv",

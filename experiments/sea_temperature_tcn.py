@@ -13,5 +13,7 @@ from jdl.models import Forecaster, TemporalConvNet
 
 experiment = replace(
     lstm,
-    model=Forecaster(TemporalConvNet(embed_dim=32, num_layers=6, dropout_rate=0.2), features=7),
+    model=Forecaster(
+        TemporalConvNet(embed_dim=32, num_layers=6, dropout_rate=0.2), features=7, lags=(48, 50)
+    ),
 )

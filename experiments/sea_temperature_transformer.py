@@ -14,6 +14,8 @@ from jdl.optimizers import AdamW, Cosine
 
 experiment = replace(
     lstm,
-    model=Forecaster(TransformerEncoder(embed_dim=32, num_layers=2, dropout_rate=0.2), features=7),
+    model=Forecaster(
+        TransformerEncoder(embed_dim=32, num_layers=2, dropout_rate=0.2), features=7, lags=(48, 50)
+    ),
     optimizer=AdamW(1e-3, schedule=Cosine(warmup=0.1), weight_decay=1e-2),
 )

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jdl.errors import UserError
 from jdl.layers import Block, Dropout, normalization, sinusoidal, stack
 from jdl.models.rnn import CELLS
 
@@ -97,6 +98,10 @@ class Forecaster(nn.Module):
 
     encoder: nn.Module = RecurrentEncoder()  # (batch, time, channels) to (batch, time, width)
     features: int = 7  # outputs for each step
+    lags: tuple[int, ...] = ()
+    """Steps before each one of which the observed values are given to it too, at least the horizon
+    (Salinas et al., 2020): such as a day."""
+
     dtype: Any = jnp.float32  # of the dense layer; parameters are float32
 
     @nn.compact
@@ -113,12 +118,20 @@ class Forecaster(nn.Module):
         """
         length, horizon = past.shape[1], future.shape[1]
         observed = past.shape[2] - future.shape[2]
-        padded = jnp.pad(past[..., :observed], ((0, 0), (0, horizon), (0, 0)))
+        if self.lags and min(self.lags) < horizon:
+            raise UserError(
+                f"model.lags holds {min(self.lags)}, less than the horizon of {horizon}: values so "
+                f"late are not known yet"
+            )
+        earlier = [
+            jnp.pad(past[..., :observed], ((0, 0), (lag, horizon), (0, 0)))[:, : length + horizon]
+            for lag in (0, *self.lags)
+        ]
         known = jnp.concatenate([past[..., observed:], future], 1)
         is_future = (jnp.arange(length + horizon) >= length).astype(past.dtype)
         x = jnp.concatenate(
             [
-                padded,
+                *earlier,
                 known,
                 jnp.broadcast_to(is_future[None, :, None], (*known.shape[:2], 1)),
                 jnp.broadcast_to(static[:, None], (*known.shape[:2], static.shape[1])),

@@ -94,7 +94,7 @@ def test_values_that_are_not_observed_change_nothing():
 @pytest.mark.parametrize("encoder", [RecurrentEncoder, TemporalConvNet, TransformerEncoder])
 def test_a_forecaster_begins_with_the_last_value_and_sees_what_is_known(encoder):
     x = batch()
-    model = Forecaster(encoder(num_layers=1), features=4)
+    model = Forecaster(encoder(num_layers=1), features=4, lags=(4,))
     inputs = x["past"], x["future"], x["static"]
     variables = model.init(jax.random.key(0), *inputs)
     assert not np.asarray(model.apply(variables, *inputs)).any()
@@ -116,6 +116,8 @@ def test_a_forecaster_begins_with_the_last_value_and_sees_what_is_known(encoder)
 
 def test_wrong_sizes_are_named():
     task, x = QuantileForecast(quantiles=LEVELS), batch()
+    with pytest.raises(UserError, match=r"model\.lags holds 3, less than the horizon of 4"):
+        Forecaster(lags=(3,)).init(jax.random.key(0), x["past"], x["future"], x["static"])
     with pytest.raises(UserError, match=r"set model\.features to 5 times"):
         task.to_prediction(jnp.zeros((6, 4, 7)), x)
     shape = jax.eval_shape(lambda: task.to_prediction(jnp.zeros((6, 4, 5)), {
