@@ -13,6 +13,7 @@ from jdl.explain.features import by_site, site_features
 from jdl.explain.method import Method, Request
 from jdl.explain.perturbations import masked_scores
 from jdl.explain.subject import Inputs
+from jdl.explain.targets import PREFIX
 from jdl.paths import path_name
 from jdl.typing import Json, Key, PyTree
 
@@ -234,6 +235,8 @@ def _fresh(request: Request, key: Key) -> PyTree:
     """Returns parameters as a new model has them."""
     subject = request.subject
     batch = request.take(np.arange(1)).rows["batch"]
+    if PREFIX in batch:  # a source from a file has no translation
+        batch = {subject.task.targets: batch[PREFIX], **batch}
     fresh = jax.jit(lambda key, batch: subject.task.init(subject.model, key, batch)["params"])
     return fresh(key, batch)
 
