@@ -113,7 +113,11 @@ def _fairlearn(arrays):
     from fairlearn.reductions import DemographicParity, ExponentiatedGradient
     from sklearn.linear_model import LogisticRegression
 
-    train, calibration, test = (arrays[name] for name in ("train", "calibration", "test"))
+    # ThresholdOptimizer fails on probabilities in float32, which those of such inputs are.
+    train, calibration, test = (
+        {**arrays[name], "x": arrays[name]["x"].astype(np.float64)}
+        for name in ("train", "calibration", "test")
+    )
     plain = LogisticRegression(max_iter=1000).fit(train["x"], train["y"])
     yield "logistic regression", _scores(test["y"], plain.predict(test["x"]), test["sex"])
     optimizer = ThresholdOptimizer(
