@@ -30,7 +30,7 @@ experiment = Experiment(
         validation_fraction=0.0,
     ),
     optimizer=AdamW(5e-3, schedule=Cosine(), weight_decay=1e-2),
-    epochs=10,
+    epochs=16,
     batch_size=256,
     runtime=Runtime(malloc_arenas=0),
 )

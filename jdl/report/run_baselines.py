@@ -48,9 +48,8 @@ def baselines_of(run: Run) -> tuple[Baseline, ...]:
         )
     if isinstance(task, NextItem) and isinstance(data, Interactions):
         return tuple(
-            Baseline(name, metric, values[metric])
+            Baseline(name, "hit_rate", values["hit_rate"])
             for name, values in ranking.baselines(data, split, task.k).items()
-            for metric in ("hit_rate", "ndcg", "mrr", "sampled_hit_rate", "sampled_ndcg")
         )
     if isinstance(task, (Classification, BinaryClassification)):
         return _of_classes(run, split)

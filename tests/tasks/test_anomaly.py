@@ -13,6 +13,7 @@ from jdl.errors import UserError
 from jdl.metrics import AUPRC
 from jdl.models import MLP
 from jdl.optimizers import Adam
+from jdl.report.run_baselines import baselines_of
 from jdl.state import TrainState
 from jdl.tasks import AnomalyDetection, with_row_keys
 
@@ -49,6 +50,7 @@ def test_anomalies_are_found_from_normal_rows(table, tmp_path):
     scores = run.predict({"x": np.stack([row["x"] for row in test])})
     found = average_precision_score([row["y"] for row in test], scores)
     assert found > 0.6  # of 0.07 by chance
+    assert [row.name for row in baselines_of(run)] == ["isolation forest", "best column alone"]
     assert run.evaluate("test")["auprc"] == pytest.approx(found)
 
 

@@ -14,6 +14,7 @@ from jdl.metrics import compute
 from jdl.models import MatrixFactorization, NeuMF, SASRec
 from jdl.optimizers import Adam
 from jdl.report import ranking
+from jdl.report.run_baselines import baselines_of
 from jdl.state import TrainState
 from jdl.tasks import NextItem, with_row_keys
 
@@ -125,6 +126,10 @@ def test_models_learn_two_tastes(model, objective, data, tmp_path):
     found = run.evaluate("test")
     # Of 29 unseen items 9 are of the user's taste: all of the top 8 by taste, a third by chance.
     assert found["hit_rate"] > 0.6
+    assert baselines_of(run)[0].name == "most popular"
+    test = stacked(data.splits()["test"])
+    first = run.predict({name: test[name][:3] for name in ("user", "history", "seen")})
+    assert first.shape == (3, 8)
     rows = ranking.baselines(data, "test", 8)
     assert rows["item-based nearest neighbors"]["hit_rate"] > rows["most popular"]["hit_rate"]
 
