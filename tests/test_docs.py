@@ -16,7 +16,19 @@ from jdl.cli.main import main
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "pages"
 GUIDES = sorted((PAGES / "guides").glob("*.md"))
-LONG = ("text_generation", "pretrained_weights")  # whose commands are tested one by one elsewhere
+LONG = (  # whose parts are tested one by one elsewhere
+    "diffusion",
+    "embeddings",
+    "explain_a_prediction",
+    "generated_images",
+    "hyperparameter_search",
+    "pretrained_weights",
+    "several_players",
+    "smaller_models",
+    "speech_synthesis",
+    "style_transfer",
+    "text_generation",
+)
 BLOCK = re.compile(
     r'^```(?P<kind>\w+)(?: title="(?P<title>[^"]+)")?\n(?P<text>.*?)^```$', re.M | re.S
 )

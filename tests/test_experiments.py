@@ -58,6 +58,16 @@ def scenes(*shape):
     }
 
 
+def crops(height, width, boxes, classes):
+    return {
+        "image": images(height, width, 3)["image"],
+        "label": RNG.integers(0, 2, (24, classes)).astype(np.int32),
+        "boxes": np.tile(np.float32([4, 5, 20, 21]), (24, boxes, 1)),
+        "boxes_mask": np.ones((24, boxes), bool),
+        "labels": np.zeros((24, boxes), np.int32),
+    }
+
+
 def clips(samples, **further):
     found = {"audio": RNG.integers(-9999, 9999, (24, samples)).astype(np.int16)}
     return {**found, "audio_mask": np.ones((24, samples), bool), **further}
@@ -104,6 +114,7 @@ STAND_INS = {
     "adult_mlp": {**rows(9), "sex": np.arange(24) % 2, "race": np.arange(24) % 5},
     "airline_lstm": series(12),
     "bccd_detection": scenes(240, 320, 3),
+    "bccd_presence": crops(120, 106, boxes=8, classes=2),
     "camvid_segmentation": masked(180, 240, 11),
     "cats_vs_dogs_augmented": images(150, 150, 3, classes=2),
     "cats_vs_dogs_cnn": images(150, 150, 3, classes=2),
@@ -140,10 +151,16 @@ STAND_INS = {
     "imdb_minilm_probe": tokens(256, 30_522),
     "imdb_mlm": tokens(128, 8192, labelled=False),
     "mnist_cnn": images(28, 28, 1),
+    "mnist_flipped": {**images(28, 28, 1), "flipped": np.arange(24) % 2},
     "mnist_flow": images(28, 28, 1),
     "mnist_distilled": images(28, 28, 1),
     "mnist_nielsen_cross_entropy": images(28, 28, 1),
     "mnist_nielsen_quadratic": images(28, 28, 1),
+    "mnist_planted": {
+        **crops(28, 28, boxes=1, classes=1),
+        **images(28, 28, 3),
+        "corner": np.arange(24) % 2,
+    },
     "mnist_pruned": images(28, 28, 1),
     "mnist_fixmatch": {**images(28, 28, 1), "labeled": np.arange(24) < 8},
     "mnist_few_digits": images(28, 28, 1, classes=5),

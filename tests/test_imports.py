@@ -24,6 +24,7 @@ from jdl.trainer.training_run import TrainingRun
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "tfds"
 AT_HAND = ("digits_cnn", "digits_mlp", "mnist")  # whose data is here, or is made
+LARGE = ("mnist_flow", "mnist_gan", "mnist_mae", "mnist_simclr")  # take seconds to compile
 HEAVY = ["grain", "tensorflow_datasets", "orbax", "matplotlib", "sklearn", "optuna"]
 HEAVY += ["torch", "tensorflow", "tokenizers", "sacrebleu", "safetensors"]
 MODULES = sorted(
@@ -144,7 +145,12 @@ def found(data, tiny):
     "path",
     [
         # Others read data that few have; `tests/test_experiments.py` has stand-ins for theirs.
-        pytest.param(path, marks=() if path.stem.startswith(AT_HAND) else pytest.mark.slow)
+        pytest.param(
+            path,
+            marks=()
+            if path.stem.startswith(AT_HAND) and path.stem not in LARGE
+            else pytest.mark.slow,
+        )
         for path in sorted((ROOT / "experiments").glob("*.py"))
     ],
     ids=lambda p: p.stem,

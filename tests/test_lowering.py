@@ -27,6 +27,7 @@ class Expected:
     scans: int = 0  # over time, forward and backward
     chunked: bool = False  # the loss is computed in chunks
     loops: int = 0  # others
+    conditions: int = 0  # besides those of the step and of chunks
 
 
 BLOCK = 3 * (1 + 1 + 2)  # queries, keys and values jointly; output; feed-forward network
@@ -44,6 +45,12 @@ FOUND = {
     "vit_s16": Expected(2 + 12 * BLOCK + 3, attentions=12),
     "unet": Expected(3, convolutions=3 * 14 - 1),
     "detector": Expected(3, convolutions=3 * 14 - 1, loops=1),  # over boxes, for the heat map
+    # The penalty of every fourth step: its value, what its gradient needs, and that.
+    "gan": Expected(16, convolutions=40, conditions=3),
+    # Mel bands and the log-probabilities' sums over labels are float32; the loss and its gradient
+    # go over time.
+    "ctc": Expected(24, 4, convolutions=15, loops=2),
+    "bert_finetune": Expected(6 * BLOCK + 3, attentions=6),
     "bert_base": Expected(12 * BLOCK + 3 + 3, attentions=12),
     # Label smoothing needs hidden states times the mean embedding, row by row.
     "seq2seq": Expected(6 * (BLOCK + DECODER_BLOCK) + 3 + 3, 3, attentions=3 * 6, chunked=True),
@@ -113,5 +120,7 @@ def test_a_step_has_the_form_of_each_platform(name, caplog):
     assert not expected.scans or steps["cuda"] - steps["tpu"] >= 19 * expected.scans
     # The step is left out if it is not finite, and a chunk of the loss without weight.
     conditions = lowered["cuda"].as_text("hlo").count(" conditional(")
-    assert conditions == 1 + expected.chunked, "no choice of a platform is left"
+    assert conditions == 1 + expected.chunked + expected.conditions, (
+        "no choice of a platform is left"
+    )
     assert not caplog.text, "no operation falls back to another form"

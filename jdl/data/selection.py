@@ -44,11 +44,11 @@ class Selection(Data):
             name: self._of_classes(source, self.test_classes if name == "test" else ())
             for name, source in self.data.splits().items()
         }
-        if not len(kept.get("test", self.classes)):
-            labels = ", ".join(map(str, self.test_classes or self.classes))
+        if self.test_classes and not len(kept.get("test", ())):
+            labels = ", ".join(map(str, self.test_classes))
             raise UserError(
                 f"the test split of {self.full_name()} has no example of the classes {labels}: "
-                f"correct data.{'test_classes' if self.test_classes else 'classes'}"
+                f"correct data.test_classes"
             )
         if self.num_examples is not None:
             kept["train"] = self._few(kept["train"], self.num_examples)

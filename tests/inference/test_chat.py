@@ -80,7 +80,7 @@ def test_the_loss_is_the_mean_over_masked_tokens(run):
     example = run.experiment.data.splits()["train"][1]
     batch = {name: jnp.asarray(array[None]) for name, array in example.items()}
     logits = run.experiment.model.apply(
-        {"params": run.params}, np.maximum(batch["tokens"], 0)[:, :-1]
+        {"params": run.params}, jnp.maximum(batch["tokens"], 0)[:, :-1]
     )
     targets, mask = example["tokens"][1:], example["loss_mask"][1:]
     losses = -np.asarray(jax.nn.log_softmax(logits))[0, np.arange(64), np.maximum(targets, 0)]

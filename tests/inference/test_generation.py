@@ -268,14 +268,14 @@ def test_a_text_without_line_breaks_begins_after_its_first_character(tmp_path):
 def test_a_character_of_several_bytes_is_held_back_until_it_is_whole():
     made = np.array([list("é€ö".encode())])
     chunks = iter([made[:, :1], made[:, 1:4], made[:, 4:5], made[:, 5:6]])
-    pieces = list(generation._decoded(Bytes(), list(b"caf"), chunks, 1, None))
+    pieces = list(generation.decoded(Bytes(), list(b"caf"), chunks, 1, None))
     assert pieces == [[""], ["é"], ["€"], [""], ["\ufffd"]]
 
 
 def test_of_a_text_that_has_ended_nothing_more_is_shown():
     letters = CharTokenizer("ab.d")
     chunks = iter([np.array([[0, 1], [2, 2]]), np.array([[2, 2], [2, 2]])])
-    pieces = list(generation._decoded(letters, [3], chunks, 2, end=2))
+    pieces = list(generation.decoded(letters, [3], chunks, 2, end=2))
     assert pieces == [["ab", "."], [".", ""], ["", ""]]
 
 
