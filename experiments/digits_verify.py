@@ -3,7 +3,11 @@
     jdl train digits_verify --seeds 3
 
 The test split has only digits that training has not. Whether two images show the same one is told
-by the cosine similarity of their embeddings; `jdl verify RUN A B` does that with two files.
+by the cosine similarity of their embeddings; `jdl verify RUN A B` does that with two files. Five
+classes of 8x8 pixels teach little that holds for others: on new images of 0 to 4 the rate is below
+0.002.
+
+Expect: test equal_error_rate 0.3198 (3 seeds, max 0.3327), 12 s, 2 cores of an Intel Xeon
 """
 
 from jdl import Experiment
