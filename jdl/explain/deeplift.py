@@ -192,7 +192,10 @@ class _Rules:
     def _scan(self, equation: Any, values: list[Any]) -> list[Any]:
         """Scans over pairs: the carry depends on the input, at the latest after a step."""
         params = equation.params
-        consts, carried = params["num_consts"], params["num_carry"]
+        if "ft_in" in params:  # JAX 0.12
+            consts, carried, _ = map(len, params["ft_in"].unpack())
+        else:
+            consts, carried = params["num_consts"], params["num_carry"]
         fixed, carry = values[:consts], values[consts : consts + carried]
 
         def step(carry: Any, x: Any) -> tuple[Any, Any]:
