@@ -284,11 +284,11 @@ def write_lines(path: Path, lines: Iterable[str]) -> None:
     write_atomically(path, "".join(" ".join(line.split("\n")) + "\n" for line in lines))
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replaces a file; a reader finds either the old text or the new one, never a part."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Replaces a file; a reader finds either the old content or the new one, never a part."""
     draft = path.with_name(f".{path.name}.tmp")
-    with draft.open("w", encoding="utf-8") as file:
-        file.write(text)
+    with draft.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         # Before the rename: a power cut could otherwise leave the new name on an empty file.
         os.fsync(file.fileno())

@@ -70,10 +70,10 @@ class AudioFeatures:
         """
         del keys
         waves, mask = sounds(batch, self.name)
-        make = self.spectrogram.log_mel
         if self.kind == "mfcc":
-            make = lambda x: self.spectrogram.mfcc(x, self.num_coefficients)  # noqa: E731
-        x = make(waves)
+            x = self.spectrogram.mfcc(waves, self.num_coefficients)
+        else:
+            x = self.spectrogram.log_mel(waves)
         counts = self.spectrogram.frames(mask.sum(-1))
         kept = jnp.arange(x.shape[1]) < counts[:, None]
         if self.normalize:

@@ -12,6 +12,7 @@ from jdl.data.base import default_data_dir
 from jdl.data.download import fetch, file_name
 from jdl.data.public_tables import TABLES, PublicTable
 from jdl.errors import UserError
+from jdl.files import write_atomically
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,11 +166,9 @@ def _copy(file: PublicFile, raw: Path, target: Path) -> None:
         source = next((path for path in known if path.is_file()), known[0])
     content = _read(file, source)
     _check(file, source, content)
-    part = target.with_name(f"{target.name}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(content)
-        part.replace(target)
+        write_atomically(target, content)
     except OSError as error:
         raise UserError(f"cannot write in {target.parent} ({error.strerror})") from error
 
