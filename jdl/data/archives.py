@@ -131,12 +131,14 @@ def read_whole(path: Path) -> bytes:
     """Returns a file's bytes, decompressed if they are gzipped, whatever its name."""
     try:
         with path.open("rb") as stream:
-            if stream.peek(2)[:2] != b"\x1f\x8b":
-                return read_bounded(stream, path)
-            with gzip.open(stream) as unzipped:
-                return read_bounded(unzipped, path)
+            return read_bounded(unzipped(stream), path)
     except DAMAGE as error:
         raise damage_error(path, error) from error
+
+
+def unzipped(stream: Any) -> Any:
+    """Returns a stream that decompresses another, or the other if it is not gzipped."""
+    return gzip.open(stream) if stream.peek(2)[:2] == b"\x1f\x8b" else stream
 
 
 def read_text(path: Path) -> str:

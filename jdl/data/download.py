@@ -28,7 +28,6 @@ def fetch(
     folder: Path,
     *,
     known: Mapping[str, Any],
-    overwrite: bool = False,
     report: Callable[[str], object] = print,
 ) -> None:
     """Downloads files that are not in `folder` yet; each appears only when complete.
@@ -38,7 +37,6 @@ def fetch(
       folder: destination; created if missing.
       known: for an address, an object that tells the file's `size` in bytes and its SHA-256,
         `checksum`; others are only checked for being as long as the server says, and not empty.
-      overwrite: whether to replace files that are already there.
       report: called with a message per download.
 
     Raises:
@@ -50,7 +48,7 @@ def fetch(
         raise UserError(f"cannot write in {folder} ({error.strerror})") from error
     for url in urls:
         target = folder / file_name(url)
-        if target.is_file() and not overwrite:
+        if target.is_file():
             continue
         report(f"downloading {url}")
         part = target.with_name(f"{target.name}.{os.getpid()}.part")

