@@ -60,6 +60,12 @@ class DeepLIFT(Method):
     gates of an LSTM and in attention, each gets its part by the mean of the other, so that
     attributions sum to the scalar's difference in these networks too; with `products="gradient"`
     by its derivative, and they do not.
+
+    Softmax and layer normalization are not rules of their own, but their functions of one element,
+    sums, maxima and products. Captum's `DeepLift` has rules for modules alone (ReLU, sigmoid, tanh,
+    max pooling and the like) and takes derivatives of all else: of a CNN both give the same; of an
+    LSTM or a transformer with a module for each of those functions they do with
+    `products="gradient"`.
     """
 
     baseline: Baseline = Baseline()  # from which differences are

@@ -18,6 +18,7 @@ from captum.attr import (
     Occlusion,
     Saliency,
 )
+from captum.attr._core.deep_lift import SUPPORTED_NON_LINEAR, maxpool1d, nonlinear
 from torch import nn
 
 from tests.explain import twins
@@ -25,6 +26,35 @@ from tests.explain import twins
 
 def tensor(array):
     return torch.tensor(np.asarray(array))
+
+
+def own(x):
+    """Returns a tensor of a module's own: Captum replaces the gradient of all uses of its input."""
+    return x.clone()
+
+
+class Rescaled(nn.Module):
+    """A function of one element that Captum's DeepLift rescales; serves one call."""
+
+    function = None
+
+    def forward(self, x):
+        return self.function(x)
+
+
+class Largest(nn.MaxPool1d):
+    """Pooling by Captum's rule, which needs one gradient for the input and the baseline.
+
+    They differ behind products of two values that depend on the input: it is that of the input.
+    """
+
+
+def pool(module, x, output, grad_input, grad_output, eps):
+    of_input = (torch.cat(2 * grad.chunk(2)[:1]) for grad in (grad_input, grad_output))
+    return maxpool1d(module, x, output, *of_input, eps)
+
+
+SUPPORTED_NON_LINEAR |= {Rescaled: nonlinear, Largest: pool}
 
 
 class CNN(nn.Module):
@@ -55,32 +85,61 @@ class LSTM(nn.Module):
     def __init__(self, w):
         super().__init__()
         self.w = {name: tensor(array) for name, array in w.items()}
+        self.states = nn.Identity()
+        self.sigmoids = nn.ModuleList(nn.Sigmoid() for _ in range(3 * twins.TIME))
+        self.tanhs = nn.ModuleList(nn.Tanh() for _ in range(2 * twins.TIME))
 
     def forward(self, x):
+        sigmoids, tanhs = iter(self.sigmoids), iter(self.tanhs)
         h = c = torch.zeros(len(x), 4)
+        states = []
         for t in range(x.shape[1]):
             z = x[:, t] @ self.w["LSTM_0.kernel"] + self.w["LSTM_0.bias"]
             z = z + h @ self.w["LSTM_0.recurrent"]
             i, f, o, g = z.chunk(4, -1)
-            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
-            h = o.sigmoid() * c.tanh()
+            i, f, o = (next(sigmoids)(gate) for gate in (i, f, o))
+            c = f * c + i * next(tanhs)(g)
+            h = o * next(tanhs)(own(c))
+            states.append(h)
+        h = self.states(torch.stack(states, -1))[..., -1]  # channels first, for LayerGradCam
         return h @ self.w["logits.kernel"] + self.w["logits.bias"]
 
 
 class ViT(nn.Module):
+    """With layer normalization, softmax and GELU in functions of one element, sums and products."""
+
     def __init__(self, w):
         super().__init__()
         self.w = {name: tensor(array) for name, array in w.items()}
         self.normed = nn.Identity()
+        self.pool = Largest(4)
+        self.functions = nn.ModuleList(Rescaled() for _ in range(12))
+
+    def apply_each(self, function, x):
+        module = next(self.unused)
+        module.function = function
+        return module(own(x))
 
     def norm(self, x, name):
-        own = (self.w[f"{name}.scale"], self.w[f"{name}.bias"])
-        return nn.functional.layer_norm(x, (8,), *own, eps=1e-6)
+        mean = x.mean(-1, keepdim=True)
+        squares = self.apply_each(torch.square, x).mean(-1, keepdim=True)
+        variance = squares - self.apply_each(torch.square, mean)
+        inverse = self.apply_each(torch.rsqrt, variance + 1e-6)
+        return (x - mean) * (inverse * self.w[f"{name}.scale"]) + self.w[f"{name}.bias"]
+
+    def softmax(self, x):
+        largest = self.pool(own(x).flatten(1, 2)).view(*x.shape[:3], 1)
+        powers = self.apply_each(torch.exp, x - largest)
+        return powers * self.apply_each(torch.reciprocal, powers.sum(-1, keepdim=True))
+
+    def gelu(self, x):
+        return x / 2 * self.apply_each(torch.special.erfc, -x * 0.5**0.5)
 
     def dense(self, x, name):
         return x @ self.w[f"{name}.kernel"] + self.w[f"{name}.bias"]
 
     def forward(self, x):
+        self.unused = iter(self.functions)
         n = len(x)  # (n, 1, 4, 4)
         x = x.permute(0, 2, 3, 1).reshape(n, 2, 2, 2, 2, 1).transpose(2, 3).reshape(n, 4, 4)
         x = self.dense(x, "patches") + self.w["positions"]
@@ -88,10 +147,10 @@ class ViT(nn.Module):
         y = self.normed(y.transpose(1, 2)).transpose(1, 2)  # channels first, for LayerGradCam
         joint = self.dense(y, "block_0.attention.qkv").reshape(n, 4, 2, 3, 4)
         q, k, v = (joint[..., i, :].transpose(1, 2) for i in range(3))
-        y = ((q @ k.transpose(2, 3) / 2).softmax(-1) @ v).transpose(1, 2).reshape(n, 4, 8)
+        y = (self.softmax(q @ k.transpose(2, 3) / 2) @ v).transpose(1, 2).reshape(n, 4, 8)
         x = x + self.dense(y, "block_0.attention.output")
         y = self.dense(self.norm(x, "block_0.norm2"), "block_0.feed_forward.inner")
-        x = x + self.dense(nn.functional.gelu(y), "block_0.feed_forward.outer")
+        x = x + self.dense(self.gelu(y), "block_0.feed_forward.outer")
         return self.dense(self.norm(x, "norm").mean(1), "logits")
 
 
@@ -131,12 +190,15 @@ def main():
     w = twins.weights(twins.LSTM)
     lstm = LSTM(w).eval()
     x = tensor(w["Embed_0.embedding"][twins.tokens()])
-    found, _ = attributions(lstm, x, None)
+    found, target = attributions(lstm, x, None)
+    found["deep_lift"] = DeepLift(lstm).attribute(x, torch.zeros_like(x), target)
+    found["grad_cam"] = LayerGradCam(lstm, lstm.states).attribute(x, target)
     values["lstm"] = {name: listed(array) for name, array in found.items()}
 
     vit = ViT(twins.weights(twins.VIT)).eval()
     x = tensor(twins.images(4).transpose(0, 3, 1, 2))
     found, target = attributions(vit, x, 2)
+    found["deep_lift"] = DeepLift(vit).attribute(x, torch.zeros_like(x), target)
     found["grad_cam"] = LayerGradCam(vit, vit.normed).attribute(x, target)
     values["vit"] = {name: listed(array) for name, array in found.items()}
     Path(__file__).with_name("captum.json").write_text(json.dumps(values) + "\n")

@@ -86,6 +86,10 @@ ZERO = ex.Baseline("zero")
         ("lstm", "occlusion", ex.Occlusion(baseline=ZERO)),
         ("vit", "occlusion", ex.Occlusion(window=2, stride=1)),
         ("cnn", "deep_lift", ex.DeepLIFT(baseline=ex.Baseline("mean"))),
+        *(
+            (n, "deep_lift", ex.DeepLIFT(baseline=ZERO, products="gradient"))
+            for n in ("lstm", "vit")
+        ),
     ],
 )
 def test_attributions_equal_captums(requests, name, key, asked) -> None:
@@ -96,7 +100,9 @@ def test_attributions_equal_captums(requests, name, key, asked) -> None:
     np.testing.assert_allclose(np.broadcast_to(found, expected.shape), expected, atol=1e-4)
 
 
-@pytest.mark.parametrize(("name", "layer"), [("cnn", "Conv_1"), ("vit", "block_0.norm1")])
+@pytest.mark.parametrize(
+    ("name", "layer"), [("cnn", "Conv_1"), ("lstm", "LSTM_0"), ("vit", "block_0.norm1")]
+)
 def test_grad_cam_equals_captums(requests, name, layer) -> None:
     request, cam = requests[name], ex.GradCAM(layer=layer)
     expected = np.array(CAPTUM[name]["grad_cam"])
@@ -104,9 +110,11 @@ def test_grad_cam_equals_captums(requests, name, layer) -> None:
     np.testing.assert_allclose(
         found.reshape(len(found), -1), expected.reshape(len(found), -1), atol=1e-4
     )
-    assert cam.attribute(request)["image"].shape == (*request.x["image"].shape[:3], 1)
+    ((key, x),) = request.x.items()
+    assert cam.attribute(request)[key].shape == (*x.shape[:-1], 1)
     # Without a name the last layer with pixels or positions is found, on which the class depends.
-    assert ex.GradCAM().find(request) == {"cnn": "Conv_1", "vit": "norm"}[name]
+    last = {"cnn": "Conv_1", "lstm": "LSTM_0", "vit": "norm"}
+    assert ex.GradCAM().find(request) == last[name]
 
 
 @pytest.mark.parametrize("name", ["cnn", "lstm", "vit"])

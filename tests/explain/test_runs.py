@@ -164,18 +164,29 @@ def test_trac_in_is_the_sum_over_checkpoints(run, tmp_path) -> None:
         training.trac_in(jdl.open(tmp_path / "copy", run.experiment), indices)
 
 
-def test_a_concept_that_makes_the_class_is_told_from_chance(run) -> None:
-    def of(images):
+def test_a_class_depends_on_the_concept_that_makes_it_and_on_no_random_one(run) -> None:
+    def of(images, target):
         count = len(images)
-        return make_request(run, {"image": images, "label": np.zeros(count, np.int32)}, "1")[0]
+        return make_request(run, {"image": images, "label": np.zeros(count, np.int32)}, target)[0]
 
-    images = corners(200, 3)
+    images = corners(240, 3)
     bright = images["image"][images["label"] == 1][:24]
-    rest = images["image"][images["label"] != 1][:80]
-    found = concepts.concept_activation(of(rest[:20]), of(bright), of(rest[20:]), "Conv_0")
-    assert found.accuracy > 0.9
-    assert abs(found.score - found.random.mean()) > 0.2
-    assert found.p_value < 0.05
+    rest = images["image"][images["label"] != 1]
+    others = of(rest[60:140], "1")
+
+    def test(concept, target):
+        given = of(rest[:20], target), of(concept, target), others
+        return concepts.concept_activation(*given, "Conv_0")
+
+    own, other, random = test(bright, "1"), test(bright, "0"), test(rest[20:60], "1")
+    assert own.accuracy > 0.9
+    assert own.score > 0.9
+    assert other.score < 0.2
+    assert own.p_value < 0.05
+    assert other.p_value < 0.05
+    assert 0.25 < random.score < 0.75
+    assert random.p_value > 0.05
+    assert random.accuracy < 0.75
 
 
 def test_columns_of_a_table(tmp_path) -> None:

@@ -25,6 +25,7 @@ VIT = {
 }  # fmt: skip
 
 ROWS = 3
+TIME = 5
 
 
 def weights(shapes):
@@ -52,7 +53,7 @@ def baselines():
 
 def tokens():
     """Returns texts (rows, time)."""
-    return np.random.RandomState(2).randint(1, 11, (ROWS, 5)).astype(np.int32)
+    return np.random.RandomState(2).randint(1, 11, (ROWS, TIME)).astype(np.int32)
 
 
 def tree(arrays):
