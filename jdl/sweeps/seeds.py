@@ -1,10 +1,11 @@
 """Trains an experiment with several seeds and summarizes the results."""
 
 import dataclasses
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from jdl.config.experiment_file import ExperimentFile
 from jdl.data.splits import Splits
@@ -93,11 +94,12 @@ def _results(
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Returns mean, sample standard deviation, extremes and count."""
+    """Returns mean, sample standard deviation, extremes and count; NaN where one value is."""
+    array = np.asarray(values, np.float64)
     return {
-        "mean": statistics.fmean(values),
-        "std": statistics.stdev(values) if len(values) > 1 else 0.0,
-        "min": min(values),
-        "max": max(values),
-        "n": len(values),
+        "mean": float(array.mean()),
+        "std": float(array.std(ddof=1)) if len(array) > 1 else 0.0,
+        "min": float(array.min()),
+        "max": float(array.max()),
+        "n": len(array),
     }
