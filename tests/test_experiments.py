@@ -186,6 +186,7 @@ STAND_INS = {
     "spoken_digits_synthetic": spoken(10),
     "spoken_digits_tts": spoken(60),
     "sea_temperature": horizons(96, 48, 8),
+    "sea_temperature_autoregressive": horizons(96, 48, 8),
     "sea_temperature_deepar": horizons(96, 48, 8),
     "sea_temperature_tcn": horizons(96, 48, 8),
     "sea_temperature_transformer": horizons(96, 48, 8),

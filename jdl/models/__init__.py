@@ -16,6 +16,7 @@ from jdl.models.convnext import (
 )
 from jdl.models.dcgan import DCGAN
 from jdl.models.debiased import Debiased
+from jdl.models.deepar import DeepAR
 from jdl.models.deeplab import (
     DeepLabV3Plus,
     DeepLabV3PlusResNet18,
@@ -86,6 +87,7 @@ __all__ = [
     "ConvNeXtSmall",
     "ConvNeXtTiny",
     "Debiased",
+    "DeepAR",
     "DeepLabV3Plus",
     "DeepLabV3PlusResNet18",
     "DeepLabV3PlusResNet50",

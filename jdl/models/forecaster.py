@@ -118,15 +118,8 @@ class Forecaster(nn.Module):
         """
         length, horizon = past.shape[1], future.shape[1]
         observed = past.shape[2] - future.shape[2]
-        if self.lags and min(self.lags) < horizon:
-            raise UserError(
-                f"model.lags holds {min(self.lags)}, less than the horizon of {horizon}: values so "
-                f"late are not known yet"
-            )
-        earlier = [
-            jnp.pad(past[..., :observed], ((0, 0), (lag, horizon), (0, 0)))[:, : length + horizon]
-            for lag in (0, *self.lags)
-        ]
+        check_lags(self.lags, horizon)
+        earlier = [shift(past[..., :observed], lag, horizon) for lag in (0, *self.lags)]
         known = jnp.concatenate([past[..., observed:], future], 1)
         is_future = (jnp.arange(length + horizon) >= length).astype(past.dtype)
         x = jnp.concatenate(
@@ -143,3 +136,20 @@ class Forecaster(nn.Module):
             self.features, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="last"
         )
         return last(x).astype(jnp.float32)
+
+
+def shift(x: jax.Array, lag: int, horizon: int) -> jax.Array:
+    """Returns what x (batch, length, channels) was `lag` steps before each step.
+
+    (batch, length + horizon, channels); 0 before the first and after the last step of x.
+    """
+    return jnp.pad(x, ((0, 0), (lag, horizon), (0, 0)))[:, : x.shape[1] + horizon]
+
+
+def check_lags(lags: tuple[int, ...], horizon: int) -> None:
+    """Raises a UserError if a lag is less than the horizon."""
+    if lags and min(lags) < horizon:
+        raise UserError(
+            f"model.lags holds {min(lags)}, less than the horizon of {horizon}: values so late are "
+            f"not known yet"
+        )

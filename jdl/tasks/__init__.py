@@ -1,6 +1,7 @@
 """Tasks: the loss that a model is trained on, its metrics and its predictions."""
 
 from jdl.tasks.anomaly import AnomalyDetection
+from jdl.tasks.autoregressive import AutoregressiveForecast
 from jdl.tasks.base import HostMetrics, Task
 from jdl.tasks.binary import BinaryClassification
 from jdl.tasks.classification import Classification, balanced_weights
@@ -43,6 +44,7 @@ __all__ = [
     "MIRROR_AND_SHIFT",
     "AdversarialClassification",
     "AnomalyDetection",
+    "AutoregressiveForecast",
     "BarlowTwins",
     "BinaryClassification",
     "Classification",

@@ -8,7 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jdl.data.base import Data
 from jdl.errors import UserError
+from jdl.files import to_json as json
+from jdl.media import Texts
 from jdl.metrics import Mean, RootMean
 from jdl.tasks.base import Task
 from jdl.tasks.outputs import one_array, to_json
@@ -25,7 +28,7 @@ class QuantileForecast(Task):
     Outputs (batch, horizon, targets * n) are the quantiles of the scaled targets, n =
     `len(quantiles)`, trained on the pinball loss (Koenker and Bassett, 1978), and sorted, so that
     they do not cross; or with a `distribution` its location and scale, n = 2, trained on the log
-    likelihood as in DeepAR (Salinas et al., 2020), here of all steps at once.
+    likelihood, of all steps at once (`AutoregressiveForecast`: of one after another).
 
     Metrics: `loss` on the scale of the windows; in the series' unit `mae` and `rmse` of the median,
     beside the naive forecasts `mae_last_value` and `mae_last_season`; `mase`, the error of the
@@ -56,12 +59,23 @@ class QuantileForecast(Task):
 
     def loss_and_metrics(self, outputs: jax.Array, batch: Batch) -> dict[str, Any]:
         """Computes the metrics; steps that are not observed have none."""
-        y = batch[self.targets]
-        mask = batch["mask"][:, None, None] & batch["observed"]
-        found = self._scaled(outputs)
+        return {"loss": self.objective(outputs, batch), **self.scores(self._scaled(outputs), batch)}
+
+    def objective(self, outputs: jax.Array, batch: Batch) -> Mean:
+        """Returns the training loss over the steps that are observed."""
+        y, mask = batch[self.targets], batch["mask"][:, None, None] & batch["observed"]
         loss = self._likelihood(outputs, y) if self.distribution else self._pinball(outputs, y)
-        value = batch["value"]
-        own = _in_own_unit(found, batch)
+        return Mean.of(loss, mask)
+
+    def scores(self, quantiles: jax.Array, batch: Batch) -> dict[str, Any]:
+        """Computes all metrics but the loss.
+
+        Args:
+          quantiles: of the scaled targets, (batch, horizon, targets, quantiles).
+          batch: the windows.
+        """
+        value, own = batch["value"], in_own_unit(quantiles, batch)
+        mask = batch["mask"][:, None, None] & batch["observed"]
         median = own[..., self.quantiles.index(0.5)]
         error, weight = jnp.abs(median - value), mask.astype(jnp.float32)
         squared = Mean.of(jnp.square(error), mask)
@@ -69,7 +83,6 @@ class QuantileForecast(Task):
         inside = (own[..., 0] <= value) & (value <= own[..., -1])
         naive = jnp.broadcast_to(batch["naive_error"][:, None], error.shape)
         return {
-            "loss": Mean.of(loss, mask),
             "mae": Mean.of(error, mask),
             "rmse": RootMean(squared.total, squared.count),
             "mase": Mean.of(error / naive, mask),
@@ -80,7 +93,7 @@ class QuantileForecast(Task):
 
     def to_prediction(self, outputs: Any, batch: Batch) -> jax.Array:
         """Returns quantiles in the unit of the series, (batch, horizon, targets, quantiles)."""
-        return _in_own_unit(self._scaled(one_array(outputs, self)), batch)
+        return in_own_unit(self._scaled(one_array(outputs, self)), batch)
 
     def target(self, batch: Batch) -> jax.Array:
         """Returns the true values in the unit of the series, (batch, horizon, targets)."""
@@ -88,17 +101,18 @@ class QuantileForecast(Task):
 
     def format_prediction(self, prediction: Any, names: Sequence[str]) -> dict[str, Json]:
         """Returns by target the quantiles of each step, by their name such as `0.5`."""
-        if len(names) != np.shape(prediction)[1]:
-            names = [str(place) for place in range(np.shape(prediction)[1])]
+        levels = [f"{each:g}" for each in self.quantiles]
         return {
             "prediction": {
-                name: {
-                    f"{each:g}": to_json(prediction[:, place, index])
-                    for index, each in enumerate(self.quantiles)
-                }
-                for place, name in enumerate(names)
+                name: dict(zip(levels, map(to_json, own.T), strict=True))
+                for name, own in by_target(prediction, names).items()
             }
         }
+
+    def render(self, samples: Any, batch: Mapping[str, np.ndarray], data: Data) -> Texts:
+        """Returns the JSON of `format_prediction` of each sample."""
+        del batch
+        return Texts([json(self.format_prediction(row, data.output_names())) for row in samples])
 
     def validate_batch(self, batch: Mapping[str, np.ndarray], outputs: Any, where: str) -> None:
         """Also requires what is predicted to fit the horizon and the targets."""
@@ -114,9 +128,7 @@ class QuantileForecast(Task):
     def _scaled(self, outputs: jax.Array) -> jax.Array:
         """Returns quantiles of the scaled targets, (batch, horizon, targets, quantiles)."""
         if not self.distribution:
-            found = jnp.sort(self._split(outputs, len(self.quantiles)), -1)
-            middle = found[..., self.quantiles.index(0.5), None]
-            return middle + self.interval_scale * (found - middle)
+            return self._widened(jnp.sort(self._split(outputs, len(self.quantiles)), -1))
         location, spread = self._parameters(outputs)
         levels = jnp.array(self.quantiles)
         if self.distribution == "normal":
@@ -124,6 +136,11 @@ class QuantileForecast(Task):
         else:
             units = -jnp.sign(levels - 0.5) * jnp.log1p(-2 * jnp.abs(levels - 0.5))
         return location[..., None] + self.interval_scale * spread[..., None] * units
+
+    def _widened(self, quantiles: jax.Array) -> jax.Array:
+        """Applies `interval_scale`."""
+        middle = quantiles[..., self.quantiles.index(0.5), None]
+        return middle + self.interval_scale * (quantiles - middle)
 
     def _split(self, outputs: jax.Array, count: int) -> jax.Array:
         width = outputs.shape[-1]
@@ -160,11 +177,18 @@ class QuantileForecast(Task):
         return [("last_value", last), ("last_season", season)]
 
 
+def by_target(steps: Any, names: Sequence[str]) -> dict[str, Any]:
+    """Returns arrays (horizon, targets, ...) by target; unless names fit, they are numbers."""
+    steps = np.moveaxis(np.asarray(steps), 1, 0)
+    names = names if len(names) == len(steps) else [str(place) for place in range(len(steps))]
+    return dict(zip(names, steps, strict=True))
+
+
 def _pinball(found: jax.Array, value: jax.Array, levels: jax.Array) -> jax.Array:
     error = value - found
     return jnp.maximum(levels * error, (levels - 1) * error)
 
 
-def _in_own_unit(scaled: jax.Array, batch: Batch) -> jax.Array:
+def in_own_unit(scaled: jax.Array, batch: Batch) -> jax.Array:
     """Undoes the scaling of windows, (batch, horizon, targets, quantiles)."""
     return batch["offset"][:, None, :, None] + batch["scale"][:, None, :, None] * scaled
