@@ -11,17 +11,17 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
+from spoken_digits import SPEAKERS, SpokenDigits
 
 from jdl import Experiment
 from jdl.audio import MelSpectrogram
-from jdl.data import TFDS, Arrays, Data
+from jdl.data import Arrays, Data
 from jdl.data.sources import read_examples
 from jdl.models import CNN
 from jdl.optimizers import AdamW, Cosine
 
 MEL = MelSpectrogram(n_fft=320, hop_length=96, floor=1e-4)
 FRAMES = 64
-SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
 NAMES = tuple(f"{digit} {speaker}" for digit in range(10) for speaker in SPEAKERS)
 
 
@@ -36,33 +36,23 @@ def spectra(waves):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpokenDigits(Data):
+class DigitSpectra(Data):
     """Log-mel spectra of spoken digits, `image`, and the class of digit and speaker, `label`."""
 
-    recordings: Data = TFDS("spoken_digit", test_fraction=0.0, validation_fraction=0.0)
+    recordings: Data = SpokenDigits()
     stratify: bool | None = None
 
     def load(self):
-        source = self.recordings.split("train")
-        found = read_examples(source, range(len(source)))
-        paths = [_text(example["audio/filename"]) for example in found]
-        parts = [path.rpartition(".")[0].split("_") for path in paths]  # such as 7_theo_12.wav
-        image = spectra([np.asarray(x["audio"], np.float32) / 2**15 for x in found])
-        label = np.array([NAMES.index(f"{digit} {speaker}") for digit, speaker, _ in parts])
-        test = np.array([int(take) < 5 for *_, take in parts])
-        return Arrays(
-            {
-                name: {"image": image[kept], "label": label[kept]}
-                for name, kept in (("train", ~test), ("test", test))
-            }
-        ).load()
+        splits = {}
+        for name, source in self.recordings.load().items():
+            found = read_examples(source, range(len(source)))
+            image = spectra([np.asarray(x["audio"], np.float32) / 2**15 for x in found])
+            label = [int(x["label"]) * len(SPEAKERS) + int(x["speaker"]) for x in found]
+            splits[name] = {"image": image, "label": np.array(label)}
+        return Arrays(splits).load()
 
     def output_names(self):
         return NAMES
-
-
-def _text(value):
-    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 @dataclass(frozen=True)
@@ -85,7 +75,7 @@ experiment = Experiment(
     model=CNN(
         channels=(16, 32, 64), dense=(128,), num_classes=60, batch_norm=True, dropout_rate=0.3
     ),
-    data=SpokenDigits(device_transforms=(RandomShift(),)),
+    data=DigitSpectra(device_transforms=(RandomShift(),)),
     optimizer=AdamW(2e-3, schedule=Cosine(warmup=0.1), weight_decay=1e-2),
     epochs=25,
     batch_size=64,

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from spoken_digits_judge import NAMES, SPEAKERS, RandomShift, SpokenDigits, spectra
+from spoken_digits import SPEAKERS
+from spoken_digits_judge import NAMES, DigitSpectra, RandomShift, spectra
 from spoken_digits_judge import experiment as judge
 
 import jdl
@@ -22,7 +23,7 @@ from jdl.data import Arrays, Data
 class Synthetic(Data):
     """Spectra of sounds that a run makes, as `train`, and of real recordings as `test`."""
 
-    recordings: Data = SpokenDigits(validation_fraction=0.0)
+    recordings: Data = DigitSpectra(validation_fraction=0.0)
     run: str = "runs/spoken_digits_tts"  # directory of the run
     count: int = 2700  # sounds
 

@@ -11,7 +11,7 @@ the sounds; `spoken_digits_synthetic` trains a recognizer on sounds of this run 
 
 import math
 
-from spoken_digits_judge import MEL, NAMES, SpokenDigits
+from spoken_digits_judge import MEL, NAMES, DigitSpectra
 from spoken_digits_judge import experiment as judge
 
 from jdl import Experiment
@@ -33,7 +33,7 @@ experiment = Experiment(
             judge.model, run="runs/spoken_digits_judge", splits=("test",), subset_size=100
         ),
     ),
-    data=SpokenDigits(),
+    data=DigitSpectra(),
     optimizer=AdamW(2e-3, schedule=Cosine(warmup=0.05), ema_decay=0.998, clip_norm=1.0),
     hooks=(
         *(hook for hook in Experiment.hooks if not isinstance(hook, Evaluate)),

@@ -35,7 +35,9 @@ class Recordings(Data):
 
 
 def test_takes_below_five_are_the_test_split_and_classes_name_digit_and_speaker():
-    data = dataclasses.replace(jdl.load(FILE).experiment.data, recordings=Recordings())
+    data = jdl.load(FILE).experiment.data
+    recordings = dataclasses.replace(data.recordings, data=Recordings())
+    data = dataclasses.replace(data, recordings=recordings)
     splits = data.splits()
     assert {name: len(split) for name, split in splits.items()} == {
         "train": 9, "validation": 1, "test": 10
