@@ -139,6 +139,29 @@ def anomaly_scores(
     }
 
 
+def average_precisions(
+    train_x: np.ndarray, train_y: np.ndarray, test_x: np.ndarray, test_y: np.ndarray
+) -> dict[str, float]:
+    """Average precision of a constant score, logistic regression and gradient boosting.
+
+    Those of scikit-learn are fitted on all rows (n, columns), on which both classes must occur.
+    """
+    from sklearn.ensemble import HistGradientBoostingClassifier
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import average_precision_score
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    found = {"constant score": float(test_y.mean())}
+    for name, model in (
+        ("logistic regression", make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))),
+        ("gradient boosting", HistGradientBoostingClassifier(random_state=0)),
+    ):
+        scores = model.fit(train_x, train_y).predict_proba(test_x)[:, 1]
+        found[name] = float(average_precision_score(test_y, scores))
+    return found
+
+
 def evenly(count: int, limit: int) -> np.ndarray:
     """At most `limit` evenly spaced indices below `count`."""
     return np.arange(count) if count <= limit else np.arange(limit) * count // limit

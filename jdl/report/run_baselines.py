@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 
 from jdl.data import Interactions, Panel, Series
+from jdl.metrics import AUPRC
 from jdl.report import baselines, ranking
 from jdl.report.baselines import Baseline
 from jdl.tasks import (
@@ -130,6 +131,16 @@ def averaged(images: np.ndarray) -> np.ndarray:
 
 
 def _of_classes(run: Run, split: str) -> tuple[Baseline, ...]:
+    rare = any(isinstance(metric, AUPRC) for metric in run.experiment.task.metrics)
+    if rare and len(run.batch[run.experiment.task.input_names[0]].shape) == 2:
+        # A sample would hold hardly any example of a rare class.
+        (x, y, first), (others, labels, second) = (
+            sample(run, each, NUMBERS) for each in ("train", split)
+        )
+        if len(np.unique(y)) == 2 and labels.any():
+            values = baselines.average_precisions(x, y, others, labels)
+            note = _note(first, second)
+            return tuple(Baseline(name, "auprc", value, note) for name, value in values.items())
     name, fit, limit = "logistic regression", baselines.logistic_regression, baselines.FITTED
     if run.experiment.task.input_names[0] == "tokens":
         name, fit, limit = f"{name} on which words occur", baselines.bag_of_words, TEXTS
