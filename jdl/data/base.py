@@ -320,6 +320,13 @@ class Data:
             return tuple(self.fitted_values["classes"])
         return () if self.wrapped is None else self.wrapped.output_names()
 
+    def example_names(self, path: Path) -> Mapping[str, Sequence[Json]] | None:
+        """Returns what tells the examples that `reader` returns of a file apart, by key.
+
+        Empty if there is one; None: the rows of the file, if it is a table.
+        """
+        return None if self.wrapped is None else self.wrapped.example_names(path)
+
     def value_names(self, name: str) -> tuple[str, ...]:
         """Names of the values of an integer array of the examples, such as a group; or empty.
 

@@ -191,6 +191,13 @@ class Interactions(Data):
 
         return read
 
+    def example_names(self, path: Path) -> dict[str, list[Json]]:
+        """See `Data.example_names`: the users, in the order of training."""
+        column = self._read(path)[0][self.user]
+        assert isinstance(column, Categories)
+        place = {name: index for index, name in enumerate(self.fitted()["users"])}
+        return {"user": sorted(column.names, key=place.__getitem__)}
+
     def output_names(self) -> tuple[str, ...]:
         """Names of the items."""
         return tuple(self.fitted()["items"])

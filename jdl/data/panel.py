@@ -139,6 +139,13 @@ class Panel(Data):
 
         return read
 
+    def example_names(self, path: Path) -> dict[str, list[Json]]:
+        """See `Data.example_names`: the name of each series."""
+        if not self.series:
+            return {}
+        grid, _ = self._read(path, self.fitted()["step"])
+        return {"series": [each.name for each in grid.series]}
+
     def output_names(self) -> tuple[str, ...]:
         """Names of the targets."""
         return self.targets

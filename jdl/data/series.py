@@ -128,6 +128,11 @@ class Series(Data):
         mean, divisor = self._scale(self._changes(self.path, values)[1], train, None)
         return {"columns": names, "mean": mean.tolist(), "divisor": divisor.tolist()}
 
+    def example_names(self, path: Path) -> dict[str, list[Json]]:
+        """See `Data.example_names`: the whole file is one example."""
+        del path
+        return {}
+
     def output_names(self) -> tuple[str, ...]:
         """Names of the target columns."""
         return self.targets or tuple(self.fitted()["columns"])

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from jdl.audio import SUFFIXES as SOUNDS
-from jdl.data import Series, Table
+from jdl.data import Table
 from jdl.data.examples import apply_transforms
 from jdl.data.files import TABULAR
 from jdl.data.image_paths import SUFFIXES as IMAGES
@@ -45,7 +45,7 @@ def predict_files(
 
     Yields:
       A JSON object per example, in the order of the files: `file`, `row` (in a table or a file of
-      several texts, from 1), or `frame` (from 0) and `seconds`, and the keys of
+      several texts, from 1), `series` or `user`, or `frame` (from 0) and `seconds`, and the keys of
       `Task.format_prediction`.
     """
     names = run.experiment.data.output_names()
@@ -173,9 +173,10 @@ def read_examples(run: Run, read: Reader, path: Path) -> list[Example]:
 
 
 def example_places(run: Run, path: Path, count: int) -> list[dict[str, Json]]:
-    """Returns `file` and `row` of each example; for series the whole file is one example."""
+    """Returns `file`, and what tells each example of it apart: a name, or `row` in a table."""
     data = run.experiment.data
-    tabular = isinstance(data, Table) or path.suffix.lower() in TABULAR
-    if not tabular or isinstance(data, Series):
-        return [{"file": str(path)} for _ in range(count)]
-    return [{"file": str(path), "row": row} for row in range(1, count + 1)]
+    names = data.example_names(path)
+    if names is None and (isinstance(data, Table) or path.suffix.lower() in TABULAR):
+        names = {"row": range(1, count + 1)}
+    rows = zip(*names.values(), strict=True) if names else [()] * count
+    return [{"file": str(path), **dict(zip(names or (), row, strict=True))} for row in rows]

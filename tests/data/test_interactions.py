@@ -88,6 +88,7 @@ def test_predicting_for_who_was_in_training(tmp_path):
     shown = [names["items"][item - 1] for item in found["history"][1] if item]
     assert shown == ["i07", "i05"]
     assert found["seen"].sum() == 3
+    assert data.example_names(new) == {"user": ["u1", "u3"]}
     for line, column in (("u3,x9,1", "item"), ("who,i05,1", "user")):
         new.write_text(f"user,item,time\n{line}\n")
         with pytest.raises(UserError, match=f"column '{column}' holds .* not in the data"):

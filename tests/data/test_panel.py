@@ -193,6 +193,8 @@ def test_a_file_to_predict_from_begins_after_the_last_value(tmp_path):
     found, own = known.reader()(new), windows(known.splits()["test"])
     for name in ("past", "future", "static", "offset", "scale"):
         np.testing.assert_allclose(found[name], own[name][[9, 19]], rtol=1e-5, atol=1e-6)
+    assert known.example_names(new) == {"series": ["a", "b"]}
+    assert panel(path, series=None).example_names(new) == {}
     new.write_text("\n".join([HEADER, *rows()]) + "\n")
     with pytest.raises(UserError, match=r"series 'a' of .* lacks price for the last 3 of 3 steps"):
         known.reader()(new)
