@@ -55,7 +55,8 @@ def variants(
       runs: trained ones.
       split: to score.
       metric: of the split.
-      sparsities: shares of weights to prune in further variants, without training them again.
+      sparsities: shares of weights to prune in further variants, without training them again; those
+        that a network has already are left out.
       rows: of the batches that are timed.
 
     Raises:
@@ -63,7 +64,8 @@ def variants(
     """
     for run in runs:
         state = run.evaluation_state(run.gather_state())
-        for sparsity in dict.fromkeys((0.0, *sparsities)):
+        has = sparsity_of(state.params)
+        for sparsity in (0.0, *(x for x in dict.fromkeys(sparsities) if not 0 <= x <= has)):
             pruned = state.replace(params=prune(state.params, sparsity)) if sparsity else state
             for weights in ("fp32", "int8"):
                 yield _measure(run, pruned, weights, split, metric, rows)

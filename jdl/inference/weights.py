@@ -52,23 +52,22 @@ def dequantize(params: PyTree) -> PyTree:
 
 
 def prune(params: PyTree, sparsity: float) -> PyTree:
-    """Returns parameters with the smallest weights of each kernel set to zero (Han et al., 2015).
+    """Returns parameters with the smallest weights of all kernels set to zero (Han et al., 2015).
 
     Args:
       params: as in `quantize`, which tells weights from others.
-      sparsity: share of zeros in each kernel, at least 0 and below 1.
+      sparsity: share of zeros among the weights of the kernels, at least 0 and below 1.
 
     Raises:
       UserError: the share is another.
     """
     if not 0 <= sparsity < 1:
         raise UserError(f"the sparsity is the share of weights to prune, in [0, 1), not {sparsity}")
+    mask = decay_mask(params)
+    kernels = jax.tree.map(lambda is_weight, w: w if is_weight else None, mask, params)
     return jax.tree.map(
-        lambda is_weight, w: _pruned(jnp.asarray(w), sparsity) if is_weight else w,
-        decay_mask(params),
+        lambda keep, w: w if keep is None else jnp.where(keep, w, 0),
+        largest(kernels, sparsity),
         params,
+        is_leaf=lambda x: x is None,
     )
-
-
-def _pruned(weights: jax.Array, sparsity: float) -> jax.Array:
-    return jnp.where(largest(weights, sparsity), weights, 0)

@@ -35,11 +35,14 @@ def test_int8_is_wrong_by_half_a_step_of_each_channel_at_most():
     assert (error <= 0.5001 * step).all()
 
 
-def test_the_smallest_weights_of_each_kernel_are_pruned():
-    given = params()
-    found = prune(given, 0.75)
-    before, after = (np.abs(x["Conv_0"]["kernel"]).ravel() for x in (given, found))
-    assert (after == 0).sum() == 162
+def test_the_smallest_weights_of_all_kernels_are_pruned():
+    given = {**params(), "Dense_0": {"kernel": jnp.linspace(-9.0, 9.0, 34).reshape(2, 17)}}
+    found = prune(given, 0.6)
+    before, after = (
+        np.abs(np.concatenate([x[name]["kernel"].ravel() for name in ("Conv_0", "Dense_0")]))
+        for x in (given, found)
+    )
+    assert (after == 0).sum() == 150
     assert before[after == 0].max() < before[after != 0].min()
     assert (found["scale"] == 1).all()
     with pytest.raises(UserError, match=r"the share of weights to prune, in \[0, 1\), not 1"):

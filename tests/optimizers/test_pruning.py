@@ -17,6 +17,10 @@ from tests.runs import make_experiment
 KERNELS = (("Dense_0", "kernel"), ("Conv_0", "kernel"), ("Embed_0", "embedding"))
 
 
+def kernels(params):
+    return np.concatenate([np.ravel(params[module][name]) for module, name in KERNELS])
+
+
 def trajectory(optimizer, count):
     params = network()
     given = [
@@ -32,16 +36,14 @@ def test_the_share_of_zeros_follows_the_paper_s_schedule():
     for step, params in enumerate(found, start=1):
         due = min(max(step // 2 * 2, 2), 8)
         expected = 0.6 * (1 - (1 - (due - 2) / 6) ** 3)
-        for module, name in KERNELS:
-            weights = np.asarray(params[module][name])
-            count = int(np.floor(expected * weights.size + 0.5))
-            assert (weights == 0).sum() == count, (step, module)
+        weights = kernels(params)
+        assert (weights == 0).sum() == int(np.floor(expected * weights.size + 0.5)), step
         for module in ("Heads_0", "LayerNorm_0"):
             np.testing.assert_array_equal(
                 params[module]["scale"], plain[step - 1][module]["scale"], f"{step} {module}"
             )
-    first, second = (np.asarray(found[step]["Dense_0"]["kernel"]) for step in (2, 3))
-    moved = np.asarray(plain[3]["Dense_0"]["kernel"]) - np.asarray(plain[2]["Dense_0"]["kernel"])
+    first, second = (kernels(found[step]) for step in (2, 3))
+    moved = kernels(plain[3]) - kernels(plain[2])
     candidates = np.abs(first + moved)  # what stands before the choice at step 4
     assert candidates[second == 0].max() < candidates[second != 0].min(), "the smallest go"
 
