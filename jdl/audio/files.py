@@ -14,6 +14,12 @@ SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif")
 STREAMED = (0x7FFFFFFF, 0xFFFFFFFF)
 """Lengths that programs leave in the header of a WAV file that they write into a pipe."""
 
+SHORTEST = 0.02
+"""Seconds of a sound; a shorter one has hardly a frame to make spectra of."""
+
+LONGEST_PAGE = 27 + 255 + 255 * 255
+"""Bytes of a page of an OGG file, at most."""
+
 
 def read_audio(
     path: str | Path, sample_rate: int | None = None, channel: int | None = None
@@ -37,13 +43,15 @@ def read_audio(
     """
     file, library = Path(path).expanduser(), _library("soundfile")
     try:
-        _check_wav(file)
+        _check_length(file)
         found, rate = library.read(str(file), dtype="float32", always_2d=True)
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror or first_line(error)}") from error
     except RuntimeError as error:
         reason = first_line(error).rpartition(": ")[2].rstrip(".")
-        raise UserError(f"{file} cannot be read as a sound: {reason}") from error
+        raise UserError(
+            f"{file} cannot be read as a sound ({reason}): copy it again, or convert it to WAV"
+        ) from error
     if not len(found):
         raise UserError(f"{file} holds no samples: remove it, or record it again")
     if not np.isfinite(found).all():
@@ -64,11 +72,13 @@ def resample(samples: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
     return _library("soxr").resample(samples, rate, new_rate)
 
 
-def describe_faults(samples: np.ndarray) -> str:
-    """Returns what makes a sound a poor one, `silent` or `clipped (12 % of samples)`, or ''.
+def describe_faults(samples: np.ndarray, rate: int) -> str:
+    """Returns what makes a sound a poor one: `silent`, `clipped (12 % of samples)`, `short (5 ms)`.
 
-    Of samples as they were recorded: resampling hides what was clipped.
+    Otherwise ''. Of samples as they were recorded: resampling hides what was clipped.
     """
+    if len(samples) < SHORTEST * rate:
+        return f"short ({1000 * len(samples) / rate:.2g} ms)"
     peak = np.abs(samples).max(initial=0)
     if peak == 0:
         return "silent"
@@ -95,40 +105,55 @@ def _one_channel(file: Path, samples: np.ndarray, channel: int | None) -> np.nda
     return mean
 
 
-def _check_wav(file: Path) -> None:
-    """Raises a UserError if the header of a WAV file has a wrong length, which libsndfile mends.
+def _check_length(file: Path) -> None:
+    """Raises a UserError if a file is empty, or its sound longer or shorter than it promises.
 
-    It would read fewer samples than there were, or bytes that are none.
+    Of WAV and OGG files libsndfile would read what there is, and of some bytes that are none.
     """
     with file.open("rb") as stream:
-        head = stream.read(12)
-        if len(head) < 12 or head[:4] != b"RIFF" or head[8:] != b"WAVE":
-            return
-        end = stream.seek(0, 2)
-        place = 12
-        while place + 8 <= end:
-            stream.seek(place)
-            name, size = struct.unpack("<4sI", stream.read(8))
-            left = end - place - 8
-            if name == b"data":
-                _check_length(file, size, left, _follows(stream, place + 8 + size, end))
-                return
+        head, end = stream.read(12), stream.seek(0, 2)
+        if not end:
+            raise UserError(f"{file} is empty: remove it, or record it again")
+        if head[:4] == b"RIFF" and head[8:] == b"WAVE":
+            _check_wav(file, stream, end)
+        if head[:4] == b"OggS" and not _is_whole_ogg(stream, end):
+            raise UserError(f"{file} is cut short: its last page is missing: copy it again")
+
+
+def _check_wav(file: Path, stream: Any, end: int) -> None:
+    """Raises a UserError if the header of a WAV file has a wrong length."""
+    place = 12
+    while place + 8 <= end:
+        stream.seek(place)
+        name, size = struct.unpack("<4sI", stream.read(8))
+        left = end - place - 8
+        if name != b"data":
             place += 8 + size + size % 2
-
-
-def _check_length(file: Path, size: int, left: int, chunks_follow: bool) -> None:
-    if size in STREAMED or size == left:
+            continue
+        if size in STREAMED or size == left:
+            return
+        if size > left:
+            raise UserError(
+                f"{file} is cut short: its header promises {size} bytes of sound, and {left} are "
+                f"left: copy it again"
+            )
+        if not _follows(stream, place + 8 + size, end):
+            raise UserError(
+                f"{file} has a wrong length in its header: {size} bytes of sound, where {left} "
+                f"follow: write it again"
+            )
         return
-    if size > left:
-        raise UserError(
-            f"{file} is cut short: its header promises {size} bytes of sound, and {left} are left: "
-            f"copy it again"
-        )
-    if not chunks_follow:
-        raise UserError(
-            f"{file} has a wrong length in its header: {size} bytes of sound, where {left} follow: "
-            f"write it again"
-        )
+
+
+def _is_whole_ogg(stream: Any, end: int) -> bool:
+    """Whether a file ends with a page that is marked as the last (RFC 3533, section 6)."""
+    stream.seek(max(end - LONGEST_PAGE, 0))
+    tail = stream.read()
+    page = tail[tail.rfind(b"OggS") :]
+    if len(page) < 27:
+        return False
+    size = 27 + page[26] + sum(page[27 : 27 + page[26]])
+    return len(page) >= size and bool(page[5] & 4)
 
 
 def _follows(stream: Any, place: int, end: int) -> bool:

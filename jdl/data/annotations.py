@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jdl.data.boxes import BoxFormat, box_fault, from_corners, to_corners
-from jdl.data.image_paths import SUFFIXES
 from jdl.data.images import image_size
+from jdl.data.labeled_files import SUFFIXES
 from jdl.errors import UserError
 
 DIGITS = 4

@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import functools
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,14 +12,19 @@ import numpy as np
 from jdl.audio import SUFFIXES, read_audio
 from jdl.audio.files import describe_faults
 from jdl.data.base import Data
-from jdl.data.files import column_index, read_csv
 from jdl.data.fingerprints import hash_files
-from jdl.data.image_paths import Labeled, classes_of, find_splits, some_paths, summarize
+from jdl.data.labeled_files import (
+    Labeled,
+    announce,
+    classes_of,
+    find_splits,
+    read_listed,
+    some_paths,
+    summarize,
+)
 from jdl.data.sources import Example, Source
 from jdl.errors import UserError
 from jdl.typing import Json
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,7 @@ class AudioFolder(Data):
         found, notes = self._found()
         kept, faults = self._readable(found)
         if self.text_column:
-            _announce("; ".join([f"{self.path}: {len(kept['train'])} sounds", *faults]))
+            announce("; ".join([f"{self.path}: {len(kept['train'])} sounds", *faults]))
             return {"train": self._files(kept["train"], "text", None)}
         classes = self.fitted_values["classes"] if self.fitted_values else classes_of(found)
         if new := sorted(set(classes_of(found)) - set(classes)):
@@ -106,7 +110,7 @@ class AudioFolder(Data):
                 f"{self.path} holds the class {new[0]!r}, which the run was not trained on (it "
                 f"knows {', '.join(classes)})"
             )
-        _announce(summarize(self.path, kept, (*notes, *faults), "sounds"))
+        announce(summarize(self.path, kept, (*notes, *faults), "sounds"))
         return {split: self._files(files, "label", classes) for split, files in kept.items()}
 
     def fit(self) -> dict[str, Json]:
@@ -152,28 +156,13 @@ class AudioFolder(Data):
 
     def _listed(self, root: Path) -> list[Labeled]:
         """Returns the files with their classes or texts from the CSV file."""
-        table, label = str(self.labels_file), self.text_column or self.label_column
-        header, rows = read_csv(table)
-        names = (self.file_column, label, *([self.group] if self.group else []))
-        places = {name: column_index(table, header, name) for name in names}
-        seen: dict[Path, int] = {}
-        files = []
-        for number, row in enumerate(rows, start=1):
-            fields = {name: row[place].strip() for name, place in places.items()}
-            where, path = f"{table}: row {number}", root / fields[self.file_column]
-            if missing := [name for name in names if not fields[name]]:
-                raise UserError(f"{where} has no {missing[0]}: complete it, or remove the row")
-            if not path.is_file():
+        table, label, files = str(self.labels_file), self.text_column or self.label_column, []
+        others = (label, *([self.group] if self.group else []))
+        for number, path, fields in read_listed(root, table, self.file_column, others):
+            if missing := [name for name in others if not fields[name]]:
                 raise UserError(
-                    f"{where} names {fields[self.file_column]}, not in {root}: give paths below "
-                    f"data.path, with their extension"
+                    f"{table}: row {number} has no {missing[0]}: complete it, or remove the row"
                 )
-            if path in seen:
-                raise UserError(
-                    f"{where} names {fields[self.file_column]} again, after row {seen[path]}: "
-                    f"remove one of them"
-                )
-            seen[path] = number
             files.append(Labeled(path, fields[label], fields[self.group] if self.group else ""))
         return files
 
@@ -189,10 +178,10 @@ class AudioFolder(Data):
                 f"data.max_unreadable = {self.max_unreadable}: {next(iter(bad.values()))}"
             )
         for reason in bad.values():
-            _announce(f"left out: {reason}")
+            announce(f"left out: {reason}")
         kept = {name: [f for f in files if f.path not in bad] for name, files in found.items()}
         notes = []
-        for fault in ("silent", "clipped"):
+        for fault in ("silent", "clipped", "short"):
             if faulty := [path for path, what in faults.items() if what.startswith(fault)]:
                 notes.append(f"{fault}, and kept: {some_paths(faulty)}")
         return kept, notes
@@ -206,7 +195,7 @@ def inspect(
 
     def look(path: Path) -> tuple[str, str]:
         try:
-            return "", describe_faults(read_audio(path, None, channel)[0])
+            return "", describe_faults(*read_audio(path, None, channel))
         except UserError as error:
             return str(error), ""
 
@@ -214,9 +203,3 @@ def inspect(
         found = list(zip(paths, pool.map(look, paths), strict=True))
     reasons = {path: reason for path, (reason, _) in found if reason}
     return reasons, {path: fault for path, (_, fault) in found if fault}
-
-
-@functools.lru_cache(maxsize=64)
-def _announce(text: str) -> None:
-    """Logs a text the first time: a data set is opened several times in a run."""
-    _log.warning("%s", text)

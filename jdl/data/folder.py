@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import functools
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,23 +11,22 @@ import numpy as np
 
 from jdl.data.base import Data, check_label_columns
 from jdl.data.conversion import binary_label, hot_rows
-from jdl.data.files import column_index, read_csv
 from jdl.data.fingerprints import hash_files
-from jdl.data.image_paths import (
+from jdl.data.images import UnreadableImage, decode_image, read_image
+from jdl.data.labeled_files import (
     SUFFIXES,
     Labeled,
+    announce,
     classes_of,
     find_splits,
+    read_listed,
     some_paths,
     split_label,
     summarize,
 )
-from jdl.data.images import UnreadableImage, decode_image, read_image
 from jdl.data.sources import Example, Source
 from jdl.errors import UserError
 from jdl.typing import Json
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -115,7 +113,7 @@ class ImageFolder(Data):
         kept = {
             name: [each for each in files if each.path not in bad] for name, files in found.items()
         }
-        _announce(summarize(self.path, kept, (*notes, *more)))
+        announce(summarize(self.path, kept, (*notes, *more)))
         return {
             split: ImageFiles(
                 tuple(each.path for each in files),
@@ -172,31 +170,14 @@ class ImageFolder(Data):
 
     def _listed(self, root: Path) -> list[Labeled]:
         """Returns image files with their labels from the CSV file."""
-        header, rows = read_csv(str(self.labels_file))
-        column = self.label_column
+        column, table, files = self.label_column, str(self.labels_file), []
         labels = (column,) if isinstance(column, str) else column
-        names = (self.file_column, *labels, *([self.group] if self.group else []))
-        places = {name: column_index(str(self.labels_file), header, name) for name in names}
-        found: dict[Path, int] = {}
-        files = []
-        for number, row in enumerate(rows, start=1):
-            fields = {name: row[place].strip() for name, place in places.items()}
-            file, where = fields[self.file_column], f"{self.labels_file}: row {number}"
-            label = self._label(fields, number)
-            group = fields[self.group] if self.group else ""
+        others = (*labels, *([self.group] if self.group else []))
+        for number, path, fields in read_listed(root, table, self.file_column, others):
+            label, group = self._label(fields, number), fields[self.group] if self.group else ""
             if self.group and not group:
-                raise UserError(f"{where} has no {self.group} ({file})")
-            path = root / file
-            if not path.is_file():
-                raise UserError(
-                    f"{where} names {file}, not in {root}: give paths "
-                    f"below data.path, with their extension"
-                )
-            if path in found:
-                raise UserError(
-                    f"{where} names {file} again, after row {found[path]}: remove one of them"
-                )
-            found[path] = number
+                file = fields[self.file_column]
+                raise UserError(f"{table}: row {number} has no {self.group} ({file})")
             files.append(Labeled(path, label, group))
         return files
 
@@ -218,7 +199,7 @@ class ImageFolder(Data):
                 f"data.max_unreadable = {self.max_unreadable}: {next(iter(found.values()))}"
             )
         for reason in found.values():
-            _announce(f"left out: {reason}")
+            announce(f"left out: {reason}")
         note = f"several frames or pages, of which the first is read: {some_paths(frames)}"
         return frozenset(found), [note] if frames else []
 
@@ -241,9 +222,3 @@ def inspect(paths: tuple[Path, ...], mode: str) -> tuple[Mapping[Path, str], Seq
         found = list(zip(paths, pool.map(look, paths), strict=True))
     reasons = {path: reason for path, (reason, _) in found if reason}
     return reasons, tuple(path for path, (_, frames) in found if frames > 1)
-
-
-@functools.lru_cache(maxsize=64)
-def _announce(text: str) -> None:
-    """Logs a text the first time: a data set is opened several times in a run."""
-    _log.warning("%s", text)

@@ -12,8 +12,8 @@ import numpy as np
 from jdl.data.annotations import Objects, read_coco, read_voc, read_yolo
 from jdl.data.base import Data
 from jdl.data.fingerprints import hash_files
-from jdl.data.image_paths import SPLITS, SUFFIXES, some_paths
 from jdl.data.images import decode_image, decode_mask, image_size
+from jdl.data.labeled_files import SPLITS, SUFFIXES, some_paths
 from jdl.data.sources import Example, Source
 from jdl.errors import UserError
 

@@ -14,7 +14,7 @@ from jdl.data.columns import Categories, Column, ColumnReader, Kind, read_typed
 from jdl.data.files import most_rows
 from jdl.data.fingerprints import add_array
 from jdl.data.notation import Notation
-from jdl.data.public_files import known_file, locate
+from jdl.data.public_files import locate, prepare_command
 from jdl.data.readers import Reader
 from jdl.data.sources import Example, Source
 from jdl.errors import UserError
@@ -177,14 +177,14 @@ class Interactions(Data):
                 assert isinstance(column, Categories)
                 column.check_known(f"{path}: column {name!r}", _Shown(fitted[known]))
                 numbers[name] = column.renumbered(fitted[known]).codes + 1
-            users, items = numbers[self.user], numbers[self.item]
-            order, size = np.argsort(times, kind="stable"), len(fitted["items"]) + 1
-            histories = [items[order][users[order] == user] for user in np.unique(users)]
-            seen = np.zeros((len(histories), size), bool)
+            order = np.lexsort((times, numbers[self.user]))
+            users, first = np.unique(numbers[self.user][order], return_index=True)
+            histories = np.split(numbers[self.item][order], first[1:])
+            seen = np.zeros((len(histories), len(fitted["items"]) + 1), bool)
             for row, history in enumerate(histories):
                 seen[row, history] = True
             return {
-                "user": np.unique(users).astype(np.int32),
+                "user": users.astype(np.int32),
                 "history": np.stack([_last(each, self.length) for each in histories]),
                 "seen": seen,
             }
@@ -208,8 +208,7 @@ class Interactions(Data):
 
     def needs(self) -> str:
         """The command that brings the file, else its path."""
-        file = known_file(self.path)
-        return f"jdl prepare {file.name}" if file else self.path
+        return prepare_command(self.path)
 
     def _read(self, path: str | Path) -> tuple[dict[str, Column], np.ndarray]:
         """Returns the columns, and the time of each row."""

@@ -1,7 +1,7 @@
 """Windows of one or several time series with covariates, for forecasts of a whole horizon."""
 
 import datetime
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,7 +12,7 @@ from jdl.data.base import Data, check_names
 from jdl.data.columns import Categories, Column, Numbers
 from jdl.data.features import Feature, encode_all, fit_scale, scale
 from jdl.data.notation import Notation
-from jdl.data.public_files import known_file, locate
+from jdl.data.public_files import locate, prepare_command
 from jdl.data.readers import Reader
 from jdl.data.sources import Source
 from jdl.data.time_grid import (
@@ -132,9 +132,10 @@ class Panel(Data):
         Rows after the last one with a target give the `future` covariates of the horizon.
         """
         fitted = self.fitted()
+        features = [Feature.from_json(fields) for fields in fitted["static"]]
 
         def read(path: Path) -> dict[str, np.ndarray]:
-            grid, columns = self._read(path, fitted["step"])
+            grid, columns = self._read(path, fitted["step"], features)
             return self._latest(path, grid, columns, fitted)
 
         return read
@@ -156,13 +157,18 @@ class Panel(Data):
 
     def needs(self) -> str:
         """The command that brings the file, else its path."""
-        file = known_file(self.path)
-        return f"jdl prepare {file.name}" if file else self.path
+        return prepare_command(self.path)
 
     def _read(
-        self, path: str | Path, step: float | None = None
+        self, path: str | Path, step: float | None = None, features: Sequence[Feature] = ()
     ) -> tuple[TimeGrid, dict[str, Column]]:
-        """Returns the series on their grid, and the static columns, a row for each series."""
+        """Returns the series on their grid, and the static columns, a row for each series.
+
+        Args:
+          path: of the file.
+          step: of the grid; None: that of most rows.
+          features: static columns, as fitted, of which words that training lacks are named.
+        """
         numbers = [*self.targets, *self.past, *self.future]
         others: dict[str, Any] = dict.fromkeys(self.static)
         if self.series:
@@ -171,6 +177,8 @@ class Panel(Data):
         columns, times = read_columns_by_time(
             path, numbers, others, self.time, notation, self.time_format, self.delimiter
         )
+        for feature in features:
+            feature.warn_of_unknown(path, columns[feature.name])
         names = columns[self.series] if self.series else None
         assert names is None or isinstance(names, Categories)
         if names is not None and (names.codes < 0).any():

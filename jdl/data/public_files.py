@@ -334,6 +334,12 @@ def known_file(path: str | Path) -> PublicFile | None:
     return next((file for file in FILES if file.path.name == str(path)), None)
 
 
+def prepare_command(path: str) -> str:
+    """Returns the command that brings a file of which only the name is given, else its path."""
+    file = known_file(path)
+    return f"jdl prepare {file.name}" if file else path
+
+
 def locate(path: str) -> str:
     """Returns the path to read: the given one, or the place of a prepared file of that name.
 

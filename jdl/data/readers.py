@@ -82,7 +82,7 @@ def audio_rate(data: Any) -> int | None:
 
 
 def audio_reader(sample_rate: int, dtype: str = "float32", channel: int | None = None) -> Reader:
-    """Returns what reads a sound as `audio` (1, samples); warns of one that is silent or clipped.
+    """Returns what reads a sound as `audio` (1, samples); warns of a poor one.
 
     Args:
       sample_rate: to which it is resampled.
@@ -91,7 +91,7 @@ def audio_reader(sample_rate: int, dtype: str = "float32", channel: int | None =
     """
 
     def read(path: Path) -> dict[str, np.ndarray]:
-        if fault := describe_faults(read_audio(path, None, channel)[0]):
+        if fault := describe_faults(*read_audio(path, None, channel)):
             _log.warning("%s is %s", path, fault)
         x, _ = read_audio(path, sample_rate, channel)
         if dtype == "int16":

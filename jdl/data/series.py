@@ -13,7 +13,7 @@ from jdl.data.columns import Column, ColumnReader, Kind, Numbers, read_typed
 from jdl.data.features import fit_scale, scale
 from jdl.data.files import column_index, most_rows, read_header
 from jdl.data.notation import Notation
-from jdl.data.public_files import known_file, locate
+from jdl.data.public_files import locate, prepare_command
 from jdl.data.readers import Reader
 from jdl.data.sources import Source
 from jdl.errors import UserError
@@ -198,8 +198,7 @@ class Series(Data):
 
     def needs(self) -> str:
         """The command that brings the file, else its path."""
-        file = known_file(self.path)
-        return f"jdl prepare {file.name}" if file else self.path
+        return prepare_command(self.path)
 
     def _targets(self, names: list[str]) -> list[int]:
         """Returns the column indices of the targets."""

@@ -118,11 +118,11 @@ class Speech(Data):
             try:
                 found = encode(text)
             except UserError as error:
-                raise UserError(f"transcript {index} of split {split!r}: {error}") from error
+                raise UserError(f"{_place(source, index, split)}: {error}") from error
             if len(found) > self.length:
                 raise UserError(
-                    f"transcript {index} of split {split!r} has {len(found)} tokens, more than "
-                    f"data.length = {self.length}: raise that"
+                    f"{_place(source, index, split)} has {len(found)} tokens, more than data.length"
+                    f" = {self.length}: raise that"
                 )
             tokens[index, : len(found)] = np.array(found, np.int32) + 1
         return TokenizedSpeech(source, tokens)
@@ -144,3 +144,9 @@ def _texts(source: Source) -> list[str]:
     if found is None:
         raise UserError("the examples have no 'text', which Speech makes tokens of")
     return [as_text(text) for text in found.tolist()]
+
+
+def _place(source: Source, index: int, split: str) -> str:
+    """Returns where a transcript is: the file of its sound, if it is known."""
+    file = read_examples(source, [index])[0].get("file")
+    return f"transcript {index} of split {split!r}" + (f", of {file}" if file else "")

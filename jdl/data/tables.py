@@ -14,10 +14,10 @@ from jdl.data.columns import Categories, Column, ColumnReader, Kind, Numbers, re
 from jdl.data.conversion import binary_label, hot_rows
 from jdl.data.features import Feature, encode_all, stack_columns
 from jdl.data.files import column_index, most_rows, read_header
-from jdl.data.image_paths import split_label
+from jdl.data.labeled_files import split_label
 from jdl.data.leaks import warn_of_leaks
 from jdl.data.notation import Notation
-from jdl.data.public_files import known_file, locate
+from jdl.data.public_files import locate, prepare_command
 from jdl.data.readers import Reader
 from jdl.data.sources import Source, Subset, root_indices
 from jdl.errors import UserError
@@ -173,8 +173,7 @@ class Table(Data):
 
     def needs(self) -> str:
         """The command that brings the file, else its path."""
-        file = known_file(self.path)
-        return f"jdl prepare {file.name}" if file else self.path
+        return prepare_command(self.path)
 
     def _build(
         self, fitted: Mapping[str, Json] | None

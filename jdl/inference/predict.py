@@ -14,7 +14,7 @@ from jdl.audio import SUFFIXES as SOUNDS
 from jdl.data import Table
 from jdl.data.examples import apply_transforms
 from jdl.data.files import TABULAR
-from jdl.data.image_paths import SUFFIXES as IMAGES
+from jdl.data.labeled_files import SUFFIXES as IMAGES
 from jdl.data.readers import Reader
 from jdl.data.sources import Example
 from jdl.errors import UserError

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jdl.data import AudioFeatures, FixLength, Pad, Speech
+from jdl.data import AudioFeatures, Data, FixLength, Pad, Speech
 from jdl.data.examples import apply_transforms
 from jdl.data.tokenizers import WordTokenizer
 from jdl.errors import UserError
@@ -33,7 +33,7 @@ def check_speech_run(workdir: Path, experiment: Experiment) -> None:
             f"{workdir} holds a run of {type(task).__name__} on {type(data).__name__}: only CTC on "
             f"Speech transcribes sounds"
         )
-    _features(experiment)
+    _features(data)
 
 
 def transcribe(
@@ -54,7 +54,7 @@ def transcribe(
     data: Any = run.experiment.data
     kept = tuple(t for t in data.transforms if not isinstance(t, (FixLength, Pad)))
     host, read = dataclasses.replace(data, transforms=kept), data.reader()
-    spectrogram = _features(run.experiment).spectrogram
+    spectrogram = _features(run.experiment.data).spectrogram
     task: Any = run.experiment.task
     program = run.program
     state = run.evaluation_state(run.gather_state())
@@ -113,7 +113,7 @@ def timed_words(
             words[-1] += piece.strip()
             spans[-1][1] = place
         begins = piece[-1:].isspace() or (begins and not piece.strip())
-    rate = _rate(data)
+    rate = _features(data).spectrogram.sample_rate
     edges = word_boundaries(wave, [int(sum(span) / 2) for span in spans], step)
     return [
         {"word": word, "start": round(start / rate, 3), "end": round(end / rate, 3)}
@@ -136,7 +136,7 @@ class StreamingTranscriber:
 
     def __init__(self, run: Run) -> None:
         """Starts before the first sample."""
-        features, model = _features(run.experiment), run.program.model
+        features, model = _features(run.experiment.data), run.program.model
         spectrogram = features.spectrogram
         if not getattr(model, "causal", False):
             raise UserError("a stream needs a causal encoder: train with model.causal=True")
@@ -186,7 +186,7 @@ class StreamingTranscriber:
     def flush(self) -> np.ndarray:
         """Returns the log-probabilities of the last steps, which lacked what followed."""
         left = len(self._samples) - self._overlap
-        spectrogram = _features(self._run.experiment).spectrogram
+        spectrogram = _features(self._run.experiment.data).spectrogram
         frames = left // spectrogram.hop_length
         blocks = -(-frames // self._model.stride) + self._model.lookahead
         self._samples = np.pad(self._samples, (0, (blocks + 1) * self._block - left))
@@ -213,19 +213,13 @@ class StreamingTranscriber:
         return found
 
 
-def _features(experiment: Experiment) -> AudioFeatures:
+def _features(data: Data) -> AudioFeatures:
     """Returns the transform that makes features of sounds.
 
     Raises:
       UserError: there is none.
     """
-    for each in experiment.data.device_transforms:
+    for each in data.device_transforms:
         if isinstance(each, AudioFeatures):
             return each
     raise UserError("the run has no AudioFeatures among data.device_transforms")
-
-
-def _rate(data: Speech) -> int:
-    return next(
-        t.spectrogram.sample_rate for t in data.device_transforms if isinstance(t, AudioFeatures)
-    )

@@ -66,8 +66,11 @@ def _not_finite(path):
     ("spoil", "message"),
     [
         (lambda path: path.unlink(), "cannot be read: No such file"),
-        (lambda path: path.write_bytes(b"hello"), "cannot be read as a sound: Format not recog"),
-        (lambda path: path.write_bytes(b""), "cannot be read as a sound"),
+        (
+            lambda path: path.write_bytes(b"hello"),
+            r"cannot be read as a sound \(Format not recog.* convert it to WAV",
+        ),
+        (lambda path: path.write_bytes(b""), r"a\.wav is empty: remove it"),
         (_empty, "holds no samples"),
         (_opposite, "2 channels of .* cancel each other"),
         (_not_finite, "no numbers"),
@@ -110,7 +113,20 @@ def test_no_such_channel(tmp_path):
 
 def test_faults():
     x = sound()
-    assert describe_faults(np.zeros(100, np.float32)) == "silent"
-    assert describe_faults(x) == ""
-    assert describe_faults(np.sin(np.arange(8000) / 50).astype(np.float32)) == ""
-    assert describe_faults(np.clip(20 * x, -1, 1)).startswith("clipped (")
+    assert describe_faults(np.zeros(400, np.float32), 8000) == "silent"
+    assert describe_faults(x, 8000) == ""
+    assert describe_faults(x[:100], 8000) == "short (12 ms)"
+    assert describe_faults(np.sin(np.arange(8000) / 50).astype(np.float32), 8000) == ""
+    assert describe_faults(np.clip(20 * x, -1, 1), 8000).startswith("clipped (")
+
+
+@pytest.mark.parametrize(("suffix", "message"), [("ogg", "cut short"), ("flac", "lost sync|seek")])
+def test_compressed_sounds_that_are_cut_short(tmp_path, suffix, message):
+    path = tmp_path / f"a.{suffix}"
+    soundfile.write(path, np.tile(sound(), 20), 8000)
+    whole = path.read_bytes()
+    assert len(read_audio(path)[0]) == 60_000
+    for end in (len(whole) - 1, len(whole) // 2):
+        path.write_bytes(whole[:end])
+        with pytest.raises(UserError, match=message):
+            read_audio(path)

@@ -154,11 +154,13 @@ def test_wrong_tables(folder, rows, message):
 
 def test_transcripts_that_do_not_fit(folder):
     long = Speech(_texts(folder, ["noise/0.wav,abcabc"]), length=5)
-    with pytest.raises(UserError, match="transcript 0 of split 'train' has 6 tokens, more than"):
+    with pytest.raises(UserError, match=r"transcript 0 of split 'train', of .*\.wav has 6 tokens"):
         long.splits()
     tokenizer = Chars().build(["ab"]).to_json()
     other = Speech(_texts(folder, ["noise/0.wav,añ"])).with_fitted({"tokenizer": tokenizer})
-    with pytest.raises(UserError, match="transcript 0 of split 'train': the text contains 'ñ'"):
+    with pytest.raises(
+        UserError, match=r"transcript 0 of split 'train', of .*\.wav: the text contains 'ñ'"
+    ):
         other.splits()
 
 

@@ -181,7 +181,7 @@ def test_times_in_another_format(tmp_path):
         np.testing.assert_array_equal(values, found[name])
 
 
-def test_a_file_to_predict_from_begins_after_the_last_value(tmp_path):
+def test_a_file_to_predict_from_begins_after_the_last_value(tmp_path, caplog):
     path = write(tmp_path, rows())
     known = panel(path)
     known = known.with_fitted(known.fit())
@@ -194,6 +194,9 @@ def test_a_file_to_predict_from_begins_after_the_last_value(tmp_path):
     for name in ("past", "future", "static", "offset", "scale"):
         np.testing.assert_allclose(found[name], own[name][[9, 19]], rtol=1e-5, atol=1e-6)
     assert known.example_names(new) == {"series": ["a", "b"]}
+    new.write_text(new.read_text().replace(",north,", ",west,"))
+    known.reader()(new)
+    assert "column 'region' holds 'west' in row 1, which no training row has" in caplog.text
     assert panel(path, series=None).example_names(new) == {}
     new.write_text("\n".join([HEADER, *rows()]) + "\n")
     with pytest.raises(UserError, match=r"series 'a' of .* lacks price for the last 3 of 3 steps"):

@@ -1,12 +1,17 @@
-"""Finds images or other files below a folder: splits, classes, and what is neither."""
+"""Finds images or sounds below a folder: splits, classes, what a CSV file lists, and the rest."""
 
 import collections
+import functools
+import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from jdl.data.files import column_index, read_csv
 from jdl.errors import UserError
+
+_log = logging.getLogger(__name__)
 
 SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".gif", ".webp", ".tif", ".tiff",
@@ -72,6 +77,40 @@ def find_splits(
         order = [name for name in dict.fromkeys(SPLITS.values()) if name in splits]
         return {name: _files(splits[name], notes, suffixes, kind) for name in order}
     return {"train": _files(root, notes, suffixes, kind)}
+
+
+def read_listed(
+    root: Path, table: str, file_column: str, others: Sequence[str]
+) -> Iterator[tuple[int, Path, dict[str, str]]]:
+    """Yields the number, the file and the fields of each row of a CSV file that names files.
+
+    Args:
+      root: the folder that they are below.
+      table: the CSV file.
+      file_column: its column of paths.
+      others: further columns to read.
+
+    Raises:
+      UserError: a column is missing, a file is not there, or named twice.
+    """
+    header, rows = read_csv(table)
+    places = {name: column_index(table, header, name) for name in (file_column, *others)}
+    seen: dict[Path, int] = {}
+    for number, row in enumerate(rows, start=1):
+        fields = {name: row[place].strip() for name, place in places.items()}
+        file, where = fields[file_column], f"{table}: row {number}"
+        path = root / file
+        if not path.is_file():
+            raise UserError(
+                f"{where} names {file or 'no file'}, not in {root}: give paths below data.path, "
+                f"with their extension"
+            )
+        if path in seen:
+            raise UserError(
+                f"{where} names {file} again, after row {seen[path]}: remove one of them"
+            )
+        seen[path] = number
+        yield number, path, fields
 
 
 def _files(root: Path, notes: list[str], suffixes: Sequence[str], kind: str) -> list[Labeled]:
@@ -149,3 +188,9 @@ def split_label(label: str | tuple[str, ...], delimiter: str | None) -> list[str
     if delimiter is None:
         return [label]
     return [name.strip() for name in label.split(delimiter) if name.strip()]
+
+
+@functools.lru_cache(maxsize=64)
+def announce(text: str) -> None:
+    """Logs a text the first time: a data set is opened several times in a run."""
+    _log.warning("%s", text)
