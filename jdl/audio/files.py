@@ -77,11 +77,11 @@ def describe_faults(samples: np.ndarray, rate: int) -> str:
 
     Otherwise ''. Of samples as they were recorded: resampling hides what was clipped.
     """
-    if len(samples) < SHORTEST * rate:
-        return f"short ({1000 * len(samples) / rate:.2g} ms)"
     peak = np.abs(samples).max(initial=0)
     if peak == 0:
         return "silent"
+    if len(samples) < SHORTEST * rate:
+        return f"short ({1000 * len(samples) / rate:.2g} ms)"
     # Three samples in a row at the extreme: a sine of full scale has fewer.
     top = np.abs(samples) >= 0.9999 * peak
     runs = top[2:] & top[1:-1] & top[:-2]
