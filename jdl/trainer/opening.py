@@ -81,11 +81,13 @@ def open(
       workdir: the run directory.
       experiment: its experiment; None to execute the directory's `experiment.py`, or to import the
         classes of a run that was started from Python. Only what a
-        resumed run may change, such as `strategy` and `runtime`, may differ from the record.
+        resumed run may change, such as `strategy` and `runtime`, may differ from the record, and
+        `data` with `allow_changed_data`.
       model: of a run that was started from Python, if its class cannot be imported, since it was
         defined in a script or notebook.
       task: likewise.
-      allow_changed_data: evaluate on data that has changed since the training.
+      allow_changed_data: evaluate on data that has changed since the training, or, with an
+        `experiment`, on other data or with other transforms.
 
     Raises:
       UserError: the directory holds no checkpoint, or another experiment.
@@ -93,7 +95,8 @@ def open(
     workdir = Path(workdir)
     given = {name: each for name, each in (("model", model), ("task", task)) if each is not None}
     if experiment is not None:
-        experiment = record.find_run(workdir, experiment).experiment
+        free = ("data",) if allow_changed_data else ()
+        experiment = record.find_run(workdir, experiment, free=free).experiment
     elif given:
         experiment = record.read_objects(workdir, **given)
     else:

@@ -279,13 +279,16 @@ class FoundRun:
     is_moved: bool = False  # whether the experiment locates its data elsewhere
 
 
-def find_run(workdir: Path, experiment: Experiment, name: str | None = None) -> FoundRun:
+def find_run(
+    workdir: Path, experiment: Experiment, name: str | None = None, free: Sequence[str] = ()
+) -> FoundRun:
     """Compares an experiment with what a directory records.
 
     Args:
       workdir: the run directory, which may be empty or missing if there is a `name`.
       experiment: only what a resumed run may change may differ from the record.
       name: of the experiment; None for the recorded one.
+      free: paths of further fields that may differ, for a run that is not trained on.
 
     Raises:
       UserError: the directory holds a run of another experiment; names the fields that differ.
@@ -301,10 +304,11 @@ def find_run(workdir: Path, experiment: Experiment, name: str | None = None) -> 
             f"--workdir"
         )
     locations = location_paths(experiment.data)
-    if changed := _changes(recorded, experiment, fields, (*RESUMABLE, *locations)):
+    if changed := _changes(recorded, experiment, fields, (*RESUMABLE, *locations, *free)):
         raise UserError(
             f"{workdir} holds a run with other settings ({'; '.join(changed)}): only "
-            f"{', '.join(RESUMABLE)} and the location of the data may change when a run is resumed"
+            f"{', '.join(RESUMABLE)} and the data's location may change when a run is resumed; "
+            f"jdl.open with allow_changed_data evaluates on other data"
         )
     before = recorded.fields
     same_length = all(before[each] == fields[each] for each in ("steps", "epochs"))

@@ -216,6 +216,17 @@ def test_other_bytes_at_another_path_are_refused(stored, tmp_path):
     with pytest.raises(UserError, match=changed):
         jdl.open(tmp_path / "run", other).evaluate()
     assert jdl.open(tmp_path / "run", other, allow_changed_data=True).evaluate()
+    scaled = at(stored, tmp_path / "other.npz", device_transforms=(Scale(divisor=8.0),))
+    with pytest.raises(UserError, match=r"device_transforms.*allow_changed_data"):
+        jdl.open(tmp_path / "run", scaled)
+    scores = [
+        jdl.open(tmp_path / "run", each, allow_changed_data=True).evaluate()
+        for each in (other, scaled)
+    ]
+    assert scores[0] != scores[1]
+    wider = dataclasses.replace(scaled, optimizer=SGD(0.5))
+    with pytest.raises(UserError, match="optimizer"):
+        jdl.open(tmp_path / "run", wider, allow_changed_data=True)
     jdl.train(stored, tmp_path / "run")
     with pytest.raises(UserError, match=changed):  # of a finished run, too
         jdl.train(other, tmp_path / "run")
