@@ -215,7 +215,7 @@ class CheckpointStore:
     def _evaluation_path(self) -> Path | None:
         """The best checkpoint if the run returns to it, else the newest valid one."""
         path = self._latest()
-        best = None if path is None else self._describe(path)[0].best_step
+        best = None if path is None else self._metadata(path).best_step
         return path if best is None else self._of_step(best)
 
     def _latest(self) -> Path | None:
@@ -238,17 +238,21 @@ class CheckpointStore:
             )
         return None
 
+    def _metadata(self, path: Path) -> CheckpointMetadata:
+        try:
+            return CheckpointMetadata.from_json(json.loads((path / META).read_text()))
+        except Exception as error:  # whatever foreign contents cause
+            raise _unreadable(path, error) from error
+
     def _describe(self, path: Path) -> tuple[CheckpointMetadata, PyTree]:
         """The metadata, and shape and dtype of every array."""
+        metadata = self._metadata(path)
         try:
-            metadata = CheckpointMetadata.from_json(json.loads((path / META).read_text()))
             found = self._writer.metadata((path / "state").resolve()).item_metadata
             if found is None:
                 raise ValueError("it describes no arrays")
         except Exception as error:  # Orbax raises many kinds for foreign contents
-            raise UserError(
-                f"checkpoint {path.name} cannot be read: {first_line(error)}"
-            ) from error
+            raise _unreadable(path, error) from error
         return metadata, found.tree
 
     def _read(
@@ -404,6 +408,10 @@ def _evaluated(arrays: Mapping[str, np.ndarray], averages: Iterable[str]) -> dic
             if path.startswith(prefix)
         }
     return kept
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    return UserError(f"checkpoint {path.name} cannot be read: {first_line(error)}")
 
 
 def _unwritten(path: Path, error: Exception) -> UserError:

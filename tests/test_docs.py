@@ -1,5 +1,7 @@
 """Every example in the guides runs, and the API pages cover the package."""
 
+import ast
+import importlib
 import re
 import shlex
 import sys
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import jdl
 from jdl import __version__
 from jdl.cli.main import main
 
@@ -17,12 +20,18 @@ ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "pages"
 GUIDES = sorted((PAGES / "guides").glob("*.md"))
 LONG = (  # whose parts are tested one by one elsewhere
+    "calibrate_and_conform",
+    "custom_optimizers",
     "diffusion",
+    "distributed_training",
     "embeddings",
     "explain_a_prediction",
     "generated_images",
     "hyperparameter_search",
+    "images_masks_boxes",
+    "labeled_and_unlabeled",
     "pretrained_weights",
+    "reports",
     "several_players",
     "smaller_models",
     "speech_synthesis",
@@ -61,6 +70,20 @@ def test_every_example_of_a_guide_runs(
                 assert command == "jdl", "what is no jdl command is fenced as console"
                 assert main(arguments) == 0, line
     assert ran
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_what_a_long_guide_takes_from_the_package_is_there(name: str) -> None:
+    text = (PAGES / "guides" / f"{name}.md").read_text()
+    blocks = [block["text"] for block in BLOCK.finditer(text) if block["kind"] == "python"]
+    for node in (node for block in blocks for node in ast.walk(ast.parse(block))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "jdl":
+            module = importlib.import_module(node.module)
+            for each in node.names:
+                if not hasattr(module, each.name):  # a module that nothing has imported yet
+                    importlib.import_module(f"{node.module}.{each.name}")
+        elif isinstance(node, ast.Attribute) and ast.unparse(node.value) == "jdl":
+            assert hasattr(jdl, node.attr)
 
 
 def test_the_api_pages_show_every_public_module_once() -> None:

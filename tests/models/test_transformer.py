@@ -284,16 +284,16 @@ HEAD = ("transform", "transform_norm", "bias", "logits")
     ("model", "inputs", "parameters"),
     [
         (GPT2(), (TOKENS,), 124_439_808),
-        (GPT2Medium(), (TOKENS,), 354_823_168),
+        (GPT2Medium(scan=True), (TOKENS,), 354_823_168),
         pytest.param(GPT2Large(), (TOKENS,), 774_030_080, marks=pytest.mark.slow),
         pytest.param(GPT2XL(), (TOKENS,), 1_557_611_200, marks=pytest.mark.slow),
         (BERTBase(num_classes=2), (TOKENS,), 109_482_240),
-        (BERTLarge(num_classes=2), (TOKENS,), 335_141_888),
+        (BERTLarge(num_classes=2, scan=True), (TOKENS,), 335_141_888),
         (TransformerBase(), (TOKENS, TOKENS), 63_082_496),
         (ViTTiny16(num_classes=1000), (IMAGES,), 5_717_416),
         (ViTSmall16(num_classes=1000), (IMAGES,), 22_050_664),
         (ViTBase16(num_classes=1000), (IMAGES,), 86_567_656),
-        (ViTLarge16(num_classes=1000), (IMAGES,), 304_326_632),
+        (ViTLarge16(num_classes=1000, scan=True), (IMAGES,), 304_326_632),
     ],
 )
 def test_models_have_as_many_parameters_as_published(model, inputs, parameters):

@@ -69,13 +69,15 @@ def test_losses_are_those_of_pairs_with_both_penalties():
     }
     batch = with_row_keys(batch, jax.random.key(3))
     variables = {"params": state.params, **state.collections}
-    fake = np.asarray(TASK.sample(MODEL, state, batch))
+    fake = jax.jit(functools.partial(TASK.sample, MODEL))(state, batch)
 
+    @jax.jit
+    @jax.vmap
+    @jax.value_and_grad
     def judge(image, label):
         return MODEL.apply(variables, image[None], label[None], method="judge")[0]
 
-    scores = [jax.vmap(judge)(x, batch["label"]) for x in (batch["image"], fake)]
-    slopes = [jax.vmap(jax.grad(judge))(x, batch["label"]) for x in (batch["image"], fake)]
+    scores, slopes = zip(*(judge(x, batch["label"]) for x in (batch["image"], fake)), strict=True)
     generator, critic = relativistic(*scores)
     squares = [(np.asarray(slope) ** 2).sum((1, 2, 3)) for slope in slopes]
     critic += 0.25 * squares[0] + 0.125 * squares[1]
@@ -113,10 +115,9 @@ def test_samples_are_of_the_classes_asked_for_or_of_drawn_ones():
     run = trained()
     state, keys = run.gather_state(), jax.random.key(1)
     batch = with_row_keys({"mask": jnp.ones(8, bool)}, keys)
-    drawn = TASK.sample(MODEL, state, batch)
-    by_class = [
-        TASK.sample(MODEL, state, {**batch, "label": jnp.full(8, label)}) for label in range(3)
-    ]
+    sample = jax.jit(functools.partial(TASK.sample, MODEL))
+    drawn = sample(state, batch)
+    by_class = [sample(state, {**batch, "label": jnp.full(8, label)}) for label in range(3)]
     same = np.array([[np.allclose(drawn[i], x[i]) for x in by_class] for i in range(8)])
     assert (same.sum(1) == 1).all()
     assert same.any(0).sum() > 1

@@ -37,28 +37,35 @@ def test_the_loss_is_of_hidden_patches_which_the_model_does_not_see(normalize):
     task, key = MaskedAutoencoding(mask_ratio=0.5, normalize_patches=normalize), jax.random.key(0)
     batch = {"image": jnp.asarray(IMAGES[:5]), "mask": jnp.arange(5) < 4}
     batch = with_row_keys(batch, key)
-    params = task.init(MODEL, key, batch)["params"]
+    params = jax.jit(lambda batch: task.init(MODEL, key, batch)["params"])(batch)
     state = TrainState(step=jnp.array(0), key=key, params=params, collections={}, opt_state=())
-    loss = task.evaluate(MODEL, state, batch)["loss"]
+    apply = jax.jit(lambda *arrays: MODEL.apply({"params": params}, *arrays))
+
+    @jax.jit
+    def everything(state, batch):
+        order, sample = task._order(MODEL, batch), task.sample(MODEL, state, batch)
+        return task.evaluate(MODEL, state, batch)["loss"], order, sample
+
+    loss, order, sample = everything(state, batch)
     assert loss.count == 4 * 3
-    visible, hidden = (np.asarray(x) for x in task._order(MODEL, batch))
+    visible, hidden = (np.asarray(x) for x in order)
     assert np.array_equal(np.sort(np.concatenate([visible, hidden], 1), 1), [range(6)] * 5)
     assert len({tuple(row) for row in visible}) > 1
     patches = np.asarray(cut_patches(batch["image"], 2))
     scale = np.sqrt(patches.var(-1, keepdims=True) + 1e-6)
     wanted = (patches - patches.mean(-1, keepdims=True)) / scale if normalize else patches
-    found = MODEL.apply({"params": params}, batch["image"], jnp.asarray(visible))
+    found = apply(batch["image"], jnp.asarray(visible))
     errors = [((found[i, hidden[i]] - wanted[i, hidden[i]]) ** 2).mean() for i in range(4)]
     assert loss.compute() == pytest.approx(np.mean(errors), rel=1e-5)
     # The reconstruction keeps what is seen, and does not depend on what is hidden.
-    sample = np.asarray(cut_patches(task.sample(MODEL, state, batch), 2))
+    sample = np.asarray(cut_patches(sample, 2))
     for i in range(5):
         np.testing.assert_array_equal(sample[i, visible[i]], patches[i, visible[i]])
     other = patches.copy()
     for i in range(5):
         other[i, hidden[i]] = 9.0
     images = join_patches(jnp.asarray(other), (4, 6, 1), 2)
-    again = MODEL.apply({"params": params}, images, jnp.asarray(visible))
+    again = apply(images, jnp.asarray(visible))
     np.testing.assert_array_equal(again, found)
 
 

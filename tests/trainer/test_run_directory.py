@@ -143,7 +143,13 @@ def streamed(tmp_path_factory):
 
 @pytest.mark.parametrize(
     "runtime",
-    [{"log_every": 3}, {"workers": 1}, {"malloc_arenas": 0}, {"steps_per_execution": 2}],
+    [
+        {"log_every": 3},
+        # Each process takes seconds to start; `tests/data/test_pipeline.py` compares their batches.
+        pytest.param({"workers": 1}, marks=pytest.mark.slow),
+        {"malloc_arenas": 0},
+        {"steps_per_execution": 2},
+    ],
     ids=str,
 )
 def test_a_resumed_run_may_change_its_runtime(runtime, streamed, tmp_path):
