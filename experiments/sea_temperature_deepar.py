@@ -3,7 +3,7 @@
     jdl train sea_temperature_deepar --data.fold 0
 
 It maximizes the likelihood of a Laplace distribution of each step (Salinas et al., 2020), but of
-all steps at once, where DeepAR draws one after another.
+all steps at once; `sea_temperature_autoregressive` draws one after another, as DeepAR itself.
 """
 
 from dataclasses import replace
