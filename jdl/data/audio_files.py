@@ -15,13 +15,13 @@ from jdl.data.base import Data
 from jdl.data.fingerprints import hash_files
 from jdl.data.labeled_files import (
     Labeled,
-    announce,
     classes_of,
     find_splits,
     read_listed,
     some_paths,
     summarize,
 )
+from jdl.data.log import warn_once
 from jdl.data.sources import Example, Source
 from jdl.errors import UserError
 from jdl.typing import Json
@@ -102,7 +102,7 @@ class AudioFolder(Data):
         found, notes = self._found()
         kept, faults = self._readable(found)
         if self.text_column:
-            announce("; ".join([f"{self.path}: {len(kept['train'])} sounds", *faults]))
+            warn_once("; ".join([f"{self.path}: {len(kept['train'])} sounds", *faults]))
             return {"train": self._files(kept["train"], "text", None)}
         classes = self.fitted_values["classes"] if self.fitted_values else classes_of(found)
         if new := sorted(set(classes_of(found)) - set(classes)):
@@ -110,7 +110,7 @@ class AudioFolder(Data):
                 f"{self.path} holds the class {new[0]!r}, which the run was not trained on (it "
                 f"knows {', '.join(classes)})"
             )
-        announce(summarize(self.path, kept, (*notes, *faults), "sounds"))
+        warn_once(summarize(self.path, kept, (*notes, *faults), "sounds"))
         return {split: self._files(files, "label", classes) for split, files in kept.items()}
 
     def fit(self) -> dict[str, Json]:
@@ -178,7 +178,7 @@ class AudioFolder(Data):
                 f"data.max_unreadable = {self.max_unreadable}: {next(iter(bad.values()))}"
             )
         for reason in bad.values():
-            announce(f"left out: {reason}")
+            warn_once(f"left out: {reason}")
         kept = {name: [f for f in files if f.path not in bad] for name, files in found.items()}
         notes = []
         for fault in ("silent", "clipped", "short"):

@@ -16,7 +16,6 @@ from jdl.data.images import UnreadableImage, decode_image, read_image
 from jdl.data.labeled_files import (
     SUFFIXES,
     Labeled,
-    announce,
     classes_of,
     find_splits,
     read_listed,
@@ -24,6 +23,7 @@ from jdl.data.labeled_files import (
     split_label,
     summarize,
 )
+from jdl.data.log import warn_once
 from jdl.data.sources import Example, Source
 from jdl.errors import UserError
 from jdl.typing import Json
@@ -113,7 +113,7 @@ class ImageFolder(Data):
         kept = {
             name: [each for each in files if each.path not in bad] for name, files in found.items()
         }
-        announce(summarize(self.path, kept, (*notes, *more)))
+        warn_once(summarize(self.path, kept, (*notes, *more)))
         return {
             split: ImageFiles(
                 tuple(each.path for each in files),
@@ -199,7 +199,7 @@ class ImageFolder(Data):
                 f"data.max_unreadable = {self.max_unreadable}: {next(iter(found.values()))}"
             )
         for reason in found.values():
-            announce(f"left out: {reason}")
+            warn_once(f"left out: {reason}")
         note = f"several frames or pages, of which the first is read: {some_paths(frames)}"
         return frozenset(found), [note] if frames else []
 

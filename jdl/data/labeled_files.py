@@ -1,8 +1,6 @@
 """Finds images or sounds below a folder: splits, classes, what a CSV file lists, and the rest."""
 
 import collections
-import functools
-import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,8 +8,6 @@ from typing import NamedTuple
 
 from jdl.data.files import column_index, read_csv
 from jdl.errors import UserError
-
-_log = logging.getLogger(__name__)
 
 SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".gif", ".webp", ".tif", ".tiff",
@@ -188,9 +184,3 @@ def split_label(label: str | tuple[str, ...], delimiter: str | None) -> list[str
     if delimiter is None:
         return [label]
     return [name.strip() for name in label.split(delimiter) if name.strip()]
-
-
-@functools.lru_cache(maxsize=64)
-def announce(text: str) -> None:
-    """Logs a text the first time: a data set is opened several times in a run."""
-    _log.warning("%s", text)

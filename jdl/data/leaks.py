@@ -1,19 +1,17 @@
 """Warns of input columns that give the target away."""
 
-import logging
 from collections.abc import Mapping
 
 import numpy as np
 
 from jdl.data.columns import Categories, Column
+from jdl.data.log import warn_once
 
 SAMPLE = 10_000
 """Training rows, at most, that are looked at."""
 
 LEAST = 50
 """Rows in which a column may follow the target by chance."""
-
-_log = logging.getLogger(__name__)
 
 
 def warn_of_leaks(
@@ -36,11 +34,10 @@ def warn_of_leaks(
         return
     for column_name, column in inputs.items():
         if _determines(column, target, rows):
-            _log.warning(
-                "%s: column %r alone determines the target %r in all training rows: if it is known "
-                "only afterwards, leave it out of data.columns",
-                path, column_name, name,
-            )  # fmt: skip
+            warn_once(
+                f"{path}: column {column_name!r} alone determines the target {name!r} in all "
+                f"training rows: if it is known only afterwards, leave it out of data.columns"
+            )
 
 
 def _determines(column: Column, target: Column, rows: np.ndarray) -> bool:

@@ -1,5 +1,6 @@
 """Time series in windows."""
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from jdl.data.base import Data, check_names
 from jdl.data.columns import Column, ColumnReader, Kind, Numbers, read_typed
 from jdl.data.features import fit_scale, scale
 from jdl.data.files import column_index, most_rows, read_header
+from jdl.data.log import warn_once
 from jdl.data.notation import Notation
 from jdl.data.public_files import locate, prepare_command
 from jdl.data.readers import Reader
@@ -150,17 +152,17 @@ class Series(Data):
         names = [name for name, column in columns.items() if column.kind == "number"]
         if not names:
             raise UserError(f"{self.path} has no column of numbers (it has {', '.join(columns)})")
-        for name, column in columns.items():
-            if isinstance(column, Numbers) and column.kind == "date":
-                backwards = np.flatnonzero(np.diff(column.values) < 0)
-                if backwards.size:
-                    raise UserError(
-                        f"{self.path}: column {name!r} goes back in time at row "
-                        f"{backwards[0] + 2}: sort the rows by time, with one series in a file"
-                    )
+        _check_times(self.path, columns)
         return names, self._filled(columns, readers, names)
 
     def _matrix(self, path: str | Path, names: list[str]) -> np.ndarray:
+        """Returns some columns; the first of the file is checked if it holds times."""
+        first = read_header(path, self.delimiter)[0]
+        if first not in names:
+            columns: dict[str, Column] = {}
+            with contextlib.suppress(UserError):  # what is no input may hold anything
+                columns, _ = self._columns(path, [first])
+            _check_times(path, columns)
         return self._filled(*self._columns(path, names, "number"), names)
 
     def _columns(
@@ -237,3 +239,29 @@ class Series(Data):
         if fitted is not None:
             return np.array(fitted["mean"]), np.array(fitted["divisor"])
         return fit_scale(changes[: train[-1] + self.length + self.horizon])
+
+
+def _check_times(path: str | Path, columns: Mapping[str, Column]) -> None:
+    """Warns of times that repeat or are missing, since rows are taken for equal steps.
+
+    Raises:
+      UserError: they go back.
+    """
+    for name, column in columns.items():
+        if not (isinstance(column, Numbers) and column.kind == "date"):
+            continue
+        steps = np.diff(column.values)
+        if (backwards := np.flatnonzero(steps < 0)).size:
+            raise UserError(
+                f"{path}: column {name!r} goes back in time at row {backwards[0] + 2}: sort the "
+                f"rows by time, with one series in a file"
+            )
+        # Months and years differ in length, but by less than half of it.
+        longest = 1.5 * np.median(steps[steps > 0]) if (steps > 0).any() else 0.0
+        odd = np.flatnonzero((steps == 0) | (steps > longest))
+        if odd.size:
+            warn_once(
+                f"{path}: column {name!r} repeats a time or leaves some out at {len(odd)} rows, "
+                f"first at row {odd[0] + 2}: rows are taken for equal steps, where data of Panel "
+                f"puts them on a grid"
+            )

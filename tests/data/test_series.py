@@ -143,3 +143,31 @@ def test_a_recurrent_network_beats_persistence_in_the_series_own_unit(file, tmp_
     found = run.predict(test)
     rmse = np.sqrt(np.mean((np.asarray(found) - test["value"]) ** 2))
     assert scores["rmse"] == pytest.approx(rmse, rel=1e-4)
+
+
+def test_times_that_go_back_repeat_or_are_left_out(tmp_path, caplog):
+    days = [np.datetime64("2024-01-28") + index for index in range(40)]
+
+    def given(name, days, **options):
+        path = tmp_path / f"{name}.csv"
+        rows = [f"{day},{index % 5},0" for index, day in enumerate(days)]
+        path.write_text("\n".join(["when,level,other", *rows]) + "\n")
+        return path, Series(str(path), length=3, **options)
+
+    months = [np.datetime64("2020-01") + index for index in range(40)]
+    for whole in (days, [f"{month}-01" for month in months]):
+        given("whole", whole)[1].splits()
+        assert not caplog.text
+    _, series = given("gap", [*days[:10], *days[12:]], columns=("level",))
+    series.splits()
+    assert (
+        "gap.csv: column 'when' repeats a time or leaves some out at 1 rows, first at row 11"
+        in (caplog.text)
+    )
+    reader = series.with_fitted(series.fit()).reader()
+    again, _ = given("again", [*days[:10], *days[9:]])
+    reader(again)
+    assert "again.csv: column 'when' repeats a time" in caplog.text
+    back, _ = given("back", [*days[10:], *days[:10]])
+    with pytest.raises(UserError, match=r"back\.csv: column 'when' goes back in time at row 31"):
+        reader(back)
