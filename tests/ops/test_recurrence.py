@@ -59,15 +59,20 @@ def weighed(function, arguments):
     return sum((jnp.sin(leaf) * w).sum() for leaf, w in zip(outputs, weights, strict=True))
 
 
+def gradient(function):
+    """The gradient of `weighed`, compiled."""
+    return jax.jit(jax.grad(lambda arguments: weighed(function, arguments)))
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", CASES)
 def test_values_and_gradients_equal_those_of_a_scan_over_the_step(name, shape):
     function, plain, make = CASES[name]
     arguments = make(0, *shape)
     chex.assert_trees_all_close(
-        jax.jit(function)(*arguments), plain(*arguments), rtol=1e-5, atol=1e-6
+        jax.jit(function)(*arguments), jax.jit(plain)(*arguments), rtol=1e-5, atol=1e-6
     )
-    found, expected = (jax.grad(lambda a, f=f: weighed(f, a))(arguments) for f in (function, plain))
+    found, expected = (gradient(f)(arguments) for f in (function, plain))
     chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -76,7 +81,12 @@ def test_gradients_equal_finite_differences(name):
     function, _, make = CASES[name]
     arguments = make(1, 3, 2, 2)
     jax.test_util.check_grads(
-        lambda *a: weighed(function, a), arguments, order=1, modes=["rev"], eps=1e-2, rtol=2e-2
+        jax.jit(lambda *a: weighed(function, a)),
+        arguments,
+        order=1,
+        modes=["rev"],
+        eps=1e-2,
+        rtol=2e-2,
     )
 
 
@@ -85,9 +95,10 @@ def test_under_vmap_each_sequence_is_its_own(name):
     function, _, make = CASES[name]
     several = [make(seed, 4, 2, 3) for seed in range(3)]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *several)
-    together = jax.vmap(jax.grad(lambda a: weighed(function, a)))(stacked)
+    one = gradient(function)
+    together = jax.jit(jax.vmap(one))(stacked)
     for i, arguments in enumerate(several):
-        alone = jax.grad(lambda a: weighed(function, a))(arguments)
+        alone = one(arguments)
         chex.assert_trees_all_close(
             jax.tree.map(lambda leaf, i=i: leaf[i], together), alone, rtol=1e-5, atol=1e-6
         )
@@ -99,7 +110,9 @@ def test_in_bfloat16_results_stay_near(name):
     arguments = make(2, 5, 4, 8)
     half = [x.astype(jnp.bfloat16) for x in arguments]
     for found, expected in zip(
-        jax.tree.leaves(function(*half)), jax.tree.leaves(plain(*arguments)), strict=True
+        jax.tree.leaves(jax.jit(function)(*half)),
+        jax.tree.leaves(jax.jit(plain)(*arguments)),
+        strict=True,
     ):
         assert found.dtype == jnp.bfloat16
         np.testing.assert_allclose(found.astype(jnp.float32), expected, atol=0.1)
@@ -118,7 +131,7 @@ def test_layers_equal_those_of_torch(kind):
     units, features = 6, 5
     (x,) = draw(3, (2, 9, features))
     layer = {"lstm": LSTM, "gru": GRU}[kind](units)
-    variables = layer.init(jax.random.key(0), x)
+    variables = jax.jit(layer.init)(jax.random.key(0), x)
     params = {k: np.asarray(v) for k, v in variables["params"].items()}
     peer = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU}[kind](features, units, batch_first=True)
     # torch's order of gates: input, forget, candidate, output; reset, update, candidate.
@@ -137,14 +150,15 @@ def test_layers_equal_those_of_torch(kind):
         peer.bias_ih_l0.copy_(reordered(params["bias"]))
         peer.bias_hh_l0.copy_(recurrent_bias)
         expected = peer(torch.tensor(np.asarray(x)))[0].numpy()
-    np.testing.assert_allclose(layer.apply(variables, x), expected, rtol=1e-5, atol=1e-6)
+    found = jax.jit(layer.apply)(variables, x)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("layer", [LSTM(4), GRU(4)])
 def test_no_output_depends_on_a_later_input(layer):
     (x,) = draw(4, (1, 6, 3))
-    variables = layer.init(jax.random.key(0), x)
-    influence = jax.jacobian(lambda x: layer.apply(variables, x).sum((0, 2)))(x)[:, 0]
+    variables = jax.jit(layer.init)(jax.random.key(0), x)
+    influence = jax.jit(jax.jacobian(lambda x: layer.apply(variables, x).sum((0, 2))))(x)[:, 0]
     reaches = np.abs(influence).sum(-1) > 0  # (output time, input time)
     np.testing.assert_array_equal(reaches, np.tri(6, dtype=bool))
 
@@ -153,7 +167,7 @@ def test_a_simple_layer_is_torchs():
     torch = pytest.importorskip("torch")
     (x,) = draw(3, (2, 6, 4))
     layer = SimpleRNN(5)
-    params = layer.init(jax.random.key(0), x)["params"]
+    params = jax.jit(layer.init)(jax.random.key(0), x)["params"]
     params["bias"] = draw(4, (5,))[0]
     theirs = torch.nn.RNN(4, 5, batch_first=True)
     given = (params["kernel"].T, params["recurrent"].T, params["bias"], jnp.zeros(5))
@@ -169,7 +183,7 @@ def test_each_direction_sees_its_side_and_the_last_states_see_all(cell):
     kind = CELLS[cell]
     (x,) = draw(5, (1, 6, 3))
     layer = Bidirectional(kind(4), kind(4))
-    params = layer.init(jax.random.key(0), x)
+    params = jax.jit(layer.init)(jax.random.key(0), x)
 
     # Of the state at a step, the half of one direction: which steps of the input it depends on.
     gradients = jax.jit(jax.jacrev(lambda x: layer.apply(params, x)[0]))(x)[:, :, 0]
@@ -177,11 +191,11 @@ def test_each_direction_sees_its_side_and_the_last_states_see_all(cell):
     np.testing.assert_array_equal(reach[:, 0], np.tri(6, dtype=bool))
     np.testing.assert_array_equal(reach[:, 1], np.tri(6, dtype=bool).T)
     model = RNN(vocab_size=0, hidden_size=4, cell=cell, bidirectional=True, num_layers=2)
-    variables = model.init(jax.random.key(0), x)
-    gradient = jax.grad(lambda x: model.apply(variables, x).sum())(x)
-    assert (np.abs(gradient[0]).sum(-1) > 0).all()
-    reverse = model.apply(variables, x[:, ::-1])
-    assert not np.allclose(reverse, model.apply(variables, x))
+    variables = jax.jit(model.init)(jax.random.key(0), x)
+    run = jax.jit(lambda x: model.apply(variables, x))
+    slope = jax.jit(jax.grad(lambda x: run(x).sum()))(x)
+    assert (np.abs(slope[0]).sum(-1) > 0).all()
+    assert not np.allclose(run(x[:, ::-1]), run(x))
     last = variables["params"]["logits"]["kernel"]
     assert last.shape == (8, 1)
 
@@ -194,21 +208,18 @@ def test_the_library_runs_the_same_lstm(shape, monkeypatch):
     monkeypatch.setattr(recurrence, "LEAST", 1)
     arguments = lstm_arguments(2, *shape)
 
-    def gradient(function):
-        return jax.grad(lambda a: weighed(function, a))
-
-    compiled = jax.jit(gradient(ops.lstm))
+    compiled = gradient(ops.lstm)
     for target in (onednn.LSTM, onednn.LSTM_GRADIENT):
         assert target in compiled.lower(arguments).as_text()
         assert target not in compiled.trace(arguments).lower(lowering_platforms=("tpu",)).as_text()
     expected = gradient(scanned_lstm)(arguments)
     chex.assert_trees_all_close(compiled(arguments), expected, rtol=1e-4, atol=1e-5)
     chex.assert_trees_all_close(
-        jax.jit(ops.lstm)(*arguments), scanned_lstm(*arguments), rtol=1e-5, atol=1e-6
+        jax.jit(ops.lstm)(*arguments), jax.jit(scanned_lstm)(*arguments), rtol=1e-5, atol=1e-6
     )
     stacked = [jnp.stack([x, 0.5 * x]) for x in arguments]
     chex.assert_trees_all_close(
-        jax.vmap(ops.lstm)(*stacked), jax.vmap(scanned_lstm)(*stacked), rtol=1e-5, atol=1e-6
+        *(jax.jit(jax.vmap(f))(*stacked) for f in (ops.lstm, scanned_lstm)), rtol=1e-5, atol=1e-6
     )
     exported = jax.export.export(jax.jit(ops.lstm))(*arguments)
     assert onednn.LSTM not in exported.mlir_module()
