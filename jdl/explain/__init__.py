@@ -14,7 +14,18 @@ from jdl.explain.layers import AttentionRollout, GradCAM
 from jdl.explain.method import Method
 from jdl.explain.perturbations import LIME, KernelSHAP, Occlusion, ShapleySampling
 from jdl.explain.subject import Subject
-from jdl.explain.targets import Box, Class, Loss, Output, Pixels, Target, Token, Word
+from jdl.explain.targets import (
+    Box,
+    Class,
+    Item,
+    Loss,
+    Output,
+    Pixels,
+    Recognized,
+    Target,
+    Token,
+    Word,
+)
 
 __all__ = [
     "LIME",
@@ -29,12 +40,14 @@ __all__ = [
     "Gradient",
     "InputXGradient",
     "IntegratedGradients",
+    "Item",
     "KernelSHAP",
     "Loss",
     "Method",
     "Occlusion",
     "Output",
     "Pixels",
+    "Recognized",
     "ShapleySampling",
     "SmoothGrad",
     "Subject",

@@ -42,8 +42,8 @@ class Card:
 
     Attributes:
       completeness: error of the sum of attributions, relative to the larger of the scalar's
-        difference from the baseline and 1 % of its deviation over the rows, (rows,); None: the
-        method promises no sum.
+        difference from the baseline and 1 % of that difference's deviation over the rows, (rows,);
+        None: the method promises no sum.
       randomization: layers from the last on, each with the mean Spearman correlation of the signed
         maps before and after it and those above it have random weights (Adebayo et al., 2018), over
         the sites where the input differs from the baseline.
@@ -178,9 +178,8 @@ def _completeness(request: Request, method: Method, maps: np.ndarray) -> np.ndar
     base = method.baseline_scores(request)
     if not method.is_complete or base is None:
         return None
-    scores = request.scores()
-    wanted = scores.astype(np.float64) - base
-    scale = np.maximum(np.abs(wanted), max(0.01 * float(scores.std()), 1e-12))
+    wanted = request.scores().astype(np.float64) - base
+    scale = np.maximum(np.abs(wanted), max(0.01 * float(wanted.std()), 1e-12))
     return np.abs(maps.sum(1) - wanted) / scale
 
 

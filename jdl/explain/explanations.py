@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jdl.data import Speech
 from jdl.data.examples import apply_transforms, stack_examples
 from jdl.data.tokenizers import BOS
 from jdl.errors import UserError
@@ -17,13 +18,17 @@ from jdl.explain.features import by_site, grid_features, sites, table_columns
 from jdl.explain.gradients import IntegratedGradients
 from jdl.explain.method import Method, Request
 from jdl.explain.subject import Inputs, Subject
-from jdl.explain.targets import PREFIX, Pixels, Target, default_target, parse_target
+from jdl.explain.target_names import CLASSIFIERS, default_target, parse_target
+from jdl.explain.targets import PREFIX, Pixels, Target
 from jdl.step import transform
 from jdl.tasks import (
+    AdversarialClassification,
     BinaryClassification,
     Detection,
     Game,
     LanguageModeling,
+    MaskedLanguageModeling,
+    Segmentation,
     Translation,
 )
 from jdl.tasks.randomness import ROW_SEEDS, row_seeds
@@ -120,11 +125,12 @@ def make_request(
       UserError: the task has several players, or there is no such target.
     """
     task, data = run.experiment.task, run.experiment.data
-    if isinstance(task, Game):
+    if isinstance(task, Game) and not isinstance(task, AdversarialClassification):
         raise UserError(
-            f"{type(task).__name__} has several players and no scalar of its own: explain a "
-            f"classifier of its images instead"
+            f"{type(task).__name__} has several players and predicts no scalar of its inputs: "
+            f"explain a classifier of its images instead"
         )
+    examples = _as_in_training(run, examples)
     prediction = run.predict_rows(examples)
     batch = _batch(run, examples)
     if isinstance(task, Translation):
@@ -183,6 +189,16 @@ def _windows(run: Run, paths: Sequence[Path]) -> dict[str, np.ndarray]:
     return {**{n: v for n, v in rest.items() if n not in (name, "mask")}, name: tokens}
 
 
+def _as_in_training(run: Run, examples: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    """Leaves out arrays that training has otherwise and no model reads, such as negatives."""
+    read, shapes = run.experiment.task.input_names, run.batch
+
+    def is_alike(name: str) -> bool:
+        return name not in shapes or shapes[name].shape[1:] == examples[name].shape[1:]
+
+    return {name: each for name, each in examples.items() if name in read or is_alike(name)}
+
+
 def _batch(run: Run, examples: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Returns examples as a task receives them."""
     count = len(next(iter(examples.values())))
@@ -215,7 +231,8 @@ def _classes(run: Run, prediction: Any) -> int | None:
         return 2
     if isinstance(task, Detection):
         return task.num_classes
-    return prediction.shape[-1] if getattr(prediction, "ndim", 0) > 1 else None
+    kinds = (*CLASSIFIERS, Segmentation, LanguageModeling, MaskedLanguageModeling)
+    return prediction.shape[-1] if isinstance(task, kinds) else None
 
 
 def _regions(run: Run, request: Request) -> np.ndarray | None:
@@ -255,7 +272,12 @@ def _worded(run: Run, names: list[str], request: Request) -> list[str]:
     """Returns names of tokens as their text."""
     if "token" not in request.rows["target"] or not run.experiment.data.has_tokenizer:
         return names
-    tokenizer = run.experiment.data.tokenizer()
-    tokens = np.asarray(request.rows["target"]["token"])
+    data = run.experiment.data
+    tokens = np.asarray(request.rows["target"]["token"])[:, None]
     places = np.asarray(request.rows["target"]["position"])
-    return [f"{tokenizer.decode([int(t)])!r} at {p}" for t, p in zip(tokens, places, strict=True)]
+    texts = (
+        [data.decode(t) for t in tokens]
+        if isinstance(data, Speech)
+        else [data.tokenizer().decode(t) for t in tokens.tolist()]
+    )
+    return [f"{text!r} at {p}" for text, p in zip(texts, places, strict=True)]

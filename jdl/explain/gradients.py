@@ -78,8 +78,8 @@ class IntegratedGradients(Method):
     steps: int = 32  # points on the path at first
     max_steps: int = 2048  # at last
     tolerance: float = 0.01
-    """Error at which a row has converged: relative to the larger of the scalar's difference and 1 %
-    of its deviation over the rows."""
+    """Error at which a row has converged: relative to the larger of the scalar's difference from
+    the baseline and 1 % of that difference's deviation over the rows."""
     baseline: Baseline = Baseline()  # where the path begins
 
     is_complete: ClassVar[bool] = True
@@ -105,7 +105,7 @@ class IntegratedGradients(Method):
         """Returns the attributions from one baseline, with twice the steps until they converge."""
         scores = request.scores()
         wanted = scores - request.scores(base)
-        scale = np.maximum(np.abs(wanted), max(0.01 * float(np.std(scores)), 1e-12))
+        scale = np.maximum(np.abs(wanted), max(0.01 * float(wanted.std()), 1e-12))
         points = request.points(request.count * self.steps)
         found = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), request.x)
         rows, steps = np.arange(request.count), self.steps

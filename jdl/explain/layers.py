@@ -99,8 +99,9 @@ def _readable(request: Request, paths: list[str]) -> list[str]:
     """Returns the modules whose outputs can be read: not those inside of a scan."""
 
     def outputs(x: Inputs, rows: Any) -> Any:
-        batch = {**rows["batch"], **{n: v for n, v in x.items() if n not in subject.embedded}}
-        return subject.outputs(request.params, batch, paths)[1].get("intermediates", {})
+        return subject.outputs(request.params, subject.batch(x, rows), paths)[1].get(
+            "intermediates", {}
+        )
 
     subject = request.subject
     shapes = jax.eval_shape(outputs, request.x, request.rows)
@@ -205,8 +206,7 @@ def _attention(subject: Any, params: Any, x: Inputs, rows: Any) -> list[tuple[st
 @functools.partial(jax.jit, static_argnums=0)
 def _sown(subject: Any, params: Any, x: Inputs, rows: Any) -> Any:
     """Returns the attention that layers sow."""
-    batch = {**rows["batch"], **{n: v for n, v in x.items() if n not in subject.embedded}}
-    return subject.outputs(params, batch, collect=(WEIGHTS,))[1].get(WEIGHTS, {})
+    return subject.outputs(params, subject.batch(x, rows), collect=(WEIGHTS,))[1].get(WEIGHTS, {})
 
 
 def _natural(name: str) -> list[Any]:

@@ -13,7 +13,15 @@ import numpy as np
 from jdl.errors import UserError, nearest
 from jdl.explain.targets import PREFIX, Loss, Target
 from jdl.state import TrainState
-from jdl.tasks import LanguageModeling, MaskedLanguageModeling, Task, Translation
+from jdl.tasks import (
+    Embedding,
+    FixMatch,
+    LanguageModeling,
+    MaskedAutoencoding,
+    MaskedLanguageModeling,
+    Task,
+    Translation,
+)
 from jdl.tasks.forward import forward
 from jdl.tracing import errors_of
 from jdl.typing import Batch, PyTree
@@ -33,7 +41,8 @@ class Subject:
     Inputs of integers are explained at their embedding: at the output of the first
     `flax.linen.Embed`, or of the first method `embed` of a module, that looks them up. Integers
     that none looks up, such as the bytes of an image, are read as real numbers where that gives the
-    same outputs.
+    same outputs. Masks, inputs of bool, are not explained. Of an input that a task sees several
+    views of, one is explained: they are equal.
 
     Attributes:
       task, model: of the run.
@@ -58,18 +67,34 @@ class Subject:
         """
         self.task, self.model, self.params, self.target = task, model, state.params, target
         self.state = state
+        self._names = [n for n in task.input_names if jnp.asarray(batch[n]).dtype != bool]
         self.embedded = self._find_embeddings(batch)
 
     def inputs(self, batch: Batch) -> Inputs:
         """Returns the inputs of rows that are explained, as float32 NumPy arrays."""
-        found: Inputs = {
-            name: np.asarray(batch[name], np.float32)
-            for name in self.task.input_names
-            if name not in self.embedded
-        }
+        given = {name: np.asarray(batch[name], np.float32) for name in self._read}
+        found: Inputs = {n: x[:, 0] if self._has_views else x for n, x in given.items()}
         if self.embedded:
             found |= jax.tree.map(np.asarray, self._embed(self.params, dict(batch)))
-        return {name: found[name] for name in self.task.input_names}
+        return {name: found[name] for name in self._names}
+
+    def batch(self, x: Inputs, rows: Rows) -> Batch:
+        """Returns the rows with inputs that are not embedded in place of theirs."""
+        given = {name: x[name] for name in self._read}
+        if self._has_views:
+            shapes = {name: rows["batch"][name].shape for name in given}
+            given = {n: jnp.broadcast_to(v[:, None], shapes[n]) for n, v in given.items()}
+        return {**rows["batch"], **given}
+
+    @property
+    def _read(self) -> list[str]:
+        """Names of the inputs that are read as real numbers."""
+        return [name for name in self._names if name not in self.embedded]
+
+    @property
+    def _has_views(self) -> bool:
+        """Whether each input is (rows, views, ...)."""
+        return isinstance(self.task, (Embedding, FixMatch))
 
     def score(
         self, params: PyTree, x: Inputs, rows: Rows, deltas: Mapping[str, Array] | None = None
@@ -193,7 +218,12 @@ class Subject:
         """
         variables = {**self.state.collections, **{name: {} for name in collect}}
         given, named = self._arguments(batch)
-        return forward(self.model, params, variables, *given, train=False, capture=capture, **named)
+        encodes = isinstance(self.task, (Embedding, MaskedAutoencoding))
+        method = "encode" if encodes and hasattr(type(self.model), "encode") else "__call__"
+        return forward(
+            self.model, params, variables, *given, train=False, method=method, capture=capture,
+            **named,
+        )  # fmt: skip
 
     def _arguments(self, batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Returns the model's positional and keyword inputs."""
@@ -219,7 +249,7 @@ class Subject:
         capture: Sequence[str] = (),
     ) -> tuple[Array, dict[str, Array]]:
         """Returns the scalars, and the captured outputs of modules by path."""
-        batch = {**rows["batch"], **{n: v for n, v in x.items() if n not in self.embedded}}
+        batch = self.batch(x, rows)
         lookups = {number: x[name] for name, number in self.embedded.items()}
         with nn.intercept_methods(_edited(lookups, deltas or {})):
             if isinstance(self.target, Loss):
@@ -236,6 +266,11 @@ class Subject:
 
     def _losses(self, params: PyTree, batch: Batch) -> Array:
         """Returns the loss of each row, (rows,)."""
+        if self.task.couples_rows:
+            raise UserError(
+                f"the loss of {type(self.task).__name__} depends on the other rows of a batch, so "
+                f"no row has one to explain: leave --target out, or name an output"
+            )
 
         def one(row: Batch) -> Array:
             row = jax.tree.map(lambda leaf: leaf[None], dict(row))
@@ -254,7 +289,7 @@ class Subject:
     def _find_embeddings(self, batch: Batch) -> dict[str, int]:
         integers = [
             name
-            for name in self.task.input_names
+            for name in self._names
             if not jnp.issubdtype(jnp.asarray(batch[name]).dtype, jnp.floating)
         ]
         if not integers:

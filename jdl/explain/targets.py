@@ -1,6 +1,5 @@
 """Named scalars: what of a model's outputs is explained, for each task."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,17 +11,12 @@ import numpy as np
 from jdl.errors import UserError, nearest
 from jdl.ops import resize_bilinear
 from jdl.tasks import (
+    AnomalyDetection,
     BinaryClassification,
-    Classification,
     Detection,
-    Forecast,
-    LanguageModeling,
     MaskedLanguageModeling,
-    MultiLabelClassification,
-    Regression,
-    Segmentation,
+    QuantileForecast,
     Task,
-    Translation,
 )
 from jdl.tasks.detection import PRIOR
 from jdl.typing import Batch
@@ -167,7 +161,10 @@ class Box(Target):
 
 @dataclass(frozen=True)
 class Output(Target):
-    """One number of the prediction: a forecast step, a regressed value."""
+    """One number of the prediction: a forecast step, a regressed value, a feature, a score.
+
+    Of quantiles it is the median.
+    """
 
     index: str | int | None = None  # its name or flat index; None: the first
 
@@ -181,17 +178,56 @@ class Output(Target):
                 f"{type(task).__name__} predicts no array of real numbers to choose from: explain "
                 f"its loss (--target loss), or pass an own Target"
             )
-        count = prediction[0].size
-        chosen = number(self.index, names, count, "output") or 0
-        name = _named(chosen, names, count)
+        found = _values(task, prediction)
+        chosen = number(self.index, names, found.shape[1], "output") or 0
+        name = _named(chosen, names, found.shape[1])
+        if isinstance(task, QuantileForecast):
+            step, column = divmod(chosen, len(names) or 1)
+            name = f"{names[column] if names else 'value'}, step {step + 1}"
+        elif isinstance(task, AnomalyDetection):
+            name = "anomaly"
         rows = len(prediction)
         return {"index": np.full(rows, chosen, np.int32)}, [name] * rows
 
     def score(self, task: Task, outputs: Any, batch: Batch, arrays: Mapping[str, Array]) -> Array:
         """See `Target.score`."""
-        found = task.to_prediction(outputs, batch)
-        flat = found.reshape(len(found), -1)
-        return jnp.take_along_axis(flat, arrays["index"][:, None], 1)[:, 0]
+        found = _values(task, task.to_prediction(outputs, batch))
+        return jnp.take_along_axis(found, arrays["index"][:, None], 1)[:, 0].astype(jnp.float32)
+
+
+def _values(task: Task, prediction: Any) -> Any:
+    """Returns the numbers of each row's prediction, (rows, n); of quantiles the medians."""
+    if isinstance(task, QuantileForecast):
+        prediction = prediction[..., task.quantiles.index(0.5)]
+    return prediction.reshape(len(prediction), -1)
+
+
+@dataclass(frozen=True)
+class Item(Target):
+    """The score of an item that may be recommended."""
+
+    item: str | int | None = None  # its name or number, from 1; None: the best one of each row
+
+    def resolve(
+        self, task: Task, prediction: Any, batch: Batch, names: Sequence[str]
+    ) -> tuple[dict[str, np.ndarray], list[str]]:
+        """See `Target.resolve`."""
+        del task, batch
+        if self.item is None:
+            items = np.asarray(prediction)[:, 0]
+        elif isinstance(self.item, str) and self.item in names:
+            items = np.full(len(prediction), 1 + list(names).index(self.item))
+        else:
+            found = number(self.item, ("", *names), 1 + len(names), "item")
+            items = np.full(len(prediction), found)
+        shown = [names[i - 1] if 0 < i <= len(names) else str(i) for i in map(int, items)]
+        return {"item": items.astype(np.int32)}, shown
+
+    def score(self, task: Task, outputs: Any, batch: Batch, arrays: Mapping[str, Array]) -> Array:
+        """See `Target.score`."""
+        del task, batch
+        found = jnp.take_along_axis(outputs, arrays["item"][:, None], 1)
+        return found[:, 0].astype(jnp.float32)
 
 
 @dataclass(frozen=True)
@@ -255,6 +291,32 @@ class Word(Target):
 
 
 @dataclass(frozen=True)
+class Recognized(Target):
+    """The logit of a recognized token at the frame at which it is recognized."""
+
+    index: int = 0  # of the token in the transcript; of shorter ones it is the last token
+
+    def resolve(
+        self, task: Task, prediction: Any, batch: Batch, names: Sequence[str]
+    ) -> tuple[dict[str, np.ndarray], list[str]]:
+        """See `Target.resolve`."""
+        del task, batch, names
+        tokens, frames = prediction["tokens"], prediction["frames"]
+        if not 0 <= self.index < tokens.shape[1]:
+            raise UserError(f"there is no token {self.index} in transcripts of {tokens.shape[1]}")
+        # Where nothing is recognized, the first frame's blank.
+        last = np.maximum((tokens > 0).sum(1) - 1, 0)
+        place, rows = np.minimum(self.index, last), np.arange(len(tokens))
+        token, frame = tokens[rows, place], frames[rows, place]
+        arrays = {"position": frame.astype(np.int32), "token": token.astype(np.int32)}
+        return arrays, [f"token {t} at frame {f}" for t, f in zip(token, frame, strict=True)]
+
+    def score(self, task: Task, outputs: Any, batch: Batch, arrays: Mapping[str, Array]) -> Array:
+        """See `Target.score`."""
+        return Token().score(task, outputs[0], batch, arrays)
+
+
+@dataclass(frozen=True)
 class Loss(Target):
     """The negative loss of each row by the task, for tasks without another scalar."""
 
@@ -264,52 +326,6 @@ class Loss(Target):
         """See `Target.resolve`."""
         del task, prediction, names
         return {}, ["-loss"] * len(batch["mask"])
-
-
-def default_target(task: Task) -> Target:
-    """Returns the scalar that is explained of a task's predictions unless another is named."""
-    kinds: list[tuple[Any, Target]] = [
-        ((Classification, BinaryClassification, MultiLabelClassification), Class()),
-        (Segmentation, Pixels()),
-        (Detection, Box()),
-        ((Forecast, Regression), Output()),
-        ((LanguageModeling, MaskedLanguageModeling), Token()),
-        (Translation, Word()),
-    ]
-    return next((target for kind, target in kinds if isinstance(task, kind)), Loss())
-
-
-def parse_target(task: Task, text: str) -> Target:
-    """Returns the scalar that a word of the command line names.
-
-    `loss`; a class by name or number, in a segmentation also `CLASS@X0,Y0,X1,Y1`; the number of a
-    box or of a translated token; the name or number of an output; `POSITION` or `POSITION=TOKEN`
-    of a text.
-
-    Raises:
-      UserError: it names no scalar of this task.
-    """
-    default = default_target(task)
-    if text == "loss":
-        return Loss()
-    if isinstance(default, Class):
-        return Class(text)
-    if isinstance(default, Pixels):
-        label, at, box = text.partition("@")
-        corners = tuple(map(int, box.split(","))) if re.fullmatch(r"\d+(,\d+){3}", box) else None
-        if at and corners is None:
-            raise UserError(f"--target {text}: a box is X0,Y0,X1,Y1 in pixels, not {box!r}")
-        return Pixels(label or None, corners)  # pyright: ignore[reportArgumentType]
-    if isinstance(default, (Output, Loss)):
-        return Output(text)
-    places = re.fullmatch(r"(-?\d+)(?:=(\d+))?", text)
-    if places is None or (places[2] and not isinstance(default, Token)):
-        raise UserError(
-            f"--target {text}: {type(task).__name__} has scalars by number, such as 0, or `loss`"
-        )
-    if isinstance(default, Token):
-        return Token(int(places[1]), int(places[2]) if places[2] else None)
-    return Box(int(places[1])) if isinstance(default, Box) else Word(int(places[1]))
 
 
 def number(label: str | int | None, names: Sequence[str], count: int, kind: str) -> int | None:
@@ -324,7 +340,7 @@ def number(label: str | int | None, names: Sequence[str], count: int, kind: str)
         return list(names).index(label)
     index = int(label) if isinstance(label, int) or label.isdecimal() else -1
     if not 0 <= index < count:
-        known = ", ".join(names) if names else f"0 to {count - 1}"
+        known = ", ".join(names) if 0 < len(names) <= 20 else f"0 to {count - 1}"
         hint = nearest(str(label), names)
         raise UserError(f"there is no {kind} {label!r} to explain (there are {known}){hint}")
     return index

@@ -95,7 +95,7 @@ class SASRec(nn.Module):
         init, length = nn.initializers.normal(0.02), history.shape[1]
         items = self.param("items", init, (self.num_items + 1, self.embed_dim))
         places = self.param("positions", init, (length, self.embed_dim))
-        x = (items[history] * self.embed_dim**0.5 + places).astype(self.dtype)
+        x = (self.embed(history, items) * self.embed_dim**0.5 + places).astype(self.dtype)
         x = Dropout(self.dropout_rate, deterministic=not train)(x)
         # A padded step attends to itself, so that no row of the attention is empty.
         real = (history > 0)[:, None, None, :] | jnp.eye(length, dtype=bool)[None, None]
@@ -111,3 +111,7 @@ class SASRec(nn.Module):
         x = normalization("layer", self.dtype, "norm")(x[:, -1])
         bias = self.param("bias", nn.initializers.zeros, (self.num_items + 1,))
         return (x @ items.T.astype(self.dtype) + bias).astype(jnp.float32)
+
+    def embed(self, history: jax.Array, items: jax.Array) -> jax.Array:
+        """Looks items up in their table, (batch, length, embed); explanations are made here."""
+        return items[history]

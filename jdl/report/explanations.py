@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jdl.data import Words
+from jdl.data import Interactions, Words
 from jdl.data.text import UNKNOWN
 from jdl.explain.cards import MOST_ALIKE, Card, last_correlation
 from jdl.explain.explanations import Explanations
@@ -15,8 +15,11 @@ from jdl.explain.features import table_columns, table_of
 from jdl.media import Images
 from jdl.report import attributions, plots
 from jdl.report.page import Folder, Html, html, join, paragraph, section, table
-from jdl.tasks import BinaryClassification, Classification
+from jdl.tasks import AdversarialClassification, BinaryClassification, Classification
 from jdl.trainer.run import Run
+
+LANES = 8
+"""Channels of a series up to which each has a lane; more of them are an image, as a spectrum is."""
 
 LIMIT = 512
 """Examples of a split among which those to show are chosen."""
@@ -68,7 +71,7 @@ def choose(run: Run, split: str, count: int) -> Chosen:
     """
     pipeline, task = run.pipeline(split), run.experiment.task
     spread = np.linspace(0, len(pipeline) - 1, min(LIMIT, len(pipeline))).round().astype(int)
-    if not isinstance(task, (Classification, BinaryClassification)):
+    if not isinstance(task, (Classification, BinaryClassification, AdversarialClassification)):
         places = spread[np.linspace(0, len(spread) - 1, min(count, len(spread))).astype(int)]
         captions = [f"example {place}" for place in places]
         return Chosen({split: range(len(places))}, pipeline.examples(places), captions)
@@ -188,40 +191,48 @@ def _picture(
         own, file = maps[place], name if not number else f"{name}-{key}"
         x = each.request.x[key][place]
         if key in each.request.subject.embedded:
-            parts.append(_words(run, np.asarray(each.examples[key][place]), own, failed))
-        elif x.ndim == 3:
-            pixels = attributions.overlay_map(attributions.as_image(x), own, failed)
+            tokens = np.atleast_1d(each.examples[key][place])
+            parts.append(_words(run, key, tokens, own, failed))
+        elif x.ndim == 3 or (x.ndim == 2 and x.shape[1] > LANES):
+            # A spectrum has time along its width, low frequencies at the bottom.
+            shown, own = (x, own) if x.ndim == 3 else (x.T[::-1, :, None], own.T[::-1])
+            pixels = attributions.overlay_map(attributions.as_image(shown), own, failed)
             folder.path.mkdir(parents=True, exist_ok=True)
             path = Images(pixels[None]).write(folder.path / file)
             parts.append(folder.embedded(path, f"{name} of example {place}"))
         else:
-            figure = _figure(run, each, x, own, place, failed)
+            names = () if number else run.experiment.data.output_names()
+            figure = _figure(run, each, key, own, place, names, failed)
             parts.append(folder.picture(file, figure, f"{name} of example {place}"))
     return join(parts)
 
 
 def _figure(
-    run: Run, each: Explanations, x: np.ndarray, own: np.ndarray, place: int, failed: bool
+    run: Run,
+    each: Explanations,
+    key: str,
+    own: np.ndarray,
+    place: int,
+    names: Sequence[str],
+    failed: bool,
 ) -> Any:
-    """Bars of the columns of a table or a vector, lanes of a series."""
+    """Bars of the columns of a table or a vector, lanes of a series with names of channels."""
     plots.require()
-    title = each.names[place]
+    title, x = each.names[place], each.request.x[key][place]
     if x.ndim == 2:
-        names = run.experiment.data.output_names()
         return attributions.lanes(x, own.reshape(len(x), -1), names, title, failed)
     columns, names = table_columns(run.experiment.data)
-    if columns and table_of(run.experiment.data) is not None:
-        (ids,) = columns.values()
-        own = np.bincount(ids, own.ravel(), len(names))
+    if key in columns and table_of(run.experiment.data) is not None:
+        own = np.bincount(columns[key], own.ravel(), len(names))
     else:
-        names = [str(index) for index in range(own.size)]
+        names = [f"{key} {index}" for index in range(own.size)]
     return attributions.bars(names, own.ravel(), title, failed)
 
 
-def _words(run: Run, tokens: np.ndarray, values: np.ndarray, failed: bool) -> Html:
+def _words(run: Run, key: str, tokens: np.ndarray, values: np.ndarray, failed: bool) -> Html:
     """A text with each word colored by its attribution."""
     strengths = attributions.strengths(values)
-    words = token_texts(run, tokens[: len(values)])
+    words = token_texts(run, tokens[: len(values)], key)
     shown = []
     for word, strength, value in zip(words, strengths, values, strict=True):
         if word is None:
@@ -233,9 +244,12 @@ def _words(run: Run, tokens: np.ndarray, values: np.ndarray, failed: bool) -> Ht
     return html('<p class="text" style="{}">{}</p>', frame, join(shown, " "))
 
 
-def token_texts(run: Run, tokens: np.ndarray) -> list[str | None]:
-    """Returns the text of each token; None for padding."""
+def token_texts(run: Run, tokens: np.ndarray, key: str = "") -> list[str | None]:
+    """Returns the text of each token of an input; None for padding."""
     data = run.experiment.data
+    if isinstance(data, Interactions):
+        known = data.fitted()["items" if key == data.array_names[0] else "users"]
+        return [known[t - 1] if 0 < t <= len(known) else None for t in tokens.tolist()]
     if isinstance(data, Words):
         known = data.vocabulary_words()
         return [
