@@ -146,7 +146,7 @@ def test_a_recurrent_network_beats_persistence_in_the_series_own_unit(file, tmp_
 
 
 def test_times_that_go_back_repeat_or_are_left_out(tmp_path, caplog):
-    days = [np.datetime64("2024-01-28") + index for index in range(40)]
+    days = list(np.arange("2024-01-28", "2024-03-08", dtype="datetime64[D]"))
 
     def given(name, days, **options):
         path = tmp_path / f"{name}.csv"
@@ -154,7 +154,7 @@ def test_times_that_go_back_repeat_or_are_left_out(tmp_path, caplog):
         path.write_text("\n".join(["when,level,other", *rows]) + "\n")
         return path, Series(str(path), length=3, **options)
 
-    months = [np.datetime64("2020-01") + index for index in range(40)]
+    months = np.arange("2020-01", "2023-05", dtype="datetime64[M]")
     for whole in (days, [f"{month}-01" for month in months]):
         given("whole", whole)[1].splits()
         assert not caplog.text
