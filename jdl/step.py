@@ -293,7 +293,7 @@ def _sum_over_microbatches(
     # (batch, ...) to (count, batch / count, ...). Microbatch i takes rows i, i + count, ...: rows
     # that follow each other are on one device, so each microbatch stays sharded over all devices.
     micro = jax.tree.map(
-        lambda x: jnp.moveaxis(x.reshape(-1, count, *x.shape[1:]), 1, 0), dict(batch)
+        lambda x: jnp.moveaxis(x.reshape(len(x) // count, count, *x.shape[1:]), 1, 0), dict(batch)
     )
 
     def body(carry: Any, index: jax.Array) -> tuple[Any, None]:
