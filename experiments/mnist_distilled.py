@@ -3,8 +3,10 @@
     TFDS_DATA_DIR=DIR jdl train mnist_cnn --workdir runs/mnist_cnn
     TFDS_DATA_DIR=DIR jdl train mnist_distilled --seeds 3
 
-It also learns the attention maps of the teacher's second block. Without the teacher:
+It also learns the attention maps of the teacher's second block. Without the teacher, 0.9828:
 `--task classification`.
+
+Expect: test accuracy 0.9838 (3 seeds, min 0.9834), 36 s, 1 busy core of an Intel Xeon
 """
 
 import dataclasses

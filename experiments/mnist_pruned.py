@@ -4,6 +4,8 @@
 
 The share of zeros grows between a fifth and four fifths of the run. `jdl compress` shows what it
 saves.
+
+Expect: test accuracy 0.9893 (3 seeds, min 0.9887), 93 s, 1 busy core of an Intel Xeon
 """
 
 from mnist_cnn import experiment as cnn

@@ -4,6 +4,10 @@
     jdl train movielens_100k_sasrec --data.protocol temporal
 
 Protocols and baselines are those of `movielens_100k`.
+
+Among all films the hit rate is 0.2035, in the temporal split 0.0755, and 0.4874 among 99 others.
+
+Expect: test sampled_hit_rate 0.7379 (3 seeds, min 0.7340), 120 s, 1 busy core of an Intel Xeon
 """
 
 from dataclasses import replace

@@ -9,6 +9,13 @@ on. Known in advance are the phases of the tides and of the day. These months we
 ridge regression had been tried on each: it is 7 to 24 % better than repeating the last value from
 May to October, and no better in December and January, when the water has hardly a daily cycle. With
 `--data.end 2016-11-01 --data.test_fraction 0.118` fold 2 tests on October.
+
+`mae` of the three folds is 0.487, 0.484 and 0.405 degrees, 13, 9 and 5 % below the better of
+repeating the last value or the last day; the intervals that shall cover 90 % cover 94, 86 and 88 %.
+The TCN is worse than repeating the last value (0.678, 0.547 and 0.519, one seed), the transformer
+has 0.474 in the first fold.
+
+Expect: test mae 0.4867 (3 seeds, max 0.5068), 37 s, 1 busy core of an Intel Xeon
 """
 
 from jdl import Experiment, Runtime

@@ -3,6 +3,8 @@
     jdl train shuttle_few_labels
 
 The network, the noise and the test split are those of `shuttle_anomalies`.
+
+Expect: test auprc 0.9982 (3 seeds, min 0.9980), 6 s, 1 busy core of an Intel Xeon
 """
 
 from dataclasses import replace

@@ -6,6 +6,11 @@
 
 By default the official split: the first five recordings of each speaker and digit are test. These
 speakers are also trained on; with `--data.speaker` all of one speaker are test, and no other is.
+
+Of the test recordings 20 dB softer 98.7 % are right, with noise at 30, 20 and 10 dB 99.3, 97.3 and
+77.3 % (seed 0, `python -m benchmarks.noise`).
+
+Expect: test accuracy 1.0000 (3 seeds, min 1.0000), 202 s, 1 busy core of an Intel Xeon
 """
 
 from collections.abc import Sequence

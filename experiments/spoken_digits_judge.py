@@ -4,6 +4,8 @@
 
 The 60 classes are the ten digits of six speakers (Free Spoken Digit Dataset); recordings 0 to 4 of
 each are the test split, as its authors have it.
+
+Expect: test accuracy 0.9967 (1 seed, min 0.9967), 76 s, 1 busy core of an Intel Xeon
 """
 
 from dataclasses import dataclass

@@ -9,6 +9,12 @@ A string is of recordings of one speaker, with up to 0.1 s of silence between th
 of `spoken_digits`, so that no recording of a test string was trained on; with a speaker, neither
 was that voice. `join_error` is the median distance between the ends of words that are found and the
 joins, in seconds.
+
+`join_error` is 0.013 s. Strings of a speaker that training has not heard have a `wer` of 0.094
+(theo) and 0.376 (george). Of the test strings 20 dB softer it is 0.035, with noise at 20, 10 and 5
+dB 0.004, 0.017 and 0.044 (seed 0, `python -m benchmarks.noise`).
+
+Expect: test wer 0.0043 (3 seeds, max 0.0068), 383 s, 1 busy core of an Intel Xeon
 """
 
 import hashlib

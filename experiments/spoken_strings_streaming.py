@@ -5,6 +5,8 @@
 
 As `spoken_strings_ctc`, with features and an encoder that see no more than eight steps of 40 ms of
 what follows. `jdl.inference.transcribe.StreamingTranscriber` takes it chunk by chunk.
+
+Expect: test wer 0.0043 (3 seeds, max 0.0056), 286 s, 1 busy core of an Intel Xeon
 """
 
 from dataclasses import replace
