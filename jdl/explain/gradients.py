@@ -107,7 +107,9 @@ class IntegratedGradients(Method):
         wanted = scores - request.scores(base)
         scale = np.maximum(np.abs(wanted), max(0.01 * float(wanted.std()), 1e-12))
         total = request.count * self.steps
-        points = -(-total // -(-total // request.points(total)))  # chunks of one size, and no padding
+        points = -(
+            -total // -(-total // request.points(total))
+        )  # chunks of one size, and no padding
         found = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), request.x)
         rows, steps = np.arange(request.count), self.steps
         while True:
