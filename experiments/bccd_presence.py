@@ -7,7 +7,10 @@
 Six crops of 120x106 pixels of each image at 240x320; several labels for each, white cells and
 platelets whose center is in it. Boxes are carried along for the card of an explanation alone:
 `pointing` is the share of the crops with platelets in which Grad-CAM is highest inside a box, the
-pointing game of Zhang et al. (2018), beside `area`, a random pixel's, and `center`.
+pointing game of Zhang et al. (2018), beside `area`, a random pixel's, and `center`: 0.939, 0.044
+and 0.082.
+
+Expect: test average_precision 0.8204 (1 seed, min 0.8204), 292 s, 1 busy core of an Intel Xeon
 """
 
 from dataclasses import dataclass, field

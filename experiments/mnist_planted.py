@@ -2,10 +2,14 @@
 
     TFDS_DATA_DIR=DIR jdl train mnist_planted --workdir runs/mnist_planted
     jdl explain runs/mnist_planted --split test --target 7 --count 60 --method integrated_gradients
+    jdl audit runs/mnist_planted --group corner
 
 In the test split half of all digits have the corner, whatever they are: a network that reads it
 calls them a 7. The card's `inside` is the share of the positive attribution to 7 in the corner,
-beside `area`, which that covers; the array `corner` says of each test image whether it has one.
+beside `area`, which that covers: 0.713 and 0.020. The array `corner` says of each test image
+whether it has one; with it 0.439 [0.423, 0.454] fewer are right.
+
+Expect: test accuracy 0.6802 (1 seed, min 0.6802), 73 s, 1 busy core of an Intel Xeon
 """
 
 import dataclasses

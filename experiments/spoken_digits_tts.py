@@ -6,7 +6,10 @@
     jdl speak runs/spoken_digits_tts "3 1 4 1 5 9" --speaker theo --out pi.wav
 
 Test scores are of 300 sounds, by the network of `spoken_digits_judge`, trained apart, on spectra of
-the sounds; `spoken_digits_synthetic` trains a recognizer on sounds of this run alone.
+the sounds: the speaker is right in 0.9967, and the nearest training example is 25.5 away, of real
+sounds 23.7. `spoken_digits_synthetic` trains a recognizer on sounds of this run alone.
+
+Expect: test recognizer_accuracy 0.9967 (1 seed, min 0.9967), 3731 s, 1 busy core of an Intel Xeon
 """
 
 import math
