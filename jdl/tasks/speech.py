@@ -83,6 +83,10 @@ class SpeechSynthesis(Diffusion):
             found[f"{prefix}_accuracy"] = accuracy(chances, labels, part)
         return dataclasses.replace(scores, metrics={**scores.metrics, **found})
 
+    def higher_is_better(self, metric: str) -> bool | None:
+        """See `Task.higher_is_better`."""
+        return True if metric.endswith("_accuracy") else super().higher_is_better(metric)
+
     def render(self, samples: Any, batch: Mapping[str, np.ndarray], data: Data) -> Sounds:
         """Returns the sounds of spectra."""
         del batch, data

@@ -66,6 +66,7 @@ def test_scores_are_of_what_is_heard(spoken):
     assert 0 <= scores["recognizer_accuracy"] <= 1
     assert scores["real_nearest_distance"] == pytest.approx(0, abs=0.1), "they are the same"
     assert scores["nearest_distance"] > 1
+    assert spoken.higher_is_better("recognizer_accuracy")
 
 
 def test_spectra_of_sounds_are_the_spectra(spoken):
