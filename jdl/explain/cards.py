@@ -231,13 +231,26 @@ def _cascade(
 
 
 def _fresh(request: Request, key: Key) -> PyTree:
-    """Returns parameters as a new model has them."""
+    """Returns parameters as a new model has them.
+
+    Kernels that begin at one value, as the last ones of forecasters do at 0, would leave no map to
+    compare: they are normal, with the deviation of the trained ones.
+    """
     subject = request.subject
     batch = request.take(np.arange(1)).rows["batch"]
     if PREFIX in batch:  # a source from a file has no translation
         batch = {subject.task.targets: batch[PREFIX], **batch}
-    fresh = jax.jit(lambda key, batch: subject.task.init(subject.model, key, batch)["params"])
-    return fresh(key, batch)
+    init = jax.jit(lambda key, batch: subject.task.init(subject.model, key, batch)["params"])
+    leaves, treedef = jax.tree.flatten(init(key, batch))
+    found = [
+        np.std(old) * jax.random.normal(jax.random.fold_in(key, index), new.shape, new.dtype)
+        if new.ndim > 1 and np.ptp(new) == 0
+        else new
+        for index, (old, new) in enumerate(
+            zip(jax.tree.leaves(request.params), leaves, strict=True)
+        )
+    ]
+    return jax.tree.unflatten(treedef, found)
 
 
 def _replaced(params: PyTree, fresh: PyTree, layers: list[str]) -> PyTree:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jdl.data import Speech
@@ -213,7 +214,9 @@ def _batch(run: Run, examples: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 def _state(run: Run) -> Any:
     """Returns the state with the parameters that are evaluated."""
-    return run.evaluation_state(run.gather_state())
+    state = run.evaluation_state(run.gather_state())
+    # A model may index a table of parameters by traced numbers, which NumPy's arrays do not take.
+    return state.replace(params=jax.tree.map(jnp.asarray, state.params))
 
 
 def _reference(run: Run, subject: Subject) -> Inputs:

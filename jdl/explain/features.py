@@ -36,7 +36,7 @@ def grid_features(
             side = max(1, math.ceil(max(each.shape[1:3]) / CELLS))
             rows, across = (np.arange(size) // side for size in each.shape[1:3])
             ids = (rows[:, None] * (across[-1] + 1) + across)[..., None]
-        found[name] = ids + first
+        found[name] = np.asarray(ids + first)  # a row may be one number
         first += int(ids.max()) + 1
     return found
 
@@ -45,7 +45,7 @@ def site_features(x: Inputs, embedded: Any) -> dict[str, np.ndarray]:
     """Returns the finest features: pixels, tokens, elements; numbered over all inputs."""
     found, first = {}, 0
     for name, each in x.items():
-        found[name] = sites(each, name in embedded) + first
+        found[name] = np.asarray(sites(each, name in embedded) + first)
         first += int(found[name].max()) + 1 - first
     return found
 

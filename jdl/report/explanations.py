@@ -188,7 +188,7 @@ def _picture(
     """The picture of one example by one method, also written as a file."""
     parts = []
     for number, (key, maps) in enumerate(each.maps().items()):
-        own, file = maps[place], name if not number else f"{name}-{key}"
+        own, file = np.asarray(maps[place]), name if not number else f"{name}-{key}"
         x = each.request.x[key][place]
         if key in each.request.subject.embedded:
             tokens = np.atleast_1d(each.examples[key][place])

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import jdl
+from jdl.explain import cards
 from jdl.explain.explanations import make_request
 from jdl.explain.target_names import parse_target
 from jdl.report.explaining import explain_run
@@ -61,6 +62,16 @@ def test_predictions_of_each_task_are_explained_with_pictures(kind, tmp_path) ->
     assert all(np.isfinite(each).all() and len(each) == 2 for each in maps)
     assert any(each.any() for each in maps)
     assert "gradient: " in page.read_text()
+
+
+def test_layers_that_begin_at_0_are_random_in_a_card(tmp_path) -> None:
+    """Else the last layer of a forecaster, as new, would leave no map."""
+    run = opened("panel", tmp_path)
+    request, *_ = make_request(run, run.pipeline("train").examples(np.arange(2)))
+    fresh = cards._fresh(request, jax.random.key(0))
+    kernels = [leaf for leaf in jax.tree.leaves(fresh) if leaf.ndim > 1]
+    assert kernels
+    assert all(np.ptp(kernel) > 0 for kernel in kernels)
 
 
 def test_a_task_of_several_players_is_a_sentence(tmp_path) -> None:
