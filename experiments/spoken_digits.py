@@ -5,7 +5,8 @@
     jdl train spoken_digits --data.speaker theo
 
 By default the official split: the first five recordings of each speaker and digit are test. These
-speakers are also trained on; with `--data.speaker` all of one speaker are test, and no other is.
+speakers are also trained on; with `--data.speaker` all of one speaker are test, and no other is:
+0.788 (george), 0.830, 0.784, 0.808, 0.890 and 0.862 (yweweler) are right, 0.827 in the mean.
 
 Of the test recordings 20 dB softer 98.7 % are right, with noise at 30, 20 and 10 dB 99.3, 97.3 and
 77.3 % (seed 0, `python -m benchmarks.noise`).
