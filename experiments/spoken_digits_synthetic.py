@@ -4,6 +4,8 @@
     TFDS_DATA_DIR=DIR jdl train spoken_digits_synthetic --seeds 3
 
 On 2,700 sounds, 45 of each digit and speaker, as many as there are recordings to train on.
+
+Expect: test accuracy 0.9822 (3 seeds, min 0.9733), 101 s, 1 busy core of an Intel Xeon
 """
 
 import dataclasses
