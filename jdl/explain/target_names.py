@@ -56,7 +56,8 @@ def default_target(task: Task) -> Target:
         ((LanguageModeling, MaskedLanguageModeling), Token()),
         (Translation, Word()),
     ]
-    return next((target for kind, target in kinds if isinstance(task, kind)), Loss())
+    other = Output() if task.couples_rows else Loss()  # a loss of all rows is no row's own
+    return next((target for kind, target in kinds if isinstance(task, kind)), other)
 
 
 def parse_target(task: Task, text: str) -> Target:

@@ -9,7 +9,8 @@ import pytest
 import jdl
 from jdl.explain import cards
 from jdl.explain.explanations import make_request
-from jdl.explain.target_names import parse_target
+from jdl.explain.target_names import default_target, parse_target
+from jdl.explain.targets import Output
 from jdl.report.explaining import explain_run
 from jdl.trainer.training_run import TrainingRun
 from tests.explain import kinds
@@ -72,6 +73,13 @@ def test_layers_that_begin_at_0_are_random_in_a_card(tmp_path) -> None:
     kernels = [leaf for leaf in jax.tree.leaves(fresh) if leaf.ndim > 1]
     assert kernels
     assert all(np.ptp(kernel) > 0 for kernel in kernels)
+
+
+def test_an_output_is_explained_where_the_loss_couples_rows() -> None:
+    class Coupled(jdl.tasks.Task):
+        couples_rows = True
+
+    assert default_target(Coupled()) == Output()
 
 
 def test_a_task_of_several_players_is_a_sentence(tmp_path) -> None:
