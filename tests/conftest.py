@@ -35,32 +35,6 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 
 import jax  # noqa: E402 - it reads what was set above
 
-
-def _leave_out_functions_within_functions() -> None:
-    """Leaves their annotations to pyright: a check is generated with each definition.
-
-    In training that is a tenth of the processor's time. Another beartype checks them as well.
-    """
-    try:
-        from beartype.claw._ast.clawastmain import BeartypeNodeTransformer
-    except ImportError:
-        return
-    visit = BeartypeNodeTransformer.visit_FunctionDef
-
-    def visit_outermost(self, node):
-        if getattr(self, "is_within", False):
-            return self.generic_visit(node)
-        self.is_within = True
-        try:
-            return visit(self, node)
-        finally:
-            self.is_within = False
-
-    BeartypeNodeTransformer.visit_FunctionDef = visit_outermost
-    BeartypeNodeTransformer.visit_AsyncFunctionDef = visit_outermost
-
-
-_leave_out_functions_within_functions()
 # Checks every annotated argument and result of the package while it is tested; not of the state,
 # in whose place JAX puts shapes, shardings and None while it maps over trees, nor of operations
 # with gradients of their own, which it would wrap. Where runs are trained together, arrays stand in
