@@ -1,6 +1,7 @@
 """Attributions by gradients in the input."""
 
 import functools
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -107,9 +108,8 @@ class IntegratedGradients(Method):
         wanted = scores - request.scores(base)
         scale = np.maximum(np.abs(wanted), max(0.01 * float(wanted.std()), 1e-12))
         total = request.count * self.steps
-        points = -(
-            -total // -(-total // request.points(total))
-        )  # chunks of one size, and no padding
+        chunks = math.ceil(total / request.points(total))
+        points = math.ceil(total / chunks)  # the last chunk, too, is hardly padded
         found = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), request.x)
         rows, steps = np.arange(request.count), self.steps
         while True:
