@@ -33,6 +33,7 @@ from jdl.tasks import (
     Translation,
 )
 from jdl.tasks.randomness import ROW_SEEDS, row_seeds
+from jdl.trainer.checks import has_shape_of_training
 from jdl.trainer.run import Run
 from jdl.typing import Key
 
@@ -144,13 +145,14 @@ def make_request(
     subject = Subject(task, run.program.model, _state(run), target, batch)
     x = subject.inputs(batch)
     columns, _ = table_columns(data)
+    lengths = {name: examples[name].shape[1] for name in task.input_names if name in x}
     request = Request(
         subject=subject,
         params=subject.params,
         x=x,
         rows={"batch": batch, "target": arrays},
         features=grid_features(x, subject.embedded, columns),
-        reference=functools.cache(functools.partial(_reference, run, subject)),
+        reference=functools.cache(functools.partial(_reference, run, subject, lengths)),
         key=jax.random.key(0) if key is None else key,
     )
     return request, _worded(run, names, request), prediction
@@ -192,12 +194,12 @@ def _windows(run: Run, paths: Sequence[Path]) -> dict[str, np.ndarray]:
 
 def _as_in_training(run: Run, examples: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
     """Leaves out arrays that training has otherwise and no model reads, such as negatives."""
-    read, shapes = run.experiment.task.input_names, run.batch
-
-    def is_alike(name: str) -> bool:
-        return name not in shapes or shapes[name].shape[1:] == examples[name].shape[1:]
-
-    return {name: each for name, each in examples.items() if name in read or is_alike(name)}
+    read = run.experiment.task.input_names
+    return {
+        name: each
+        for name, each in examples.items()
+        if name in read or has_shape_of_training(run, name, each.shape[1:])
+    }
 
 
 def _batch(run: Run, examples: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -219,12 +221,20 @@ def _state(run: Run) -> Any:
     return state.replace(params=jax.tree.map(jnp.asarray, state.params))
 
 
-def _reference(run: Run, subject: Subject) -> Inputs:
-    """Returns the inputs of training examples that are spread over the split."""
+def _reference(run: Run, subject: Subject, lengths: Mapping[str, int]) -> Inputs:
+    """Returns the inputs of training examples that are spread over the split.
+
+    Their token sequences are padded with 0 to `lengths`, those of the explained.
+    """
     pipeline = run.pipeline("train")
     count = min(REFERENCE, len(pipeline))
     places = np.linspace(0, len(pipeline) - 1, count).round().astype(int)
-    return subject.inputs(_batch(run, pipeline.examples(places)))
+    examples = dict(pipeline.examples(places))
+    if run.experiment.task.any_length:
+        for name, length in lengths.items():
+            missing = length - examples[name].shape[1]
+            examples[name] = np.pad(examples[name], ((0, 0), (0, missing)))
+    return subject.inputs(_batch(run, examples))
 
 
 def _classes(run: Run, prediction: Any) -> int | None:

@@ -92,6 +92,9 @@ class Task:
     """Whether the model takes images of any size: those to predict from then keep theirs, where
     `Resize` and `RandomResizedCrop` bring training images to one."""
 
+    any_length: ClassVar[bool] = False
+    """Whether the model also takes longer token sequences than those of training."""
+
     couples_rows: ClassVar[bool] = False
     """Whether the loss of a row depends on other rows of the batch, as a contrastive one does.
 

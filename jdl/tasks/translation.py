@@ -5,7 +5,7 @@ import importlib.util
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -47,6 +47,8 @@ class Translation(Task):
     num_beams: int = 1  # beams of the search; 1: greedy
     alpha: float = 0.6  # exponent of beam search's length penalty (Wu et al., 2016)
     bleu: tuple[str, ...] = ("test",)  # splits to translate and score by BLEU
+
+    any_length: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

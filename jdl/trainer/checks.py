@@ -71,6 +71,19 @@ def check_scaled(data: Data | None, name: str, is_frame: bool) -> None:
         data = data.wrapped
 
 
+def has_shape_of_training(run: Any, name: str, shape: tuple[int, ...]) -> bool:
+    """Whether an array of an example, without the batch axis, is as large as in training.
+
+    Images of tasks of any size and token sequences of any length may be larger or smaller.
+    """
+    if name not in run.batch:
+        return True
+    task, trained, axes = run.experiment.task, run.batch[name].shape[1:], 0
+    if len(shape) == len(trained):
+        axes = 2 if task.any_size and len(shape) == 3 else int(task.any_length and len(shape) == 1)
+    return shape[axes:] == trained[axes:]
+
+
 def check_shape(run: Any, name: str, shape: tuple[int, ...], where: str) -> None:
     """Raises a UserError if an array of an example has another shape than in training.
 
@@ -80,11 +93,8 @@ def check_shape(run: Any, name: str, shape: tuple[int, ...], where: str) -> None
       shape: without the batch axis.
       where: its origin, for the message.
     """
-    if name not in run.batch:
-        return
-    trained = tuple(run.batch[name].shape[1:])
-    free = run.experiment.task.any_size and len(shape) == len(trained) == 3
-    if (shape[2:] if free else shape) != (trained[2:] if free else trained):
+    if not has_shape_of_training(run, name, shape):
+        trained = tuple(run.batch[name].shape[1:])
         raise UserError(
             f"{where}{name!r} has shape {shape}, where the run was trained on {trained}"
         )

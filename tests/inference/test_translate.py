@@ -58,6 +58,10 @@ def test_texts_and_lines_are_translated_by_a_command(command, tmp_path, monkeypa
     lines = command("translate", "run")[1].split("\n")
     assert lines == [lines[0], first] * 3 + [""]
     assert second != ""
+    long = "A dog runs after two men. " * 8  # more tokens than a training source
+    code, out, err = command("translate", "run", "--text", "A dog runs.", long)
+    assert (code, err) == (0, "")
+    assert out.split("\n")[0] == first
     for text, complaint in (
         ((" ",), "text 1 is empty: there is nothing to translate"),
         (("A dog.", ""), "text 2 is empty"),
