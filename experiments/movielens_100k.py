@@ -24,7 +24,7 @@ from jdl.optimizers import AdamW, Cosine
 from jdl.tasks import NextItem
 
 experiment = Experiment(
-    model=MatrixFactorization(num_users=943, num_items=1682, embed_dim=64, dropout_rate=0.5),
+    model=MatrixFactorization(num_users=943, num_items=1682, embed_dim=128, dropout_rate=0.5),
     task=NextItem(),
     data=Interactions(
         "ml-100k.inter",
@@ -33,7 +33,7 @@ experiment = Experiment(
         time="timestamp:float",
         validation_fraction=0.0,
     ),
-    optimizer=AdamW(5e-3, schedule=Cosine(), weight_decay=1e-2),
+    optimizer=AdamW(5e-3, schedule=Cosine(), weight_decay=0.1),
     epochs=16,
     batch_size=256,
     runtime=Runtime(malloc_arenas=0),
