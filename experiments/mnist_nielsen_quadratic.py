@@ -6,6 +6,8 @@
 3, 30 epochs on 50,000 images, 0.9542 in the book. Weights begin as in its chapter 3, with a
 deviation of one over the square root of a layer's inputs, and biases at 0; with chapter 1's
 deviation of 1 the mean of three seeds is 0.9491.
+
+Expect: test accuracy 0.9591 (3 seeds, min 0.9582), 91 s, 1 busy core of an Intel Xeon
 """
 
 from dataclasses import dataclass
