@@ -2,7 +2,8 @@
 
     TFDS_DATA_DIR=DIR jdl train mnist_fixmatch --seeds 3
 
-Digits are not flipped. The labels alone, with the weak augmentation, are `--task.loss-terms.1.1 0`.
+Digits are not flipped, and the strong augmentation is mild: with angles of 30 and 25 degrees and a
+cutout of 10 pixels more of them were taken for others and stayed so, 0.946 after 4,000 steps. The labels alone, with the weak augmentation, are `--task.loss-terms.1.1 0`.
 """
 
 from jdl import Experiment, Runtime
@@ -18,7 +19,7 @@ from jdl.data import (
     Views,
 )
 from jdl.models import CNN
-from jdl.optimizers import SGD, Cosine
+from jdl.optimizers import AdamW, Cosine
 from jdl.tasks import FixMatch
 
 mnist = TFDS("mnist")
@@ -26,22 +27,20 @@ few = Selection(mnist, classes=tuple(range(10)), num_examples=100)
 streams = Stream("labeled", few), Stream("unlabeled", mnist, weight=7, names=("image",))
 weak = RandomAffine(width_shift_range=0.08, height_shift_range=0.08, fill_mode="constant")
 strong = RandomAffine(
-    rotation_range=30.0,
-    width_shift_range=0.15,
-    height_shift_range=0.15,
-    shear_range=25.0,
-    zoom_range=0.25,
+    rotation_range=10.0,
+    width_shift_range=0.08,
+    height_shift_range=0.08,
+    shear_range=8.0,
+    zoom_range=0.1,
     fill_mode="constant",
 )
-transforms = Scale(), Views(2), weak, OnViews(strong), OnViews(Cutout(size=10))
+transforms = Scale(), Views(2), weak, OnViews(strong), OnViews(Cutout(size=4))
 experiment = Experiment(
-    model=CNN(channels=(32, 64), dense=(128,), batch_norm=True),
+    model=CNN(channels=(32, 64, 128), dense=(128,), batch_norm=True),
     task=FixMatch(),
     data=Mixture(streams, device_transforms=transforms),
-    optimizer=SGD(
-        0.03, momentum=0.9, nesterov=True, schedule=Cosine(), weight_decay=5e-4, ema_decay=0.995
-    ),
-    steps=4000,
+    optimizer=AdamW(1e-3, schedule=Cosine(warmup=0.1), weight_decay=1e-2, ema_decay=0.99),
+    steps=3500,
     batch_size=128,
     precision="bf16",
     runtime=Runtime(malloc_arenas=0),
