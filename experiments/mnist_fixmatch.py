@@ -3,7 +3,8 @@
     TFDS_DATA_DIR=DIR jdl train mnist_fixmatch --seeds 3
 
 Digits are not flipped, and the strong augmentation is mild: with angles of 30 and 25 degrees and a
-cutout of 10 pixels more of them were taken for others and stayed so, 0.946 after 4,000 steps. The labels alone, with the weak augmentation, are `--task.loss-terms.1.1 0`.
+cutout of 10 pixels more of them were taken for others and stayed so, 0.946 after 4,000 steps. The
+labels alone, with the weak augmentation, are `--task.loss-terms.1.1 0`.
 """
 
 from jdl import Experiment, Runtime
