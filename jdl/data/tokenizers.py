@@ -389,7 +389,8 @@ def read_tokenizer(text: str, where: str = "this") -> Tokenizer:
     try:
         known = json.loads(text)
         if "jdl" not in known:
-            pieces = SubwordTokenizer(text)
+            # As `tokenizers` lays it out, in a run's record too: fingerprints hold this text.
+            pieces = SubwordTokenizer(json.dumps(known, ensure_ascii=False, separators=(",", ":")))
             assert pieces.vocab_size
             return pieces
         if known == {"jdl": "bytes"}:

@@ -1,5 +1,6 @@
 """Run directories are complete: opened elsewhere, without their data, by other processes."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -13,8 +14,12 @@ import pytest
 import jdl
 from jdl import UserError
 from jdl.cli.main import main
+from jdl.data import Saved
+from jdl.data.splits import Splits
+from jdl.files import RunDirectory, write_json
 from jdl.models import MLP
 from jdl.optimizers import Adam
+from tests.explain import kinds
 
 X = np.random.default_rng(0).normal(size=(40, 3))
 NAMES = np.where(X[:, 0] > 0, "yes", "no")
@@ -218,3 +223,16 @@ def test_a_report_without_its_data_names_what_is_left_out(table_run, capsys):
     page = (folder / "run" / "report" / "index.html").read_text()
     assert "Baselines and the sections on predictions need the data of the run" in page
     assert "t.csv" in page
+
+
+@pytest.mark.parametrize("kind", kinds.KINDS)
+def test_data_is_the_same_after_its_record_is_read(kind, tmp_path):
+    """Else a run that is opened would refuse its own data as changed."""
+    data = kinds.experiment(kind, tmp_path).data
+    fitted = json.loads(json.dumps(data.fit()))
+    if data.has_tokenizer:
+        write_json(RunDirectory(tmp_path).tokenizer, json.loads(data.tokenizer().to_json()))
+        fitted["tokenizer"] = Saved(str(tmp_path)).build(()).to_json()
+    prints = Splits(data).fingerprints()
+    again = kinds.experiment(kind, tmp_path).data
+    assert Splits(again.with_fitted(fitted)).fingerprints() == prints
