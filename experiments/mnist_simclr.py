@@ -3,9 +3,9 @@
     TFDS_DATA_DIR=DIR jdl train mnist_simclr --seeds 3
 
 Chen et al. (2020). Rows of `validation` follow training by the nearest neighbors of 5,000 training
-examples. The linear probe of all labels is right in 0.9887, the nearest neighbors in 0.9655. The row
-to beat is the same network without training, `--optimizer.learning-rate 0 --steps 100`: 0.7907 with
-100 labels, 0.9561 with all, nearest neighbors 0.9304. Another loss of the same views:
+examples. The linear probe of all labels is right in 0.9887, the nearest neighbors in 0.9655. The
+row to beat is the same network without training, `--optimizer.learning-rate 0 --steps 100`: 0.7907
+with 100 labels, 0.9561 with all, nearest neighbors 0.9304. Another loss of the same views:
 `--task.objective vicreg`, or `barlow_twins`.
 
 Expect: test linear_accuracy_100 0.9187 (3 seeds, min 0.9153), 1608 s, 1 busy core of an Intel Xeon
