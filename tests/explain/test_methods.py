@@ -16,6 +16,7 @@ import jdl
 from jdl import explain as ex
 from jdl.explain import cards, method
 from jdl.explain.features import grid_features
+from jdl.explain.gradients import quadrature
 from jdl.explain.method import Request
 from jdl.models import CNN, RNN, ViT
 from jdl.state import TrainState
@@ -127,6 +128,17 @@ def test_attributions_sum_to_the_difference_from_the_baseline(requests, name, as
     wanted = request.scores() - asked.baseline_scores(request)
     rtol = asked.tolerance if isinstance(asked, ex.IntegratedGradients) else 1e-3
     np.testing.assert_allclose(found.reshape(len(found), -1).sum(1), wanted, rtol=rtol, atol=1e-4)
+
+
+@pytest.mark.parametrize("steps", [1, 50, 300, 513, 1024])
+def test_a_path_is_integrated_by_rules_in_a_row(steps) -> None:
+    nodes, weights = quadrature(steps)
+    assert nodes.shape == weights.shape == (steps,)
+    assert np.all(np.diff(nodes) > 0)
+    kink = 0.3  # a ReLU that starts on the way
+    np.testing.assert_allclose(weights.sum(), 1, rtol=1e-12)
+    np.testing.assert_allclose((weights * nodes).sum(), 0.5, rtol=1e-12)
+    assert abs((weights * (nodes > kink)).sum() - (1 - kink)) <= 2 / steps
 
 
 def test_chunks_of_bounded_memory_give_the_same(requests, monkeypatch) -> None:
