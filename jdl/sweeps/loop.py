@@ -153,6 +153,7 @@ def _train_stacked(
             interrupted = interruption.requested
             # As in `train_steps`: at most two executions are in flight.
             jax.block_until_ready(metrics if due or interrupted else late and late[1])
+        interruption.expect(active[0].loop.clock.longest_execution)
         events = [late] if late else []
         late = (step, metrics)
         if due or interrupted:

@@ -1,4 +1,4 @@
-"""On Ctrl-C and SIGTERM a run saves and exits with code 75, within five seconds."""
+"""On Ctrl-C and SIGTERM a run saves and exits with code 75, five seconds after its step at most."""
 
 import os
 import signal
@@ -10,7 +10,11 @@ EXIT_CODE = 75
 """EX_TEMPFAIL of sysexits.h: the same command can be run again."""
 
 GRACE_SECONDS = 4.0
-"""Seconds after which a process that does not react, as in a compilation, is terminated."""
+"""Seconds after which a process that does not react, as in a compilation, is terminated; beyond
+those of the executions of a training loop."""
+
+IN_FLIGHT = 2
+"""Executions that a training loop may have to wait for before it saves."""
 
 
 class Interrupted(SystemExit):
@@ -34,7 +38,7 @@ class Interruption:
     def __init__(self, shared: bool = False, hard: bool = False) -> None:
         self.requested = self.repeated = False
         self._shared, self._hard = shared, hard
-        self._looping = 0
+        self._looping, self._execution_seconds = 0, 0.0
         self._over = threading.Event()
         self._old: dict[int, Any] = {}
 
@@ -47,6 +51,10 @@ class Interruption:
         self._looping -= 1
         if self.requested:
             raise Interrupted
+
+    def expect(self, seconds: float) -> None:
+        """Takes note of how long an execution of the loop lasts, without its compilation."""
+        self._execution_seconds = max(self._execution_seconds, seconds)
 
     def acknowledge(self) -> None:
         """Lets the run end by itself, however long that takes."""
@@ -100,7 +108,8 @@ class Interruption:
 
     def _watch(self) -> None:
         signalled = os.read(self._read, 1)
-        if signalled and not self._over.wait(GRACE_SECONDS):
+        grace = GRACE_SECONDS + IN_FLIGHT * self._execution_seconds
+        if signalled and not self._over.wait(grace):
             os._exit(EXIT_CODE)
 
 

@@ -55,6 +55,7 @@ def train_steps(loop: "TrainingLoop", step: int, until: int) -> int:
             interrupted = loop.is_interrupted(step)
             if due or interrupted:
                 jax.block_until_ready(metrics)
+        run.interruption.expect(clock.longest_execution)
         if due or interrupted:
             loop.notify(*late, state=run.state if due else None, interrupted=interrupted)
             late = None
@@ -362,13 +363,16 @@ class Clock:
 
     Args:
       compilations: traces and compile time of the run's compiled functions.
+
+    Attributes:
+      longest_execution: seconds of the longest pass of the training loop in this process.
     """
 
     def __init__(self, compilations: Compilations) -> None:
         # In training steps, without compiling; and the part of these spent waiting for input.
         self._seconds = {"training_seconds": 0.0, "input_seconds": 0.0}
         self._compilations, self._begun = compilations, time.perf_counter()
-        self._earlier = self._compiled_earlier = 0.0
+        self._earlier = self._compiled_earlier = self.longest_execution = 0.0
 
     def timing(self) -> dict[str, float]:
         """Returns the seconds until now, as `CheckpointMetadata` names them."""
@@ -384,7 +388,10 @@ class Clock:
         begun, compiled = time.perf_counter(), self._compilations.seconds
         yield
         compiling = self._compilations.seconds - compiled
-        self._seconds[name] += time.perf_counter() - begun - compiling
+        seconds = time.perf_counter() - begun - compiling
+        self._seconds[name] += seconds
+        if name == "training_seconds":
+            self.longest_execution = max(self.longest_execution, seconds)
 
     def restore(self, metadata: CheckpointMetadata) -> None:
         """Continues from the seconds of an earlier process."""

@@ -24,6 +24,7 @@ from jdl.hooks import Callback, Checkpoint, Evaluate, Hook
 from jdl.models import MLP
 from jdl.optimizers import SGD
 from jdl.parallel import Single
+from jdl.sweeps.seeds import train_seeds
 from jdl.trainer import interrupt
 from jdl.trainer.interrupt import Interrupted, Interruption
 from jdl.trainer.run import Run
@@ -288,6 +289,42 @@ with interrupt.Interruption() as interruption:
     while True:  # as a loop that never comes to the end of its step
         threading.Event().wait(1e6)
 """
+
+
+SLOW = """
+import time
+from jdl.trainer import interrupt
+
+interrupt.GRACE_SECONDS = 0.1
+with interrupt.Interruption() as interruption:
+    interruption.begin()
+    interruption.expect(600.0)
+    print("ready", flush=True)
+    while not interruption.requested:
+        time.sleep(0.01)
+    time.sleep(1)  # as a step that takes longer than the grace
+    print("saved", flush=True)
+    interruption.end()
+"""
+
+
+def test_a_step_longer_than_the_grace_period_is_waited_for():
+    done = subprocess.Popen([sys.executable, "-c", SLOW], stdout=subprocess.PIPE, text=True)
+    with done as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.communicate(timeout=600)[0] == "saved\n"
+        assert process.returncode == 75
+
+
+@pytest.mark.parametrize("vectorize", ["never", "always"])
+def test_loops_tell_how_long_their_executions_last(vectorize, monkeypatch, tmp_path):
+    told = []
+    monkeypatch.setattr(Interruption, "expect", lambda self, seconds: told.append(seconds))
+    train_seeds(make_experiment(), 2, tmp_path, vectorize=vectorize)
+    assert told
+    assert min(told) > 0
 
 
 def test_a_process_that_is_stuck_ends_after_its_grace_period():
