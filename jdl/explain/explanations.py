@@ -145,7 +145,8 @@ def make_request(
     subject = Subject(task, run.program.model, _state(run), target, batch)
     x = subject.inputs(batch)
     columns, _ = table_columns(data)
-    lengths = {name: examples[name].shape[1] for name in task.input_names if name in x}
+    read = task.input_names if task.any_length else ()
+    lengths = {name: examples[name].shape[1] for name in read}
     request = Request(
         subject=subject,
         params=subject.params,
@@ -230,10 +231,9 @@ def _reference(run: Run, subject: Subject, lengths: Mapping[str, int]) -> Inputs
     count = min(REFERENCE, len(pipeline))
     places = np.linspace(0, len(pipeline) - 1, count).round().astype(int)
     examples = dict(pipeline.examples(places))
-    if run.experiment.task.any_length:
-        for name, length in lengths.items():
-            missing = length - examples[name].shape[1]
-            examples[name] = np.pad(examples[name], ((0, 0), (0, missing)))
+    for name, length in lengths.items():
+        missing = length - examples[name].shape[1]
+        examples[name] = np.pad(examples[name], ((0, 0), (0, missing)))
     return subject.inputs(_batch(run, examples))
 
 
