@@ -232,7 +232,7 @@ def language(folder):
 
 def translation(folder):
     sides = {name: np.array(TEXTS * 2, object) for name in ("en", "de")}
-    longer = {name: texts + " " + texts for name, texts in sides.items()}
+    longer = {name: texts + " " + texts + " " + texts for name, texts in sides.items()}
     return {
         "model": EncoderDecoder(vocab_size=300, max_position_embeddings=32, **SMALL),
         "task": Translation(bleu=()),
