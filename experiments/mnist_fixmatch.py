@@ -4,7 +4,8 @@
 
 Digits are not flipped, and the strong augmentation is mild: with angles of 30 and 25 degrees and a
 cutout of 10 pixels more of them were taken for others and stayed so, 0.946 after 4,000 steps. More
-steps do not help. The labels alone, with the weak augmentation, are `--task.loss-terms.1.1 0`.
+steps do not help. The labels alone, with the weak augmentation, reach 0.9241 in 1,000 steps:
+`--task.loss-terms.1.1 0 --steps 1000`.
 
 Expect: test accuracy 0.9678 (3 seeds, min 0.9655), 377 s, 1 busy core of an Intel Xeon
 """
