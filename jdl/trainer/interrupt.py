@@ -53,8 +53,8 @@ class Interruption:
             raise Interrupted
 
     def expect(self, seconds: float) -> None:
-        """Takes note of how long an execution of the loop lasts, without its compilation."""
-        self._execution_seconds = max(self._execution_seconds, seconds)
+        """Takes note of how long an execution of the loop may last, without its compilation."""
+        self._execution_seconds = seconds
 
     def acknowledge(self) -> None:
         """Lets the run end by itself, however long that takes."""
